@@ -1,0 +1,53 @@
+"""Qwen3, complete and exact, in MLX. Every public name, imported when it is first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    # errors
+    "CacheError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ContextError": "errors",
+    "HubError": "errors",
+    "InputError": "errors",
+    "MemoryFitError": "errors",
+    "MlxQwen3Error": "errors",
+    "QuantizationError": "errors",
+    "TokenizerError": "errors",
+    "UnsupportedModelError": "errors",
+    # configuration
+    "QDQBertConfig": "config",
+    "Qwen3Config": "config",
+    # tokenizer
+    "AutoTokenizer": "tokenizer",
+    "Tokenizer": "tokenizer",
+    # models
+    "Qwen3ForCausalLM": "models",
+    "Qwen3ForQuestionAnswering": "models",
+    "Qwen3ForSequenceClassification": "models",
+    "Qwen3ForTokenClassification": "models",
+    "Qwen3Model": "models",
+    # loading
+    "load": "loading",
+}
+"""Public name -> the module of this package that defines it."""
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .errors import MlxQwen3Error as MlxQwen3Error
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlx_qwen3' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,58 @@
+"""Every error that a user can cause. Each names the thing that is wrong and the next step, in one line.
+
+    MlxQwen3Error
+    ├── ConfigError          a field of a configuration (also ValueError)
+    ├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
+    │   └── ContextError     more tokens than the model or its cache can hold
+    ├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
+    │   └── UnsupportedModelError   another architecture; says where to go
+    ├── TokenizerError       a vocabulary or a chat template that cannot be used
+    ├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
+    ├── CacheError           a key/value cache that does not fit the model or cannot go back
+    ├── MemoryFitError       the model and its cache do not fit this machine
+    └── HubError             no network, no such repository, no access
+"""
+
+
+class MlxQwen3Error(Exception):
+    """The parent of every error that this package raises on purpose."""
+
+
+class ConfigError(MlxQwen3Error, ValueError):
+    """A configuration field has a wrong or unsupported value; the message names the field."""
+
+
+class InputError(MlxQwen3Error, ValueError):
+    """An argument of a call is wrong; the message names the argument."""
+
+
+class ContextError(InputError):
+    """More tokens than the model, or the cache, can hold."""
+
+
+class CheckpointError(MlxQwen3Error):
+    """A checkpoint's files cannot be used; the message names the file or the weight."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The checkpoint belongs to another architecture; the message says which package runs it."""
+
+
+class TokenizerError(MlxQwen3Error):
+    """A vocabulary or a chat template cannot be used."""
+
+
+class QuantizationError(MlxQwen3Error, ValueError):
+    """A quantization format, recipe or range cannot be used."""
+
+
+class CacheError(MlxQwen3Error):
+    """A key/value cache does not fit the model, or cannot go back as far as asked."""
+
+
+class MemoryFitError(MlxQwen3Error):
+    """The model and its cache do not fit into this machine's memory."""
+
+
+class HubError(MlxQwen3Error):
+    """The Hugging Face Hub cannot be reached or does not give the repository."""
