@@ -1,0 +1,236 @@
+"""What every model configuration shares: reading and writing config.json, labels, and checks by field.
+
+Fields keep their Hugging Face names. A field that no class knows is kept as it is, so that a file read here and
+written again loses nothing.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError
+from .fields import Field, boolean, one_of, optional, token_ids
+
+ELSEWHERE = {
+    "qwen3_moe": "a mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_next": "a hybrid mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_5": "a hybrid model: run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_5_moe": "a mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen3_vl_moe": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen3_omni_moe": "a speech and vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen2_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen2_5_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+}
+"""Architectures that people ask for and this package does not run -> where to go."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def refuse_other_architecture(model_type: Any, expected: tuple[str, ...], source: str) -> None:
+    """Raises `UnsupportedModelError` when `model_type` is none of `expected`; the message names the place to go."""
+    if model_type in expected:
+        return
+    hint = ELSEWHERE.get(model_type, "run it with mlx-lm (pip install mlx-lm) if that supports it")
+    raise UnsupportedModelError(
+        f"{source}: model_type {model_type!r} is not {' or '.join(map(repr, expected))}; it is {hint}"
+        if model_type in ELSEWHERE
+        else f"{source}: model_type {model_type!r} is not {' or '.join(map(repr, expected))}; {hint}"
+    )
+
+
+class PretrainedConfig:
+    """A model's configuration. Every field is an attribute, by its Hugging Face name.
+
+    Args:
+        **fields: values by field name; what is absent takes the class's default, unknown fields are kept.
+
+    Raises:
+        ConfigError: a value that the model cannot work with; the message names the field.
+    """
+
+    model_type: ClassVar[str] = ""
+    accepted_model_types: ClassVar[tuple[str, ...]] = ()
+    fields: ClassVar[dict[str, Field]] = {}
+    shared_fields: ClassVar[dict[str, Field]] = {
+        "return_dict": Field(True, boolean),
+        "output_attentions": Field(False, boolean),
+        "output_hidden_states": Field(False, boolean),
+        "problem_type": Field(None, optional(one_of(*PROBLEM_TYPES))),
+        "eos_token_id": Field(None, optional(token_ids)),
+        "architectures": Field(None, optional(lambda v: None if isinstance(v, list | tuple) else "a list")),
+    }
+
+    def __init__(self, **fields: Any):
+        model_type = fields.pop("model_type", None) or self.model_type
+        if model_type not in self.accepted_model_types:
+            raise ConfigError(f"model_type is {model_type!r}, expected {self.model_type!r}")
+        known = {**self.shared_fields, **self.fields}
+        for name, field in known.items():
+            setattr(self, name, self._checked(name, fields.pop(name, copy.copy(field.default))))
+        self.dtype = _dtype_name(fields.pop("dtype", None), fields.pop("torch_dtype", None))
+        self._set_labels(fields)
+        self._derive(fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self._check_labels()
+
+    def _derive(self, rest: dict[str, Any]) -> None:
+        """Fills the fields that follow from others; takes from `rest` what it uses up."""
+
+    @classmethod
+    def _checked(cls, name: str, value: Any) -> Any:
+        expected = ({**cls.shared_fields, **cls.fields})[name].check(value)
+        if expected:
+            raise ConfigError(f"config field {name!r} is {value!r}, expected {expected}")
+        return value
+
+    # labels
+
+    def _set_labels(self, fields: dict[str, Any]) -> None:
+        id2label, label2id = fields.pop("id2label", None), fields.pop("label2id", None)
+        num_labels = fields.pop("num_labels", None)
+        if id2label is None and label2id:
+            id2label = {index: label for label, index in label2id.items()}
+        if id2label is None:
+            self.num_labels = 2 if num_labels is None else num_labels
+            return
+        if isinstance(id2label, list | tuple):
+            id2label = dict(enumerate(id2label))
+        try:
+            self.id2label = {int(index): str(label) for index, label in id2label.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(f"config field 'id2label' is {id2label!r}, expected a map of index to name") from None
+        if num_labels is not None and num_labels != len(self.id2label):
+            raise ConfigError(f"config field 'num_labels' is {num_labels!r} but 'id2label' has {len(self.id2label)}")
+        self.label2id = {label: index for index, label in self.id2label.items()}
+        if label2id:
+            self.label2id = {str(label): int(index) for label, index in label2id.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels a classification head has; assigning it renames them LABEL_0, LABEL_1, …"""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"config field 'num_labels' is {count!r}, expected a whole number above 0")
+        if len(getattr(self, "id2label", ())) != count:
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.label2id = {label: i for i, label in self.id2label.items()}
+
+    def _check_labels(self) -> None:
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError("config field 'problem_type' is 'single_label_classification' but there is 1 label")
+
+    # dtype by its older name
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """The older name of `dtype`."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self.dtype = _dtype_name(value, None)
+
+    @property
+    def use_return_dict(self) -> bool:
+        return self.return_dict
+
+    # files
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
+        """The configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
+        if overrides.get("num_labels") is not None:
+            # the file's names belong to another number of labels
+            if overrides["num_labels"] != len(values.get("id2label") or values.get("label2id") or ()):
+                values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
+        if "id2label" in overrides or "label2id" in overrides:
+            values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
+        if "dtype" in overrides or "torch_dtype" in overrides:
+            values = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}
+        return cls(**{**values, **overrides})
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> Self:
+        """The configuration in a folder, in a config.json, or in a Hub repository.
+
+        Raises:
+            UnsupportedModelError: the file describes another architecture.
+            CheckpointError: there is no config.json, or it is not JSON.
+            ConfigError: a field has a wrong value.
+        """
+        path = Path(path_or_id)
+        if not path.exists():
+            from ..checkpoint import resolve_checkpoint
+
+            path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"])
+        values = read_config_file(path)
+        model_type = values.get("model_type", cls.model_type)
+        refuse_other_architecture(model_type, cls.accepted_model_types, str(path_or_id))
+        return cls.from_dict(values, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON; `from_dict` of it is the same configuration."""
+        values = {"model_type": self.model_type, **copy.deepcopy(self.__dict__)}
+        if self.dtype is not None:
+            values["torch_dtype"] = self.dtype  # the name that releases before 4.56 and mlx-lm read
+        if values["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
+            del values["id2label"], values["label2id"]
+        else:
+            values["id2label"] = {str(i): label for i, label in values["id2label"].items()}
+        for name, field in self.shared_fields.items():
+            if values[name] == field.default and name != "eos_token_id":
+                del values[name]
+        return {k: v for k, v in values.items() if k != "dtype" or v is not None}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `folder`/config.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        values = self.to_dict()
+        for name, value in values.items():
+            if callable(value):
+                raise ConfigError(f"config field {name!r} is a function and cannot be saved; give it by name")
+        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in sorted(self.__dict__.items()))})"
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a config.json, given the file or its folder. Raises `CheckpointError`."""
+    path = Path(path)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"{path}: there is no config.json; name a folder that holds a model")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error}); download or write the file again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: holds no mapping of fields; download or write the file again")
+    return values
+
+
+def _dtype_name(value: Any, older: Any) -> str | None:
+    value = older if value is None else value
+    if value is None:
+        return None
+    name = str(value).rpartition(".")[2]  # 'torch.bfloat16' and mlx.core.bfloat16 both end in the name
+    if name not in DTYPES:
+        raise ConfigError(f"config field 'dtype' is {value!r}, expected one of {', '.join(DTYPES)}")
+    return name

@@ -1,0 +1,86 @@
+"""The settings of rotary positions, gathered from every spelling that config.json has had.
+
+Source: transformers 5.23 `modeling_rope_utils.py` (standardize and validate); older files write `rope_theta` beside
+`rope_scaling`, newer ones one mapping `rope_parameters`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+DEFAULT_THETA = 10000.0
+
+_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+_HAS_ORIGINAL_LENGTH = ("yarn", "longrope", "llama3")
+
+
+def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, head_dim: int) -> dict[str, Any]:
+    """One mapping with `rope_type`, `rope_theta` and what the type needs.
+
+    Takes `rope_parameters`, `rope_scaling` and `rope_theta` out of `rest`. A truthy `rope_scaling` replaces
+    `rope_parameters`; `rope_theta` inside the mapping wins over the one beside it.
+
+    Raises:
+        ConfigError: unknown type, or a key that is missing or wrong.
+    """
+    parameters, scaling = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
+    theta = rest.pop("rope_theta", None)
+    source, name = (scaling, "rope_scaling") if scaling else (parameters, "rope_parameters")
+    if source is not None and not isinstance(source, dict):
+        raise ConfigError(f"config field {name!r} is {source!r}, expected a mapping or null")
+    settings = dict(source or {})
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise ConfigError(f"config field '{name}.rope_type' is {kind!r}, expected one of {', '.join(ROPE_TYPES)}")
+    settings["rope_type"] = kind
+    if settings.get("rope_theta") is None:
+        settings["rope_theta"] = DEFAULT_THETA if theta is None else theta
+    if kind in _HAS_ORIGINAL_LENGTH and settings.get("original_max_position_embeddings") is None:
+        settings["original_max_position_embeddings"] = max_position_embeddings
+    _check(settings, name, head_dim)
+    return settings
+
+
+def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
+    def refuse(key: str, expected: str) -> None:
+        raise ConfigError(f"config field '{name}.{key}' is {settings.get(key)!r}, expected {expected}")
+
+    kind = settings["rope_type"]
+    for key in _REQUIRED[kind]:
+        if key not in settings:
+            raise ConfigError(f"config field '{name}' has rope_type {kind!r} but no {key!r}; add it")
+
+    def number(key: str, good: Callable[[Any], bool], expected: str, *, may_be_null: bool = True) -> None:
+        value = settings.get(key)
+        if value is None and may_be_null:
+            return
+        if not isinstance(value, int | float) or isinstance(value, bool) or not good(value):
+            refuse(key, expected)
+
+    number("rope_theta", lambda v: v > 0, "a number above 0", may_be_null=False)
+    number("original_max_position_embeddings", lambda v: v > 0, "a whole number above 0")
+    if kind in ("linear", "dynamic", "llama3"):
+        number("factor", lambda v: v >= 1, "a number, 1 or more", may_be_null=False)
+    number("factor", lambda v: v > 0, "a number above 0")
+    number("attention_factor", lambda v: v > 0, "a number above 0")
+    for key in ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"):
+        number(key, lambda v: v > 0, "a number above 0", may_be_null=key not in _REQUIRED[kind])
+    if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
+        refuse("high_freq_factor", "more than low_freq_factor")
+    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
+        value = settings[key]
+        if not isinstance(value, list | tuple) or not all(isinstance(v, int | float) and v > 0 for v in value):
+            refuse(key, "a list of numbers above 0")
+        if len(value) != head_dim // 2:
+            raise ConfigError(f"config field '{name}.{key}' has {len(value)} numbers, expected {head_dim // 2}")
+    if settings.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
+        refuse("partial_rotary_factor", "1: Qwen3 rotates the whole head")
