@@ -1,0 +1,276 @@
+"""The fake quantizer: rounds a tensor to a few bits and back, so that a float model feels its 8-bit deployment.
+
+Source of the formulas and states: pytorch-quantization 2.2.1, `tensor_quant.py` (`_tensor_quant`, the CPU path) and
+`nn/modules/tensor_quantizer.py`. A quantizer is no `nn.Module`, and its range no parameter: an optimizer must not
+reach it, and MLX takes every public array of a module for a parameter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import QuantizationError
+from .calibrators import CALIBRATION_METHODS, TINY_AMAX, HistogramCalibrator, MaxCalibrator, reduce_amax
+
+CALIB_METHODS = ("max", "histogram")
+
+
+@dataclass(frozen=True)
+class QuantDescriptor:
+    """How a tensor is quantized.
+
+    Args:
+        num_bits: width, the sign included.
+        axis: the axis (or axes) with a range for each index; None for one range for the tensor.
+        unsigned: levels from 0 up; the tensor must not hold negative values.
+        narrow_range: leaves out the lowest level (−128 of 8 bits).
+        calib_method: what `start_calibration` collects: 'max' or 'histogram'.
+        amax: a range to start from.
+
+    Raises:
+        QuantizationError: a value that cannot be used; the message names the field.
+    """
+
+    num_bits: int = 8
+    axis: int | tuple[int, ...] | None = None
+    unsigned: bool = False
+    narrow_range: bool = False
+    calib_method: str = "max"
+    amax: Any = None
+
+    def __post_init__(self):
+        least = 1 if self.unsigned else 2
+        if not isinstance(self.num_bits, int) or isinstance(self.num_bits, bool) or not least <= self.num_bits <= 24:
+            raise QuantizationError(
+                f"quantization descriptor: num_bits is {self.num_bits!r}, expected a whole number from {least} to 24"
+            )
+        if isinstance(self.axis, list):
+            object.__setattr__(self, "axis", tuple(self.axis))
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if self.axis is not None and not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
+            raise QuantizationError(f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number")
+        if self.calib_method not in CALIB_METHODS:
+            raise QuantizationError(
+                f"quantization descriptor: calib_method is {self.calib_method!r}, expected {' or '.join(CALIB_METHODS)}"
+            )
+        if self.calib_method == "histogram" and self.axis is not None:
+            raise QuantizationError("quantization descriptor: a histogram takes one range for the tensor; set axis to null")
+
+    @classmethod
+    def merged(cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any) -> Self:
+        """`defaults` with `changes` over them; `field` is the name that an error gives them.
+
+        Raises:
+            QuantizationError: `changes` is no mapping or has an unknown key.
+        """
+        if isinstance(changes, cls):
+            return changes
+        if not isinstance(changes, Mapping | None):
+            raise QuantizationError(f"{field} is {changes!r}, expected a mapping such as {{'num_bits': 8}}")
+        names = [f.name for f in fields(cls)]
+        for key in changes or {}:
+            if key not in names:
+                raise QuantizationError(f"{field} has the unknown key {key!r}; known are {', '.join(names)}")
+        return cls(**{**defaults, **(changes or {})})
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        high = 2.0 ** (self.num_bits - 1 + int(self.unsigned)) - 1
+        if self.unsigned:
+            return 0.0, high
+        return (-high if self.narrow_range else -high - 1), high
+
+
+def fake_quantize(x: mx.array, amax: mx.array, low: float, high: float) -> mx.array:
+    """`x` rounded to the levels `low`…`high` of the step `amax/high`, as floats of `x`'s dtype.
+
+    The product with `high/amax` is rounded half to even and divided by the same factor again: any other order of these
+    operations flips ties. An `amax` up to 2⁻²⁴ gives zeros. Computed in float32. The gradient passes straight through
+    where |x| ≤ amax and is zero elsewhere; none goes to `amax`.
+
+    Args:
+        x: any shape.
+        amax: the range, broadcast against `x`.
+    """
+    if x.dtype == mx.float32:
+        return _with_straight_through(low, high)(x, amax.astype(mx.float32))
+    return _with_straight_through(low, high)(x.astype(mx.float32), amax.astype(mx.float32)).astype(x.dtype)
+
+
+@cache
+def _with_straight_through(low: float, high: float):
+    @mx.custom_function
+    def quantize(x: mx.array, amax: mx.array) -> mx.array:
+        zero = amax <= TINY_AMAX
+        scale = mx.where(zero, 1.0, high / amax)
+        levels = mx.clip(mx.round(x * mx.where(zero, 0.0, scale)), low, high)
+        return levels / scale
+
+    @quantize.vjp
+    def straight_through(primals, cotangent, _output):
+        x, amax = primals
+        return mx.where(mx.abs(x) <= amax, cotangent, 0), mx.zeros_like(amax)
+
+    return quantize
+
+
+class TensorQuantizer:
+    """Calling it fake-quantizes an array; without a range it takes the largest magnitude of what it is given.
+
+    States: disabled (the input comes back), calibrating (the input is watched and comes back), else quantizing.
+
+    Args:
+        **descriptor: the fields of `QuantDescriptor`.
+
+    Raises:
+        QuantizationError: a descriptor or a range that cannot be used; a negative input where `unsigned`.
+    """
+
+    def __init__(self, descriptor: QuantDescriptor | None = None, *, name: str = "", **fields: Any):
+        self.descriptor = descriptor or QuantDescriptor.merged(fields, "TensorQuantizer")
+        self.name = name
+        self.shape: tuple[int, ...] | None = None
+        """The shape that a range must have, where the owner of the quantizer knows it."""
+        self.enabled = True
+        self.calibrating = False
+        self._amax: mx.array | None = None
+        self._calibrator: MaxCalibrator | HistogramCalibrator | None = None
+        if self.descriptor.amax is not None:
+            self.amax = self.descriptor.amax
+
+    def __repr__(self) -> str:
+        d = self.descriptor
+        state = "disabled" if not self.enabled else "calibrating" if self.calibrating else "enabled"
+        span = "dynamic" if self._amax is None else f"amax {self._amax.shape}"
+        kind = f"{'unsigned ' if d.unsigned else ''}{d.num_bits} bits{', narrow' if d.narrow_range else ''}"
+        return f"TensorQuantizer({kind}, axis {d.axis}, {span}, {state})"
+
+    @property
+    def num_bits(self) -> int:
+        return self.descriptor.num_bits
+
+    @property
+    def axis(self) -> int | tuple[int, ...] | None:
+        return self.descriptor.axis
+
+    @property
+    def unsigned(self) -> bool:
+        return self.descriptor.unsigned
+
+    @property
+    def narrow_range(self) -> bool:
+        return self.descriptor.narrow_range
+
+    @property
+    def amax(self) -> mx.array | None:
+        """The range: float32, a scalar or one number for each index of `axis`. None: taken from every input anew."""
+        return self._amax
+
+    @amax.setter
+    def amax(self, value: Any) -> None:
+        if value is None:
+            self._amax = None
+            return
+        amax = mx.array(value).astype(mx.float32)
+        where = f"{self.name or 'quantizer'}: amax"
+        expected = self.shape if self._amax is None else self._amax.shape
+        if expected is not None and amax.shape != expected:
+            # a file may hold a scalar as (1,) and a column as a vector; anything else belongs to another model
+            if not (amax.size == 1 == int(np.prod(expected)) or (*amax.shape, 1) == expected):
+                raise QuantizationError(f"{where} has the shape {amax.shape}, expected {expected}")
+            amax = amax.reshape(expected)
+        least = amax.min().item() if amax.size else 0.0
+        if not np.isfinite(np.array(amax)).all():
+            raise QuantizationError(f"{where} holds NaN or infinity; calibrate again")
+        if least < 0:
+            raise QuantizationError(f"{where} is negative ({least:g}); a range is a magnitude")
+        self._amax = amax
+
+    @property
+    def step_size(self) -> mx.array | None:
+        """The distance of two levels, amax/(2^(bits−1) − 1); None without a range."""
+        return None if self._amax is None else self._amax / self.descriptor.bounds[1]
+
+    def enable(self) -> None:
+        """Quantizes again."""
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Gives the input back unchanged, in calibration too."""
+        self.enabled = False
+
+    def start_calibration(self, calib_method: str | None = None) -> None:
+        """Watches what is passed in and quantizes nothing, until `finish_calibration`.
+
+        Args:
+            calib_method: 'max' or 'histogram'; the descriptor's by default.
+
+        Raises:
+            QuantizationError: a histogram for a quantizer with a range for each index.
+        """
+        method = calib_method or self.descriptor.calib_method
+        if method == "histogram" and self.axis is not None:
+            raise QuantizationError(f"{self.name or 'quantizer'}: a histogram takes one range for the tensor, not axis {self.axis}")
+        if method == "histogram":
+            self._calibrator = HistogramCalibrator(self.num_bits, self.unsigned)
+        elif method == "max":
+            self._calibrator = MaxCalibrator(self.axis)
+        else:
+            raise QuantizationError(f"calib_method is {method!r}, expected {' or '.join(CALIB_METHODS)}")
+        self.calibrating = True
+
+    def finish_calibration(self, method: str | None = None, **options: Any) -> None:
+        """Sets the range from what was watched, and quantizes from now on.
+
+        Args:
+            method: 'max' after a max calibration; 'percentile' (the default), 'entropy' or 'mse' after a histogram.
+            **options: `percentile`, or `stride` and `start_bin`, for the histogram methods.
+
+        Raises:
+            QuantizationError: nothing was watched, or the method does not fit what was collected.
+        """
+        where = self.name or "quantizer"
+        calibrator = self._calibrator
+        if calibrator is None:
+            raise QuantizationError(f"{where}: no calibration was started; call start_calibration() and feed it")
+        if method is not None and method not in CALIBRATION_METHODS:
+            raise QuantizationError(
+                f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
+            )
+        if isinstance(calibrator, HistogramCalibrator):
+            amax = calibrator.compute_amax(method or "percentile", **options)
+        elif method in (None, "max"):
+            amax = calibrator.compute_amax()
+        else:
+            raise QuantizationError(f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'")
+        if amax is None:
+            raise QuantizationError(
+                f"{where}: no data reached it during calibration; pass inputs that use it, or disable it first"
+            )
+        self.stop_calibration()
+        self.amax = amax
+
+    def stop_calibration(self) -> None:
+        """Drops what was watched and quantizes again with the range as it was."""
+        self._calibrator, self.calibrating = None, False
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """`x` fake-quantized; of its shape and dtype."""
+        if not self.enabled:
+            return x
+        if self.calibrating and self._calibrator is not None:
+            self._calibrator.collect(x)
+            return x
+        if self.unsigned and x.min().item() < 0:
+            raise QuantizationError(
+                f"{self.name or 'quantizer'}: it is unsigned but the input holds negative values; use signed levels"
+            )
+        amax = self._amax
+        if amax is None:
+            amax = mx.stop_gradient(reduce_amax(x, self.axis))
+        return fake_quantize(x, amax, *self.descriptor.bounds)
