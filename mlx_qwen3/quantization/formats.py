@@ -1,0 +1,161 @@
+"""The formats of packed weights that MLX computes with, and what each costs in bits.
+
+A row of a weight is cut into groups; each group is stored as codes of a few bits with one scale, and in
+affine mode one bias: `w = scale * code + bias`. Source: the documentation of `mlx.core.quantize`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import QuantizationError
+
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUP_SIZES = (32, 64, 128)
+_FIXED = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+MODES = ("affine", *_FIXED)
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """How one weight is packed.
+
+    Args:
+        bits: bits of a code.
+        group_size: weights that share a scale.
+        mode: `affine`, `mxfp4`, `nvfp4` or `mxfp8`.
+
+    Raises:
+        QuantizationError: MLX has no such format.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    mode: str = "affine"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise QuantizationError(
+                f"quantization mode {self.mode!r} is unknown: use one of {', '.join(MODES)}"
+            )
+        if self.mode == "affine":
+            if self.bits not in AFFINE_BITS:
+                raise QuantizationError(
+                    f"affine quantization has no {self.bits} bits: use one of {AFFINE_BITS}"
+                )
+            if self.group_size not in AFFINE_GROUP_SIZES:
+                raise QuantizationError(
+                    f"affine quantization has no group size {self.group_size}: use one of "
+                    f"{AFFINE_GROUP_SIZES}"
+                )
+        elif (self.bits, self.group_size) != _FIXED[self.mode]:
+            bits, group_size = _FIXED[self.mode]
+            raise QuantizationError(
+                f"{self.mode} is always {bits} bits in groups of {group_size}, not {self.bits} in groups of "
+                f"{self.group_size}: leave bits and group size out"
+            )
+
+    @classmethod
+    def of(
+        cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None
+    ) -> "PackedFormat":
+        """The format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
+        default_bits, default_group_size = _FIXED.get(mode, (4, 64))
+        return cls(bits or default_bits, group_size or default_group_size, mode)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> "PackedFormat":
+        """The format that an entry of a config's `quantization` describes."""
+        return cls.of(values.get("mode", "affine"), values.get("bits"), values.get("group_size"))
+
+    def to_config(self) -> dict[str, Any]:
+        """The entry for a config's `quantization`, in mlx-lm's words."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    @property
+    def has_biases(self) -> bool:
+        return self.mode == "affine"
+
+    def bits_per_weight(self, scale_bytes: int = 2) -> float:
+        """Stored bits for each weight, scales included; `scale_bytes` counts in affine mode only."""
+        per_group = 16 * scale_bytes if self.has_biases else 8
+        return self.bits + per_group / self.group_size
+
+    def divides(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of this shape can be packed: its rows must be whole groups."""
+        return len(shape) == 2 and shape[-1] % self.group_size == 0
+
+    def packed_specs(
+        self, shape: tuple[int, ...], dtype: mx.Dtype
+    ) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        """Shape and dtype of `weight`, `scales` and (affine) `biases` for a weight of `shape` and `dtype`."""
+        rows, columns = shape
+        groups = columns // self.group_size
+        specs: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {
+            "weight": ((rows, columns * self.bits // 32), mx.uint32),
+            "scales": ((rows, groups), dtype if self.has_biases else mx.uint8),
+        }
+        if self.has_biases:
+            specs["biases"] = ((rows, groups), dtype)
+        return specs
+
+    def quantize(self, weight: mx.array) -> dict[str, mx.array]:
+        """`weight`, `scales` and (affine) `biases` for a weight (rows, columns)."""
+        packed = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        return dict(zip(("weight", "scales", "biases"), packed, strict=False))
+
+    def dequantize(self, packed: Mapping[str, mx.array], dtype: mx.Dtype = mx.float32) -> mx.array:
+        """The weight (rows, columns) that packed arrays stand for, computed in `dtype`."""
+        scales, biases = packed["scales"], packed.get("biases")
+        if self.has_biases and biases is not None:
+            scales, biases = scales.astype(dtype), biases.astype(dtype)
+        return mx.dequantize(
+            packed["weight"],
+            scales,
+            biases,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            dtype=dtype,
+        )
+
+
+def infer_format(
+    path: str,
+    columns: int,
+    weight_shape: tuple[int, ...],
+    scales_shape: tuple[int, ...],
+    scales_dtype: mx.Dtype,
+) -> PackedFormat:
+    """The format of packed arrays, from their shapes alone.
+
+    Args:
+        path: the layer, for the message.
+        columns: the input size of the unpacked weight.
+        weight_shape: (rows, words of 32 bits).
+        scales_shape: (rows, groups).
+        scales_dtype: uint8 for the modes without biases.
+
+    Raises:
+        QuantizationError: no format of MLX has these shapes.
+    """
+    if len(weight_shape) != 2 or len(scales_shape) != 2 or not scales_shape[-1]:
+        raise QuantizationError(
+            f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX"
+        )
+    bits, bits_rest = divmod(weight_shape[-1] * 32, columns)
+    group_size, group_rest = divmod(columns, scales_shape[-1])
+    modes = {(bits, size, name) for name, (bits, size) in _FIXED.items()}
+    if not bits_rest and not group_rest:
+        if scales_dtype != mx.uint8 and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES:
+            return PackedFormat(bits, group_size, "affine")
+        for found_bits, found_size, mode in modes:
+            if scales_dtype == mx.uint8 and (bits, group_size) == (found_bits, found_size):
+                return PackedFormat(bits, group_size, mode)
+    raise QuantizationError(
+        f"{path} has packed weights {weight_shape} with scales {scales_shape} for {columns} inputs, which is "
+        f"no "
+        "format that MLX computes with: convert the original checkpoint again"
+    )
