@@ -1,0 +1,269 @@
+"""Qwen3's decoder: token ids in, hidden states out. Reads top-down: attention, MLP, layer, model.
+
+Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache import Cache, LayerCache
+from ..config.qwen3 import SLIDING, Qwen3Config
+from ..errors import InputError
+from ..layers.activations import activation
+from ..layers.arguments import as_array, check_range
+from ..layers.attention import attend, attend_with_weights
+from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
+from ..layers.rotary import RotaryPositions, Rotation, SinglePosition
+from ..outputs import BaseModelOutputWithPast
+
+FLASH_ATTENTION_ARGUMENTS = {
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "num_items_in_batch",
+}
+"""What the reference's signature lets pass and its plain attention does not use."""
+
+
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention; queries and keys are normed by head before they are turned."""
+
+    def __init__(self, config: Qwen3Config, layer_idx: int):
+        super().__init__()
+        width, size, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, size
+        self.scale = size**-0.5
+        self.dropout = config.attention_dropout
+        self.sliding = config.layer_types[layer_idx] == SLIDING
+        self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.q_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: Rotation | SinglePosition,
+        mask: Mask,
+        cache: LayerCache | None = None,
+        output_weights: bool = False,
+    ) -> tuple[mx.array, mx.array | None]:
+        """x (B, L, M) → (B, L, M), and the weights (B, H, L, S) if asked for."""
+        batch, length, _ = x.shape
+        queries = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, -1)).swapaxes(1, 2)
+        keys = self.k_norm(self.k_proj(x).reshape(batch, length, self.kv_heads, -1)).swapaxes(1, 2)
+        values = self.v_proj(x).reshape(batch, length, self.kv_heads, -1).swapaxes(1, 2)
+        queries, keys = rotation(queries), rotation(keys)
+        weights = None
+        if cache is not None:
+            keys, values = cache.update(keys, values)
+        dropout = self.dropout if self.training else 0.0
+        if output_weights or dropout:
+            if cache is not None:
+                keys, values = cache.unpacked(keys, values)
+            mixed, weights = attend_with_weights(queries, keys, values, self.scale, mask, dropout)
+        elif cache is not None:
+            mixed = cache.attend(queries, keys, values, self.scale, mask)
+        else:
+            mixed = attend(queries, keys, values, self.scale, mask)
+        return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1)), weights
+
+
+class Qwen3MLP(nn.Module):
+    """down(act(gate(x)) · up(x))."""
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = activation(config.hidden_act)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Attention, then the MLP, each behind a norm and added to what came in."""
+
+    def __init__(self, config: Qwen3Config, layer_idx: int):
+        super().__init__()
+        self.self_attn = Qwen3Attention(config, layer_idx)
+        self.mlp = Qwen3MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: Rotation | SinglePosition,
+        mask: Mask,
+        cache: LayerCache | None = None,
+        output_weights: bool = False,
+    ) -> tuple[mx.array, mx.array | None]:
+        mixed, weights = self.self_attn(self.input_layernorm(x), rotation, mask, cache, output_weights)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+class Qwen3Decoder(nn.Module):
+    """The embeddings, the layers and the last norm. `Qwen3Model` adds loading and saving to it."""
+
+    def __init__(self, config: Qwen3Config):
+        config.check_model()
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Qwen3DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._rotary = RotaryPositions(
+            config.rope_parameters,
+            config.head_dim,
+            config.max_position_embeddings,
+            getattr(config, "original_max_position_embeddings", None),
+        )
+
+    def make_cache(self) -> Cache:
+        """An empty cache for this model."""
+        return Cache.for_layer_types(self.config.layer_types, self.config.sliding_window)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The hidden states of a batch, as `BaseModelOutputWithPast` (a tuple when `return_dict` is false).
+
+        Args:
+            input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M), not both.
+            attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), booleans or numbers to add.
+            position_ids: (B, L), (1, L) or (L,); by default counted from the cached length, padding included.
+                Given without a mask and without a cache, a step other than 1 starts another packed sequence.
+            past_key_values: a `Cache`, or the older (keys, values) tuples.
+            use_cache: whether the cache comes back; by default `config.use_cache`.
+            cache_position: accepted and not needed: the cache knows its length.
+
+        Raises:
+            InputError: arguments that disagree, ids outside the vocabulary, shapes that do not fit.
+        """
+        refuse_unknown(kwargs)
+        config = self.config
+        use_cache = config.use_cache if use_cache is None else use_cache
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        x = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
+        cache = self._cache(past_key_values, use_cache)
+        mask = as_array(attention_mask, "attention_mask")
+        positions = as_array(position_ids, "position_ids")
+        x, states, weights = self.run(x, cache, mask, positions, output_hidden_states, output_attentions)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache if use_cache else None,
+            hidden_states=states,
+            attentions=weights,
+        )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def run(
+        self,
+        x: mx.array,
+        cache: Cache | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[mx.array, tuple[mx.array, ...] | None, tuple[mx.array, ...] | None]:
+        """The layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
+
+        The way in for loops that have already checked their input.
+        """
+        batch, length, _ = x.shape
+        past = cache.offset if cache is not None else 0
+        if attention_mask is not None:
+            check_padding_mask(attention_mask, batch, past, length)
+        segments = None
+        if position_ids is None:
+            rotation = self._rotary.at(past, length, x.dtype)
+        else:
+            _check_positions(position_ids, batch, length)
+            rotation = self._rotary.at_positions(position_ids, x.dtype)
+            if cache is None and attention_mask is None and length > 1:
+                segments = packed_segments(position_ids)
+        masks: dict[tuple[Any, ...], Mask] = {}
+        states: list[mx.array] = []
+        weights: list[mx.array] = []
+        for index, layer in enumerate(self.layers):
+            store = cache.layers[index] if cache is not None else None
+            ranges = store.slot_ranges(length) if store is not None else ((0, length),)
+            window = self.config.sliding_window if layer.self_attn.sliding else None
+            if (ranges, window) not in masks:
+                masks[ranges, window] = decoder_mask(length, past, ranges, window, attention_mask, segments)
+            if output_hidden_states:
+                states.append(x)
+            x, weight = layer(x, rotation, masks[ranges, window], store, output_attentions)
+            if weight is not None and output_attentions:
+                weights.append(weight)
+        x = self.norm(x)
+        if output_hidden_states:
+            states.append(x)
+        return x, tuple(states) if output_hidden_states else None, tuple(weights) if output_attentions else None
+
+    def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
+        if (ids is None) == (embeds is None):
+            raise InputError("give either input_ids or inputs_embeds, and not both")
+        if ids is not None:
+            check_ids(ids, self.config.vocab_size)
+            return self.embed_tokens(ids)
+        assert embeds is not None
+        if embeds.ndim != 3 or embeds.shape[-1] != self.config.hidden_size or not embeds.shape[1]:
+            raise InputError(
+                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})"
+            )
+        return embeds
+
+    def _cache(self, past: Any, use_cache: bool) -> Cache | None:
+        if isinstance(past, Cache):
+            if len(past) != len(self.layers):
+                raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(self.layers)}")
+            return past
+        if past is not None:
+            return Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)
+        return self.make_cache() if use_cache else None
+
+
+def check_ids(ids: mx.array, vocab_size: int) -> None:
+    """Raises `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
+    if ids.ndim != 2:
+        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
+    if not ids.size:
+        raise InputError("input_ids is empty: there is no token to start from")
+    check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
+
+
+def _check_positions(position_ids: mx.array, batch: int, length: int) -> None:
+    shape = tuple(position_ids.shape)
+    if shape not in ((length,), (1, length), (batch, length)):
+        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for an argument that no Qwen3 model takes."""
+    unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}; see help({Qwen3Decoder.__name__}.__call__)")

@@ -1,0 +1,97 @@
+"""Which key slots a query may see, as boolean arrays: causal order, sliding windows, padding, packed sequences.
+
+A slot is a place in the cached sequence, padding included; windows and causal order count slots, not position ids, as
+the reference does. Masks are boolean because an additive −inf mask turns a row that sees nothing into NaN; here such a
+row sees itself.
+"""
+
+import mlx.core as mx
+
+from ..errors import InputError
+
+Mask = mx.array | str | None
+"""(B or 1, 1, L, S) booleans or additive numbers; "causal"; or None, where every key may be seen."""
+
+SlotRanges = tuple[tuple[int, int], ...]
+"""Half-open ranges of slots, ascending: where a layer's keys come from."""
+
+
+def key_slots(ranges: SlotRanges) -> mx.array:
+    """The slot of each key (S,)."""
+    return mx.concatenate([mx.arange(a, b) for a, b in ranges]) if len(ranges) > 1 else mx.arange(*ranges[0])
+
+
+def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: int) -> None:
+    """Raises `InputError` unless the mask is (B, past + L) or four-dimensional."""
+    if attention_mask.ndim == 4:
+        return
+    if attention_mask.ndim != 2 or attention_mask.shape[0] not in (1, batch):
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})"
+        )
+    if attention_mask.shape[1] != past + length:
+        raise InputError(
+            f"attention_mask covers {attention_mask.shape[1]} tokens, expected {past + length} "
+            f"({past} cached and {length} new)"
+        )
+
+
+def decoder_mask(
+    length: int,
+    past: int,
+    ranges: SlotRanges,
+    window: int | None = None,
+    attention_mask: mx.array | None = None,
+    segments: mx.array | None = None,
+) -> Mask:
+    """The mask of one kind of layer.
+
+    Args:
+        length: L, the new tokens; their slots are past … past+L−1.
+        ranges: the slots of the layer's keys.
+        window: how many slots a query sees, itself included; None for all before it.
+        attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), used as it is.
+        segments: (B, L) numbers of packed sequences; attention stays within one. Needs past = 0.
+    """
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return _given(attention_mask, ranges, past + length)
+    first, last = ranges[0][0], ranges[-1][1]
+    contiguous = len(ranges) == 1
+    windowed = window is not None and last - first > window
+    if attention_mask is None and segments is None and contiguous and not windowed:
+        return None if length == 1 else "causal"
+    if attention_mask is None and segments is None and length == 1 and not windowed:
+        return None
+    queries, keys = mx.arange(past, past + length)[:, None], key_slots(ranges)[None, :]
+    allowed = keys <= queries
+    if window is not None:
+        allowed = allowed & (keys > queries - window)
+    if segments is not None:
+        allowed = allowed & (segments[:, :, None] == segments[:, None, :])
+    if attention_mask is None:
+        return allowed[None, None] if allowed.ndim == 2 else allowed[:, None]
+    seen = attention_mask if attention_mask.dtype == mx.bool_ else attention_mask != 0
+    if contiguous:
+        seen = seen[:, first:last]
+    else:
+        seen = mx.concatenate([seen[:, a:b] for a, b in ranges], axis=1)
+    allowed = (allowed if allowed.ndim == 3 else allowed[None]) & seen[:, None, :]
+    blind = mx.logical_not(mx.any(allowed, axis=-1, keepdims=True))
+    return (allowed | (blind & (keys == queries)))[:, None]
+
+
+def packed_segments(position_ids: mx.array) -> mx.array:
+    """Numbers the sequences packed into a row (B, L): a step of position ids other than 1 starts the next one."""
+    ids = position_ids if position_ids.ndim == 2 else position_ids[None]
+    steps = (ids[:, 1:] - ids[:, :-1]) != 1
+    start = mx.zeros((ids.shape[0], 1), dtype=mx.int32)
+    return mx.concatenate([start, mx.cumsum(steps.astype(mx.int32), axis=1)], axis=1)
+
+
+def _given(mask: mx.array, ranges: SlotRanges, total: int) -> mx.array:
+    """A four-dimensional mask, cut to the keys that the layer still has."""
+    if mask.shape[-1] == total and ranges != ((0, total),):
+        mask = mx.concatenate([mask[..., a:b] for a, b in ranges], axis=-1)
+    if mx.issubdtype(mask.dtype, mx.floating):
+        return mx.maximum(mask, mx.finfo(mask.dtype).min)
+    return mask if mask.dtype == mx.bool_ else mask != 0

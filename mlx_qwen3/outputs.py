@@ -1,0 +1,164 @@
+"""What a model call returns: fields by attribute, by string key and by index, in the Hugging Face order.
+
+Fields that are None are left out of the mapping and of the tuple, as the reference does.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import mlx.core as mx
+
+
+@dataclass
+class ModelOutput(Mapping):
+    """A frozen list of named results. `output.logits`, `output["logits"]` and `output[0]` are the same thing."""
+
+    def _present(self) -> dict[str, Any]:
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return self._present()[key]
+        return self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(self._present().values())
+
+
+@dataclass(eq=False)
+class BaseModelOutput(ModelOutput):
+    """`last_hidden_state` (B, L, M); `hidden_states` and `attentions` one entry a layer (and the embeddings first)."""
+
+    last_hidden_state: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPast(ModelOutput):
+    """A decoder's output. `hidden_states` has one entry more than there are layers, the last one normed."""
+
+    last_hidden_state: mx.array | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """BERT's output. `pooler_output` (B, M) comes from the first token."""
+
+    last_hidden_state: mx.array | None = None
+    pooler_output: mx.array | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+    cross_attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithPast(ModelOutput):
+    """`loss` a scalar; `logits` (B, L, V) or of the positions that were asked for."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """As `CausalLMOutputWithPast`, with the attention to the encoder's states."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+    cross_attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class MaskedLMOutput(ModelOutput):
+    """`logits` (B, L, V)."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(ModelOutput):
+    """`logits` (B, num_labels)."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """`logits` (B, num_labels), from a decoder that may also return its cache."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class TokenClassifierOutput(ModelOutput):
+    """`logits` (B, L, num_labels)."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """`start_logits` and `end_logits` (B, L)."""
+
+    loss: mx.array | None = None
+    start_logits: mx.array | None = None
+    end_logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class MultipleChoiceModelOutput(ModelOutput):
+    """`logits` (B, choices)."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
+
+
+@dataclass(eq=False)
+class NextSentencePredictorOutput(ModelOutput):
+    """`logits` (B, 2): is the second sentence the next one, or a random one."""
+
+    loss: mx.array | None = None
+    logits: mx.array | None = None
+    hidden_states: tuple[mx.array, ...] | None = None
+    attentions: tuple[mx.array, ...] | None = None
