@@ -1,0 +1,149 @@
+"""From a folder or a Hub id to a Tokenizer: which files count, and which wins where they disagree."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from ..errors import InputError, TokenizerError
+from .backend import BERT, add_bert_template, build_backend, family_of, read_json
+from .tokenizer import Tokenizer
+from .vocabulary import NAMED_TOKENS
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "config.json",
+)
+_OVERRIDES = {
+    *NAMED_TOKENS,
+    "add_prefix_space",
+    "additional_special_tokens",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "do_lower_case",
+    "extra_special_tokens",
+    "model_input_names",
+    "model_max_length",
+    "padding_side",
+    "split_special_tokens",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "tokenizer_class",
+    "truncation_side",
+}
+_WITHOUT_EFFECT = {"use_fast", "trust_remote_code"}
+"""Accepted as callers of transformers pass them: there is one kind of tokenizer, and no remote code is ever
+run.
+"""
+
+
+class AutoTokenizer:
+    """Loads tokenizers; `from_pretrained` is all there is to it."""
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | os.PathLike[str], **overrides: Any) -> Tokenizer:
+        """The tokenizer of a folder or of a repository on the Hugging Face Hub.
+
+        `overrides` replace fields of `tokenizer_config.json`, e.g. `padding_side="left"`. A chat template in
+        `chat_template.jinja` wins over one in `tokenizer_config.json`; `special_tokens_map.json` counts
+        where the latter lists no `added_tokens_decoder`. Raises TokenizerError when the files cannot be
+        used, InputError for an unknown override, HubError when the Hub does not give the repository.
+        """
+        unknown = sorted(set(overrides) - _OVERRIDES - _WITHOUT_EFFECT)
+        if unknown:
+            raise InputError(
+                f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}"
+            )
+        return _load(_folder(path_or_id), {k: v for k, v in overrides.items() if k not in _WITHOUT_EFFECT})
+
+
+def _folder(path_or_id: str | os.PathLike[str]) -> Path:
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    from ..checkpoint import resolve_checkpoint  # only the Hub needs it
+
+    return resolve_checkpoint(str(path_or_id), allow_patterns=list(_FILES))
+
+
+def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        # As in the reference: the map wins over the configuration where the latter is of the old kind.
+        config |= read_json(folder / "special_tokens_map.json")
+    config |= overrides
+    class_name = config.get("tokenizer_class")
+    model_type = None if class_name else read_json(folder / "config.json").get("model_type")
+    family = family_of(class_name, model_type, folder)
+    serialized = (folder / "tokenizer.json").is_file()
+    config |= {name: _content(config[name]) for name in NAMED_TOKENS if name in config}
+    defaults = {name: token for name, token in family.special_tokens.items() if name not in config}
+    backend = build_backend(folder, family, defaults | config)
+    _add_tokens(backend, folder, defaults | config)
+    # A default is taken only from the vocabulary: it must not grow past the model's embeddings unasked.
+    config |= {name: token for name, token in defaults.items() if backend.token_to_id(token) is not None}
+    tokenizer = Tokenizer(
+        backend,
+        config,
+        chat_template=overrides.get("chat_template") or _chat_template(folder, config),
+        extra_special_tokens=_extra(config),
+        family=family,
+    )
+    if family is BERT and not serialized and tokenizer.cls_token and tokenizer.sep_token:
+        add_bert_template(backend, tokenizer.cls_token, tokenizer.sep_token)
+    return tokenizer
+
+
+def _content(token: Any) -> str | None:
+    """A token is written as its text, or as an object whose `content` is its text."""
+    return token.get("content") if isinstance(token, dict) else None if token is None else str(token)
+
+
+def _extra(config: dict[str, Any]) -> list[str]:
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    contents = [_content(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
+    return [token for token in contents if token is not None]
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """Adds the tokens that the configuration lists and the vocabulary file lacks, each at the id listed."""
+    special = {config.get(name) for name in NAMED_TOKENS} | set(_extra(config))
+    listed = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
+    if not listed:
+        listed = {
+            index: {"content": token, "special": token in special, "normalized": token not in special}
+            for token, index in read_json(folder / "added_tokens.json").items()
+        }
+    present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for index, fields in sorted(listed.items()):
+        token = AddedToken(**{k: v for k, v in fields.items() if k != "__type"})
+        if token.content in present:
+            continue
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if backend.token_to_id(token.content) != index:
+            raise TokenizerError(
+                f"{folder}: the added token {token.content!r} has id {index} in the configuration, but "
+                f"{backend.token_to_id(token.content)} in the vocabulary; the files do not belong together"
+            )
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    templates = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = folder / "chat_template.jinja"
+    if templates:
+        texts = {name: path.read_text(encoding="utf-8") for name, path in templates.items()}
+        return texts["default"] if list(texts) == ["default"] else texts
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return template

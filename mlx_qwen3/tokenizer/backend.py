@@ -1,0 +1,178 @@
+"""Builds the `tokenizers.Tokenizer` that does the work, from whichever vocabulary files a folder holds.
+
+Knows the two families of this package, Qwen2's byte-level BPE and BERT's WordPiece; nothing of special-token
+names beyond their defaults, and nothing of padding.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from ..errors import TokenizerError
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 and Qwen3 cut text before the merges (`PRETOKENIZE_REGEX` of the reference's
+tokenization_qwen2.py).
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a tokenizer class of the reference assumes when `tokenizer_config.json` does not say."""
+
+    class_name: str
+    special_tokens: dict[str, str]
+    input_names: tuple[str, ...]
+
+
+QWEN2 = Family(
+    "Qwen2Tokenizer",
+    {"unk_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    ("input_ids", "attention_mask"),
+)
+BERT = Family(
+    "BertTokenizer",
+    {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    },
+    ("input_ids", "token_type_ids", "attention_mask"),
+)
+GENERIC = Family("PreTrainedTokenizerFast", {}, ("input_ids", "attention_mask"))
+
+
+def family_of(class_name: str | None, model_type: str | None, folder: Path) -> Family:
+    """The family named by `tokenizer_class`, else by the `model_type`, else by the vocabulary file."""
+    if class_name:
+        plain = class_name.removesuffix("Fast")
+        return {"Qwen2Tokenizer": QWEN2, "BertTokenizer": BERT}.get(plain, GENERIC)
+    if model_type:
+        return QWEN2 if model_type.startswith("qwen") else BERT if model_type.endswith("bert") else GENERIC
+    if (folder / "tokenizer.json").is_file():
+        return GENERIC
+    return BERT if (folder / "vocab.txt").is_file() else QWEN2
+
+
+@contextmanager
+def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterator[None]:
+    """Turns an error of the `tokenizers` package, which raises bare `Exception`s, into `error` in one line."""
+    try:
+        yield
+    except Exception as raised:  # nothing narrower is raised there; every subclass passes through untouched
+        if type(raised) is not Exception:
+            raise
+        raise error(f"{what}: {' '.join(str(raised).split())}") from raised
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a missing file is an empty one.
+
+    Raises TokenizerError when the file holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise TokenizerError(f"{path} cannot be read ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer of a folder: `tokenizer.json`, else `vocab.json` + `merges.txt`, else `vocab.txt`.
+
+    Raises TokenizerError when the folder has none of them or one cannot be read.
+    """
+    serialized, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if serialized.is_file():
+        with backend_errors(f"{serialized} cannot be read, download it again"):
+            backend = tokenizers.Tokenizer.from_file(str(serialized))
+        if family is BERT:
+            _configure_normalizer(backend, config)
+        return backend
+    if vocab.is_file() and merges.is_file():
+        return _byte_level(vocab, merges, config)
+    if (folder / "vocab.txt").is_file():
+        return _word_pieces(folder / "vocab.txt", config)
+    names = "tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+    if (folder / "tokenizer.model").is_file():
+        raise TokenizerError(
+            f"{folder} has only a SentencePiece vocabulary (tokenizer.model); needed: {names}"
+        )
+    raise TokenizerError(f"{folder} has no vocabulary; needed: {names}")
+
+
+def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    with backend_errors(f"{vocab} and {merges.name} cannot be read, download them again"):
+        model = models.BPE.from_file(
+            str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix=""
+        )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    prefix = bool(config.get("add_prefix_space"))
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated", invert=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+    return backend
+
+
+def _word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    unk = config["unk_token"]
+    try:
+        with path.open(encoding="utf-8") as lines:
+            vocab = {line.rstrip("\n"): index for index, line in enumerate(lines)}
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8 text ({error.reason}); download it again") from error
+    if unk not in vocab:
+        raise TokenizerError(f"{path} has no unknown token {unk!r}; set unk_token in tokenizer_config.json")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
+    backend.normalizer = normalizers.BertNormalizer()
+    _configure_normalizer(backend, config)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def _configure_normalizer(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """What `tokenizer_config.json` says about case, accents and Chinese characters wins over
+    `tokenizer.json`.
+    """
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return
+    fields = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    for name, field in fields.items():
+        if name in config:
+            setattr(normalizer, field, config[name])
+    backend.normalizer = normalizer
+
+
+def add_bert_template(backend: tokenizers.Tokenizer, cls_token: str, sep_token: str) -> None:
+    """[CLS] A [SEP] and [CLS] A [SEP] B [SEP], the second text with token type 1."""
+    ids = [(token, backend.token_to_id(token)) for token in (cls_token, sep_token)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=ids,
+    )

@@ -1,0 +1,75 @@
+"""Writes a tokenizer as the files that transformers and mlx-lm read."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import normalizers
+
+from ..errors import TokenizerError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+
+def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Writes `tokenizer.json`, `tokenizer_config.json` and the chat templates; -> their paths.
+
+    Each file appears whole or not at all. Raises TokenizerError when the folder cannot be written.
+    """
+    root = Path(folder)
+    texts = {
+        "tokenizer.json": tokenizer.serialized(),
+        "tokenizer_config.json": json.dumps(_config(tokenizer), indent=2, ensure_ascii=False) + "\n",
+        **_templates(tokenizer.chat_template),
+    }
+    try:
+        for name, text in texts.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+    except OSError as error:
+        raise TokenizerError(f"the tokenizer cannot be saved to {root}: {error.strerror}") from error
+    return tuple(str(root / name) for name in texts)
+
+
+def _templates(template: str | dict[str, str] | None) -> dict[str, str]:
+    if template is None:
+        return {}
+    if isinstance(template, str):
+        return {"chat_template.jinja": template}
+    files = {}
+    for name, text in template.items():
+        if Path(name).name != name:
+            raise TokenizerError(f"a chat template cannot be saved under the name {name!r}")
+        files["chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"] = (
+            text
+        )
+    return files
+
+
+def _config(tokenizer: "Tokenizer") -> dict[str, Any]:
+    """The configuration as it was read, with what may have changed since; added tokens stand in
+    tokenizer.json.
+    """
+    left_out = {"chat_template", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"}
+    config = {name: value for name, value in tokenizer.init_kwargs.items() if name not in left_out}
+    normalizer = tokenizer.backend.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        config["do_lower_case"] = normalizer.lowercase
+        config["strip_accents"] = normalizer.strip_accents
+        config["tokenize_chinese_chars"] = normalizer.handle_chinese_chars
+    named = {name: getattr(tokenizer, name) for name in config if name in tokenizer._named}
+    config |= named | tokenizer.special_tokens_map
+    if tokenizer.extra_special_tokens:
+        config["additional_special_tokens"] = tokenizer.extra_special_tokens
+    return config | {
+        "clean_up_tokenization_spaces": tokenizer.clean_up_tokenization_spaces,
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": tokenizer.padding_side,
+        "tokenizer_class": tokenizer.tokenizer_class,
+        "truncation_side": tokenizer.truncation_side,
+    }

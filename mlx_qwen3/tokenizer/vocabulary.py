@@ -1,0 +1,231 @@
+"""Tokens <-> ids, and the tokens with a role: beginning, end, unknown, separator, padding, class, mask."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import tokenizers
+from tokenizers import AddedToken
+
+from ..errors import InputError
+from .detokenizer import TokenBytes
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class _NamedToken:
+    """An attribute such as `eos_token`: the token's text, or None."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, vocabulary: "Vocabulary", owner: type) -> str | None:
+        return vocabulary._named.get(self.name)
+
+    def __set__(self, vocabulary: "Vocabulary", token: str | None) -> None:
+        if token is not None:
+            if not isinstance(token, str | AddedToken):
+                raise InputError(f"{self.name} must be a string or None, not {type(token).__name__}")
+            token = str(token)
+            if vocabulary.backend.token_to_id(token) is None:
+                raise InputError(
+                    f"{self.name} {token!r} is not in the vocabulary; add it with "
+                    f"add_special_tokens({{{self.name!r}: {token!r}}}) and resize the model's embeddings"
+                )
+        vocabulary._named[self.name] = token
+
+
+class _NamedTokenId:
+    """An attribute such as `eos_token_id`: the token's id, or None."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name.removesuffix("_id")
+
+    def __get__(self, vocabulary: "Vocabulary", owner: type) -> int | None:
+        token = vocabulary._named.get(self.name)
+        return None if token is None else vocabulary.backend.token_to_id(token)
+
+    def __set__(self, vocabulary: "Vocabulary", token_id: int | None) -> None:
+        token = None if token_id is None else vocabulary.convert_ids_to_tokens(int(token_id))
+        if token_id is not None and token is None:
+            raise InputError(
+                f"{self.name}_id {token_id} is outside the vocabulary of {len(vocabulary)} tokens"
+            )
+        vocabulary._named[self.name] = token
+
+
+class Vocabulary:
+    """The tokens of a `tokenizers.Tokenizer` and their ids, with the named special tokens as attributes.
+
+    `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token` and the same
+    names with `_id` can be read and set.
+    """
+
+    bos_token = _NamedToken()
+    eos_token = _NamedToken()
+    unk_token = _NamedToken()
+    sep_token = _NamedToken()
+    pad_token = _NamedToken()
+    cls_token = _NamedToken()
+    mask_token = _NamedToken()
+    bos_token_id = _NamedTokenId()
+    eos_token_id = _NamedTokenId()
+    unk_token_id = _NamedTokenId()
+    sep_token_id = _NamedTokenId()
+    pad_token_id = _NamedTokenId()
+    cls_token_id = _NamedTokenId()
+    mask_token_id = _NamedTokenId()
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, named: dict[str, str | None], extra: Sequence[str] = ()
+    ) -> None:
+        self.backend = backend
+        self._named = {name: named.get(name) for name in NAMED_TOKENS}
+        self._extra = list(dict.fromkeys(extra))
+        self._token_bytes = TokenBytes(backend)
+        self._lock = threading.RLock()
+        added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        missing = [token for token in self.all_special_tokens if token not in added]
+        if missing:
+            self.add_tokens([AddedToken(token, special=True) for token in missing], special_tokens=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_token_bytes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+        self._token_bytes = TokenBytes(self.backend)
+
+    @property
+    def backend_tokenizer(self) -> tokenizers.Tokenizer:
+        """The `tokenizers.Tokenizer` that does the work."""
+        return self.backend
+
+    @property
+    def is_fast(self) -> bool:
+        """Always true: the work is done by the `tokenizers` package."""
+        return True
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the trained vocabulary, without those added to it; `len(tokenizer)` counts both."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, token: str) -> bool:
+        return self.backend.token_to_id(token) is not None
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, the added tokens included."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token -> id of the added tokens, in order of their ids."""
+        return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> added token."""
+        return self.backend.get_added_tokens_decoder()
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """Special tokens without a name of their own."""
+        return list(self._extra)
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The older name of `extra_special_tokens`."""
+        return list(self._extra)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Name -> token, for the named special tokens that are set."""
+        return {name: token for name, token in self._named.items() if token is not None}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The named and the extra special tokens, each once."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
+        ids = self.convert_tokens_to_ids(self.all_special_tokens)
+        return [index for index in ids if index is not None]
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Adds tokens that the vocabulary lacks at its end; -> how many were new.
+
+        The model's embeddings must grow with it: `model.resize_token_embeddings(len(tokenizer))`.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
+        add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
+        self._token_bytes.clear()
+        return add(tokens)
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
+        """Adds and names special tokens, e.g. `{"pad_token": "[PAD]"}`; -> how many were new.
+
+        The key `extra_special_tokens` (or `additional_special_tokens`) takes a list. Raises InputError for a
+        name that is not a special token's.
+        """
+        added = 0
+        for name, value in special_tokens_dict.items():
+            if name in ("extra_special_tokens", "additional_special_tokens"):
+                added += self.add_tokens(list(value), special_tokens=True)
+                self._extra = list(dict.fromkeys([*self._extra, *map(str, value)]))
+            elif name in NAMED_TOKENS:
+                added += self.add_tokens(value, special_tokens=True)
+                setattr(self, name, value)
+            else:
+                raise InputError(
+                    f"{name!r} is not a special token; expected one of {', '.join(NAMED_TOKENS)}"
+                )
+        return added
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
+        """The id of a token, or the ids of several; an unknown token gives `unk_token_id` (None without
+        one).
+        """
+        if isinstance(tokens, str):
+            index = self.backend.token_to_id(tokens)
+            return self.unk_token_id if index is None else index
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str | None: ...
+    @overload
+    def convert_ids_to_tokens(
+        self, ids: Iterable[int], skip_special_tokens: bool = False
+    ) -> list[str | None]: ...
+    def convert_ids_to_tokens(
+        self, ids: int | Iterable[int], skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
+        """The token of an id, or the tokens of several, as they stand in the vocabulary; None for an unknown
+        id.
+
+        Raises InputError for a negative id.
+        """
+        if isinstance(ids, int):
+            if ids < 0:
+                raise InputError(f"token id {ids} is negative")
+            return self.backend.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self.convert_ids_to_tokens(int(index)) for index in ids if index not in skipped]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens encoding one text (or a pair) adds."""
+        return self.backend.num_special_tokens_to_add(pair)
