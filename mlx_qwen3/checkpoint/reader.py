@@ -109,6 +109,24 @@ class Checkpoint:
         self._waiting.clear()
         return tensors
 
+    def read_rows(self, name: str, start: int, stop: int) -> mx.array:
+        """Rows `start` to `stop` of a tensor, read now and nothing else of it.
+
+        Raises:
+            CheckpointError: no tensor has this name, or its file became shorter.
+        """
+        entry = self.entry(name)
+        rows = max(entry.shape[0], 1)
+        row_bytes = entry.nbytes // rows
+        part = TensorEntry(
+            entry.file,
+            entry.dtype,
+            (stop - start, *entry.shape[1:]),
+            entry.offset + start * row_bytes,
+            (stop - start) * row_bytes,
+        )
+        return self._read_bytes(part)
+
     def _has_foreign_dtype(self, file: Path) -> bool:
         return any(
             entry.file == file and entry.dtype in ("F64", "F8_E5M2") for entry in self._entries.values()

@@ -94,7 +94,7 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     )
 
     # The parent of every error of the HTTP client, whichever client this version of the hub's library uses.
-    http_error = HfHubHTTPError.__bases__[0]
+    http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     offline = f"{repo} is not in this machine's Hub cache and HF_HUB_OFFLINE is set: unset it to download"
     if constants.HF_HUB_OFFLINE:
         raise HubError(offline)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_qwen3.checkpoint.header import BYTES_PER_ELEMENT, SAFETENSORS_DTYPES, encode_header
 from mlx_qwen3.checkpoint.reader import INDEX_NAME
@@ -52,7 +53,7 @@ class CheckpointWriter:
     ) -> None:
         self._folder = folder
         self._plan = dict(plan)
-        self._left = set(self._plan)
+        self._left = {name: planned_bytes(spec) for name, spec in self._plan.items()}
         self._files: dict[str, BinaryIO] = {}
         self._place: dict[str, tuple[str, int]] = {}
         self._total_parameters = total_parameters
@@ -91,21 +92,36 @@ class CheckpointWriter:
         Raises:
             CheckpointError: the disk is full or cannot be written.
         """
+        shape, _ = self._plan[name]
+        if tuple(array.shape) != shape:
+            raise ValueError(f"{name} was planned as {shape}, not {tuple(array.shape)}")
+        return self._write_at(name, 0, array)
+
+    def write_rows(self, name: str, start: int, rows: mx.array) -> int:
+        """Evaluate and write rows `start`, `start + 1`, ... of one tensor; gives back their bytes.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written.
+        """
         shape, dtype = self._plan[name]
-        if tuple(array.shape) != shape or array.dtype != dtype:
-            raise CheckpointError(
-                f"{name} was planned as {dtype} {shape} and came as {array.dtype} {tuple(array.shape)}; "
-                "please report this with the checkpoint's name"
-            )
+        row_bytes = planned_bytes((shape[1:], dtype))
+        if tuple(rows.shape[1:]) != shape[1:] or start + rows.shape[0] > shape[0]:
+            raise ValueError(f"{name} was planned as {shape}, not with rows {tuple(rows.shape)} at {start}")
+        return self._write_at(name, start * row_bytes, rows)
+
+    def _write_at(self, name: str, skip: int, array: mx.array) -> int:
+        dtype = self._plan[name][1]
+        if array.dtype != dtype:
+            raise ValueError(f"{name} was planned as {dtype}, not {array.dtype}")
         file_name, offset = self._place[name]
-        file = self._files[file_name]
         # Flat uint8 is the one view whose buffer every dtype, bfloat16 included, can export without a copy.
         raw = mx.contiguous(array).reshape(-1).view(mx.uint8)
         mx.eval(raw)
+        file = self._files[file_name]
         with self._disk_errors():
-            file.seek(offset)
-            file.write(memoryview(raw))
-        self._left.discard(name)
+            file.seek(offset + skip)
+            file.write(np.asarray(raw).data)
+        self._left[name] -= raw.nbytes
         return raw.nbytes
 
     def finish(self) -> None:
@@ -114,10 +130,9 @@ class CheckpointWriter:
         Raises:
             CheckpointError: a planned tensor was never written, or the disk is full.
         """
-        if self._left:
-            raise CheckpointError(
-                f"{len(self._left)} planned tensors were not written, first {min(self._left)}"
-            )
+        unwritten = sorted(name for name, nbytes in self._left.items() if nbytes)
+        if unwritten:
+            raise CheckpointError(f"{len(unwritten)} planned tensors are not complete, first {unwritten[0]}")
         metadata: dict[str, int] = {"total_size": sum(planned_bytes(spec) for spec in self._plan.values())}
         if self._total_parameters is not None:
             metadata["total_parameters"] = self._total_parameters

@@ -1,0 +1,117 @@
+"""Weights that another tool packed, seen as plain weights: which layers they are and how to get rows of them.
+
+`foreign_weights` looks at a checkpoint's quantization method; the formats themselves are in `fp8`, `gptq` and
+`awq`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from mlx_qwen3.checkpoint.awq import AwqWeight
+from mlx_qwen3.checkpoint.fp8 import Fp8Weight
+from mlx_qwen3.checkpoint.gptq import GptqWeight
+from mlx_qwen3.checkpoint.reader import Checkpoint
+from mlx_qwen3.errors import CheckpointError, QuantizationError
+
+METHODS = ("fp8", "gptq", "awq")
+_SIDE_FILES = ("quantize_config.json", "quant_config.json")
+
+
+class ForeignWeight(Protocol):
+    """One layer's weight (rows, columns), in the format of another tool."""
+
+    path: str
+    names: tuple[str, ...]
+    shape: tuple[int, int]
+
+    @property
+    def stored_dtype(self) -> mx.Dtype:
+        """The dtype of the scales, or what the tool computes in."""
+        ...
+
+    @property
+    def affine_format(self) -> tuple[int, int] | None:
+        """(bits, group size) when the codes fit MLX's affine format as they are, else None."""
+        ...
+
+    @property
+    def kept_apart(self) -> str | None:
+        """Why the codes do not fit MLX's affine format, where they do not."""
+        ...
+
+    def decode_rows(self, start: int, stop: int) -> mx.array:
+        """Rows (stop - start, columns) in float32, bit for bit what the format defines."""
+        ...
+
+    def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
+        """Rows as integer codes for MLX's affine format: `w = scales * (code - zeros)`.
+
+        Returns:
+            packed codes (rows, words) uint32 in MLX's layout, scales (rows, groups) in the dtype they are
+            stored in, zeros (rows, groups) float32, whole numbers.
+        """
+        ...
+
+
+def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The quantization entry of a foreign checkpoint, or None: from config.json or the tools' own side
+    files.
+    """
+    settings = config.get("quantization_config")
+    if isinstance(settings, Mapping) and "quant_method" in settings:
+        return dict(settings)
+    if isinstance(settings, Mapping) or "quantization" in config:
+        return None
+    for name in _SIDE_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file} ({error}): download it again") from error
+        if isinstance(content, dict):
+            method = "awq" if "w_bit" in content or content.get("quant_method") == "awq" else "gptq"
+            return {"quant_method": method, **content}
+    return None
+
+
+def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, ForeignWeight]:
+    """The packed layers of a foreign checkpoint by path.
+
+    Args:
+        checkpoint: its tensors.
+        settings: its `quantization_config`.
+
+    Raises:
+        QuantizationError: a method, or a variant of one, that is not decoded here.
+        CheckpointError: tensors of a layer are missing or do not fit together.
+    """
+    method = str(settings.get("quant_method", "")).lower()
+    if method == "fp8":
+        build, ending = Fp8Weight.find, ".weight_scale_inv"
+    elif method == "gptq":
+        build, ending = GptqWeight.find, ".qweight"
+    elif method == "awq":
+        build, ending = AwqWeight.find, ".qweight"
+    else:
+        raise QuantizationError(
+            f"{checkpoint.folder} is quantized with {method!r}; this package reads {', '.join(METHODS)} and "
+            f"MLX's "
+            "own formats: convert the unquantized model instead"
+        )
+    paths = [name.removesuffix(ending) for name in checkpoint.names if name.endswith(ending)]
+    found: dict[str, ForeignWeight] = {path: build(checkpoint, path, settings) for path in paths}
+    used = {name for weight in found.values() for name in weight.names}
+    for name in checkpoint.names:
+        if name not in used and checkpoint.entry(name).dtype.startswith("F8_"):
+            raise CheckpointError(
+                f"{name} in {checkpoint.folder} is stored in 8-bit floats without a weight_scale_inv: its "
+                f"values "
+                "are not known"
+            )
+    return found

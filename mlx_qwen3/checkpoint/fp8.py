@@ -1,0 +1,96 @@
+"""Block-wise FP8: `weight` in e4m3 and one scale for each block, as the official Qwen3 FP8 checkpoints have
+it.
+
+`w[i, j] = e4m3(weight[i, j]) * weight_scale_inv[i // rows, j // columns]`; the last blocks may be partial.
+Source: transformers `integrations/finegrained_fp8.py`; e4m3 without infinities from "FP8 formats for deep
+    learning",
+https://arxiv.org/abs/2209.05433.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen3.checkpoint.reader import Checkpoint
+from mlx_qwen3.errors import CheckpointError, QuantizationError
+
+
+@cache
+def _e4m3_values() -> mx.array:
+    """The 256 values of e4m3: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; 0x7f and 0xff are
+    NaN.
+    """
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, code & 7
+    size = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10))
+    size = np.where((code & 127) == 127, np.nan, size)
+    return mx.array(np.where(code & 128, -size, size).astype(np.float32))
+
+
+class Fp8Weight:
+    """One FP8 weight (rows, columns) with its block scales."""
+
+    affine_format = None
+    kept_apart = "8-bit floats have no affine codes"
+    stored_dtype = mx.bfloat16
+
+    def __init__(self, checkpoint: Checkpoint, path: str, block: tuple[int, int]) -> None:
+        self.path = path
+        self.names = (f"{path}.weight", f"{path}.weight_scale_inv")
+        self.block = block
+        self._checkpoint = checkpoint
+        rows, columns = checkpoint.shape(self.names[0])
+        self.shape = (rows, columns)
+
+    @classmethod
+    def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "Fp8Weight":
+        """The weight at `path`, checked.
+
+        Raises:
+            QuantizationError: another 8-bit format than e4m3 in blocks.
+            CheckpointError: tensors that are missing or do not fit together.
+        """
+        if settings.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+            raise QuantizationError(f"FP8 in the format {settings['fmt']!r} is not decoded here, only e4m3")
+        block = settings.get("weight_block_size") or (128, 128)
+        if not (len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
+            raise QuantizationError(f"weight_block_size is {block!r}: expected two positive numbers")
+        weight, scale = f"{path}.weight", f"{path}.weight_scale_inv"
+        if weight not in checkpoint or checkpoint.entry(weight).dtype != "F8_E4M3":
+            raise CheckpointError(
+                f"{scale} is there, but {weight} is not in e4m3: download the checkpoint again"
+            )
+        shape = checkpoint.shape(weight)
+        if len(shape) != 2:
+            raise CheckpointError(f"{weight} has the shape {shape}: expected rows and columns")
+        expected = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
+        if checkpoint.shape(scale) != expected:
+            raise CheckpointError(
+                f"{scale} has the shape {checkpoint.shape(scale)}; {weight} {shape} in blocks of "
+                f"{tuple(block)} "
+                f"needs {expected}"
+            )
+        if not mx.issubdtype(checkpoint.dtype(scale), mx.floating):
+            raise CheckpointError(f"{scale} is stored as {checkpoint.entry(scale).dtype}: expected floats")
+        return cls(checkpoint, path, (block[0], block[1]))
+
+    def decode_rows(self, start: int, stop: int) -> mx.array:
+        """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        height, width = self.block
+        codes = self._checkpoint.read_rows(self.names[0], start, stop)
+        first, last = start // height, -(-stop // height)
+        scale = self._checkpoint.read_rows(self.names[1], first, last).astype(mx.float32)
+        scale = mx.repeat(mx.repeat(scale, height, axis=0), width, axis=1)
+        scale = scale[start - first * height : stop - first * height, : self.shape[1]]
+        return _e4m3_values()[codes] * scale
+
+    def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
+        """FP8 has no integer codes.
+
+        Raises:
+            QuantizationError: always.
+        """
+        raise QuantizationError(f"{self.path}: {self.kept_apart}")

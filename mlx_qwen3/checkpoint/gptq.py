@@ -1,0 +1,167 @@
+"""GPTQ as AutoGPTQ and GPTQModel store it: codes packed along the inputs, zero points along the outputs.
+
+`w[o, i] = scales[g, o] * (code[i, o] - zero[g, o])` with `g = g_idx[i]`. In the first format the stored zero
+is one less than the zero (modulo 2^bits); `checkpoint_format: gptq_v2` stores it as it is. Source: AutoGPTQ
+`nn_modules/qlinear/qlinear_cuda_old.py`, GPTQModel `utils/model.py` (convert_gptq_v1_to_v2_format).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen3.checkpoint.reader import Checkpoint
+from mlx_qwen3.errors import CheckpointError, QuantizationError
+
+BITS = (2, 4, 8)
+_MLX_GROUP_SIZES = (128, 64, 32)
+
+
+def unpack_words(words: mx.array, bits: int) -> mx.array:
+    """The codes in 32-bit words, lowest bits first: (..., n) -> (..., n * 32 / bits) uint32."""
+    shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
+    codes = (words.view(mx.uint32)[..., None] >> shifts) & mx.array(2**bits - 1, dtype=mx.uint32)
+    return codes.reshape(*words.shape[:-1], -1)
+
+
+def mlx_group_size(group_size: int, columns: int) -> int | None:
+    """A group size of MLX that divides another tool's group, so that scales can be repeated, or None."""
+    for size in _MLX_GROUP_SIZES:
+        if group_size % size == 0 and columns % size == 0:
+            return size
+    return None
+
+
+class GptqWeight:
+    """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows)."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int
+    ) -> None:
+        self.path = path
+        self._checkpoint = checkpoint
+        self.bits = bits
+        self._zero_offset = zero_offset
+        qweight, qzeros, scales = f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"
+        self.names: tuple[str, ...] = (qweight, qzeros, scales)
+        words, rows = checkpoint.shape(qweight)
+        columns = words * 32 // bits
+        self.shape = (rows, columns)
+        self.group_size = columns if group_size == -1 else group_size
+        self._groups = checkpoint.shape(scales)[0]
+        self._group_of_column: mx.array | None = None
+        if f"{path}.g_idx" in checkpoint:
+            self.names += (f"{path}.g_idx",)
+            index = checkpoint.read(f"{path}.g_idx").astype(mx.int32)
+            in_order = mx.arange(columns, dtype=mx.int32) // self.group_size
+            if not mx.array_equal(index, in_order).item():
+                lowest, highest = int(mx.min(index).item()), int(mx.max(index).item())
+                if lowest < 0 or highest >= self._groups:
+                    raise CheckpointError(
+                        f"{path}.g_idx names groups from {lowest} to {highest}, "
+                        f"there are {self._groups}: download the checkpoint again"
+                    )
+                self._group_of_column = index
+
+    @classmethod
+    def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "GptqWeight":
+        """The weight at `path`, checked.
+
+        Raises:
+            QuantizationError: a number of bits that is not decoded here.
+            CheckpointError: tensors that are missing or do not fit together.
+        """
+        bits, group_size = settings.get("bits", 4), settings.get("group_size", 128)
+        if bits not in BITS:
+            raise QuantizationError(f"GPTQ with {bits!r} bits is not decoded here, only {BITS}")
+        if not isinstance(group_size, int) or (group_size < 1 and group_size != -1):
+            raise QuantizationError(f"GPTQ group_size is {group_size!r}: expected a positive number or -1")
+        version = settings.get("checkpoint_format") or "gptq"
+        if version not in ("gptq", "gptq_v2"):
+            raise QuantizationError(f"GPTQ in the checkpoint_format {version!r} is not decoded here")
+        _check_packed(checkpoint, path)
+        words, rows = checkpoint.shape(f"{path}.qweight")
+        columns = words * 32 // bits
+        groups = -(-columns // (columns if group_size == -1 else group_size))
+        _check_scales(checkpoint, path, bits, groups, rows)
+        if f"{path}.g_idx" in checkpoint and checkpoint.shape(f"{path}.g_idx") != (columns,):
+            raise CheckpointError(
+                f"{path}.g_idx has the shape {checkpoint.shape(f'{path}.g_idx')}, not {(columns,)}"
+            )
+        return cls(checkpoint, path, bits, group_size, 1 if version == "gptq" else 0)
+
+    @property
+    def stored_dtype(self) -> mx.Dtype:
+        return self._checkpoint.dtype(f"{self.path}.scales")
+
+    @property
+    def affine_format(self) -> tuple[int, int] | None:
+        if self._group_of_column is not None:
+            return None
+        size = mlx_group_size(self.group_size, self.shape[1])
+        return None if size is None else (self.bits, size)
+
+    @property
+    def kept_apart(self) -> str | None:
+        if self._group_of_column is not None:
+            return "its columns are reordered (g_idx)"
+        if self.affine_format is None:
+            return f"MLX has no groups of {self.group_size}"
+        return None
+
+    def _scales_and_zeros(self, start: int, stop: int) -> tuple[mx.array, mx.array]:
+        """(rows, groups) each: scales as stored, zeros in float32."""
+        scales = self._checkpoint.read(f"{self.path}.scales")[:, start:stop].T
+        zeros = unpack_words(self._checkpoint.read(f"{self.path}.qzeros"), self.bits)[:, start:stop].T
+        zeros = (zeros + self._zero_offset) & mx.array(2**self.bits - 1, dtype=mx.uint32)
+        return scales, zeros.astype(mx.float32)
+
+    def _packed_rows(self, start: int, stop: int) -> mx.array:
+        # Column-packed words, transposed, are row-packed words: the order within a word is MLX's own.
+        return mx.contiguous(self._checkpoint.read(f"{self.path}.qweight")[:, start:stop].T).view(mx.uint32)
+
+    def decode_rows(self, start: int, stop: int) -> mx.array:
+        """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        scales, zeros = self._scales_and_zeros(start, stop)
+        codes = unpack_words(self._packed_rows(start, stop), self.bits).astype(mx.float32)
+        index = self._group_of_column
+        if index is None:
+            index = mx.arange(self.shape[1], dtype=mx.int32) // self.group_size
+        return mx.take(scales.astype(mx.float32), index, axis=1) * (codes - mx.take(zeros, index, axis=1))
+
+    def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
+        """`packed` (rows, words), `scales` and `zeros` (rows, groups) in MLX's layout and group size.
+
+        Raises:
+            QuantizationError: the columns are reordered, or MLX has no such groups.
+        """
+        if self.affine_format is None:
+            raise QuantizationError(f"{self.path}: {self.kept_apart}")
+        scales, zeros = self._scales_and_zeros(start, stop)
+        repeats = self.group_size // self.affine_format[1]
+        return self._packed_rows(start, stop), mx.repeat(scales, repeats, 1), mx.repeat(zeros, repeats, 1)
+
+
+def _check_packed(checkpoint: Checkpoint, path: str) -> None:
+    for name in (f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"):
+        if name not in checkpoint:
+            raise CheckpointError(f"{checkpoint.folder} lacks {name}: download the checkpoint again")
+        if len(checkpoint.shape(name)) != 2:
+            raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions")
+    for name in (f"{path}.qweight", f"{path}.qzeros"):
+        if checkpoint.entry(name).dtype not in ("I32", "U32"):
+            raise CheckpointError(
+                f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words"
+            )
+
+
+def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, rows: int) -> None:
+    for name, expected in (
+        (f"{path}.scales", (groups, rows)),
+        (f"{path}.qzeros", (groups, rows * bits // 32)),
+    ):
+        shape = checkpoint.shape(name)
+        if shape != expected:
+            raise CheckpointError(f"{name} has the shape {shape}; its weight needs {expected}")
+    if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
+        raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
