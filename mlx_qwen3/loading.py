@@ -1,0 +1,33 @@
+"""`load()`: a folder or a Hub repository → the model and its tokenizer."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import resolve_checkpoint
+from .config.pretrained import read_config_file
+from .models.registry import model_class
+from .tokenizer import AutoTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def load(path_or_id: str | Path | None = None, *, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """The model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
+
+    Args:
+        path_or_id: a folder, or a Hub repository such as "Qwen/Qwen3-0.6B"; None for the small model that comes with
+            this package.
+        **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.
+    """
+    if path_or_id is None:
+        from .bundled import BUNDLED_NOTE, bundled_model_path
+
+        path_or_id = bundled_model_path()
+        logger.warning(BUNDLED_NOTE)
+    folder = resolve_checkpoint(path_or_id, revision=revision)
+    model = model_class(read_config_file(folder), str(path_or_id)).from_pretrained(folder, **options)
+    return model, AutoTokenizer.from_pretrained(folder)

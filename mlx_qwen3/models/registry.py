@@ -1,0 +1,58 @@
+"""config["architectures"][0] → the class that runs it."""
+
+import importlib
+from typing import Any
+
+from ..config.pretrained import refuse_other_architecture
+from ..errors import UnsupportedModelError
+
+_QWEN3 = (
+    "Qwen3Model",
+    "Qwen3ForCausalLM",
+    "Qwen3ForSequenceClassification",
+    "Qwen3ForTokenClassification",
+    "Qwen3ForQuestionAnswering",
+)
+_QDQBERT = (
+    "QDQBertModel",
+    "QDQBertLMHeadModel",
+    "QDQBertForMaskedLM",
+    "QDQBertForNextSentencePrediction",
+    "QDQBertForMultipleChoice",
+    "QDQBertForSequenceClassification",
+    "QDQBertForTokenClassification",
+    "QDQBertForQuestionAnswering",
+)
+MODEL_TYPES = ("qwen3", "qdqbert", "bert")
+DEFAULTS = {"qwen3": "Qwen3ForCausalLM", "qdqbert": "QDQBertModel", "bert": "QDQBertModel"}
+"""The class for a configuration that names no architecture."""
+
+CLASSES: dict[str, tuple[str, str]] = {
+    **{name: ("qwen3", name) for name in _QWEN3},
+    **{name: ("qdqbert", name) for name in _QDQBERT},
+    # plain BERT runs in the same classes, its quantizers off or uncalibrated
+    **{name.removeprefix("QDQ"): ("qdqbert", name) for name in _QDQBERT},
+    "BertForPreTraining": ("qdqbert", "QDQBertForMaskedLM"),
+}
+"""Architecture → (module, class)."""
+
+
+def model_class(config: dict[str, Any], source: str) -> Any:
+    """The class for a config.json.
+
+    Args:
+        source: the folder or repository, for the message.
+
+    Raises:
+        UnsupportedModelError: an architecture or a head that this package does not run.
+    """
+    model_type = config.get("model_type")
+    architectures = config.get("architectures") or []
+    if model_type is None and architectures and architectures[0] in CLASSES:
+        model_type = CLASSES[architectures[0]][0]
+    refuse_other_architecture(model_type, MODEL_TYPES, source)
+    name = architectures[0] if architectures else DEFAULTS[str(model_type)]
+    if name not in CLASSES:
+        raise UnsupportedModelError(f"{source}: architecture {name!r} is not one of {', '.join([*_QWEN3, *_QDQBERT])}")
+    module, attribute = CLASSES[name]
+    return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
