@@ -127,7 +127,7 @@ def infer_format(
     columns: int,
     weight_shape: tuple[int, ...],
     scales_shape: tuple[int, ...],
-    scales_dtype: mx.Dtype,
+    byte_scales: bool,
 ) -> PackedFormat:
     """The format of packed arrays, from their shapes alone.
 
@@ -136,7 +136,7 @@ def infer_format(
         columns: the input size of the unpacked weight.
         weight_shape: (rows, words of 32 bits).
         scales_shape: (rows, groups).
-        scales_dtype: uint8 for the modes without biases.
+        byte_scales: whether the scales are uint8, as in the modes without biases.
 
     Raises:
         QuantizationError: no format of MLX has these shapes.
@@ -149,10 +149,10 @@ def infer_format(
     group_size, group_rest = divmod(columns, scales_shape[-1])
     modes = {(bits, size, name) for name, (bits, size) in _FIXED.items()}
     if not bits_rest and not group_rest:
-        if scales_dtype != mx.uint8 and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES:
+        if not byte_scales and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES:
             return PackedFormat(bits, group_size, "affine")
         for found_bits, found_size, mode in modes:
-            if scales_dtype == mx.uint8 and (bits, group_size) == (found_bits, found_size):
+            if byte_scales and (bits, group_size) == (found_bits, found_size):
                 return PackedFormat(bits, group_size, mode)
     raise QuantizationError(
         f"{path} has packed weights {weight_shape} with scales {scales_shape} for {columns} inputs, which is "

@@ -57,7 +57,7 @@ def _packable(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def prepare_quantized(
     model: nn.Module,
     quantization: Mapping[str, Any] | None,
-    weights: Mapping[str, mx.array],
+    weights: Mapping[str, Any],
     dtype: mx.Dtype | None = None,
 ) -> list[str]:
     """Exchange each layer that has `<path>.scales` among the weights for an empty packed layer.
@@ -68,7 +68,7 @@ def prepare_quantized(
     Args:
         model: with plain `nn.Linear` and `nn.Embedding` layers.
         quantization: the config's `quantization`; per-layer entries by path.
-        weights: by the model's own parameter names.
+        weights: by the model's own parameter names; anything with a shape and a dtype, MLX's or safetensors'.
         dtype: what embeddings give; default what MLX gives.
 
     Returns:
@@ -86,11 +86,13 @@ def prepare_quantized(
         packed_paths.discard(path)
         rows, columns = module["weight"].shape
         weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
-        if weight is None or weight.dtype != mx.uint32:
+        if weight is None or weight.dtype not in (mx.uint32, "U32"):
             raise CheckpointError(
                 f"{path}.scales is there but no packed {path}.weight: convert the model again"
             )
-        form = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype)
+        form = infer_format(
+            path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8")
+        )
         if weight.shape[0] != rows or scales.shape[0] != rows:
             raise CheckpointError(
                 f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}"
