@@ -1,0 +1,22 @@
+"""Every test runs on the CPU device, offline: golden tolerances are float32 on a CPU."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import mlx.core as mx
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cpu_device(request: pytest.FixtureRequest):
+    """Pins the CPU, but for tests that ask for a GPU by their marker."""
+    if request.node.get_closest_marker("metal") or request.node.get_closest_marker("accelerator"):
+        yield
+        return
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    mx.random.seed(0)
+    yield
+    mx.set_default_device(before)
