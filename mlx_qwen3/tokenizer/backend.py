@@ -67,7 +67,7 @@ def family_of(class_name: str | None, model_type: str | None, folder: Path) -> F
 
 @contextmanager
 def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterator[None]:
-    """Turns an error of the `tokenizers` package, which raises bare `Exception`s, into `error` in one line."""
+    """Turns an error of the `tokenizers` package, which raises bare Exceptions, into `error` in one line."""
     try:
         yield
     except Exception as raised:  # nothing narrower is raised there; every subclass passes through untouched

@@ -14,7 +14,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
 
 from ..errors import InputError, TokenizerError
 
@@ -32,6 +33,22 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace without names that begin with an underscore, which reach into Python."""
+
+    def __init__(*args: Any, **values: Any) -> None:
+        self, *positional = args
+        values = dict(*positional, **values)
+        Namespace.__init__(self)
+        for name, value in values.items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"the name {name!r} begins with an underscore")
+        super().__setitem__(name, value)
 
 
 def _raise_exception(message: str) -> None:
@@ -57,6 +74,8 @@ def _compile(template: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
+    environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
+    environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:

@@ -196,7 +196,7 @@ class Tokenizer(Vocabulary):
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         for index in set(ids):
-            if index < 0 or self.backend.id_to_token(index) is None:
+            if not 0 <= index < 2**32 or self.backend.id_to_token(index) is None:
                 raise InputError(f"token id {index} is outside the vocabulary of {len(self)} tokens")
         text = self.backend.decode(ids, skip_special_tokens)
         clean_up = clean_up_tokenization_spaces

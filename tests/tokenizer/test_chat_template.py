@@ -1,0 +1,183 @@
+import re
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from mlx_qwen3.errors import InputError, TokenizerError
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def names(renders):
+    return [f"{case['name']}, {case['add_generation_prompt']}, {case['enable_thinking']}" for case in renders]
+
+
+def test_every_reference_rendering_is_equal_to_the_letter_and_the_id(qwen3, renders):
+    wrong = []
+    for case, name in zip(renders, names(renders), strict=True):
+        options = {} if case["enable_thinking"] is None else {"enable_thinking": case["enable_thinking"]}
+        options |= {"tools": case["tools"], "add_generation_prompt": case["add_generation_prompt"]}
+        text = qwen3.apply_chat_template(case["messages"], tokenize=False, **options)
+        ids = qwen3.apply_chat_template(case["messages"], **options)
+        if text != case["text"] or ids != case["input_ids"]:
+            wrong.append(name)
+    assert len(renders) == 52
+    assert wrong == []
+
+
+def render(tokenizer, template, messages=USER, **options):
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+
+
+def test_results_are_ids_text_or_inputs(byte_level):
+    text = byte_level.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
+    ids = byte_level.encode(text, add_special_tokens=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert byte_level.apply_chat_template(USER, add_generation_prompt=True) == ids
+    inputs = byte_level.apply_chat_template(USER, return_dict=True, return_tensors="mlx")
+    assert inputs.input_ids.shape == inputs.attention_mask.shape
+    longer = [{"role": "user", "content": "hi there"}]
+    batch = byte_level.apply_chat_template([USER, longer], padding=True, return_tensors="np")
+    assert batch.shape[0] == 2
+    assert byte_level.apply_chat_template([USER, longer], tokenize=False)[1].count("there") == 1
+    assert len(byte_level.apply_chat_template(USER, truncation=True, max_length=3)) == 3
+
+
+def test_thinking_can_be_switched_off(byte_level):
+    options = {"add_generation_prompt": True, "tokenize": False}
+    text = byte_level.apply_chat_template(USER, enable_thinking=False, **options)
+    assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert text.startswith(byte_level.apply_chat_template(USER, enable_thinking=True, **options))
+
+
+def test_templates_are_written_as_in_the_reference(byte_level):
+    text = '<b> & "quotes" 你'
+    template = (
+        "{% for m in messages %}\n  {% if true %}\n{{ m.content | tojson }}\n  {% endif %}\n{% endfor %}"
+    )
+    assert render(byte_level, template, [{"role": "user", "content": text}]) == '"<b> & \\"quotes\\" 你"\n'
+    assert render(byte_level, "{{ strftime_now('%Y') }}") == str(datetime.now().year)
+    loop = "{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
+    assert render(byte_level, loop) == "012"
+    assert render(byte_level, "a{% generation %}b{% endgeneration %}c") == "abc"
+    spaced = (
+        "{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n }}"
+    )
+    assert render(byte_level, spaced) == "8"
+    assert render(byte_level, "{{ dict(a=1) | tojson }}") == '{"a": 1}'
+    assert render(byte_level, "{{ eos_token }}{{ colour }}", colour="red") == "<|im_end|>red"
+    assert render(byte_level, "{{ documents[0].title }}", documents=[{"title": "T"}]) == "T"
+
+
+def test_a_template_that_refuses_or_fails_is_one_line(byte_level):
+    for template, message in (
+        ("{{ raise_exception('no\nsystem here') }}", "cannot render these messages: no system here"),
+        ("{% if %}", "error in line 1"),
+        ("{{ messages[0].content.nothing.more }}", "has no attribute 'nothing'"),
+        ("{{ 'a' + 1 }}", "cannot render"),
+        ("{{ messages[7].role }}", "cannot render"),
+    ):
+        with pytest.raises(TokenizerError, match=message) as caught:
+            render(byte_level, template)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({'role': 'x'}) }}",
+        "{{ raise_exception.__globals__.keys() }}",
+        "{% set ns = namespace(__init__=1) %}",
+        "{% set ns = namespace(a=1) %}{% set ns._b = 2 %}",
+    ],
+)
+def test_a_template_can_reach_and_change_nothing(byte_level, template):
+    messages = [dict(USER[0])]
+    with pytest.raises(TokenizerError):
+        render(byte_level, template, messages)
+    assert messages == USER
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "non-empty list"),
+        ("hi", "non-empty list"),
+        ([[]], "messages is empty"),
+        (["hi"], "message 0 must be a dict with 'role' and 'content', not str"),
+        ([{"content": "hi"}], "message 0 has no role; use one of system, user, assistant, tool"),
+        (
+            [*USER, {"role": "bot", "content": "hi"}],
+            "message 1 has the unknown role 'bot'; use one of system",
+        ),
+        ([{"role": "user"}], "message 0 (user) has no content"),
+        ([{"role": "user", "content": 3}], "message 0 (user) has content of type int"),
+        ([{"role": "user", "content": "hi", "image": object()}], "message 0: image holds a object"),
+    ],
+)
+def test_wrong_messages_are_named(byte_level, messages, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        byte_level.apply_chat_template(messages)
+
+
+def test_a_role_that_the_template_names_is_known(byte_level):
+    message = [{"role": "developer", "content": "be brief"}]
+    template = "{% if messages[0].role == 'developer' %}dev{% endif %}"
+    assert render(byte_level, template, message) == "dev"
+
+
+def test_tools_are_schemas(byte_level):
+    with pytest.raises(InputError, match="tool 0 must be a dict"):
+        byte_level.apply_chat_template(USER, tools=[print])
+    text = byte_level.apply_chat_template(USER, tools=[{"name": "f", "n": np.float64(2)}], tokenize=False)
+    assert '\n{"name": "f", "n": 2.0}\n</tools>' in text
+
+
+def test_a_tool_call_without_content_renders(byte_level):
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é<"}}}
+    messages = [*USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    text = byte_level.apply_chat_template(messages, tokenize=False)
+    assert '<tool_call>\n{"name": "f", "arguments": {"x": "é<"}}\n</tool_call>' in text
+
+
+def test_reasoning_is_known_by_its_other_names(byte_level):
+    texts = {
+        byte_level.apply_chat_template(
+            [*USER, {"role": "assistant", "content": "ok", name: "because"}], tokenize=False
+        )
+        for name in ("reasoning_content", "reasoning", "thinking")
+    }
+    assert len(texts) == 1
+    assert "<think>\nbecause\n</think>\n\nok" in texts.pop()
+
+
+def test_the_final_message_can_be_left_open(byte_level):
+    messages = [*USER, {"role": "assistant", "content": "Sure, "}]
+    text = byte_level.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert text.endswith("Sure, ")
+    trimmed = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
+    assert render(byte_level, trimmed, messages, continue_final_message=True) == "[hi][Sure,"
+    reasoning = [*USER, {"role": "assistant", "content": "", "reasoning_content": "well"}]
+    text = byte_level.apply_chat_template(
+        reasoning, tokenize=False, continue_final_message="reasoning_content"
+    )
+    assert text.endswith("<think>\nwell")
+    with pytest.raises(InputError, match="exclude each other"):
+        byte_level.apply_chat_template(messages, continue_final_message=True, add_generation_prompt=True)
+    with pytest.raises(InputError, match="does not write 'content'"):
+        render(byte_level, "nothing", messages, continue_final_message=True)
+    with pytest.raises(InputError, match="no text in 'thinking'"):
+        byte_level.apply_chat_template(messages, continue_final_message="thinking")
+
+
+def test_without_a_template_the_error_says_so(word_piece, byte_level):
+    with pytest.raises(TokenizerError, match="no chat template; pass chat_template="):
+        word_piece.apply_chat_template(USER)
+    byte_level.chat_template = {"a": "A", "b": "B"}
+    with pytest.raises(TokenizerError, match=r"one of \['a', 'b'\]"):
+        byte_level.apply_chat_template(USER)
+    assert render(byte_level, "b") == "B"
+    assert byte_level.get_chat_template("a") == "A"

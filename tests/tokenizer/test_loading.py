@@ -1,0 +1,172 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer as Backend
+
+from mlx_qwen3 import AutoTokenizer
+from mlx_qwen3.errors import InputError, TokenizerError
+
+
+def test_importing_and_loading_leaves_transformers_and_torch_alone(byte_level_folder):
+    program = (
+        "import sys, mlx_qwen3; tokenizer = mlx_qwen3.AutoTokenizer.from_pretrained(sys.argv[1]);"
+        "tokenizer('hi', return_tensors='mlx');"
+        "tokenizer.apply_chat_template([{'role': 'user', 'content': 'hi'}]);"
+        "print({'transformers', 'torch', 'mlx_lm'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(byte_level_folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def split_files(source, folder):
+    """The same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
+    backend = Backend.from_file(str(source / "tokenizer.json"))
+    backend.model.save(str(folder))
+    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    added = backend.get_added_tokens_decoder()
+    config["added_tokens_decoder"] = {
+        str(index): {"content": token.content, "special": token.special, "normalized": token.normalized}
+        for index, token in added.items()
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return config
+
+
+TEXTS = [
+    "Hello world  it's\n\n fine",
+    "<|im_start|>user\nhi<|im_end|><think> two words",
+    "cafe\u0301 naïve 12345",
+    "你好 😀",
+]
+
+
+def test_vocab_and_merges_equal_tokenizer_json(byte_level, byte_level_folder, tmp_path):
+    split_files(byte_level_folder, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.get_vocab() == byte_level.get_vocab()
+    for text in TEXTS:
+        ids = byte_level.encode(text)
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == byte_level.decode(ids)
+
+
+def test_added_tokens_json_gives_the_same_ids(byte_level, byte_level_folder, tmp_path):
+    config = split_files(byte_level_folder, tmp_path)
+    added = {token["content"]: int(index) for index, token in config.pop("added_tokens_decoder").items()}
+    config["extra_special_tokens"] = ["<|im_start|>"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.get_added_vocab() == byte_level.get_added_vocab()
+    assert tokenizer.added_tokens_decoder[added["<|im_start|>"]].special
+    assert not tokenizer.added_tokens_decoder[added["<think>"]].special
+
+
+def test_an_added_token_at_another_id_is_named(byte_level_folder, tmp_path):
+    config = split_files(byte_level_folder, tmp_path)
+    config["added_tokens_decoder"] = {"7000": {"content": "<new>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="'<new>' has id 7000"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_special_tokens_map_fills_an_old_configuration(byte_level_folder, tmp_path):
+    split_files(byte_level_folder, tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    names = {"eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": "<|endoftext|>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(names), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.special_tokens_map == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
+def test_the_model_type_stands_in_for_a_missing_tokenizer_class(byte_level_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.tokenizer_class, tokenizer.eos_token) == ("Qwen2Tokenizer", "<|endoftext|>")
+
+
+def test_lengths_stored_in_tokenizer_json_are_defaults_and_not_applied(word_piece, tmp_path):
+    backend = word_piece.backend
+    backend.enable_truncation(4)
+    backend.enable_padding(direction="left", pad_token="[PAD]", length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer.encode("hello world the quick fox")) == 7
+    assert (tokenizer.pad_token, tokenizer.padding_side) == ("[PAD]", "left")
+    saved = json.loads(tokenizer.serialized())
+    assert saved["truncation"]["max_length"] == 4
+    assert saved["padding"]["strategy"] == {"Fixed": 9}
+    assert len(tokenizer.encode("hello world the quick fox")) == 7
+
+
+def test_overrides_replace_fields(byte_level_folder, word_piece_folder):
+    tokenizer = AutoTokenizer.from_pretrained(
+        byte_level_folder, padding_side="left", pad_token="<|im_end|>", model_max_length=5, use_fast=True
+    )
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", "<|im_end|>")
+    assert len(tokenizer.encode("a b c d e f g h", truncation=True)) == 5
+    cased = AutoTokenizer.from_pretrained(word_piece_folder, do_lower_case=False)
+    assert cased.tokenize("Hello hello") == ["[UNK]", "hello"]
+
+
+def test_case_in_the_configuration_wins_over_tokenizer_json(word_piece, tmp_path):
+    word_piece.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["do_lower_case"] = False
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(tmp_path).tokenize("Hello hello") == ["[UNK]", "hello"]
+
+
+def test_defaults_of_a_class_do_not_grow_the_vocabulary(word_piece_folder, tmp_path):
+    words = (word_piece_folder / "vocab.txt").read_text(encoding="utf-8").replace("[MASK]\n", "")
+    (tmp_path / "vocab.txt").write_text(words, encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.mask_token is None
+    assert len(tokenizer) == tokenizer.vocab_size == len(words.split())
+    grown = AutoTokenizer.from_pretrained(tmp_path, mask_token="[MASK]")
+    assert grown.mask_token_id == len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json cannot be read"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json cannot be read"),
+        ("tokenizer_config.json", "[]", "must hold a JSON object"),
+        ("tokenizer.model", "", "only a SentencePiece vocabulary"),
+        ("vocab.txt", "[CLS]\n[SEP]\n", "no unknown token '\\[UNK\\]'"),
+        ("readme.md", "", "has no vocabulary; needed: tokenizer.json"),
+    ],
+)
+def test_unusable_files_are_named_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=message) as caught:
+        AutoTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_override_is_refused(byte_level_folder):
+    with pytest.raises(InputError, match="'padding_sid' is no field of a tokenizer"):
+        AutoTokenizer.from_pretrained(byte_level_folder, padding_sid="left")
+
+
+def test_template_files_win_and_several_can_be_named(byte_level_folder, tmp_path):
+    for file in byte_level_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("from the file", encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "from the file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("with tools", encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "from the file"
+    assert tokenizer.apply_chat_template(messages, tools=[{}], tokenize=False) == "with tools"
+    assert tokenizer.apply_chat_template(messages, tokenize=False, chat_template="tool_use") == "with tools"
