@@ -25,11 +25,23 @@ _HOME = {
     "AutoTokenizer": "tokenizer",
     "Tokenizer": "tokenizer",
     # models
+    "QDQBertForMaskedLM": "models",
+    "QDQBertForMultipleChoice": "models",
+    "QDQBertForNextSentencePrediction": "models",
+    "QDQBertForQuestionAnswering": "models",
+    "QDQBertForSequenceClassification": "models",
+    "QDQBertForTokenClassification": "models",
+    "QDQBertLMHeadModel": "models",
+    "QDQBertModel": "models",
     "Qwen3ForCausalLM": "models",
     "Qwen3ForQuestionAnswering": "models",
     "Qwen3ForSequenceClassification": "models",
     "Qwen3ForTokenClassification": "models",
     "Qwen3Model": "models",
+    # fake quantization
+    "QuantDescriptor": "layers.fake_quantizer",
+    "TensorQuantizer": "layers.fake_quantizer",
+    "calibrate": "quantization.calibration",
     # loading
     "load": "loading",
 }

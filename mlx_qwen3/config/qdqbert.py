@@ -114,7 +114,9 @@ class QDQBertConfig(PretrainedConfig):
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) == 1:
-                raise ConfigError(f"config field {name!r} is 1, which drops everything; expected a number below 1")
+                raise ConfigError(
+                    f"config field {name!r} is 1, which drops everything; expected a number below 1"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Every field; what only this package knows is left out where it is unset."""

@@ -1,13 +1,13 @@
 """The next token: hidden states → logits over the vocabulary, and the shifted loss."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
 from ..layers.arguments import as_array
-from ..outputs import CausalLMOutputWithPast
+from ..outputs import CausalLMOutputWithPast, ModelOutput
 from .backbone import OnBackbone
 from .losses import shifted_cross_entropy
 
@@ -15,8 +15,13 @@ from .losses import shifted_cross_entropy
 class CausalLM(OnBackbone):
     """A decoder with `lm_head` on top, or with its embedding used as the head when the two are tied."""
 
+    output_class: ClassVar[type[ModelOutput]] = CausalLMOutputWithPast
+
     def __init__(self, config: Any):
         super().__init__(config)
+        self._add_head(config)
+
+    def _add_head(self, config: Any) -> None:
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -73,7 +78,7 @@ class CausalLM(OnBackbone):
         if targets is not None:
             count = as_array(num_items_in_batch, "num_items_in_batch")
             loss = shifted_cross_entropy(logits, targets, as_array(shift_labels, "shift_labels"), count)
-        return self._output(CausalLMOutputWithPast, base, return_dict, loss=loss, logits=logits)
+        return self._output(self.output_class, base, return_dict, loss=loss, logits=logits)
 
 
 def kept_positions(hidden: mx.array, keep: Any) -> mx.array:

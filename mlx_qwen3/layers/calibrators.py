@@ -68,7 +68,9 @@ class HistogramCalibrator:
             return
         largest = values.max()
         if not np.isfinite(largest):
-            raise QuantizationError("the calibrated tensor holds NaN or infinity; check the model and the inputs")
+            raise QuantizationError(
+                "the calibrated tensor holds NaN or infinity; check the model and the inputs"
+            )
         if self._counts is None:
             if largest == 0:  # no width can be taken from it; it joins the first bin of a later batch
                 self._zeros += values.size

@@ -44,7 +44,11 @@ class QuantDescriptor:
 
     def __post_init__(self):
         least = 1 if self.unsigned else 2
-        if not isinstance(self.num_bits, int) or isinstance(self.num_bits, bool) or not least <= self.num_bits <= 24:
+        if (
+            not isinstance(self.num_bits, int)
+            or isinstance(self.num_bits, bool)
+            or not least <= self.num_bits <= 24
+        ):
             raise QuantizationError(
                 f"quantization descriptor: num_bits is {self.num_bits!r}, expected a whole number from {least} to 24"
             )
@@ -52,16 +56,22 @@ class QuantDescriptor:
             object.__setattr__(self, "axis", tuple(self.axis))
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
-            raise QuantizationError(f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number")
+            raise QuantizationError(
+                f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number"
+            )
         if self.calib_method not in CALIB_METHODS:
             raise QuantizationError(
                 f"quantization descriptor: calib_method is {self.calib_method!r}, expected {' or '.join(CALIB_METHODS)}"
             )
         if self.calib_method == "histogram" and self.axis is not None:
-            raise QuantizationError("quantization descriptor: a histogram takes one range for the tensor; set axis to null")
+            raise QuantizationError(
+                "quantization descriptor: a histogram takes one range for the tensor; set axis to null"
+            )
 
     @classmethod
-    def merged(cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any) -> Self:
+    def merged(
+        cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any
+    ) -> Self:
         """`defaults` with `changes` over them; `field` is the name that an error gives them.
 
         Raises:
@@ -215,7 +225,9 @@ class TensorQuantizer:
         """
         method = calib_method or self.descriptor.calib_method
         if method == "histogram" and self.axis is not None:
-            raise QuantizationError(f"{self.name or 'quantizer'}: a histogram takes one range for the tensor, not axis {self.axis}")
+            raise QuantizationError(
+                f"{self.name or 'quantizer'}: a histogram takes one range for the tensor, not axis {self.axis}"
+            )
         if method == "histogram":
             self._calibrator = HistogramCalibrator(self.num_bits, self.unsigned)
         elif method == "max":
@@ -237,7 +249,9 @@ class TensorQuantizer:
         where = self.name or "quantizer"
         calibrator = self._calibrator
         if calibrator is None:
-            raise QuantizationError(f"{where}: no calibration was started; call start_calibration() and feed it")
+            raise QuantizationError(
+                f"{where}: no calibration was started; call start_calibration() and feed it"
+            )
         if method is not None and method not in CALIBRATION_METHODS:
             raise QuantizationError(
                 f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
@@ -247,7 +261,9 @@ class TensorQuantizer:
         elif method in (None, "max"):
             amax = calibrator.compute_amax()
         else:
-            raise QuantizationError(f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'")
+            raise QuantizationError(
+                f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'"
+            )
         if amax is None:
             raise QuantizationError(
                 f"{where}: no data reached it during calibration; pass inputs that use it, or disable it first"

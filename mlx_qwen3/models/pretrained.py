@@ -114,12 +114,15 @@ class PreTrainedModel(nn.Module):
 
             prepare_quantized(self, quantization, _Shapes(checkpoint, by_name))
         expected = {name: tuple(array.shape) for name, array in tree_flatten(self.parameters())}
+        everything = by_name
+        by_name = {name: disk for name, disk in by_name.items() if not self.weight_rules.is_state(name)}
         by_name = self._accepted(by_name, expected, source)
         fresh = self._check(checkpoint, by_name, expected, source, ignore_mismatched_sizes)
         arrays = checkpoint.read_all([by_name[name] for name in expected if name in by_name and name not in fresh])
         weights = {name: arrays[by_name[name]] for name in expected if name in by_name and name not in fresh}
         self.load_weights([(n, _cast(n, w, dtype)) for n, w in weights.items()], strict=False)
         self.update(_nested({n: _cast(n, w, dtype) for n, w in self._flat() if n in fresh}))
+        self._load_state(checkpoint, everything, source)
         if fresh:
             heads = ", ".join(sorted(fresh))
             logger.warning("%s has no %s: a fresh head starts from random weights; train it", source, heads)
@@ -129,6 +132,9 @@ class PreTrainedModel(nn.Module):
 
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         """Settles which of embedding and output head the file really holds, for models that tie them."""
+
+    def _load_state(self, checkpoint: Checkpoint, by_name: dict[str, str], source: str) -> None:
+        """Reads what the file holds beside weights; `by_name` is every name in memory → name on disk."""
 
     def _accepted(self, by_name: dict[str, str], expected: Mapping[str, Any], source: str) -> dict[str, str]:
         """Leaves out what no model needs; raises for a weight that belongs to nothing here."""
@@ -152,7 +158,7 @@ class PreTrainedModel(nn.Module):
         """The names of heads that must start fresh; raises for what is missing or misshapen."""
         fresh = set()
         for name, shape in expected.items():
-            head = self.weight_rules.is_head(name)
+            head = self.weight_rules.may_start_fresh(name)
             if name not in by_name:
                 if not head:
                     raise CheckpointError(f"{source}: weight {name!r} is missing; download or convert the model again")

@@ -17,10 +17,16 @@ class WeightRules:
 
     heads: names of heads, whichever model they belong to: a missing one starts fresh, another model's is ignored.
     ignored: patterns of what older files hold and no model needs.
+    fresh: patterns of backbone weights that a file may lack; they start fresh, as a head does.
+    renamed: patterns of older names, and what stands in their place.
+    state: patterns of what is no weight but a layer's state, which the model class reads itself.
     """
 
     heads: tuple[str, ...]
     ignored: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    state: tuple[str, ...] = ()
 
     def is_head(self, name: str) -> bool:
         return name.startswith(self.heads)
@@ -28,10 +34,32 @@ class WeightRules:
     def is_ignored(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)
 
+    def may_start_fresh(self, name: str) -> bool:
+        return self.is_head(name) or any(re.search(pattern, name) for pattern in self.fresh)
+
+    def is_state(self, name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in self.state)
+
+    def current_name(self, name: str) -> str:
+        """The name that an older file's weight has today."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
 
 QWEN3_WEIGHTS = WeightRules(
     heads=("lm_head.", "score.", "qa_outputs.", "classifier."),
     ignored=(r"rotary_emb\.inv_freq$",),
+)
+
+_BERT_OPTIONAL = (r"(^|\.)pooler\.", r"\.crossattention\.", r"\.distance_embedding\.")
+
+BERT_WEIGHTS = WeightRules(
+    heads=("cls.", "qa_outputs.", "classifier."),
+    ignored=(r"embeddings\.(position|token_type)_ids$", *_BERT_OPTIONAL),
+    fresh=_BERT_OPTIONAL,
+    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    state=(r"\._amax$",),
 )
 
 
@@ -46,6 +74,7 @@ def without_prefix(name: str) -> str:
 def names_in_memory(on_disk: Iterable[str], prefix: str, rules: WeightRules) -> dict[str, str]:
     """Name on disk → name in a model whose backbone stands under `prefix` ("" for a bare model)."""
     result = {}
-    for name in on_disk:
-        result[name] = name if rules.is_head(name) else prefix + without_prefix(name)
+    for disk in on_disk:
+        name = rules.current_name(disk)
+        result[disk] = name if rules.is_head(name) else prefix + without_prefix(name)
     return result

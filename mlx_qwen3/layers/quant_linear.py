@@ -1,0 +1,129 @@
+"""Linear layers of a fake-quantized model: the one that is trained and calibrated, and its packed form.
+
+They carry their quantizers under the reference's names, `_input_quantizer` and `_weight_quantizer`, as plain
+attributes: MLX sees neither a module nor a parameter there.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .fake_quantizer import QuantDescriptor, TensorQuantizer
+
+
+class QuantLinear(nn.Linear):
+    """x·Wᵀ + b with `x` and `W` fake-quantized; the bias stays as it is.
+
+    Source: pytorch-quantization 2.2.1, `nn/modules/quant_linear.py`.
+
+    Args:
+        input_dims, output_dims: widths of `x` and of the result.
+        input_descriptor, weight_descriptor: how the two are quantized.
+    """
+
+    def __init__(
+        self,
+        input_dims: int,
+        output_dims: int,
+        bias: bool = True,
+        *,
+        input_descriptor: QuantDescriptor,
+        weight_descriptor: QuantDescriptor,
+    ):
+        super().__init__(input_dims, output_dims, bias)
+        self._input_quantizer = TensorQuantizer(input_descriptor)
+        self._weight_quantizer = TensorQuantizer(weight_descriptor)
+        self._weight_quantizer.shape = range_shape(weight_descriptor, (output_dims, input_dims))
+        if input_descriptor.axis is None:
+            self._input_quantizer.shape = ()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self._input_quantizer(x)
+        weight = self._weight_quantizer(self.weight)
+        return mx.addmm(self.bias, x, weight.T) if "bias" in self else x @ weight.T
+
+    def to_quantized(
+        self,
+        group_size: int | None = None,
+        bits: int | None = None,
+        mode: str = "affine",
+        quantize_input: bool = False,
+    ) -> "PackedLinear":
+        """The layer with its weight rounded group by group, as `mlx.nn.quantize` asks for it.
+
+        This is MLX's own rounding of the plain weight; `packing.pack` is the exact one. The input quantizer stays.
+        """
+        plain = nn.Linear.to_quantized(self, group_size, bits, mode, quantize_input)
+        return PackedLinear.around(plain, self)
+
+
+class PackedLinear(nn.QuantizedLinear):
+    """A linear layer with packed weights whose input is still fake-quantized."""
+
+    _input_quantizer: TensorQuantizer
+    _weight_descriptor: QuantDescriptor
+
+    @classmethod
+    def around(cls, plain: Any, layer: QuantLinear) -> "PackedLinear":
+        """`plain` (an `nn.QuantizedLinear`) in the place of `layer`, whose input quantizer it takes over."""
+        packed = cls.__new__(cls)
+        nn.Module.__init__(packed)
+        for name, array in plain.items():
+            setattr(packed, name, array)
+        packed.group_size, packed.bits, packed.mode = plain.group_size, plain.bits, plain.mode
+        packed._input_quantizer = layer._input_quantizer
+        packed._weight_descriptor = layer._weight_quantizer.descriptor
+        packed.freeze()
+        return packed
+
+    def unpacked(self, weight: mx.array) -> QuantLinear:
+        """The plain layer with `weight`, the unpacked one of this.
+
+        Where every row has one symmetric scale, the weight quantizer gets the range back, so that rounding the weight
+        again changes nothing; elsewhere it is off.
+        """
+        rows, columns = weight.shape
+        bias, descriptor = self.get("bias"), self._weight_descriptor
+        layer = QuantLinear(
+            columns,
+            rows,
+            bias is not None,
+            input_descriptor=self._input_quantizer.descriptor,
+            weight_descriptor=descriptor,
+        )
+        layer.weight = weight
+        if bias is not None:
+            layer.bias = bias
+        layer._input_quantizer = self._input_quantizer
+        step = self["scales"][:, :1]
+        offset = 0 if descriptor.unsigned else 1 << (self.bits - 1)
+        symmetric = (
+            self.mode == "affine"
+            and (self["scales"] == step).all() & (self["biases"] == -offset * step).all()
+        )
+        quantizer = layer._weight_quantizer
+        if symmetric and quantizer.shape == (rows, 1):
+            quantizer.amax = step.astype(mx.float32) * descriptor.bounds[1]
+        elif symmetric and quantizer.shape == () and (step == step[0]).all():
+            quantizer.amax = step[0, 0].astype(mx.float32) * descriptor.bounds[1]
+        else:
+            quantizer.disable()
+        return layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self._input_quantizer(x)
+        scales = self["scales"]
+        if not mx.issubdtype(scales.dtype, mx.floating) or scales.dtype == x.dtype:
+            return super().__call__(x)
+        return super().__call__(x.astype(scales.dtype)).astype(x.dtype)  # exact scales stay in float32
+
+
+def range_shape(descriptor: QuantDescriptor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the range of a tensor of `shape`: () for one range, else 1 wherever `axis` does not point."""
+    if descriptor.axis is None:
+        return ()
+    axes = descriptor.axis if isinstance(descriptor.axis, tuple) else (descriptor.axis,)
+    kept = {a % len(shape) for a in axes}
+    kept_shape = tuple(size if i in kept else 1 for i, size in enumerate(shape))
+    return () if all(size == 1 for size in kept_shape) else kept_shape

@@ -1,0 +1,285 @@
+"""The QDQBert classes: the backbone, and the backbone under each head.
+
+On disk a quantizer's range stands beside its layer as `<quantizer>._amax`; in memory it is state of the quantizer,
+which no optimizer sees. Any BERT checkpoint loads, whatever its age.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..backbones.qdqbert import QDQBertBackbone
+from ..checkpoint import Checkpoint
+from ..config.qdqbert import QDQBertConfig
+from ..errors import CheckpointError, InputError
+from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
+from ..heads.backbone import OnBackbone
+from ..heads.masked_lm import MaskedLM, PredictsVocabulary
+from ..heads.multiple_choice import MultipleChoice
+from ..heads.next_sentence import NextSentencePrediction
+from ..heads.sequence_classification import pooled
+from ..layers.fake_quantizer import TensorQuantizer
+from ..layers.quant_linear import PackedLinear
+from ..outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
+from ..quantization.calibration import named_quantizers, switch_quantizers
+from ..quantization.exact_packing import PackReport, pack_calibrated
+from ..quantization.packing import unpack_quantized
+from .pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
+from .weight_names import BERT_WEIGHTS
+
+logger = logging.getLogger(__name__)
+
+AMAX = "._amax"
+
+
+def dropout_before_head(config: QDQBertConfig) -> float:
+    """BERT's `classifier_dropout`, else `hidden_dropout_prob`."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class QDQBertPreTrainedModel(PreTrainedModel):
+    """What all QDQBert classes share: their configuration, their quantizers, and files with ranges in them."""
+
+    config_class = QDQBertConfig
+    weight_rules = BERT_WEIGHTS
+
+    def __init__(self, config: QDQBertConfig, **options: Any):
+        super().__init__(config, **options)
+        initialise(self, config.initializer_range)
+        words = self._bert.embeddings.word_embeddings
+        if config.pad_token_id is not None:
+            row = mx.arange(config.vocab_size)[:, None] == config.pad_token_id % config.vocab_size
+            words.weight = mx.where(row, 0.0, words.weight)
+        for name, quantizer in self.named_quantizers():
+            quantizer.name = name
+        for pattern in config.disabled_quantizers or []:
+            self.disable_quantizers(pattern)
+
+    @property
+    def _bert(self) -> Any:
+        return self.backbone if isinstance(self, OnBackbone) else self
+
+    # quantizers
+
+    def named_quantizers(self) -> list[tuple[str, TensorQuantizer]]:
+        """Every fake quantizer with its name on disk, in the order of the layers."""
+        return named_quantizers(self)
+
+    def disable_quantizers(self, pattern: str) -> list[str]:
+        """Switches off the quantizers whose name holds a match of the regular expression; gives their names."""
+        return switch_quantizers(self, pattern, enabled=False)
+
+    def enable_quantizers(self, pattern: str) -> list[str]:
+        """Switches them on again."""
+        return switch_quantizers(self, pattern, enabled=True)
+
+    def pack(self, bits: int = 8) -> PackReport:
+        """Stores the weights of calibrated layers in `bits` bits, exactly as their fake quantizers round them.
+
+        Raises:
+            QuantizationError: a quantizer has no range yet, or `bits` is none of 8, 6, 5, 4.
+        """
+        return pack_calibrated(self, bits)
+
+    def unpack(self) -> int:
+        """Turns packed layers into plain ones again, which a CPU multiplies faster; gives their number."""
+        return unpack_quantized(self, self.dtype)
+
+    # files
+
+    @classmethod
+    def _take_options(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        return {name: overrides.pop(name) for name in ("add_pooling_layer",) if name in overrides}
+
+    def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
+        words, decoder = (
+            f"{self.backbone_prefix()}embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.weight",
+        )
+        bias, alias = "cls.predictions.bias", "cls.predictions.decoder.bias"
+        if alias in by_name:
+            by_name.setdefault(bias, by_name.pop(alias))
+        if not self.config.tie_word_embeddings or decoder not in by_name:
+            return
+        if words not in by_name:
+            by_name[words] = by_name[decoder]
+        elif isinstance(self, PredictsVocabulary):
+            rows, other = checkpoint.read(by_name[words]), checkpoint.read(by_name[decoder])
+            if rows.shape != other.shape or not mx.array_equal(rows, other).item():
+                logger.warning(
+                    "%s: embedding and decoder differ though the config ties them; the embedding is used. "
+                    "Pass tie_word_embeddings=False to keep both",
+                    source,
+                )
+        del by_name[decoder]
+
+    def _load_state(self, checkpoint: Checkpoint, by_name: dict[str, str], source: str) -> None:
+        quantizers = dict(self.named_quantizers())
+        packed = {path for path, module in self.named_modules() if isinstance(module, PackedLinear)}
+        ranges = {name.removesuffix(AMAX): disk for name, disk in by_name.items() if name.endswith(AMAX)}
+        for name, disk in ranges.items():
+            if name in quantizers:
+                quantizers[name].amax = checkpoint.read(disk)
+            elif name.rpartition(".")[0] not in packed and not self.weight_rules.is_ignored(name):
+                raise CheckpointError(
+                    f"{source}: range {disk!r} belongs to no quantizer of {type(self).__name__}"
+                )
+        missing = [
+            name for name, quantizer in quantizers.items() if quantizer.amax is None and quantizer.enabled
+        ]
+        if ranges and missing:
+            logger.warning(
+                "%s has no range for %s (and %d more): these quantizers take the range of each input",
+                source,
+                missing[0],
+                len(missing) - 1,
+            )
+        for path in packed:  # exact scales are float32 whatever the model computes in
+            layer = self._module(path)
+            for part in ("scales", "biases"):
+                disk = by_name.get(f"{path}.{part}")
+                if disk is not None and checkpoint.dtype(disk) == mx.float32:
+                    setattr(layer, part, checkpoint.read(disk))
+
+    def _module(self, path: str) -> nn.Module:
+        return dict(self.named_modules())[path]
+
+    def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
+        yield from tree_flatten(self.parameters())
+        for name, quantizer in self.named_quantizers():
+            if quantizer.amax is not None:
+                yield name + AMAX, quantizer.amax
+
+    def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
+        """Writes config.json and the weights with the quantizers' ranges; which quantizers are off stays known."""
+        names = self.named_quantizers()
+        off = [
+            name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled
+        ]
+        everything = bool(off) and len(off) == len(names)
+        self.config.disabled_quantizers = (
+            [""] if everything else [f"{re.escape(name)}$" for name in off] or None
+        )
+        super().save_pretrained(folder, max_shard_size)
+
+    # services
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that turns token ids into vectors."""
+        return self._bert.embeddings.word_embeddings
+
+    def set_input_embeddings(self, layer: nn.Module) -> None:
+        """Puts another layer in its place; a tied decoder follows."""
+        self._bert.embeddings.word_embeddings = layer
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
+        """Cuts or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
+        if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
+            raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
+        words = self.get_input_embeddings()
+        if isinstance(words, nn.QuantizedEmbedding):
+            raise InputError("a packed vocabulary cannot be resized: resize before converting")
+        words.weight = self._resized(words.weight, new_num_tokens)
+        if isinstance(self, PredictsVocabulary):
+            predictions = self.cls.predictions
+            missing = max(new_num_tokens - predictions.bias.size, 0)
+            zeros = mx.zeros((missing,), predictions.bias.dtype)
+            predictions.bias = mx.concatenate([predictions.bias[:new_num_tokens], zeros])
+            if "decoder" in predictions:
+                predictions.decoder.weight = self._resized(predictions.decoder.weight, new_num_tokens)
+        self.config.vocab_size = new_num_tokens
+        return words
+
+    def _resized(self, weight: mx.array, rows: int) -> mx.array:
+        missing = max(rows - weight.shape[0], 0)
+        fresh = mx.random.normal((missing, weight.shape[1])) * self.config.initializer_range
+        return mx.concatenate([weight[:rows], fresh.astype(weight.dtype)])
+
+
+class QDQBertModel(QDQBertPreTrainedModel, QDQBertBackbone):
+    """The bare model: token ids → hidden states, and the pooled first token unless `add_pooling_layer` is false."""
+
+
+class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
+    """QDQBert that predicts the next token. Attention is causal only where `config.is_decoder`."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
+    output_class = CausalLMOutputWithCrossAttentions
+
+    def __init__(self, config: QDQBertConfig):
+        super().__init__(config)
+        if not config.is_decoder:
+            logger.warning(
+                "QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order"
+            )
+
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
+        """Logits (B, L, V), and with `labels` the shifted loss and no cache.
+
+        Args:
+            **inputs: `labels` (B, L), `logits_to_keep`, and what the backbone's call takes.
+        """
+        if inputs.get("labels") is not None:
+            inputs["use_cache"] = False
+        return super().__call__(input_ids, attention_mask, **inputs)
+
+
+class QDQBertForMaskedLM(QDQBertPreTrainedModel, MaskedLM):
+    """QDQBert that fills in masked words."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
+
+
+class QDQBertForNextSentencePrediction(QDQBertPreTrainedModel, NextSentencePrediction):
+    """QDQBert that tells whether the second sentence follows the first."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+
+
+class QDQBertForMultipleChoice(QDQBertPreTrainedModel, MultipleChoice):
+    """QDQBert that picks one of several texts."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    dropout_of = staticmethod(dropout_before_head)
+
+
+class QDQBertForSequenceClassification(QDQBertPreTrainedModel, SequenceClassification):
+    """QDQBert that labels a sequence by its pooled first token."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    head_name = "classifier"
+    head_bias = True
+    pooling = staticmethod(pooled)
+    output_class = SequenceClassifierOutput
+    dropout_of = staticmethod(dropout_before_head)
+
+
+class QDQBertForTokenClassification(QDQBertPreTrainedModel, TokenClassification):
+    """QDQBert that labels every token."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
+    head_name = "classifier"
+    dropout_of = staticmethod(dropout_before_head)
+
+
+class QDQBertForQuestionAnswering(QDQBertPreTrainedModel, QuestionAnswering):
+    """QDQBert that marks the span of an answer."""
+
+    backbone_class: ClassVar[Any] = QDQBertModel
+    backbone_name = "bert"
+    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}

@@ -1,0 +1,129 @@
+"""Calibrated linear layers in MLX's packed format, exactly.
+
+A fake-quantized weight is level/scale with a whole-number level and one scale a row. That is an affine
+format: `w = s·code + b` with `s = amax/high`, `code = level + 2^(bits−1)` and `b = −2^(bits−1)·s`; so the
+packed layer and the fake-quantized one differ by the rounding of one product. Codes are stored as MLX does: a
+row is one little-endian stream of bits, cut into 32-bit words.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from ..errors import QuantizationError
+from ..layers.calibrators import TINY_AMAX
+from ..layers.quant_linear import PackedLinear, QuantLinear, range_shape
+from .formats import AFFINE_GROUP_SIZES, PackedFormat
+from .packing import quantization_entry
+
+logger = logging.getLogger(__name__)
+
+EXACT_BITS = (8, 6, 5, 4)
+
+
+@dataclass
+class PackReport:
+    """What `pack` did: the layers that are packed, and those left fake-quantized with the reason."""
+
+    packed: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
+    """Exchanges every calibrated `QuantLinear` for its packed twin, in place, and notes it in `model.config`.
+
+    Args:
+        bits: of a stored code; a weight quantizer of fewer bits fits as well.
+
+    Raises:
+        QuantizationError: `bits` is none of 8, 6, 5, 4; a quantizer of a layer has no range; nothing can be
+            packed.
+    """
+    if bits not in EXACT_BITS:
+        raise QuantizationError(f"bits is {bits!r}, expected one of {', '.join(map(str, EXACT_BITS))}")
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantLinear)]
+    report, twins, formats = PackReport(), [], {}
+    for path, layer in layers:
+        reason = _hindrance(layer, bits)
+        if reason:
+            report.left[path] = reason
+            continue
+        for attribute in ("_weight_quantizer", "_input_quantizer"):
+            quantizer = getattr(layer, attribute)
+            if quantizer.enabled and quantizer.amax is None:
+                raise QuantizationError(
+                    f"{path}.{attribute} has no amax: calibrate the model before packing it"
+                )
+        formats[path] = PackedFormat(bits, _group_size(layer.weight.shape[1]))
+    for path, form in formats.items():
+        twins.append((path, packed_twin(dict(layers)[path], form)))
+        report.packed.append(path)
+    if not twins:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(report.left.items())[:1])
+        raise QuantizationError(
+            f"nothing can be packed in {bits} bits ({reasons or 'there is no fake-quantized layer'})"
+        )
+    model.update_modules(tree_unflatten(twins))
+    entry = quantization_entry(formats)
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.quantization = {**getattr(config, "quantization", {}), **entry}
+    for path, reason in report.left.items():
+        logger.warning("%s stays fake-quantized: %s", path, reason)
+    return report
+
+
+def packed_twin(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
+    """The packed layer of a calibrated one; its scales are float32."""
+    rows, columns = layer.weight.shape
+    quantizer = layer._weight_quantizer
+    low, high = quantizer.descriptor.bounds
+    amax = np.broadcast_to(np.array(quantizer.amax), (rows, 1))
+    zero = amax <= TINY_AMAX
+    with np.errstate(divide="ignore"):
+        scale = np.where(zero, np.float32(0), np.float32(high) / amax)
+    weight = np.array(layer.weight.astype(mx.float32))
+    levels = np.clip(np.rint(weight * scale), low, high).astype(np.int32)
+    offset = 0 if quantizer.unsigned else 1 << (form.bits - 1)
+    step = np.where(zero, np.float32(0), amax / np.float32(high)).astype(np.float32)
+    scales = np.broadcast_to(step, (rows, columns // form.group_size))
+    plain = nn.QuantizedLinear(columns, rows, False, form.group_size, form.bits, form.mode)
+    plain.weight = mx.array(words_of_codes((levels + offset).astype(np.uint8), form.bits))
+    plain.scales, plain.biases = mx.array(scales), mx.array(scales * np.float32(-offset))
+    if "bias" in layer:
+        plain.bias = layer.bias
+    return PackedLinear.around(plain, layer)
+
+
+def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes (rows, columns), uint8, as uint32 words (rows, columns·bits/32)."""
+    if bits == 8:
+        return np.ascontiguousarray(codes).view(np.uint32)
+    stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
+    return np.packbits(stream.reshape(len(codes), -1), axis=-1, bitorder="little").view(np.uint32)
+
+
+def _group_size(columns: int) -> int | None:
+    return next((size for size in sorted(AFFINE_GROUP_SIZES, reverse=True) if columns % size == 0), None)
+
+
+def _hindrance(layer: QuantLinear, bits: int) -> str | None:
+    """Why a layer cannot be packed exactly; None when it can."""
+    quantizer, (rows, columns) = layer._weight_quantizer, layer.weight.shape
+    if not quantizer.enabled:
+        return "its weight quantizer is off"
+    if quantizer.num_bits > bits:
+        return (
+            f"its levels of {quantizer.num_bits} bits do not fit; "
+            f"load with quant_desc_weight={{'num_bits': {bits}}} and calibrate again"
+        )
+    if _group_size(columns) is None:
+        return f"no group of {', '.join(map(str, AFFINE_GROUP_SIZES))} weights divides its {columns} inputs"
+    if range_shape(quantizer.descriptor, (rows, columns)) not in ((), (rows, 1)):
+        return "its ranges run along the inputs"
+    return None
