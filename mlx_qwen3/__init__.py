@@ -47,7 +47,7 @@ _HOME = {
 }
 """Public name -> the module of this package that defines it."""
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
     from .errors import MlxQwen3Error as MlxQwen3Error

@@ -1,16 +1,16 @@
 """Every error that a user can cause. Each names the thing that is wrong and the next step, in one line.
 
-    MlxQwen3Error
-    ├── ConfigError          a field of a configuration (also ValueError)
-    ├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
-    │   └── ContextError     more tokens than the model or its cache can hold
-    ├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
-    │   └── UnsupportedModelError   another architecture; says where to go
-    ├── TokenizerError       a vocabulary or a chat template that cannot be used
-    ├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
-    ├── CacheError           a key/value cache that does not fit the model or cannot go back
-    ├── MemoryFitError       the model and its cache do not fit this machine
-    └── HubError             no network, no such repository, no access
+MlxQwen3Error
+├── ConfigError          a field of a configuration (also ValueError)
+├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
+│   └── ContextError     more tokens than the model or its cache can hold
+├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
+│   └── UnsupportedModelError   another architecture; says where to go
+├── TokenizerError       a vocabulary or a chat template that cannot be used
+├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
+├── CacheError           a key/value cache that does not fit the model or cannot go back
+├── MemoryFitError       the model and its cache do not fit this machine
+└── HubError             no network, no such repository, no access
 """
 
 

@@ -34,7 +34,11 @@ class Qwen3Attention(nn.Module):
     def __init__(self, config: Qwen3Config, layer_idx: int):
         super().__init__()
         width, size, bias = config.hidden_size, config.head_dim, config.attention_bias
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, size
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            size,
+        )
         self.scale = size**-0.5
         self.dropout = config.attention_dropout
         self.sliding = config.layer_types[layer_idx] == SLIDING
@@ -222,7 +226,11 @@ class Qwen3Decoder(nn.Module):
         x = self.norm(x)
         if output_hidden_states:
             states.append(x)
-        return x, tuple(states) if output_hidden_states else None, tuple(weights) if output_attentions else None
+        return (
+            x,
+            tuple(states) if output_hidden_states else None,
+            tuple(weights) if output_attentions else None,
+        )
 
     def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):

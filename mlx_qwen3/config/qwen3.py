@@ -128,7 +128,9 @@ class Qwen3Config(PretrainedConfig):
 
     def _check_layer_types(self) -> None:
         if not isinstance(self.layer_types, list | tuple) or not set(self.layer_types) <= {FULL, SLIDING}:
-            raise ConfigError(f"config field 'layer_types' is {self.layer_types!r}, expected a list of {FULL}, {SLIDING}")
+            raise ConfigError(
+                f"config field 'layer_types' is {self.layer_types!r}, expected a list of {FULL}, {SLIDING}"
+            )
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"config field 'layer_types' names {len(self.layer_types)} layers, "

@@ -26,9 +26,7 @@ def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: 
     if attention_mask.ndim == 4:
         return
     if attention_mask.ndim != 2 or attention_mask.shape[0] not in (1, batch):
-        raise InputError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})"
-        )
+        raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})")
     if attention_mask.shape[1] != past + length:
         raise InputError(
             f"attention_mask covers {attention_mask.shape[1]} tokens, expected {past + length} "

@@ -42,9 +42,7 @@ class SinglePosition:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (B, H, 1, D), turned."""
-        return mx.fast.rope(
-            x, self.dims, traditional=False, base=None, scale=1.0, offset=1, freqs=self.inverse_angles
-        )
+        return mx.fast.rope(x, self.dims, traditional=False, base=None, scale=1.0, offset=1, freqs=self.inverse_angles)
 
 
 class RotaryPositions:

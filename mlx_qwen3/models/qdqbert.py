@@ -127,12 +127,8 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             if name in quantizers:
                 quantizers[name].amax = checkpoint.read(disk)
             elif name.rpartition(".")[0] not in packed and not self.weight_rules.is_ignored(name):
-                raise CheckpointError(
-                    f"{source}: range {disk!r} belongs to no quantizer of {type(self).__name__}"
-                )
-        missing = [
-            name for name, quantizer in quantizers.items() if quantizer.amax is None and quantizer.enabled
-        ]
+                raise CheckpointError(f"{source}: range {disk!r} belongs to no quantizer of {type(self).__name__}")
+        missing = [name for name, quantizer in quantizers.items() if quantizer.amax is None and quantizer.enabled]
         if ranges and missing:
             logger.warning(
                 "%s has no range for %s (and %d more): these quantizers take the range of each input",
@@ -159,13 +155,9 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
         """Writes config.json and the weights with the quantizers' ranges; which quantizers are off stays known."""
         names = self.named_quantizers()
-        off = [
-            name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled
-        ]
+        off = [name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
-        self.config.disabled_quantizers = (
-            [""] if everything else [f"{re.escape(name)}$" for name in off] or None
-        )
+        self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
         super().save_pretrained(folder, max_shard_size)
 
     # services
@@ -217,9 +209,7 @@ class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
     def __init__(self, config: QDQBertConfig):
         super().__init__(config)
         if not config.is_decoder:
-            logger.warning(
-                "QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order"
-            )
+            logger.warning("QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order")
 
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
         """Logits (B, L, V), and with `labels` the shifted loss and no cache.
