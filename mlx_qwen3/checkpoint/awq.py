@@ -32,6 +32,7 @@ class AwqWeight:
     def __init__(self, checkpoint: Checkpoint, path: str, group_size: int) -> None:
         self.path = path
         self._checkpoint = checkpoint
+        self._held: dict[str, mx.array] = {}
         columns, words = checkpoint.shape(f"{path}.qweight")
         self.shape = (words * 8, columns)
         self.group_size = columns if group_size == -1 else group_size
@@ -79,6 +80,17 @@ class AwqWeight:
             raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
         return cls(checkpoint, path, group_size)
 
+    def _tensor(self, part: str) -> mx.array:
+        # Rows of the weight are columns of these tensors, so each is read whole and held until `release`.
+        array = self._held.get(part)
+        if array is None:
+            array = self._held[part] = self._checkpoint.read_now(f"{self.path}.{part}")
+        return array
+
+    def release(self) -> None:
+        """Forget what was read."""
+        self._held = {}
+
     @property
     def stored_dtype(self) -> mx.Dtype:
         return self._checkpoint.dtype(f"{self.path}.scales")
@@ -96,10 +108,10 @@ class AwqWeight:
         """Codes (rows, columns) uint32, scales (rows, groups) as stored, zeros (rows, groups) float32."""
         first, last = start // 8, -(-stop // 8)
         inside = slice(start - 8 * first, stop - 8 * first)
-        codes = _unpack_interleaved(self._checkpoint.read(f"{self.path}.qweight")[:, first:last])
-        scales = self._checkpoint.read(f"{self.path}.scales")[:, start:stop].T
+        codes = _unpack_interleaved(self._tensor("qweight")[:, first:last])
+        scales = self._tensor("scales")[:, start:stop].T
         if f"{self.path}.qzeros" in self._checkpoint:
-            zeros = _unpack_interleaved(self._checkpoint.read(f"{self.path}.qzeros")[:, first:last])
+            zeros = _unpack_interleaved(self._tensor("qzeros")[:, first:last])
             zeros = zeros[:, inside].T.astype(mx.float32)
         else:
             zeros = mx.full(scales.shape, 8.0, dtype=mx.float32)

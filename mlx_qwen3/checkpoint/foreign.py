@@ -47,6 +47,10 @@ class ForeignWeight(Protocol):
         """Rows (stop - start, columns) in float32, bit for bit what the format defines."""
         ...
 
+    def release(self) -> None:
+        """Forget what was read to decode rows."""
+        ...
+
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
         """Rows as integer codes for MLX's affine format: `w = scales * (code - zeros)`.
 

@@ -87,6 +87,9 @@ class Fp8Weight:
         scale = scale[start - first * height : stop - first * height, : self.shape[1]]
         return _e4m3_values()[codes] * scale
 
+    def release(self) -> None:
+        """Nothing is held between calls."""
+
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
         """FP8 has no integer codes.
 

@@ -40,6 +40,7 @@ class GptqWeight:
     ) -> None:
         self.path = path
         self._checkpoint = checkpoint
+        self._held: dict[str, mx.array] = {}
         self.bits = bits
         self._zero_offset = zero_offset
         qweight, qzeros, scales = f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"
@@ -52,10 +53,11 @@ class GptqWeight:
         self._group_of_column: mx.array | None = None
         if f"{path}.g_idx" in checkpoint:
             self.names += (f"{path}.g_idx",)
-            index = checkpoint.read(f"{path}.g_idx").astype(mx.int32)
+            index = checkpoint.read_now(f"{path}.g_idx").astype(mx.int32)
             in_order = mx.arange(columns, dtype=mx.int32) // self.group_size
             if not mx.array_equal(index, in_order).item():
-                lowest, highest = int(mx.min(index).item()), int(mx.max(index).item())
+                span: list[int] = mx.stack([mx.min(index), mx.max(index)]).tolist()  # type: ignore[assignment]
+                lowest, highest = span
                 if lowest < 0 or highest >= self._groups:
                     raise CheckpointError(
                         f"{path}.g_idx names groups from {lowest} to {highest}, "
@@ -90,6 +92,17 @@ class GptqWeight:
             )
         return cls(checkpoint, path, bits, group_size, 1 if version == "gptq" else 0)
 
+    def _tensor(self, part: str) -> mx.array:
+        # Rows of the weight are columns of these tensors, so each is read whole and held until `release`.
+        array = self._held.get(part)
+        if array is None:
+            array = self._held[part] = self._checkpoint.read_now(f"{self.path}.{part}")
+        return array
+
+    def release(self) -> None:
+        """Forget what was read."""
+        self._held = {}
+
     @property
     def stored_dtype(self) -> mx.Dtype:
         return self._checkpoint.dtype(f"{self.path}.scales")
@@ -111,14 +124,14 @@ class GptqWeight:
 
     def _scales_and_zeros(self, start: int, stop: int) -> tuple[mx.array, mx.array]:
         """(rows, groups) each: scales as stored, zeros in float32."""
-        scales = self._checkpoint.read(f"{self.path}.scales")[:, start:stop].T
-        zeros = unpack_words(self._checkpoint.read(f"{self.path}.qzeros"), self.bits)[:, start:stop].T
+        scales = self._tensor("scales")[:, start:stop].T
+        zeros = unpack_words(self._tensor("qzeros"), self.bits)[:, start:stop].T
         zeros = (zeros + self._zero_offset) & mx.array(2**self.bits - 1, dtype=mx.uint32)
         return scales, zeros.astype(mx.float32)
 
     def _packed_rows(self, start: int, stop: int) -> mx.array:
         # Column-packed words, transposed, are row-packed words: the order within a word is MLX's own.
-        return mx.contiguous(self._checkpoint.read(f"{self.path}.qweight")[:, start:stop].T).view(mx.uint32)
+        return mx.contiguous(self._tensor("qweight")[:, start:stop].T).view(mx.uint32)
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
         """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""

@@ -109,6 +109,14 @@ class Checkpoint:
         self._waiting.clear()
         return tensors
 
+    def read_now(self, name: str) -> mx.array:
+        """One tensor, read at once; unlike `read` it may be called from any thread.
+
+        Raises:
+            CheckpointError: no tensor has this name, or its file became shorter.
+        """
+        return self._read_bytes(self.entry(name))
+
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
         """Rows `start` to `stop` of a tensor, read now and nothing else of it.
 

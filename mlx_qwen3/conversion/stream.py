@@ -1,0 +1,168 @@
+"""A plan carried out: weights read, packed and written a block of rows at a time."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..checkpoint import CheckpointWriter
+from ..errors import CheckpointError
+from .plan import Plan, Step, row_blocks
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes to read."""
+
+CPU_WORKERS = 2
+
+
+class Converter:
+    """Writes a plan's weights into a folder.
+
+    Attributes:
+        largest_error: the largest absolute error of a weight from rounding scales and biases of taken-over
+            codes.
+        not_finite: names of weights with NaN or infinite values.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, *, allow_not_finite: bool, progress: Progress | None
+    ) -> None:
+        self._plan = plan
+        self._writer = CheckpointWriter(folder, plan.outputs, total_parameters=plan.parameters)
+        self._allow_not_finite = allow_not_finite
+        self._progress = progress
+        self._done = 0
+        self._rows_left = {step.name: step.weight.shape[0] if step.weight.shape else 1 for step in plan.steps}
+        self._lock = threading.Lock()
+        self.largest_error = 0.0
+        self.not_finite: list[str] = []
+
+    def run(self) -> None:
+        """Read, pack and write everything.
+
+        Raises:
+            CheckpointError: NaN or infinite weights, or a disk that cannot be read or written.
+        """
+        blocks = [(step, start, stop) for step in self._plan.steps for start, stop in row_blocks(step.weight)]
+        try:
+            if mx.default_device().type == mx.DeviceType.cpu:
+                self._run_on_cpu(blocks)
+            else:
+                for step, start, stop in blocks:
+                    self._convert(step, start, stop)
+                    mx.clear_cache()
+            self._writer.finish()
+        finally:
+            self._writer.abandon()
+
+    def _run_on_cpu(self, blocks: list[tuple[Step, int, int]]) -> None:
+        # One MLX operation uses one core here, so blocks are worked on side by side, a few at a time.
+        waiting: set[Future[None]] = set()
+        with ThreadPoolExecutor(CPU_WORKERS) as pool:
+            try:
+                for block in blocks:
+                    if len(waiting) >= CPU_WORKERS:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                    waiting.add(pool.submit(self._convert_in_thread, *block))
+                for future in waiting:
+                    future.result()
+            except BaseException:
+                for future in waiting:
+                    future.cancel()
+                raise
+
+    def _convert_in_thread(self, step: Step, start: int, stop: int) -> None:
+        with mx.stream(_thread_stream()):
+            self._convert(step, start, stop)
+
+    def _convert(self, step: Step, start: int, stop: int) -> None:
+        if step.form is not None and step.mapped and step.weight.form is not None:
+            parts = self._copied(step, start, stop)
+        elif step.form is not None and step.mapped:
+            parts = self._taken_over(step, start, stop)
+        else:
+            parts = self._computed(step, start, stop)
+        mx.eval(list(parts.values()))
+        with self._lock:
+            for name, rows in parts.items():
+                if step.weight.shape:
+                    self._writer.write_rows(name, start, rows)
+                else:
+                    self._writer.write(name, rows)
+            self._advance(step, stop - start)
+            left = self._rows_left[step.name] = self._rows_left[step.name] - (stop - start)
+        if left <= 0 and step.weight.foreign is not None:
+            step.weight.foreign.release()
+
+    def _advance(self, step: Step, rows: int) -> None:
+        self._done += step.weight.nbytes * rows // max(step.weight.shape[0] if step.weight.shape else 1, 1)
+        if self._progress is not None:
+            self._progress(min(self._done, self._plan.bytes_in), self._plan.bytes_in)
+
+    def _computed(self, step: Step, start: int, stop: int) -> dict[str, mx.array]:
+        weight = step.weight
+        rows = weight.rows(start, stop) if weight.shape else weight.checkpoint.read_now(weight.name)
+        floating = mx.issubdtype(rows.dtype, mx.floating)
+        if step.dtype is not None:
+            rows = rows.astype(step.dtype)
+        if floating and not mx.all(mx.isfinite(rows)).item():
+            self._found_not_finite(step)
+        if step.form is None:
+            return {step.name: rows}
+        path = step.name.removesuffix(".weight")
+        return {f"{path}.{part}": array for part, array in step.form.quantize(rows).items()}
+
+    def _copied(self, step: Step, start: int, stop: int) -> dict[str, mx.array]:
+        parts = {}
+        for name, (_, dtype) in step.outputs.items():
+            parts[name] = step.weight.checkpoint.read_rows(name, start, stop).astype(dtype)
+        return parts
+
+    def _taken_over(self, step: Step, start: int, stop: int) -> dict[str, mx.array]:
+        assert step.weight.foreign is not None
+        assert step.form is not None
+        assert step.dtype is not None
+        packed, scales, zeros = step.weight.foreign.codes(start, stop)
+        exact_scales = scales.astype(mx.float32)
+        exact_biases = -exact_scales * zeros
+        stored_scales, stored_biases = exact_scales.astype(step.dtype), exact_biases.astype(step.dtype)
+        # scale * code + bias is linear in the code, so its error is largest at the first or the last code.
+        at_first = stored_biases.astype(mx.float32) - exact_biases
+        at_last = at_first + (stored_scales.astype(mx.float32) - exact_scales) * (2**step.form.bits - 1)
+        error = mx.maximum(mx.max(mx.abs(at_first)), mx.max(mx.abs(at_last)))
+        finite = mx.all(mx.isfinite(stored_scales)) & mx.all(mx.isfinite(stored_biases))
+        mx.eval(error, finite)
+        if not finite.item():
+            self._found_not_finite(step)
+        with self._lock:
+            self.largest_error = max(self.largest_error, float(error.item()))  # type: ignore[arg-type]
+        path = step.name.removesuffix(".weight")
+        return {f"{path}.weight": packed, f"{path}.scales": stored_scales, f"{path}.biases": stored_biases}
+
+    def _found_not_finite(self, step: Step) -> None:
+        if not self._allow_not_finite:
+            raise CheckpointError(
+                f"{step.weight.name} holds NaN or infinite values (as {step.dtype or step.weight.dtype}): "
+                f"check the "
+                "source, choose --dtype float32, or convert all the same with --force"
+            )
+        with self._lock:
+            if step.weight.name not in self.not_finite:
+                self.not_finite.append(step.weight.name)
+                logger.warning("%s holds NaN or infinite values", step.weight.name)
+
+
+_streams = threading.local()
+
+
+def _thread_stream() -> mx.Stream:
+    if not hasattr(_streams, "stream"):
+        _streams.stream = mx.new_stream(mx.cpu)
+    return _streams.stream
