@@ -1,7 +1,7 @@
-"""QDQBert's backbone: token ids → hidden states, with a fake quantizer at every matrix input, weight and residual add.
+"""QDQBert's backbone: token ids → hidden states, with a fake quantizer at every matrix input and residual add.
 
-Source: transformers 4.50 `models/deprecated/qdqbert/modeling_qdqbert.py`. Module names are the reference's, so every
-weight and every quantizer has its name on disk. Knows no head and no file.
+Source: transformers 4.50 `models/deprecated/qdqbert/modeling_qdqbert.py`. Module names are the reference's,
+so every weight and every quantizer has its name on disk. Knows no head and no file.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from ..errors import ContextError, InputError
 from ..layers.activations import activation
 from ..layers.arguments import as_array, check_range
 from ..layers.fake_quantizer import QuantDescriptor, TensorQuantizer
-from ..layers.quant_linear import QuantLinear
+from ..layers.quant_linear import LayerDescriptors, QuantLinear
 from ..layers.quantized_attention import KeysAndValues, QuantSelfAttention
 from ..outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 
 class LayerCaches(tuple):
-    """The cache: a tuple a layer, (keys, values) or (keys, values, cross keys, cross values), (B, H, S, D) each."""
+    """The cache: (keys, values) or (keys, values, cross keys, cross values) a layer, (B, H, S, D) each."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many tokens the layer has seen."""
@@ -53,11 +53,11 @@ class QDQBertResidual(nn.Module):
     def __init__(self, config: QDQBertConfig, width: int):
         super().__init__()
         descriptors = descriptors_of(config)
-        self.dense = QuantLinear(width, config.hidden_size, **descriptors)
+        self.dense = QuantLinear(width, config.hidden_size, descriptors)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.add_local_input_quantizer = TensorQuantizer(descriptors["input_descriptor"])
-        self.add_residual_input_quantizer = TensorQuantizer(descriptors["input_descriptor"])
+        self.add_local_input_quantizer = TensorQuantizer(descriptors.input)
+        self.add_residual_input_quantizer = TensorQuantizer(descriptors.input)
 
     def __call__(self, x: mx.array, residual: mx.array) -> mx.array:
         local = self.add_local_input_quantizer(self.dropout(self.dense(x)))
@@ -76,7 +76,7 @@ class QDQBertAttention(nn.Module):
             config.attention_probs_dropout_prob,
             config.position_embedding_type,
             config.max_position_embeddings,
-            **descriptors_of(config),
+            descriptors_of(config),
         )
         self.output = QDQBertResidual(config, config.hidden_size)
 
@@ -90,7 +90,7 @@ class QDQBertIntermediate(nn.Module):
 
     def __init__(self, config: QDQBertConfig):
         super().__init__()
-        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, **descriptors_of(config))
+        self.dense = QuantLinear(config.hidden_size, config.intermediate_size, descriptors_of(config))
         self.activation = activation(config.hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -155,7 +155,7 @@ class QDQBertBackbone(nn.Module):
     """Embeddings, layers and (optionally) the pooler.
 
     Args:
-        config: the configuration; `is_decoder` makes attention causal, `add_cross_attention` adds cross attention.
+        config: `is_decoder` makes attention causal, `add_cross_attention` adds cross attention.
         add_pooling_layer: whether `pooler_output` is computed.
 
     Raises:
@@ -194,12 +194,12 @@ class QDQBertBackbone(nn.Module):
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M) in their place.
-            attention_mask: (B, past + L), 1 where a token counts; or (B, L, S), used without the causal order.
+            attention_mask: (B, past + L), 1 where a token counts; or (B, L, S), used as it is, not causal.
             token_type_ids: (B, L); 0 by default.
             position_ids: (B, L) or (1, L); the past length onwards by default.
             head_mask: (H,) or (layers, H), 1 where a head is kept.
-            encoder_hidden_states: (B, S, M), and `encoder_attention_mask` (B, S) or (B, L, S): what a decoder with
-                cross attention looks at. An encoder ignores them, as the reference does.
+            encoder_hidden_states: (B, S, M), and `encoder_attention_mask` (B, S) or (B, L, S): what a decoder
+                with cross attention looks at. An encoder ignores them, as the reference does.
             past_key_values: the cache of an earlier call, or tuples of 2 or 4 arrays a layer.
             use_cache: whether a decoder returns `past_key_values`.
             cache_position: accepted and not needed: the cache knows its length.
@@ -208,7 +208,7 @@ class QDQBertBackbone(nn.Module):
             InputError: arguments that do not fit together; the message names the argument.
             ContextError: more tokens than `max_position_embeddings`.
         """
-        config = self.config
+        config: Any = self.config
         embeds = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         batch, length, _ = embeds.shape
         past = self._checked_past(past_key_values)
@@ -229,9 +229,7 @@ class QDQBertBackbone(nn.Module):
         x = self.embeddings(embeds, token_types, positions)
         mask = self._self_mask(as_array(attention_mask, "attention_mask"), batch, length, offset, x.dtype)
         states = as_array(encoder_hidden_states, "encoder_hidden_states") if config.is_decoder else None
-        encoder_mask = self._encoder_mask(
-            states, as_array(encoder_attention_mask, "encoder_attention_mask"), x
-        )
+        encoder_mask = self._encoder_mask(states, as_array(encoder_attention_mask, "encoder_attention_mask"), x)
         head_masks = self._head_masks(as_array(head_mask, "head_mask"), x.dtype)
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -267,12 +265,8 @@ class QDQBertBackbone(nn.Module):
             raise InputError("give either input_ids or inputs_embeds, and not both")
         if ids is not None:
             if ids.ndim != 2 or not ids.size:
-                raise InputError(
-                    f"input_ids has shape {tuple(ids.shape)}, expected (batch, length), not empty"
-                )
-            check_range(
-                ids, 0, self.config.vocab_size, "input_ids", f"the vocabulary of {self.config.vocab_size}"
-            )
+                raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length), not empty")
+            check_range(ids, 0, self.config.vocab_size, "input_ids", f"the vocabulary of {self.config.vocab_size}")
             return self.embeddings.word_embeddings(ids)
         assert embeds is not None
         if embeds.ndim != 3 or embeds.shape[-1] != self.config.hidden_size or not embeds.size:
@@ -295,15 +289,9 @@ class QDQBertBackbone(nn.Module):
         if past is None:
             return None
         if not self.config.is_decoder:
-            raise InputError(
-                "past_key_values is given but config field 'is_decoder' is false; set is_decoder=True"
-            )
+            raise InputError("past_key_values is given but config field 'is_decoder' is false; set is_decoder=True")
         layers = self.config.num_hidden_layers
-        if (
-            not isinstance(past, Sequence)
-            or len(past) != layers
-            or any(len(entry) not in (2, 4) for entry in past)
-        ):
+        if not isinstance(past, Sequence) or len(past) != layers or any(len(entry) not in (2, 4) for entry in past):
             raise InputError(f"past_key_values is no tuple of 2 or 4 arrays for each of the {layers} layers")
         return past
 
@@ -313,9 +301,7 @@ class QDQBertBackbone(nn.Module):
         total = offset + length
         if mask is not None and mask.ndim == 3:
             if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, length) or mask.shape[2] != total:
-                raise InputError(
-                    f"attention_mask has the shape {mask.shape}, expected {(batch, length, total)}"
-                )
+                raise InputError(f"attention_mask has the shape {mask.shape}, expected {(batch, length, total)}")
             return hidden_by(mask[:, None], dtype)
         if mask is not None and (mask.ndim != 2 or mask.shape[0] not in (1, batch) or mask.shape[1] != total):
             raise InputError(
@@ -346,12 +332,7 @@ class QDQBertBackbone(nn.Module):
         size = states.shape[1]
         if mask.ndim == 2 and mask.shape[0] in (1, batch) and mask.shape[1] == size:
             return hidden_by(mask[:, None, None], x.dtype)
-        if (
-            mask.ndim == 3
-            and mask.shape[0] in (1, batch)
-            and mask.shape[1] in (1, length)
-            and mask.shape[2] == size
-        ):
+        if mask.ndim == 3 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, length) and mask.shape[2] == size:
             return hidden_by(mask[:, None], x.dtype)
         raise InputError(f"encoder_attention_mask has the shape {mask.shape}, expected {(batch, size)}")
 
@@ -370,12 +351,12 @@ class QDQBertBackbone(nn.Module):
         raise InputError(f"head_mask has the shape {mask.shape}, expected {(heads,)} or {(layers, heads)}")
 
 
-def descriptors_of(config: QDQBertConfig) -> dict[str, QuantDescriptor]:
-    """The descriptors of the config's quantizers: 8 bits; one range for an activation, one for each row of a weight."""
-    return {
-        "input_descriptor": QuantDescriptor.merged(config.quant_desc_input, "quant_desc_input"),
-        "weight_descriptor": QuantDescriptor.merged(config.quant_desc_weight, "quant_desc_weight", axis=0),
-    }
+def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:
+    """How the config quantizes: by default 8 bits, one range for an activation, one for a row of a weight."""
+    return LayerDescriptors(
+        QuantDescriptor.merged(config.quant_desc_input, "quant_desc_input"),
+        QuantDescriptor.merged(config.quant_desc_weight, "quant_desc_weight", axis=0),
+    )
 
 
 def hidden_by(seen: mx.array, dtype: mx.Dtype) -> mx.array:

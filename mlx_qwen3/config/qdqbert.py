@@ -37,8 +37,9 @@ class QDQBertConfig(PretrainedConfig):
     """The configuration of a QDQBert model; the defaults resemble bert-base-uncased.
 
     A config.json of a plain BERT (`model_type` bert) is read as well. Beyond the Hugging Face fields:
-    `quant_desc_input` and `quant_desc_weight` change the fake quantizers' descriptors (`num_bits`, `axis`, `unsigned`,
-    `narrow_range`, `calib_method`) and `disabled_quantizers` names, by regular expressions, those that are off.
+    `quant_desc_input` and `quant_desc_weight` change the fake quantizers' descriptors (`num_bits`, `axis`,
+    `unsigned`, `narrow_range`, `calib_method`); `disabled_quantizers` names, by regular expressions, those
+    that are off.
 
     >>> QDQBertConfig().hidden_size
     768
@@ -114,9 +115,7 @@ class QDQBertConfig(PretrainedConfig):
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) == 1:
-                raise ConfigError(
-                    f"config field {name!r} is 1, which drops everything; expected a number below 1"
-                )
+                raise ConfigError(f"config field {name!r} is 1, which drops everything; expected a number below 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field; what only this package knows is left out where it is unset."""

@@ -48,6 +48,8 @@ class Predictions(nn.Module):
 class PredictsVocabulary(OnBackbone):
     """What the masked and the causal language model of the BERT family share: `cls.predictions`."""
 
+    cls: Any
+
     def _add_head(self, config: Any) -> None:
         self.cls = nn.Module()
         self.cls.predictions = Predictions(config)

@@ -27,7 +27,7 @@ class MultipleChoice(OnBackbone):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self.dropout = nn.Dropout(self.dropout_of(config))
+        self.dropout = nn.Dropout(type(self).dropout_of(config))
         setattr(self, self.head_name, nn.Linear(config.hidden_size, 1))
 
     def __call__(
@@ -42,7 +42,8 @@ class MultipleChoice(OnBackbone):
         """Logits (B, choices), and with `labels` (B,), the number of the right choice, the loss.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, choices, L); `inputs_embeds` one axis more.
+            input_ids, attention_mask, token_type_ids, position_ids: (B, choices, L).
+            inputs_embeds: (B, choices, L, M).
 
         Raises:
             InputError: an argument without the axis of choices.

@@ -16,6 +16,8 @@ from .losses import cross_entropy
 class NextSentencePrediction(OnBackbone):
     """Logit 0: sentence B continues sentence A; logit 1: it is a random one."""
 
+    cls: Any
+
     def __init__(self, config: Any):
         super().__init__(config)
         self.cls = nn.Module()

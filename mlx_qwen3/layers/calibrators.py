@@ -1,7 +1,7 @@
-"""Range calibrators: they watch the tensors that pass a fake quantizer and name the largest magnitude worth keeping.
+"""Range calibrators: they watch the tensors that pass a fake quantizer and name the largest magnitude to keep.
 
-Source of every rule: pytorch-quantization 2.2.1, `calib/max.py` and `calib/histogram.py`. They know arrays only, no
-model. Histograms live on the host, because a calibration reads its data once and then does arithmetic on 2048 counts.
+Source of every rule: pytorch-quantization 2.2.1, `calib/max.py` and `calib/histogram.py`. They know arrays only,
+no model. Histograms live on the host: a calibration reads its data once and then works on 2048 counts.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class MaxCalibrator:
         if self._amax is not None:
             if self._amax.shape != amax.shape:
                 raise QuantizationError(
-                    f"the calibrated tensors differ in shape: ranges of {self._amax.shape}, then of {amax.shape}"
+                    f"the calibrated tensors differ: ranges of shape {self._amax.shape}, then of {amax.shape}"
                 )
             amax = mx.maximum(self._amax, amax)
         mx.eval(amax)  # otherwise every batch's graph stays alive until the end
@@ -48,7 +48,7 @@ class MaxCalibrator:
 
 
 class HistogramCalibrator:
-    """Counts of |x| in 2048 equal bins; a later, larger batch adds bins of the same width. One range for the tensor."""
+    """Counts of |x| in 2048 equal bins; a later, larger batch adds bins of the same width."""
 
     def __init__(self, num_bits: int = 8, unsigned: bool = False):
         self.num_bits = num_bits
@@ -68,9 +68,7 @@ class HistogramCalibrator:
             return
         largest = values.max()
         if not np.isfinite(largest):
-            raise QuantizationError(
-                "the calibrated tensor holds NaN or infinity; check the model and the inputs"
-            )
+            raise QuantizationError("the calibrated tensor holds NaN or infinity; check the model and the inputs")
         if self._counts is None:
             if largest == 0:  # no width can be taken from it; it joins the first bin of a later batch
                 self._zeros += values.size
@@ -91,7 +89,7 @@ class HistogramCalibrator:
         """The range by `method`, or None when nothing was collected.
 
         Args:
-            method: 'percentile', 'entropy' (least Kullback-Leibler divergence) or 'mse' (least squared error).
+            method: 'percentile', 'entropy' (least Kullback-Leibler divergence), 'mse' (least squared error).
             percentile: share of the values kept, from 0 to 100.
             stride, start_bin: the candidate ranges that entropy and mse try, in bins.
 

@@ -1,14 +1,14 @@
-"""The fake quantizer: rounds a tensor to a few bits and back, so that a float model feels its 8-bit deployment.
+"""The fake quantizer: rounds a tensor to a few bits and back, so that a float model feels its deployment.
 
-Source of the formulas and states: pytorch-quantization 2.2.1, `tensor_quant.py` (`_tensor_quant`, the CPU path) and
-`nn/modules/tensor_quantizer.py`. A quantizer is no `nn.Module`, and its range no parameter: an optimizer must not
-reach it, and MLX takes every public array of a module for a parameter.
+Source of the formulas and states: pytorch-quantization 2.2.1, `tensor_quant.py` (`_tensor_quant`, the CPU path)
+and `nn/modules/tensor_quantizer.py`. A quantizer is no `nn.Module`, and its range no parameter: an optimizer must
+not reach it, and MLX takes every public array of a module for a parameter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import mlx.core as mx
 import numpy as np
@@ -44,11 +44,7 @@ class QuantDescriptor:
 
     def __post_init__(self):
         least = 1 if self.unsigned else 2
-        if (
-            not isinstance(self.num_bits, int)
-            or isinstance(self.num_bits, bool)
-            or not least <= self.num_bits <= 24
-        ):
+        if not isinstance(self.num_bits, int) or isinstance(self.num_bits, bool) or not least <= self.num_bits <= 24:
             raise QuantizationError(
                 f"quantization descriptor: num_bits is {self.num_bits!r}, expected a whole number from {least} to 24"
             )
@@ -56,9 +52,7 @@ class QuantDescriptor:
             object.__setattr__(self, "axis", tuple(self.axis))
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
-            raise QuantizationError(
-                f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number"
-            )
+            raise QuantizationError(f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number")
         if self.calib_method not in CALIB_METHODS:
             raise QuantizationError(
                 f"quantization descriptor: calib_method is {self.calib_method!r}, expected {' or '.join(CALIB_METHODS)}"
@@ -69,9 +63,7 @@ class QuantDescriptor:
             )
 
     @classmethod
-    def merged(
-        cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any
-    ) -> Self:
+    def merged(cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any) -> Self:
         """`defaults` with `changes` over them; `field` is the name that an error gives them.
 
         Raises:
@@ -113,7 +105,7 @@ def fake_quantize(x: mx.array, amax: mx.array, low: float, high: float) -> mx.ar
 
 
 @cache
-def _with_straight_through(low: float, high: float):
+def _with_straight_through(low: float, high: float) -> Callable[[mx.array, mx.array], mx.array]:
     @mx.custom_function
     def quantize(x: mx.array, amax: mx.array) -> mx.array:
         zero = amax <= TINY_AMAX
@@ -126,7 +118,7 @@ def _with_straight_through(low: float, high: float):
         x, amax = primals
         return mx.where(mx.abs(x) <= amax, cotangent, 0), mx.zeros_like(amax)
 
-    return quantize
+    return cast(Callable[[mx.array, mx.array], mx.array], quantize)
 
 
 class TensorQuantizer:
@@ -194,11 +186,11 @@ class TensorQuantizer:
             if not (amax.size == 1 == int(np.prod(expected)) or (*amax.shape, 1) == expected):
                 raise QuantizationError(f"{where} has the shape {amax.shape}, expected {expected}")
             amax = amax.reshape(expected)
-        least = amax.min().item() if amax.size else 0.0
-        if not np.isfinite(np.array(amax)).all():
-            raise QuantizationError(f"{where} holds NaN or infinity; calibrate again")
-        if least < 0:
-            raise QuantizationError(f"{where} is negative ({least:g}); a range is a magnitude")
+        numbers = np.array(amax)
+        if not numbers.size or not np.isfinite(numbers).all():
+            raise QuantizationError(f"{where} is empty or holds NaN or infinity; calibrate again")
+        if numbers.min() < 0:
+            raise QuantizationError(f"{where} is negative ({numbers.min():g}); a range is a magnitude")
         self._amax = amax
 
     @property
@@ -249,9 +241,7 @@ class TensorQuantizer:
         where = self.name or "quantizer"
         calibrator = self._calibrator
         if calibrator is None:
-            raise QuantizationError(
-                f"{where}: no calibration was started; call start_calibration() and feed it"
-            )
+            raise QuantizationError(f"{where}: no calibration was started; call start_calibration() and feed it")
         if method is not None and method not in CALIBRATION_METHODS:
             raise QuantizationError(
                 f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
@@ -261,9 +251,7 @@ class TensorQuantizer:
         elif method in (None, "max"):
             amax = calibrator.compute_amax()
         else:
-            raise QuantizationError(
-                f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'"
-            )
+            raise QuantizationError(f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'")
         if amax is None:
             raise QuantizationError(
                 f"{where}: no data reached it during calibration; pass inputs that use it, or disable it first"
@@ -282,7 +270,7 @@ class TensorQuantizer:
         if self.calibrating and self._calibrator is not None:
             self._calibrator.collect(x)
             return x
-        if self.unsigned and x.min().item() < 0:
+        if self.unsigned and (x < 0).any().item():
             raise QuantizationError(
                 f"{self.name or 'quantizer'}: it is unsigned but the input holds negative values; use signed levels"
             )

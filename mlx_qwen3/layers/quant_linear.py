@@ -4,12 +4,21 @@ They carry their quantizers under the reference's names, `_input_quantizer` and 
 attributes: MLX sees neither a module nor a parameter there.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .fake_quantizer import QuantDescriptor, TensorQuantizer
+
+
+@dataclass(frozen=True)
+class LayerDescriptors:
+    """How a layer's activations and its weight are quantized."""
+
+    input: QuantDescriptor
+    weight: QuantDescriptor
 
 
 class QuantLinear(nn.Linear):
@@ -19,23 +28,15 @@ class QuantLinear(nn.Linear):
 
     Args:
         input_dims, output_dims: widths of `x` and of the result.
-        input_descriptor, weight_descriptor: how the two are quantized.
+        descriptors: how `x` and `W` are quantized.
     """
 
-    def __init__(
-        self,
-        input_dims: int,
-        output_dims: int,
-        bias: bool = True,
-        *,
-        input_descriptor: QuantDescriptor,
-        weight_descriptor: QuantDescriptor,
-    ):
+    def __init__(self, input_dims: int, output_dims: int, descriptors: LayerDescriptors, bias: bool = True):
         super().__init__(input_dims, output_dims, bias)
-        self._input_quantizer = TensorQuantizer(input_descriptor)
-        self._weight_quantizer = TensorQuantizer(weight_descriptor)
-        self._weight_quantizer.shape = range_shape(weight_descriptor, (output_dims, input_dims))
-        if input_descriptor.axis is None:
+        self._input_quantizer = TensorQuantizer(descriptors.input)
+        self._weight_quantizer = TensorQuantizer(descriptors.weight)
+        self._weight_quantizer.shape = range_shape(descriptors.weight, (output_dims, input_dims))
+        if descriptors.input.axis is None:
             self._input_quantizer.shape = ()
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -85,27 +86,19 @@ class PackedLinear(nn.QuantizedLinear):
         """
         rows, columns = weight.shape
         bias, descriptor = self.get("bias"), self._weight_descriptor
-        layer = QuantLinear(
-            columns,
-            rows,
-            bias is not None,
-            input_descriptor=self._input_quantizer.descriptor,
-            weight_descriptor=descriptor,
-        )
+        descriptors = LayerDescriptors(self._input_quantizer.descriptor, descriptor)
+        layer = QuantLinear(columns, rows, descriptors, bias is not None)
         layer.weight = weight
         if bias is not None:
             layer.bias = bias
         layer._input_quantizer = self._input_quantizer
         step = self["scales"][:, :1]
         offset = 0 if descriptor.unsigned else 1 << (self.bits - 1)
-        symmetric = (
-            self.mode == "affine"
-            and (self["scales"] == step).all() & (self["biases"] == -offset * step).all()
-        )
+        symmetric = self.mode == "affine" and (self["scales"] == step).all() & (self["biases"] == -offset * step).all()
         quantizer = layer._weight_quantizer
         if symmetric and quantizer.shape == (rows, 1):
             quantizer.amax = step.astype(mx.float32) * descriptor.bounds[1]
-        elif symmetric and quantizer.shape == () and (step == step[0]).all():
+        elif symmetric and quantizer.shape == () and (step == step[0]).all().item():
             quantizer.amax = step[0, 0].astype(mx.float32) * descriptor.bounds[1]
         else:
             quantizer.disable()
@@ -120,7 +113,7 @@ class PackedLinear(nn.QuantizedLinear):
 
 
 def range_shape(descriptor: QuantDescriptor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the range of a tensor of `shape`: () for one range, else 1 wherever `axis` does not point."""
+    """The shape of the range of a tensor of `shape`: () for one range, else 1 where `axis` does not point."""
     if descriptor.axis is None:
         return ()
     axes = descriptor.axis if isinstance(descriptor.axis, tuple) else (descriptor.axis,)

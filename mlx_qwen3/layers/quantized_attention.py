@@ -10,8 +10,8 @@ import mlx.nn as nn
 
 from ..errors import InputError
 from .attention import attend
-from .fake_quantizer import QuantDescriptor, TensorQuantizer
-from .quant_linear import QuantLinear
+from .fake_quantizer import TensorQuantizer
+from .quant_linear import LayerDescriptors, QuantLinear
 
 KeysAndValues = tuple[mx.array, mx.array]
 """(B, H, S, D) each, not quantized: the quantizers run on the whole of them at every step."""
@@ -23,7 +23,7 @@ class QuantSelfAttention(nn.Module):
     Args:
         position_embedding_type: 'absolute', 'relative_key' or 'relative_key_query'.
         max_positions: how far apart relative positions can be.
-        input_descriptor, weight_descriptor: of all fake quantizers inside.
+        descriptors: of all fake quantizers inside.
     """
 
     def __init__(
@@ -33,26 +33,24 @@ class QuantSelfAttention(nn.Module):
         dropout: float,
         position_embedding_type: str,
         max_positions: int,
-        input_descriptor: QuantDescriptor,
-        weight_descriptor: QuantDescriptor,
+        descriptors: LayerDescriptors,
     ):
         super().__init__()
         self.num_heads = num_heads
         self.head_size = hidden_size // num_heads
-        descriptors = {"input_descriptor": input_descriptor, "weight_descriptor": weight_descriptor}
-        self.query = QuantLinear(hidden_size, hidden_size, **descriptors)
-        self.key = QuantLinear(hidden_size, hidden_size, **descriptors)
-        self.value = QuantLinear(hidden_size, hidden_size, **descriptors)
+        self.query = QuantLinear(hidden_size, hidden_size, descriptors)
+        self.key = QuantLinear(hidden_size, hidden_size, descriptors)
+        self.value = QuantLinear(hidden_size, hidden_size, descriptors)
         self.dropout = nn.Dropout(dropout)
         self.dropout_probability = dropout
         self.position_embedding_type = position_embedding_type
         self.max_positions = max_positions
         if position_embedding_type != "absolute":
             self.distance_embedding = nn.Embedding(2 * max_positions - 1, self.head_size)
-        self.matmul_q_input_quantizer = TensorQuantizer(input_descriptor)
-        self.matmul_k_input_quantizer = TensorQuantizer(input_descriptor)
-        self.matmul_v_input_quantizer = TensorQuantizer(input_descriptor)
-        self.matmul_a_input_quantizer = TensorQuantizer(input_descriptor)
+        self.matmul_q_input_quantizer = TensorQuantizer(descriptors.input)
+        self.matmul_k_input_quantizer = TensorQuantizer(descriptors.input)
+        self.matmul_v_input_quantizer = TensorQuantizer(descriptors.input)
+        self.matmul_a_input_quantizer = TensorQuantizer(descriptors.input)
 
     def __call__(
         self,
@@ -76,7 +74,7 @@ class QuantSelfAttention(nn.Module):
             offset: the position of the first query.
 
         Returns:
-            (B, L, M); weights (B, H, L, S) after `head_mask` and before quantization, or None; keys and values.
+            (B, L, M); weights (B, H, L, S) after `head_mask`, not quantized, or None; keys and values.
         """
         queries = self._heads(self.query(hidden_states))
         if encoder_hidden_states is not None and past is not None:
@@ -122,7 +120,8 @@ class QuantSelfAttention(nn.Module):
         length, size = queries.shape[2], keys.shape[2]
         if size > self.max_positions:
             raise InputError(
-                f"{size} keys are more than the relative positions of 'max_position_embeddings' {self.max_positions}"
+                f"{size} keys are more than the relative positions that 'max_position_embeddings' "
+                f"{self.max_positions} allows"
             )
         distances = mx.arange(offset, offset + length)[:, None] - mx.arange(size)[None]
         embedded = self.distance_embedding(distances + self.max_positions - 1).astype(queries.dtype)

@@ -1,7 +1,7 @@
 """The QDQBert classes: the backbone, and the backbone under each head.
 
-On disk a quantizer's range stands beside its layer as `<quantizer>._amax`; in memory it is state of the quantizer,
-which no optimizer sees. Any BERT checkpoint loads, whatever its age.
+On disk a quantizer's range stands beside its layer as `<quantizer>._amax`; in memory it is state of the
+quantizer, which no optimizer sees. Any BERT checkpoint loads, whatever its age.
 """
 
 import logging
@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..backbones.qdqbert import QDQBertBackbone
 from ..checkpoint import Checkpoint
@@ -44,13 +43,13 @@ def dropout_before_head(config: QDQBertConfig) -> float:
 
 
 class QDQBertPreTrainedModel(PreTrainedModel):
-    """What all QDQBert classes share: their configuration, their quantizers, and files with ranges in them."""
+    """What all QDQBert classes share: the configuration, the quantizers, and files with ranges in them."""
 
     config_class = QDQBertConfig
     weight_rules = BERT_WEIGHTS
 
     def __init__(self, config: QDQBertConfig, **options: Any):
-        super().__init__(config, **options)
+        super().__init__(config, **options)  # pyright: ignore[reportCallIssue]  # the backbone or head beside it
         initialise(self, config.initializer_range)
         words = self._bert.embeddings.word_embeddings
         if config.pad_token_id is not None:
@@ -72,7 +71,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return named_quantizers(self)
 
     def disable_quantizers(self, pattern: str) -> list[str]:
-        """Switches off the quantizers whose name holds a match of the regular expression; gives their names."""
+        """Switches off the quantizers whose name holds a match of the regular expression; gives the names."""
         return switch_quantizers(self, pattern, enabled=False)
 
     def enable_quantizers(self, pattern: str) -> list[str]:
@@ -80,7 +79,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return switch_quantizers(self, pattern, enabled=True)
 
     def pack(self, bits: int = 8) -> PackReport:
-        """Stores the weights of calibrated layers in `bits` bits, exactly as their fake quantizers round them.
+        """Stores the weights of calibrated layers in `bits` bits, just as their fake quantizers round them.
 
         Raises:
             QuantizationError: a quantizer has no range yet, or `bits` is none of 8, 6, 5, 4.
@@ -147,13 +146,13 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return dict(self.named_modules())[path]
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
-        yield from tree_flatten(self.parameters())
+        yield from super()._to_disk()
         for name, quantizer in self.named_quantizers():
             if quantizer.amax is not None:
                 yield name + AMAX, quantizer.amax
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
-        """Writes config.json and the weights with the quantizers' ranges; which quantizers are off stays known."""
+        """Writes config.json and the weights with the quantizers' ranges; which ones are off stays known."""
         names = self.named_quantizers()
         off = [name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
@@ -174,7 +173,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         """Cuts or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
         if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
             raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
-        words = self.get_input_embeddings()
+        words: Any = self.get_input_embeddings()
         if isinstance(words, nn.QuantizedEmbedding):
             raise InputError("a packed vocabulary cannot be resized: resize before converting")
         words.weight = self._resized(words.weight, new_num_tokens)
@@ -195,7 +194,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
 
 
 class QDQBertModel(QDQBertPreTrainedModel, QDQBertBackbone):
-    """The bare model: token ids → hidden states, and the pooled first token unless `add_pooling_layer` is false."""
+    """The bare model: token ids → hidden states, and the pooled first token if `add_pooling_layer`."""
 
 
 class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
@@ -211,7 +210,7 @@ class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
         if not config.is_decoder:
             logger.warning("QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order")
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Any) -> Any:
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Logits (B, L, V), and with `labels` the shifted loss and no cache.
 
         Args:
@@ -219,7 +218,7 @@ class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
         """
         if inputs.get("labels") is not None:
             inputs["use_cache"] = False
-        return super().__call__(input_ids, attention_mask, **inputs)
+        return super().__call__(*args, **inputs)
 
 
 class QDQBertForMaskedLM(QDQBertPreTrainedModel, MaskedLM):

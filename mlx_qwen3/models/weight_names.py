@@ -1,7 +1,7 @@
 """Names of weights on disk ↔ names in memory, and which of them may be missing or left over.
 
-In memory every weight has its Hugging Face name. On disk the backbone may stand under another prefix, or under none:
-a bare model has none, most heads say `model.`, question answering says `transformer.`, BERT says `bert.`.
+In memory every weight has its Hugging Face name. On disk the backbone may stand under another prefix, or under
+none: a bare model has none, most heads say `model.`, question answering says `transformer.`, BERT says `bert.`.
 """
 
 import re
@@ -15,7 +15,7 @@ BACKBONE_PREFIXES = ("model.", "transformer.", "bert.")
 class WeightRules:
     """One model family's table of what a file may lack or hold beyond the model's weights.
 
-    heads: names of heads, whichever model they belong to: a missing one starts fresh, another model's is ignored.
+    heads: names of heads, whichever model they belong to: a missing one starts fresh, another's is ignored.
     ignored: patterns of what older files hold and no model needs.
     fresh: patterns of backbone weights that a file may lack; they start fresh, as a head does.
     renamed: patterns of older names, and what stands in their place.

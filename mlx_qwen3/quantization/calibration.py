@@ -77,14 +77,10 @@ def calibrate(
             unknown method. The ranges are then as before.
     """
     if method not in CALIBRATION_METHODS:
-        raise QuantizationError(
-            f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
-        )
+        raise QuantizationError(f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}")
     quantizers = [(name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.enabled]
     if not quantizers:
-        raise QuantizationError(
-            "there is no enabled fake quantizer to calibrate; enable_quantizers('') turns them on"
-        )
+        raise QuantizationError("there is no enabled fake quantizer to calibrate; enable_quantizers('') turns them on")
     before = [quantizer.amax for _, quantizer in quantizers]
     by_histogram = set()
     for name, quantizer in quantizers:
@@ -98,15 +94,11 @@ def calibrate(
         seen = 0
         for batch in batches:
             output = model(**batch) if isinstance(batch, Mapping) else model(batch)
-            mx.eval([array for array in _arrays(output)])
+            mx.eval(list(_arrays(output)))
             seen += 1
         if not seen:
             raise QuantizationError("batches is empty: calibration needs data")
-        options = (
-            {"percentile": percentile}
-            if method == "percentile"
-            else {"stride": stride, "start_bin": start_bin}
-        )
+        options = {"percentile": percentile} if method == "percentile" else {"stride": stride, "start_bin": start_bin}
         for name, quantizer in quantizers:
             if name in by_histogram:
                 quantizer.finish_calibration(method, **options)
@@ -119,9 +111,13 @@ def calibrate(
         raise
     finally:
         model.train(training)
-    zero = [name for name, quantizer in quantizers if (quantizer.amax <= TINY_AMAX).all().item()]
+    zero = [name for name, quantizer in quantizers if _is_zero(quantizer.amax)]
     if zero:
         logger.warning("%s saw nothing but zeros: what passes it becomes 0", ", ".join(zero))
+
+
+def _is_zero(amax: mx.array | None) -> bool:
+    return amax is not None and bool((amax <= TINY_AMAX).all().item())
 
 
 def _arrays(output: Any) -> Iterable[mx.array]:

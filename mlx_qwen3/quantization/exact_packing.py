@@ -56,9 +56,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
         for attribute in ("_weight_quantizer", "_input_quantizer"):
             quantizer = getattr(layer, attribute)
             if quantizer.enabled and quantizer.amax is None:
-                raise QuantizationError(
-                    f"{path}.{attribute} has no amax: calibrate the model before packing it"
-                )
+                raise QuantizationError(f"{path}.{attribute} has no amax: calibrate the model before packing it")
         formats[path] = PackedFormat(bits, _group_size(layer.weight.shape[1]))
     for path, form in formats.items():
         twins.append((path, packed_twin(dict(layers)[path], form)))
@@ -108,8 +106,9 @@ def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(stream.reshape(len(codes), -1), axis=-1, bitorder="little").view(np.uint32)
 
 
-def _group_size(columns: int) -> int | None:
-    return next((size for size in sorted(AFFINE_GROUP_SIZES, reverse=True) if columns % size == 0), None)
+def _group_size(columns: int) -> int:
+    """The largest group that divides a row; 0 where none does."""
+    return next((size for size in sorted(AFFINE_GROUP_SIZES, reverse=True) if columns % size == 0), 0)
 
 
 def _hindrance(layer: QuantLinear, bits: int) -> str | None:
@@ -122,7 +121,7 @@ def _hindrance(layer: QuantLinear, bits: int) -> str | None:
             f"its levels of {quantizer.num_bits} bits do not fit; "
             f"load with quant_desc_weight={{'num_bits': {bits}}} and calibrate again"
         )
-    if _group_size(columns) is None:
+    if not _group_size(columns):
         return f"no group of {', '.join(map(str, AFFINE_GROUP_SIZES))} weights divides its {columns} inputs"
     if range_shape(quantizer.descriptor, (rows, columns)) not in ((), (rows, 1)):
         return "its ranges run along the inputs"
