@@ -157,7 +157,8 @@ class Tokenizer(Vocabulary):
         """One Encoding a row; truncation is a setting of the backend, so one call at a time uses it."""
         pair = isinstance(rows[0], tuple)
         special = self.num_special_tokens_to_add(pair) if add_special_tokens else 0
-        with self._lock, backend_errors("this text cannot be encoded", InputError):
+        what = f"cannot encode with max_length={lengths.max_length}, truncation={lengths.truncation!r}"
+        with self._lock, backend_errors(what, InputError):
             lengths.truncate(self.backend, special, pair, self.truncation_side)
             self.backend.encode_special_tokens = self.split_special_tokens
             try:

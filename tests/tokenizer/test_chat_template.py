@@ -53,17 +53,13 @@ def test_thinking_can_be_switched_off(byte_level):
 
 def test_templates_are_written_as_in_the_reference(byte_level):
     text = '<b> & "quotes" 你'
-    template = (
-        "{% for m in messages %}\n  {% if true %}\n{{ m.content | tojson }}\n  {% endif %}\n{% endfor %}"
-    )
+    template = "{% for m in messages %}\n  {% if true %}\n{{ m.content | tojson }}\n  {% endif %}\n{% endfor %}"
     assert render(byte_level, template, [{"role": "user", "content": text}]) == '"<b> & \\"quotes\\" 你"\n'
     assert render(byte_level, "{{ strftime_now('%Y') }}") == str(datetime.now().year)
     loop = "{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
     assert render(byte_level, loop) == "012"
     assert render(byte_level, "a{% generation %}b{% endgeneration %}c") == "abc"
-    spaced = (
-        "{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n }}"
-    )
+    spaced = "{% set ns = namespace(n=1) %}{% for i in range(3) %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n }}"
     assert render(byte_level, spaced) == "8"
     assert render(byte_level, "{{ dict(a=1) | tojson }}") == '{"a": 1}'
     assert render(byte_level, "{{ eos_token }}{{ colour }}", colour="red") == "<|im_end|>red"
@@ -145,9 +141,7 @@ def test_a_tool_call_without_content_renders(byte_level):
 
 def test_reasoning_is_known_by_its_other_names(byte_level):
     texts = {
-        byte_level.apply_chat_template(
-            [*USER, {"role": "assistant", "content": "ok", name: "because"}], tokenize=False
-        )
+        byte_level.apply_chat_template([*USER, {"role": "assistant", "content": "ok", name: "because"}], tokenize=False)
         for name in ("reasoning_content", "reasoning", "thinking")
     }
     assert len(texts) == 1
@@ -161,9 +155,7 @@ def test_the_final_message_can_be_left_open(byte_level):
     trimmed = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
     assert render(byte_level, trimmed, messages, continue_final_message=True) == "[hi][Sure,"
     reasoning = [*USER, {"role": "assistant", "content": "", "reasoning_content": "well"}]
-    text = byte_level.apply_chat_template(
-        reasoning, tokenize=False, continue_final_message="reasoning_content"
-    )
+    text = byte_level.apply_chat_template(reasoning, tokenize=False, continue_final_message="reasoning_content")
     assert text.endswith("<think>\nwell")
     with pytest.raises(InputError, match="exclude each other"):
         byte_level.apply_chat_template(messages, continue_final_message=True, add_generation_prompt=True)

@@ -18,12 +18,8 @@ token = st.integers(0, len(BYTE_LEVEL) - 1)
 split_character = st.sampled_from(CHARACTER_BYTES).flatmap(
     lambda ids: st.integers(0, len(ids)).map(lambda cut: ids[:cut])
 )
-byte_token = st.sampled_from(
-    [BYTE_LEVEL.backend.token_to_id(c) for c in BYTE_LEVEL.get_vocab() if len(c) == 1]
-)
-pieces = st.lists(
-    st.one_of(token.map(lambda i: [i]), byte_token.map(lambda i: [i]), split_character), max_size=30
-)
+byte_token = st.sampled_from([BYTE_LEVEL.backend.token_to_id(c) for c in BYTE_LEVEL.get_vocab() if len(c) == 1])
+pieces = st.lists(st.one_of(token.map(lambda i: [i]), byte_token.map(lambda i: [i]), split_character), max_size=30)
 
 
 def stream(tokenizer, ids, **options):
