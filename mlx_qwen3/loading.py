@@ -26,8 +26,9 @@ def load(path_or_id: str | Path | None = None, *, revision: str | None = None, *
     if path_or_id is None:
         from .bundled import BUNDLED_NOTE, bundled_model_path
 
-        path_or_id = bundled_model_path()
+        folder = bundled_model_path()
         logger.warning(BUNDLED_NOTE)
-    folder = resolve_checkpoint(path_or_id, revision=revision)
-    model = model_class(read_config_file(folder), str(path_or_id)).from_pretrained(folder, **options)
+    else:
+        folder = resolve_checkpoint(path_or_id, revision=revision)
+    model = model_class(read_config_file(folder), str(path_or_id or folder)).from_pretrained(folder, **options)
     return model, AutoTokenizer.from_pretrained(folder)

@@ -31,7 +31,8 @@ class ModelOutput(Mapping):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # type: ignore[override]  # Mapping has none; an output is compared by identity
+        return id(self)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""

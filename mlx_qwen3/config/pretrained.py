@@ -63,6 +63,14 @@ class PretrainedConfig:
         "architectures": Field(None, optional(lambda v: None if isinstance(v, list | tuple) else "a list")),
     }
 
+    return_dict: bool
+    output_attentions: bool
+    output_hidden_states: bool
+    use_cache: bool
+    problem_type: str | None
+    eos_token_id: int | list[int] | None
+    architectures: list[str] | None
+
     def __init__(self, **fields: Any):
         model_type = fields.pop("model_type", None) or self.model_type
         if model_type not in self.accepted_model_types:
@@ -146,11 +154,9 @@ class PretrainedConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """The configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
-        if overrides.get("num_labels") is not None:
-            # the file's names belong to another number of labels
-            if overrides["num_labels"] != len(values.get("id2label") or values.get("label2id") or ()):
-                values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
-        if "id2label" in overrides or "label2id" in overrides:
+        named = len(values.get("id2label") or values.get("label2id") or ())
+        # the file's names belong to another number of labels, or are replaced
+        if overrides.get("num_labels", named) != named or "id2label" in overrides or "label2id" in overrides:
             values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
         if "dtype" in overrides or "torch_dtype" in overrides:
             values = {k: v for k, v in values.items() if k not in ("dtype", "torch_dtype")}

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from ..errors import InputError
 from ..layers.arguments import as_array
@@ -91,8 +92,8 @@ def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
     if positions is None or positions.ndim not in (1, 2):
         raise InputError("logits_to_keep must be a number, or a list of positions")
     if positions.dtype == mx.bool_:
-        chosen = positions if positions.ndim == 1 else positions[0]
-        positions = mx.array([i for i, wanted in enumerate(chosen.tolist()) if wanted], dtype=mx.int32)
+        chosen = np.array(positions if positions.ndim == 1 else positions[0])
+        positions = mx.array(np.flatnonzero(chosen).astype(np.int32))
     if positions.ndim == 1:
         return hidden[:, positions]
     return mx.take_along_axis(hidden, positions[..., None], axis=1)

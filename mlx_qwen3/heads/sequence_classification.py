@@ -43,9 +43,9 @@ class SequenceClassification(OnBackbone):
 
     head_name: ClassVar[str] = "score"
     head_bias: ClassVar[bool] = False
-    pooling: ClassVar[Pooling] = staticmethod(last_token)
+    pooling: ClassVar[Any] = staticmethod(last_token)
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutputWithPast
-    dropout_of: ClassVar[Callable[[Any], float]] = staticmethod(lambda config: 0.0)
+    dropout_of: ClassVar[Any] = staticmethod(lambda config: 0.0)
 
     def __init__(self, config: Any):
         super().__init__(config)

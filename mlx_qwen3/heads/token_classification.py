@@ -23,7 +23,7 @@ class TokenClassification(OnBackbone):
     """A linear layer with a bias on every hidden state; dropout in training only."""
 
     head_name: ClassVar[str] = "score"
-    dropout_of: ClassVar[Callable[[Any], float]] = staticmethod(classifier_dropout)
+    dropout_of: ClassVar[Any] = staticmethod(classifier_dropout)
 
     def __init__(self, config: Any):
         super().__init__(config)

@@ -5,7 +5,7 @@ Source: transformers 5.23 `activations.py` (ACT2FN).
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -62,8 +62,8 @@ def activation(name_or_function: Any) -> Activation:
     Raises:
         ConfigError: an unknown name, or one with trained parameters (prelu, xielu).
     """
-    if callable(name_or_function):
-        return name_or_function
+    if not isinstance(name_or_function, str) and callable(name_or_function):
+        return cast(Activation, name_or_function)
     if name_or_function not in ACTIVATIONS:
         raise ConfigError(
             f"config field 'hidden_act' is {name_or_function!r}, expected a function or one of {', '.join(ACTIVATIONS)}"

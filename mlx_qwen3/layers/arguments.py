@@ -40,6 +40,6 @@ def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, i
         mx.eval(smallest, largest)
     except (RuntimeError, ValueError):
         return
-    if smallest.item() < low or largest.item() >= high:
-        wrong = smallest.item() if smallest.item() < low else largest.item()
-        raise InputError(f"{name} holds {wrong}, outside {meaning}")
+    least, most = int(np.array(smallest)), int(np.array(largest))
+    if least < low or most >= high:
+        raise InputError(f"{name} holds {least if least < low else most}, outside {meaning}")

@@ -18,7 +18,7 @@ SlotRanges = tuple[tuple[int, int], ...]
 
 def key_slots(ranges: SlotRanges) -> mx.array:
     """The slot of each key (S,)."""
-    return mx.concatenate([mx.arange(a, b) for a, b in ranges]) if len(ranges) > 1 else mx.arange(*ranges[0])
+    return mx.concatenate([mx.arange(a, b) for a, b in ranges]) if len(ranges) != 1 else mx.arange(*ranges[0])
 
 
 def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: int) -> None:

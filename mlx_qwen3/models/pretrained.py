@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_unflatten
 
 from ..checkpoint import Checkpoint, open_checkpoint, resolve_checkpoint, save_checkpoint
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..errors import CheckpointError, InputError
 from ..heads.backbone import OnBackbone
+from ..layers.parameters import flat
 from .weight_names import QWEN3_WEIGHTS, WeightRules, names_in_memory
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class PreTrainedModel(nn.Module):
             config = type(config).from_dict(config.to_dict(), **config_overrides)
         target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
         checkpoint = open_checkpoint(folder)
-        model = cls(config, **extra)
+        model = cls(config, **extra)  # type: ignore[call-arg]  # nn.Module's stub hides the constructors
         model._load(checkpoint, values.get("quantization"), target, source, ignore_mismatched_sizes)
         config.dtype = str(target).rpartition(".")[2]
         if unpack:
@@ -113,7 +114,7 @@ class PreTrainedModel(nn.Module):
             from ..quantization import prepare_quantized
 
             prepare_quantized(self, quantization, _Shapes(checkpoint, by_name))
-        expected = {name: tuple(array.shape) for name, array in tree_flatten(self.parameters())}
+        expected = {name: tuple(array.shape) for name, array in flat(self.parameters()).items()}
         everything = by_name
         by_name = {name: disk for name, disk in by_name.items() if not self.weight_rules.is_state(name)}
         by_name = self._accepted(by_name, expected, source)
@@ -128,7 +129,7 @@ class PreTrainedModel(nn.Module):
             logger.warning("%s has no %s: a fresh head starts from random weights; train it", source, heads)
 
     def _flat(self) -> list[tuple[str, mx.array]]:
-        return list(tree_flatten(self.parameters()))
+        return list(flat(self.parameters()).items())
 
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         """Settles which of embedding and output head the file really holds, for models that tie them."""
@@ -196,7 +197,7 @@ class PreTrainedModel(nn.Module):
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
         """Every weight with its name on disk."""
-        yield from tree_flatten(self.parameters())
+        yield from flat(self.parameters()).items()
 
     # services
 
@@ -207,8 +208,8 @@ class PreTrainedModel(nn.Module):
         total = 0
         for _, module in self.named_modules():
             if exclude_embeddings and id(module) == embeddings:
-                total -= _count(dict(tree_flatten(module.parameters())), module)
-        return total + _count(dict(tree_flatten(tree)), self)
+                total -= _count(flat(module.parameters()), module)
+        return total + _count(flat(tree), self)
 
     def get_input_embeddings(self) -> nn.Module:
         """The layer that turns token ids into vectors."""
@@ -221,7 +222,7 @@ class PreTrainedModel(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The type that the model computes in."""
-        for name, array in tree_flatten(self.parameters()):
+        for name, array in flat(self.parameters()).items():
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
@@ -277,8 +278,6 @@ def _cast(name: str, weight: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _nested(weights: Mapping[str, mx.array]) -> Any:
-    from mlx.utils import tree_unflatten
-
     return tree_unflatten(list(weights.items()))
 
 
@@ -287,10 +286,11 @@ def _count(weights: Mapping[str, mx.array], root: nn.Module) -> int:
     total = 0
     for name, array in weights.items():
         path, _, leaf = name.rpartition(".")
-        if bits.get(path) is None:
+        packed = bits.get(path)
+        if packed is None:
             total += array.size
         elif leaf == "weight":
-            total += array.size * 32 // bits[path]
+            total += array.size * 32 // packed
         elif leaf == "bias":
             total += array.size
     return total
