@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import pytest
-from tokenizers import Tokenizer as Backend
 
 from mlx_qwen3 import AutoTokenizer
 from mlx_qwen3.errors import InputError, TokenizerError
+
+from .vocabularies import split_files
 
 
 def test_importing_and_loading_leaves_transformers_and_torch_alone(byte_level_folder):
@@ -20,20 +21,6 @@ def test_importing_and_loading_leaves_transformers_and_torch_alone(byte_level_fo
         [sys.executable, "-c", program, str(byte_level_folder)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
-
-
-def split_files(source, folder):
-    """The same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
-    backend = Backend.from_file(str(source / "tokenizer.json"))
-    backend.model.save(str(folder))
-    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
-    added = backend.get_added_tokens_decoder()
-    config["added_tokens_decoder"] = {
-        str(index): {"content": token.content, "special": token.special, "normalized": token.normalized}
-        for index, token in added.items()
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return config
 
 
 TEXTS = [

@@ -1,12 +1,15 @@
 """Equality with the tokenizers of transformers, argument by argument."""
 
 import itertools
+import json
 import random
 
 import numpy as np
 import pytest
 
 from mlx_qwen3 import AutoTokenizer
+
+from .vocabularies import split_files
 
 pytestmark = [
     pytest.mark.reference,
@@ -27,7 +30,17 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["qwen3", "byte_level", "word_piece"])
+@pytest.fixture(scope="module")
+def vocab_and_merges_folder(byte_level_folder, tmp_path_factory):
+    """As on the Hub before `tokenizer.json`: added and additional special tokens in the configuration."""
+    folder = tmp_path_factory.mktemp("vocab_and_merges")
+    config = split_files(byte_level_folder, folder)
+    config["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(params=["qwen3", "byte_level", "vocab_and_merges", "word_piece"])
 def both(request):
     transformers = pytest.importorskip("transformers")
     folder = request.getfixturevalue(f"{request.param}_folder")

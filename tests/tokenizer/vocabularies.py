@@ -1,5 +1,7 @@
 """Small vocabularies, trained or written here, so that tests need no download."""
 
+import json
+
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mlx_qwen3.tokenizer.backend import QWEN2_SPLIT
@@ -54,3 +56,17 @@ def train_byte_level() -> Tokenizer:
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.add_tokens(["<think>", "</think>", "two words"])
     return tokenizer
+
+
+def split_files(source, folder):
+    """The same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
+    backend = Tokenizer.from_file(str(source / "tokenizer.json"))
+    backend.model.save(str(folder))
+    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    added = backend.get_added_tokens_decoder()
+    config["added_tokens_decoder"] = {
+        str(index): {"content": token.content, "special": token.special, "normalized": token.normalized}
+        for index, token in added.items()
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return config
