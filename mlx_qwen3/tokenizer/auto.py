@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken
@@ -51,8 +51,10 @@ class AutoTokenizer:
     """Loads tokenizers; `from_pretrained` is all there is to it."""
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | os.PathLike[str], **overrides: Any) -> Tokenizer:
-        """The tokenizer of a folder or of a repository on the Hugging Face Hub.
+    def from_pretrained(
+        cls, path_or_id: str | os.PathLike[str], *, revision: str | None = None, **overrides: Any
+    ) -> Tokenizer:
+        """The tokenizer of a folder or of a repository on the Hugging Face Hub (there, of a `revision`).
 
         `overrides` replace fields of `tokenizer_config.json`, e.g. `padding_side="left"`. A chat template in
         `chat_template.jinja` wins over one in `tokenizer_config.json`; `special_tokens_map.json` counts
@@ -61,18 +63,18 @@ class AutoTokenizer:
         """
         unknown = sorted(set(overrides) - _OVERRIDES - _WITHOUT_EFFECT)
         if unknown:
-            raise InputError(
-                f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}"
-            )
-        return _load(_folder(path_or_id), {k: v for k, v in overrides.items() if k not in _WITHOUT_EFFECT})
+            raise InputError(f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}")
+        folder = _folder(path_or_id, revision)
+        return _load(folder, {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT})
 
 
-def _folder(path_or_id: str | os.PathLike[str]) -> Path:
+def _folder(path_or_id: str | os.PathLike[str], revision: str | None) -> Path:
     if Path(path_or_id).is_dir():
         return Path(path_or_id)
     from ..checkpoint import resolve_checkpoint  # only the Hub needs it
 
-    return resolve_checkpoint(str(path_or_id), allow_patterns=list(_FILES))
+    name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
+    return resolve_checkpoint(name, revision=revision, allow_patterns=list(_FILES))
 
 
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
@@ -145,5 +147,9 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
         return texts["default"] if list(texts) == ["default"] else texts
     template = config.get("chat_template")
     if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return template
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = {str(entry.get("name")): entry.get("template") for entry in named}
+    texts = list(template.values()) if isinstance(template, dict) else [template]
+    if not all(isinstance(text, str) for text in texts) and template is not None:
+        raise TokenizerError(f"{folder}: chat_template must be a string or a list of named templates")
+    return cast("str | dict[str, str] | None", template)

@@ -59,7 +59,7 @@ def family_of(class_name: str | None, model_type: str | None, folder: Path) -> F
         plain = class_name.removesuffix("Fast")
         return {"Qwen2Tokenizer": QWEN2, "BertTokenizer": BERT}.get(plain, GENERIC)
     if model_type:
-        return QWEN2 if model_type.startswith("qwen") else BERT if model_type.endswith("bert") else GENERIC
+        return QWEN2 if model_type.startswith("qwen") else BERT if model_type in ("bert", "qdqbert") else GENERIC
     if (folder / "tokenizer.json").is_file():
         return GENERIC
     return BERT if (folder / "vocab.txt").is_file() else QWEN2
@@ -110,17 +110,13 @@ def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> token
         return _word_pieces(folder / "vocab.txt", config)
     names = "tokenizer.json, vocab.json with merges.txt, or vocab.txt"
     if (folder / "tokenizer.model").is_file():
-        raise TokenizerError(
-            f"{folder} has only a SentencePiece vocabulary (tokenizer.model); needed: {names}"
-        )
+        raise TokenizerError(f"{folder} has only a SentencePiece vocabulary (tokenizer.model); needed: {names}")
     raise TokenizerError(f"{folder} has no vocabulary; needed: {names}")
 
 
 def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     with backend_errors(f"{vocab} and {merges.name} cannot be read, download them again"):
-        model = models.BPE.from_file(
-            str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix=""
-        )
+        model = models.BPE.from_file(str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix="")
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     prefix = bool(config.get("add_prefix_space"))

@@ -131,9 +131,7 @@ class BatchEncoding(dict[str, Any]):
     def _place(self, first: int, second: int | None) -> tuple[Encoding, int]:
         return (self._row(0), first) if second is None else (self._row(first), second)
 
-    def convert_to_tensors(
-        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
-    ) -> "BatchEncoding":
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> "BatchEncoding":
         """Turns the lists into arrays in place: 'mlx' (int32) or 'np' (int64); None leaves lists.
 
         Raises InputError for another type, and for rows of different lengths.
@@ -158,6 +156,4 @@ class BatchEncoding(dict[str, Any]):
 def check_tensor_type(tensor_type: str | None) -> None:
     """Raises InputError unless the arrays asked for are MLX's or numpy's."""
     if tensor_type not in (None, "mlx", "np"):
-        raise InputError(
-            f"return_tensors={tensor_type!r} is not available; use 'mlx' or 'np', or None for lists"
-        )
+        raise InputError(f"return_tensors={tensor_type!r} is not available; use 'mlx' or 'np', or None for lists")

@@ -64,9 +64,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML, which a prompt must not."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=32)
@@ -82,9 +80,7 @@ def _compile(template: str) -> jinja2.Template:
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(
-            f"the chat template has an error in line {error.lineno}: {error.message}"
-        ) from error
+        raise TokenizerError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
 
 
 def choose_template(templates: str | dict[str, str] | None, asked: str | None, with_tools: bool) -> str:
@@ -99,8 +95,7 @@ def choose_template(templates: str | dict[str, str] | None, asked: str | None, w
             if name in templates:
                 return templates[name]
         raise TokenizerError(
-            "the tokenizer has several chat templates and no default; "
-            f"pass chat_template=, one of {sorted(templates)}"
+            f"the tokenizer has several chat templates and no default; pass chat_template=, one of {sorted(templates)}"
         )
     chosen = templates if asked is None else asked
     if chosen is None:
@@ -160,20 +155,14 @@ def _cut_open_end(text: str, field: str) -> str:
     """
     mark = text.rfind(_OPEN_END.strip())
     if mark < 0:
-        raise InputError(
-            f"continue_final_message: the chat template does not write {field!r} of the final message"
-        )
+        raise InputError(f"continue_final_message: the chat template does not write {field!r} of the final message")
     return text[:mark] if text.startswith(_OPEN_END, mark) else text[:mark].rstrip()
 
 
 def _message(index: int, message: Any, template: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise InputError(
-            f"message {index} must be a dict with 'role' and 'content', not {type(message).__name__}"
-        )
-    plain = {
-        key: _plain(value, f"message {index}: {key}") for key, value in message.items() if value is not None
-    }
+        raise InputError(f"message {index} must be a dict with 'role' and 'content', not {type(message).__name__}")
+    plain = {key: _plain(value, f"message {index}: {key}") for key, value in message.items() if value is not None}
     role = plain.get("role")
     if not isinstance(role, str):
         raise InputError(f"message {index} has no role; use one of {', '.join(ROLES)}")
@@ -181,9 +170,7 @@ def _message(index: int, message: Any, template: str) -> dict[str, Any]:
     if role not in ROLES and f"'{role}'" not in template and f'"{role}"' not in template:
         raise InputError(f"message {index} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
     if role == "assistant" and plain.get("tool_calls"):
-        plain.setdefault(
-            "content", ""
-        )  # chat APIs send null there, which Qwen3's template cannot add to text
+        plain.setdefault("content", "")  # chat APIs send null there, which Qwen3's template cannot add to text
     content = plain.get("content")
     if not isinstance(content, str | list):
         what = "no content" if content is None else f"content of type {type(content).__name__}"
@@ -214,6 +201,4 @@ def _plain(value: Any, where: str) -> Any:
         return {_plain(key, where): _plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
-    raise InputError(
-        f"{where} holds a {type(value).__name__}; templates take strings, numbers, lists and dicts"
-    )
+    raise InputError(f"{where} holds a {type(value).__name__}; templates take strings, numbers, lists and dicts")

@@ -12,9 +12,7 @@ def as_rows(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
     A row is a text or a (text, pair) tuple, all rows alike; with `split` a text is a list of words. Raises
     InputError for anything else, naming the row.
     """
-    batched = isinstance(text, list | tuple) and (
-        not split or (bool(text) and isinstance(text[0], list | tuple))
-    )
+    batched = isinstance(text, list | tuple) and (not split or (bool(text) and isinstance(text[0], list | tuple)))
     if not batched:
         row = text if text_pair is None else (text, text_pair)
         return [_row(row, split, "text")], False
@@ -24,9 +22,7 @@ def as_rows(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
         rows = [_row(row, split, f"text {index}") for index, row in enumerate(text)]
     else:
         if not isinstance(text_pair, list | tuple):
-            raise InputError(
-                f"text is a batch, so text_pair must be a list too, not {type(text_pair).__name__}"
-            )
+            raise InputError(f"text is a batch, so text_pair must be a list too, not {type(text_pair).__name__}")
         if len(text) != len(text_pair):
             raise InputError(f"{len(text)} texts cannot be paired with {len(text_pair)} in text_pair")
         rows = [_row(row, split, f"text {i}") for i, row in enumerate(zip(text, text_pair, strict=True))]
@@ -37,15 +33,11 @@ def as_rows(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
 
 def _row(row: Any, split: bool, where: str) -> Any:
     """The text, or the pair as a tuple."""
-    nested = isinstance(row, list | tuple) and (
-        not split or any(isinstance(part, list | tuple) for part in row)
-    )
+    nested = isinstance(row, list | tuple) and (not split or any(isinstance(part, list | tuple) for part in row))
     if not nested:
         return _text(row, split, where)
     if len(row) != 2:
-        raise InputError(
-            f"{where} has {len(row)} parts; a pair has 2 (a list of words needs is_split_into_words)"
-        )
+        raise InputError(f"{where} has {len(row)} parts; a pair has 2 (a list of words needs is_split_into_words)")
     return _text(row[0], split, where), _text(row[1], split, where)
 
 
@@ -58,9 +50,7 @@ def _text(text: Any, split: bool, where: str) -> Any:
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise InputError(
-                f"{where} is not valid Unicode: a lone surrogate at character {error.start}"
-            ) from error
+            raise InputError(f"{where} is not valid Unicode: a lone surrogate at character {error.start}") from error
     return list(words) if split else text
 
 

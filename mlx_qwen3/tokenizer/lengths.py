@@ -42,14 +42,10 @@ class Lengths:
         if room < 0:
             raise InputError(f"max_length={self.max_length} leaves no room beside {special} special tokens")
         if self.stride and self.stride >= room:
-            raise InputError(
-                f"stride={self.stride} must be less than the {room} text tokens that max_length leaves"
-            )
+            raise InputError(f"stride={self.stride} must be less than the {room} text tokens that max_length leaves")
         if self.truncation == "only_second" and not pair:
             raise InputError("truncation='only_second' needs text_pair")
-        backend.enable_truncation(
-            self.max_length, stride=self.stride, strategy=self.truncation, direction=side
-        )
+        backend.enable_truncation(self.max_length, stride=self.stride, strategy=self.truncation, direction=side)
 
     def pad(self, rows: list[Encoding], token: str, token_id: int, type_id: int, side: str) -> None:
         """Pads rows in place, to the longest of them or to `max_length`."""

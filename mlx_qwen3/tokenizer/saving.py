@@ -45,9 +45,7 @@ def _templates(template: str | dict[str, str] | None) -> dict[str, str]:
     for name, text in template.items():
         if Path(name).name != name:
             raise TokenizerError(f"a chat template cannot be saved under the name {name!r}")
-        files["chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"] = (
-            text
-        )
+        files["chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"] = text
     return files
 
 

@@ -117,14 +117,10 @@ class Tokenizer(Vocabulary):
         """
         check_tensor_type(return_tensors)
         rows, batched = as_rows(text, text_pair, is_split_into_words)
-        lengths = resolve_lengths(
-            padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length
-        )
+        lengths = resolve_lengths(padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length)
         side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
         if lengths.padding is not None and self.pad_token is None:
-            raise InputError(
-                "padding needs a padding token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token"
-            )
+            raise InputError("padding needs a padding token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
         encoded = self._encode_rows(rows, add_special_tokens, is_split_into_words, lengths)
         samples, parts = [], []
         for index, encoding in enumerate(encoded):
@@ -151,9 +147,7 @@ class Tokenizer(Vocabulary):
             data = {key: value if key == "length" else value[0] for key, value in data.items()}
         return BatchEncoding(data, parts).convert_to_tensors(return_tensors)
 
-    def _encode_rows(
-        self, rows: list[Any], add_special_tokens: bool, split: bool, lengths: Lengths
-    ) -> list[Encoding]:
+    def _encode_rows(self, rows: list[Any], add_special_tokens: bool, split: bool, lengths: Lengths) -> list[Encoding]:
         """One Encoding a row; truncation is a setting of the backend, so one call at a time uses it."""
         pair = isinstance(rows[0], tuple)
         special = self.num_special_tokens_to_add(pair) if add_special_tokens else 0
@@ -169,9 +163,7 @@ class Tokenizer(Vocabulary):
             finally:
                 self.backend.no_truncation()
 
-    def encode(
-        self, text: str | Sequence[str], text_pair: str | Sequence[str] | None = None, **options: Any
-    ) -> Any:
+    def encode(self, text: str | Sequence[str], text_pair: str | Sequence[str] | None = None, **options: Any) -> Any:
         """The ids of one text (or pair): a list, or an array (1, L) with `return_tensors`; options as of a
         call.
         """

@@ -48,9 +48,7 @@ class _NamedTokenId:
     def __set__(self, vocabulary: "Vocabulary", token_id: int | None) -> None:
         token = None if token_id is None else vocabulary.convert_ids_to_tokens(int(token_id))
         if token_id is not None and token is None:
-            raise InputError(
-                f"{self.name}_id {token_id} is outside the vocabulary of {len(vocabulary)} tokens"
-            )
+            raise InputError(f"{self.name}_id {token_id} is outside the vocabulary of {len(vocabulary)} tokens")
         vocabulary._named[self.name] = token
 
 
@@ -76,9 +74,7 @@ class Vocabulary:
     cls_token_id = _NamedTokenId()
     mask_token_id = _NamedTokenId()
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, named: dict[str, str | None], extra: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, named: dict[str, str | None], extra: Sequence[str] = ()) -> None:
         self.backend = backend
         self._named = {name: named.get(name) for name in NAMED_TOKENS}
         self._extra = list(dict.fromkeys(extra))
@@ -187,9 +183,7 @@ class Vocabulary:
                 added += self.add_tokens(value, special_tokens=True)
                 setattr(self, name, value)
             else:
-                raise InputError(
-                    f"{name!r} is not a special token; expected one of {', '.join(NAMED_TOKENS)}"
-                )
+                raise InputError(f"{name!r} is not a special token; expected one of {', '.join(NAMED_TOKENS)}")
         return added
 
     @overload
@@ -208,9 +202,7 @@ class Vocabulary:
     @overload
     def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str | None: ...
     @overload
-    def convert_ids_to_tokens(
-        self, ids: Iterable[int], skip_special_tokens: bool = False
-    ) -> list[str | None]: ...
+    def convert_ids_to_tokens(self, ids: Iterable[int], skip_special_tokens: bool = False) -> list[str | None]: ...
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mlx_qwen3 import AutoTokenizer
-from mlx_qwen3.errors import InputError, TokenizerError
+from mlx_qwen3.errors import InputError, MlxQwen3Error, TokenizerError
 
 from .vocabularies import split_files
 
@@ -137,6 +137,35 @@ def test_unusable_files_are_named_in_one_line(tmp_path, name, content, message):
     with pytest.raises(TokenizerError, match=message) as caught:
         AutoTokenizer.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_folder_is_resolved_as_a_checkpoint(byte_level_folder, monkeypatch):
+    asked = {}
+
+    def resolve_checkpoint(path_or_id, revision, allow_patterns):
+        asked[path_or_id, revision] = allow_patterns
+        return byte_level_folder
+
+    monkeypatch.setattr("mlx_qwen3.checkpoint.resolve_checkpoint", resolve_checkpoint)
+    assert AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B", revision="v1").vocab_size == 400
+    patterns = asked["Qwen/Qwen3-0.6B", "v1"]
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"} <= set(patterns)
+    assert not any("safetensors" in pattern for pattern in patterns)
+
+
+def test_a_path_without_a_folder_is_named(tmp_path):
+    with pytest.raises(MlxQwen3Error, match="nothing-here"):
+        AutoTokenizer.from_pretrained(tmp_path / "nothing-here")
+
+
+def test_templates_named_in_the_configuration(byte_level_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    templates = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}), encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == {"default": "D", "tool_use": "T"}
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "x"}]}', encoding="utf-8")
+    with pytest.raises(TokenizerError, match="chat_template must be a string or a list of named"):
+        AutoTokenizer.from_pretrained(tmp_path)
 
 
 def test_an_unknown_override_is_refused(byte_level_folder):
