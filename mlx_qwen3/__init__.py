@@ -42,6 +42,11 @@ _HOME = {
     "QuantDescriptor": "layers.fake_quantizer",
     "TensorQuantizer": "layers.fake_quantizer",
     "calibrate": "quantization.calibration",
+    # generation
+    "GenerateOutput": "generation",
+    "GenerationConfig": "generation",
+    "GenerationResponse": "generation",
+    "make_sampler": "generation",
     # loading
     "load": "loading",
 }

@@ -30,6 +30,8 @@ class PreTrainedModel(nn.Module):
     """What every model class can do besides being called."""
 
     config_class: ClassVar[type[PretrainedConfig]]
+    fresh_weights: frozenset[str] = frozenset()
+    """Names of the head's weights that the checkpoint did not hold."""
     weight_rules: ClassVar[WeightRules] = QWEN3_WEIGHTS
     config: Any
 
@@ -86,8 +88,12 @@ class PreTrainedModel(nn.Module):
             from ..quantization import unpack_quantized
 
             unpack_quantized(model, target)
+        model._read_companions(folder)
         model.eval()
         return model
+
+    def _read_companions(self, folder: Path) -> None:
+        """Takes what else the folder holds for this kind of model."""
 
     @classmethod
     def backbone_prefix(cls) -> str:
@@ -119,6 +125,7 @@ class PreTrainedModel(nn.Module):
         by_name = {name: disk for name, disk in by_name.items() if not self.weight_rules.is_state(name)}
         by_name = self._accepted(by_name, expected, source)
         fresh = self._check(checkpoint, by_name, expected, source, ignore_mismatched_sizes)
+        self.fresh_weights = frozenset(fresh)
         arrays = checkpoint.read_all([by_name[name] for name in expected if name in by_name and name not in fresh])
         weights = {name: arrays[by_name[name]] for name in expected if name in by_name and name not in fresh}
         self.load_weights([(n, _cast(n, w, dtype)) for n, w in weights.items()], strict=False)

@@ -16,7 +16,9 @@ import mlx.nn as nn
 from ..backbones.qdqbert import QDQBertBackbone
 from ..checkpoint import Checkpoint
 from ..config.qdqbert import QDQBertConfig
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
+from ..generation.mixin import GenerationMixin
+from ..generation.results import GenerateOutput
 from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
 from ..heads.backbone import OnBackbone
 from ..heads.masked_lm import MaskedLM, PredictsVocabulary
@@ -197,13 +199,14 @@ class QDQBertModel(QDQBertPreTrainedModel, QDQBertBackbone):
     """The bare model: token ids → hidden states, and the pooled first token if `add_pooling_layer`."""
 
 
-class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
+class QDQBertLMHeadModel(GenerationMixin, QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
     """QDQBert that predicts the next token. Attention is causal only where `config.is_decoder`."""
 
     backbone_class: ClassVar[Any] = QDQBertModel
     backbone_name = "bert"
     backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
     output_class = CausalLMOutputWithCrossAttentions
+    counts_positions_by_mask = False
 
     def __init__(self, config: QDQBertConfig):
         super().__init__(config)
@@ -219,6 +222,16 @@ class QDQBertLMHeadModel(QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
         if inputs.get("labels") is not None:
             inputs["use_cache"] = False
         return super().__call__(*args, **inputs)
+
+    def generate(self, input_ids: Any = None, *args: Any, **options: Any) -> mx.array | GenerateOutput:
+        """The prompts (B, L) with what the model adds to them; see `GenerationMixin.generate`.
+
+        Raises:
+            ConfigError: the config is no decoder's.
+        """
+        if not self.config.is_decoder:
+            raise ConfigError("config field 'is_decoder' is false: only a decoder generates; load with is_decoder=True")
+        return super().generate(input_ids, *args, **options)
 
 
 class QDQBertForMaskedLM(QDQBertPreTrainedModel, MaskedLM):

@@ -10,6 +10,7 @@ from ..backbones.qwen3 import Qwen3Decoder
 from ..checkpoint import Checkpoint
 from ..config.qwen3 import Qwen3Config
 from ..errors import InputError
+from ..generation.mixin import DecoderGenerationMixin
 from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
 from ..heads.backbone import OnBackbone
 from .pretrained import PreTrainedModel, initialise
@@ -84,7 +85,7 @@ class Qwen3Model(Qwen3PreTrainedModel, Qwen3Decoder):
     """The bare decoder: token ids → hidden states."""
 
 
-class Qwen3ForCausalLM(Qwen3PreTrainedModel, CausalLM):
+class Qwen3ForCausalLM(DecoderGenerationMixin, Qwen3PreTrainedModel, CausalLM):
     """Qwen3 that predicts the next token."""
 
     backbone_class: ClassVar[Any] = Qwen3Model
