@@ -5,6 +5,7 @@ trusting them, and writes them as a stream. Weights in pickle files are never op
 checkpoint is never run.
 """
 
+from mlx_qwen3.checkpoint.decoded import DecodedCheckpoint, open_decoded_checkpoint
 from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
 from mlx_qwen3.checkpoint.header import TensorEntry, read_header
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
@@ -14,10 +15,12 @@ from mlx_qwen3.checkpoint.writer import CheckpointWriter, replace_folder, save_c
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "DecodedCheckpoint",
     "ForeignWeight",
     "TensorEntry",
     "foreign_weights",
     "open_checkpoint",
+    "open_decoded_checkpoint",
     "quantization_settings",
     "read_header",
     "replace_folder",

@@ -52,9 +52,7 @@ class AwqWeight:
         group_size = settings.get("group_size", settings.get("q_group_size", 128))
         version = str(settings.get("version", "gemm")).lower()
         if bits != 4 or version != "gemm":
-            raise QuantizationError(
-                f"AWQ with {bits!r} bits in the layout {version!r} is not decoded, only 4-bit gemm"
-            )
+            raise QuantizationError(f"AWQ with {bits!r} bits in the layout {version!r} is not decoded, only 4-bit gemm")
         if not isinstance(group_size, int) or (group_size < 1 and group_size != -1):
             raise QuantizationError(f"AWQ group_size is {group_size!r}: expected a positive number or -1")
         for part in ("qweight", "scales", "qzeros"):
@@ -62,20 +60,14 @@ class AwqWeight:
             if name not in checkpoint and not (part == "qzeros" and settings.get("zero_point") is False):
                 raise CheckpointError(f"{checkpoint.folder} lacks {name}: download the checkpoint again")
             if name in checkpoint and len(checkpoint.shape(name)) != 2:
-                raise CheckpointError(
-                    f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions"
-                )
+                raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions")
             if name in checkpoint and part != "scales" and checkpoint.entry(name).dtype not in ("I32", "U32"):
-                raise CheckpointError(
-                    f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words"
-                )
+                raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words")
         columns, words = checkpoint.shape(f"{path}.qweight")
         groups = -(-columns // (columns if group_size == -1 else group_size))
         for name, expected in ((f"{path}.scales", (groups, words * 8)), (f"{path}.qzeros", (groups, words))):
             if name in checkpoint and checkpoint.shape(name) != expected:
-                raise CheckpointError(
-                    f"{name} has the shape {checkpoint.shape(name)}; its weight needs {expected}"
-                )
+                raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}; its weight needs {expected}")
         if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
             raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
         return cls(checkpoint, path, group_size)
@@ -134,8 +126,6 @@ class AwqWeight:
             raise QuantizationError(f"{self.path}: {self.kept_apart}")
         codes, scales, zeros = self._codes(start, stop)
         shifts = mx.arange(0, 32, 4, dtype=mx.uint32)
-        packed = mx.sum(mx.contiguous(codes).reshape(codes.shape[0], -1, 8) << shifts, axis=-1).astype(
-            mx.uint32
-        )
+        packed = mx.sum(mx.contiguous(codes).reshape(codes.shape[0], -1, 8) << shifts, axis=-1).astype(mx.uint32)
         repeats = self.group_size // self.affine_format[1]
         return packed, mx.repeat(scales, repeats, 1), mx.repeat(zeros, repeats, 1)

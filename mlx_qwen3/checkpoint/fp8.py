@@ -60,9 +60,7 @@ class Fp8Weight:
             raise QuantizationError(f"weight_block_size is {block!r}: expected two positive numbers")
         weight, scale = f"{path}.weight", f"{path}.weight_scale_inv"
         if weight not in checkpoint or checkpoint.entry(weight).dtype != "F8_E4M3":
-            raise CheckpointError(
-                f"{scale} is there, but {weight} is not in e4m3: download the checkpoint again"
-            )
+            raise CheckpointError(f"{scale} is there, but {weight} is not in e4m3: download the checkpoint again")
         shape = checkpoint.shape(weight)
         if len(shape) != 2:
             raise CheckpointError(f"{weight} has the shape {shape}: expected rows and columns")

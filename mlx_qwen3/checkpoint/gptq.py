@@ -35,9 +35,7 @@ def mlx_group_size(group_size: int, columns: int) -> int | None:
 class GptqWeight:
     """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows)."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int) -> None:
         self.path = path
         self._checkpoint = checkpoint
         self._held: dict[str, mx.array] = {}
@@ -87,9 +85,7 @@ class GptqWeight:
         groups = -(-columns // (columns if group_size == -1 else group_size))
         _check_scales(checkpoint, path, bits, groups, rows)
         if f"{path}.g_idx" in checkpoint and checkpoint.shape(f"{path}.g_idx") != (columns,):
-            raise CheckpointError(
-                f"{path}.g_idx has the shape {checkpoint.shape(f'{path}.g_idx')}, not {(columns,)}"
-            )
+            raise CheckpointError(f"{path}.g_idx has the shape {checkpoint.shape(f'{path}.g_idx')}, not {(columns,)}")
         return cls(checkpoint, path, bits, group_size, 1 if version == "gptq" else 0)
 
     def _tensor(self, part: str) -> mx.array:
@@ -163,9 +159,7 @@ def _check_packed(checkpoint: Checkpoint, path: str) -> None:
             raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions")
     for name in (f"{path}.qweight", f"{path}.qzeros"):
         if checkpoint.entry(name).dtype not in ("I32", "U32"):
-            raise CheckpointError(
-                f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words"
-            )
+            raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words")
 
 
 def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, rows: int) -> None:

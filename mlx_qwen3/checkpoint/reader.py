@@ -32,7 +32,10 @@ class Checkpoint:
         names: all tensor names, sorted.
         metadata: the metadata of the first file.
         files: the weight files, in order.
+        decoded: whether weights that another tool packed appear as plain ones.
     """
+
+    decoded = False
 
     def __init__(
         self, folder: Path, entries: dict[str, TensorEntry], metadata: dict[str, str], files: list[Path]
@@ -136,9 +139,7 @@ class Checkpoint:
         return self._read_bytes(part)
 
     def _has_foreign_dtype(self, file: Path) -> bool:
-        return any(
-            entry.file == file and entry.dtype in ("F64", "F8_E5M2") for entry in self._entries.values()
-        )
+        return any(entry.file == file and entry.dtype in ("F64", "F8_E5M2") for entry in self._entries.values())
 
     def _load_file(self, file: Path) -> dict[str, mx.array]:
         # One file at a time: shards are mostly read in order, and each holds an open file.
@@ -247,9 +248,7 @@ def _weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]
         return files
     others = sorted(folder.glob("*.safetensors"))
     if others:
-        raise CheckpointError(
-            f"{folder} has {others[0].name} but no model*.safetensors: rename it or check the folder"
-        )
+        raise CheckpointError(f"{folder} has {others[0].name} but no model*.safetensors: rename it or check the folder")
     pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
@@ -277,8 +276,7 @@ def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, Te
     for name, shard in weight_map.items():
         if name not in entries:
             raise CheckpointError(
-                f"{INDEX_NAME} in {folder} names tensor {name!r} in {shard}, which is not there: "
-                "download both again"
+                f"{INDEX_NAME} in {folder} names tensor {name!r} in {shard}, which is not there: download both again"
             )
         if entries[name].file.name != shard:
             raise CheckpointError(

@@ -44,9 +44,7 @@ def resolve_checkpoint(
     if path.exists():
         raise CheckpointError(f"{text} is a file; give the folder that it lies in: {path.parent}")
     if isinstance(path_or_id, Path) or _looks_like_path(text):
-        raise CheckpointError(
-            f"there is no folder {text}; check the path, or give a Hub id such as Qwen/Qwen3-0.6B"
-        )
+        raise CheckpointError(f"there is no folder {text}; check the path, or give a Hub id such as Qwen/Qwen3-0.6B")
     patterns = list(ALLOW_PATTERNS if allow_patterns is None else allow_patterns)
     cached = _cached(text, revision, patterns)
     return cached if cached is not None else _download(text, revision, patterns)
@@ -57,9 +55,7 @@ def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)
-        )
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -112,9 +108,7 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
             "check the spelling, or run `hf auth login` for a private one"
         ) from error
     except RevisionNotFoundError as error:
-        raise HubError(
-            f"{repo} has no revision {revision}: check it on https://huggingface.co/{repo}"
-        ) from error
+        raise HubError(f"{repo} has no revision {revision}: check it on https://huggingface.co/{repo}") from error
     except OfflineModeIsEnabled as error:
         raise HubError(offline) from error
     except (LocalEntryNotFoundError, http_error, ConnectionError) as error:

@@ -197,9 +197,7 @@ def replace_folder(target: str | Path, force: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
         if target.exists() and not force:
-            raise CheckpointError(
-                f"{target} exists: choose another target, delete it, or replace it with --force"
-            )
+            raise CheckpointError(f"{target} exists: choose another target, delete it, or replace it with --force")
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file, not a folder: choose another target")
         partial = target.parent / f".{target.name}.partial-{os.getpid()}"

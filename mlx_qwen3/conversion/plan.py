@@ -105,9 +105,7 @@ def make_plan(
         name = renamed.get(weight.name, weight.name)
         plan.steps.append(_step(plan, source, weight, name, dequantize, explicit_format))
     if recipe is not None and not any(step.form for step in plan.steps):
-        raise QuantizationError(
-            f"no layer of {source.name} can be packed as {recipe.default}: choose another format"
-        )
+        raise QuantizationError(f"no layer of {source.name} can be packed as {recipe.default}: choose another format")
     if plan.kept:
         logger.warning("%d layers stay in full precision, first %s", len(plan.kept), plan.kept[0])
     return plan
@@ -132,9 +130,7 @@ def _tied(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | No
     """The weights that are kept, new names, and what the config must say of tying (None: as it does)."""
     by_name = {weight.name: weight for weight in source.weights}
     head = by_name.get("lm_head.weight")
-    embedding = next(
-        (weight for name, weight in by_name.items() if name.endswith("embed_tokens.weight")), None
-    )
+    embedding = next((weight for name, weight in by_name.items() if name.endswith("embed_tokens.weight")), None)
     if head is None or not source.config.get("tie_word_embeddings", False):
         return source.weights, {}, None
     if embedding is None:
@@ -151,9 +147,7 @@ def _tied(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | No
 def _equal(a: SourceWeight, b: SourceWeight) -> bool:
     if a.shape != b.shape:
         return False
-    return all(
-        bool(mx.array_equal(a.rows(start, stop), b.rows(start, stop)).item()) for start, stop in row_blocks(a)
-    )
+    return all(bool(mx.array_equal(a.rows(start, stop), b.rows(start, stop)).item()) for start, stop in row_blocks(a))
 
 
 def row_blocks(weight: SourceWeight, block_bytes: int = 16 << 20) -> list[tuple[int, int]]:
@@ -167,9 +161,7 @@ def row_blocks(weight: SourceWeight, block_bytes: int = 16 << 20) -> list[tuple[
     return [(start, min(start + count, rows)) for start in range(0, rows, count)]
 
 
-def _step(
-    plan: Plan, source: Source, weight: SourceWeight, name: str, dequantize: bool, explicit_format: bool
-) -> Step:
+def _step(plan: Plan, source: Source, weight: SourceWeight, name: str, dequantize: bool, explicit_format: bool) -> Step:
     path = name.removesuffix(".weight")
     form = plan.formats.get(weight.path)
     cast = plan.dtype if mx.issubdtype(weight.dtype, mx.floating) and not name.endswith("_amax") else None
@@ -200,9 +192,7 @@ def _step(
     return Step(weight, name, form, False, _packed_outputs(path, form, weight.shape, dtype), cast)
 
 
-def _packed_outputs(
-    path: str, form: PackedFormat, shape: tuple[int, ...], dtype: mx.Dtype
-) -> dict[str, Spec]:
+def _packed_outputs(path: str, form: PackedFormat, shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, Spec]:
     return {f"{path}.{part}": spec for part, spec in form.packed_specs(shape, dtype).items()}
 
 

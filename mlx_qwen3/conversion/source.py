@@ -3,6 +3,7 @@ row.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,11 @@ from ..config.pretrained import read_config_file
 from ..config.stock_mlx_lm import check_model_file
 from ..errors import QuantizationError
 from ..models.registry import model_class
-from ..quantization.formats import PackedFormat
+from ..models.weight_names import names_in_memory
+from ..quantization.formats import PackedFormat, infer_format
+
+_BUFFER = re.compile(r"rotary_emb\.inv_freq$|embeddings\.(position|token_type)_ids$")
+"""What older files hold and no model needs."""
 
 _HIDDEN_SIZE_INPUTS = (
     "q_proj",
@@ -112,6 +117,12 @@ class Source:
         """Whether a layer belongs to a head other than the language model's."""
         return self.model.weight_rules.is_head(f"{path}.") and not path.startswith("lm_head")
 
+    def path_in_memory(self, path: str) -> str:
+        """The path of a layer in the model, which may stand under another prefix than on disk."""
+        name = f"{path}.weight"
+        names = names_in_memory([name], self.model.backbone_prefix(), self.model.weight_rules)
+        return names[name].removesuffix(".weight")
+
 
 def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
     """The checkpoint to convert; only headers and the configuration are read.
@@ -138,21 +149,17 @@ def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
     used = {name for weight in packed.values() for name in weight.names}
     weights = list(packed.values())
     for name in checkpoint.names:
-        if name in used or model.weight_rules.is_ignored(name):
+        if name in used or _BUFFER.search(name):
             continue
         dtype = checkpoint.dtype(name)
-        weights.append(
-            SourceWeight(checkpoint, name, (name,), checkpoint.shape(name), dtype, checkpoint.nbytes(name))
-        )
+        weights.append(SourceWeight(checkpoint, name, (name,), checkpoint.shape(name), dtype, checkpoint.nbytes(name)))
     order = {name: number for number, name in enumerate(_file_order(checkpoint))}
     weights.sort(key=lambda weight: order[weight.names[0]])
     return Source(str(path_or_id), folder, config, checkpoint, weights, method, model)
 
 
 def _file_order(checkpoint: Checkpoint) -> list[str]:
-    return sorted(
-        checkpoint.names, key=lambda name: (checkpoint.entry(name).file, checkpoint.entry(name).offset)
-    )
+    return sorted(checkpoint.names, key=lambda name: (checkpoint.entry(name).file, checkpoint.entry(name).offset))
 
 
 def _foreign(checkpoint: Checkpoint, weight: ForeignWeight) -> SourceWeight:
@@ -194,15 +201,11 @@ def _mlx_format(
     columns = words * 32 // form.bits
     if not isinstance(entry, Mapping):
         # Without an entry of its own a layer may differ from the default; its width in the config decides.
-        from ..quantization.formats import infer_format
-
         byte_scales = checkpoint.entry(f"{path}.scales").dtype == "U8"
         shapes = checkpoint.shape(f"{path}.weight"), checkpoint.shape(f"{path}.scales")
         return infer_format(path, _columns(path, config) or columns, *shapes, byte_scales)
     if groups * form.group_size != columns:
-        raise QuantizationError(
-            f"{path} is not packed as config.json says ({form.to_config()}): convert it again"
-        )
+        raise QuantizationError(f"{path} is not packed as config.json says ({form.to_config()}): convert it again")
     return form
 
 

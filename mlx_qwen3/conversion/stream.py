@@ -29,9 +29,7 @@ class Converter:
         not_finite: names of weights with NaN or infinite values.
     """
 
-    def __init__(
-        self, plan: Plan, folder: Path, *, allow_not_finite: bool, progress: Progress | None
-    ) -> None:
+    def __init__(self, plan: Plan, folder: Path, *, allow_not_finite: bool, progress: Progress | None) -> None:
         self._plan = plan
         self._writer = CheckpointWriter(folder, plan.outputs, total_parameters=plan.parameters)
         self._allow_not_finite = allow_not_finite

@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from ..checkpoint import Checkpoint, open_checkpoint, resolve_checkpoint, save_checkpoint
+from ..checkpoint import Checkpoint, open_decoded_checkpoint, resolve_checkpoint, save_checkpoint
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
+from ..config.stock_mlx_lm import check_model_file
 from ..errors import CheckpointError, InputError
 from ..heads.backbone import OnBackbone
 from ..layers.parameters import flat
@@ -73,6 +74,7 @@ class PreTrainedModel(nn.Module):
         folder = resolve_checkpoint(path_or_id, revision=revision)
         values = read_config_file(folder)
         source = str(path_or_id)
+        check_model_file(values, source)
         accepted = cls.config_class.accepted_model_types
         refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
         if config is None:
@@ -80,7 +82,7 @@ class PreTrainedModel(nn.Module):
         elif config_overrides:
             config = type(config).from_dict(config.to_dict(), **config_overrides)
         target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_decoded_checkpoint(folder, values, target)
         model = cls(config, **extra)  # type: ignore[call-arg]  # nn.Module's stub hides the constructors
         model._load(checkpoint, values.get("quantization"), target, source, ignore_mismatched_sizes)
         config.dtype = str(target).rpartition(".")[2]
@@ -88,6 +90,9 @@ class PreTrainedModel(nn.Module):
             from ..quantization import unpack_quantized
 
             unpack_quantized(model, target)
+        if unpack or checkpoint.decoded:
+            for field in ("quantization", "quantization_config"):
+                config.__dict__.pop(field, None)
         model._read_companions(folder)
         model.eval()
         return model
@@ -119,7 +124,7 @@ class PreTrainedModel(nn.Module):
         if quantization:
             from ..quantization import prepare_quantized
 
-            prepare_quantized(self, quantization, _Shapes(checkpoint, by_name))
+            prepare_quantized(self, quantization, _Shapes(checkpoint, by_name), dtype)
         expected = {name: tuple(array.shape) for name, array in flat(self.parameters()).items()}
         everything = by_name
         by_name = {name: disk for name, disk in by_name.items() if not self.weight_rules.is_state(name)}

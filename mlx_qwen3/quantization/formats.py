@@ -37,18 +37,13 @@ class PackedFormat:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise QuantizationError(
-                f"quantization mode {self.mode!r} is unknown: use one of {', '.join(MODES)}"
-            )
+            raise QuantizationError(f"quantization mode {self.mode!r} is unknown: use one of {', '.join(MODES)}")
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS:
-                raise QuantizationError(
-                    f"affine quantization has no {self.bits} bits: use one of {AFFINE_BITS}"
-                )
+                raise QuantizationError(f"affine quantization has no {self.bits} bits: use one of {AFFINE_BITS}")
             if self.group_size not in AFFINE_GROUP_SIZES:
                 raise QuantizationError(
-                    f"affine quantization has no group size {self.group_size}: use one of "
-                    f"{AFFINE_GROUP_SIZES}"
+                    f"affine quantization has no group size {self.group_size}: use one of {AFFINE_GROUP_SIZES}"
                 )
         elif (self.bits, self.group_size) != _FIXED[self.mode]:
             bits, group_size = _FIXED[self.mode]
@@ -58,9 +53,7 @@ class PackedFormat:
             )
 
     @classmethod
-    def of(
-        cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None
-    ) -> "PackedFormat":
+    def of(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> "PackedFormat":
         """The format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
         default_bits, default_group_size = _FIXED.get(mode, (4, 64))
         return cls(bits or default_bits, group_size or default_group_size, mode)
@@ -87,9 +80,7 @@ class PackedFormat:
         """Whether a weight of this shape can be packed: its rows must be whole groups."""
         return len(shape) == 2 and shape[-1] % self.group_size == 0
 
-    def packed_specs(
-        self, shape: tuple[int, ...], dtype: mx.Dtype
-    ) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+    def packed_specs(self, shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
         """Shape and dtype of `weight`, `scales` and (affine) `biases` for a weight of `shape` and `dtype`."""
         rows, columns = shape
         groups = columns // self.group_size
@@ -142,9 +133,7 @@ def infer_format(
         QuantizationError: no format of MLX has these shapes.
     """
     if len(weight_shape) != 2 or len(scales_shape) != 2 or not scales_shape[-1]:
-        raise QuantizationError(
-            f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX"
-        )
+        raise QuantizationError(f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX")
     bits, bits_rest = divmod(weight_shape[-1] * 32, columns)
     group_size, group_rest = divmod(columns, scales_shape[-1])
     modes = {(bits, size, name) for name, (bits, size) in _FIXED.items()}

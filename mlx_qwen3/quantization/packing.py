@@ -49,11 +49,7 @@ def _packed_twin(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) 
 
 
 def _packable(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
-    ]
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
 
 
 def prepare_quantized(
@@ -89,12 +85,8 @@ def prepare_quantized(
         rows, columns = module["weight"].shape
         weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
         if weight is None or weight.dtype not in (mx.uint32, "U32"):
-            raise CheckpointError(
-                f"{path}.scales is there but no packed {path}.weight: convert the model again"
-            )
-        form = infer_format(
-            path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8")
-        )
+            raise CheckpointError(f"{path}.scales is there but no packed {path}.weight: convert the model again")
+        form = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8"))
         if weight.shape[0] != rows or scales.shape[0] != rows:
             raise CheckpointError(
                 f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}"
@@ -104,9 +96,7 @@ def prepare_quantized(
         _check_entry(path, form, quantization)
         twins.append((path, _packed_twin(module, form, dtype)))
     if packed_paths:
-        raise CheckpointError(
-            f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed"
-        )
+        raise CheckpointError(f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed")
     if twins:
         model.update_modules(tree_unflatten(twins))
     return [path for path, _ in twins]
@@ -119,8 +109,7 @@ def _check_entry(path: str, form: PackedFormat, quantization: Mapping[str, Any] 
     entry = (quantization or {}).get(path)
     if isinstance(entry, Mapping) and PackedFormat.from_config(entry) != form:
         raise CheckpointError(
-            f"config.json says that {path} is {dict(entry)}, its arrays are {form.to_config()}: convert it "
-            f"again"
+            f"config.json says that {path} is {dict(entry)}, its arrays are {form.to_config()}: convert it again"
         )
 
 
@@ -165,9 +154,7 @@ def quantization_entry(
     used = [form for form in formats.values() if form is not None]
     default = default or (max(used, key=used.count) if used else PackedFormat())
     entry = default.to_config()
-    entry.update(
-        {path: form.to_config() for path, form in formats.items() if form not in (None, default) and form}
-    )
+    entry.update({path: form.to_config() for path, form in formats.items() if form not in (None, default) and form})
     return entry
 
 
@@ -181,9 +168,7 @@ def unpack_quantized(model: nn.Module, dtype: mx.Dtype = mx.float32) -> int:
         if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
             continue
         form = PackedFormat(module.bits, module.group_size, module.mode)
-        packed = {
-            name: module[name] for name in ("weight", "scales", "biases") if module.get(name) is not None
-        }
+        packed = {name: module[name] for name in ("weight", "scales", "biases") if module.get(name) is not None}
         weight = form.dequantize(packed, dtype)
         rows, columns = weight.shape
         if isinstance(module, nn.QuantizedEmbedding):

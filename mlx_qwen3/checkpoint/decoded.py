@@ -1,0 +1,75 @@
+"""A checkpoint that another tool packed, opened as if its weights were plain."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
+from mlx_qwen3.checkpoint.header import TensorEntry
+from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
+
+_ROWS_AT_ONCE = 1024
+
+
+class DecodedCheckpoint(Checkpoint):
+    """FP8, GPTQ or AWQ weights under the names and shapes of the plain ones; decoded when they are read."""
+
+    decoded = True
+
+    def __init__(self, packed: Checkpoint, weights: Mapping[str, ForeignWeight], dtype: mx.Dtype = mx.float32) -> None:
+        used = {name for weight in weights.values() for name in weight.names}
+        entries = {name: packed.entry(name) for name in packed.names if name not in used}
+        for path, weight in weights.items():
+            first = packed.entry(weight.names[0])
+            size = 4 * math.prod(weight.shape)
+            entries[f"{path}.weight"] = TensorEntry(first.file, "F32", weight.shape, first.offset, size)
+        super().__init__(packed.folder, entries, packed.metadata, packed.files)
+        self._packed = packed
+        self._weights = {f"{path}.weight": weight for path, weight in weights.items()}
+        self._dtype = dtype
+
+    def read(self, name: str) -> mx.array:
+        """One tensor; a packed one is decoded in float32 a block of rows at a time and kept in `dtype`."""
+        weight = self._weights.get(name)
+        if weight is None:
+            return self._packed.read(name)
+        blocks = []
+        for start in range(0, weight.shape[0], _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, weight.shape[0])
+            blocks.append(weight.decode_rows(start, stop).astype(self._dtype))
+            mx.eval(blocks[-1])
+        weight.release()
+        return mx.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+    def read_now(self, name: str) -> mx.array:
+        return self.read(name) if name in self._weights else self._packed.read_now(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> mx.array:
+        weight = self._weights.get(name)
+        return weight.decode_rows(start, stop) if weight else self._packed.read_rows(name, start, stop)
+
+    def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
+        """The named tensors (default: all)."""
+        return {name: self.read(name) for name in (self.names if names is None else names)}
+
+
+def open_decoded_checkpoint(folder: str | Path, config: Mapping[str, Any], dtype: mx.Dtype = mx.float32) -> Checkpoint:
+    """The checkpoint in a folder; weights that FP8, GPTQ or AWQ packed appear as plain ones.
+
+    Args:
+        folder: with safetensors.
+        config: its config.json.
+        dtype: what decoded weights are kept in.
+
+    Raises:
+        CheckpointError: broken or missing files.
+        QuantizationError: packed by a method that is not decoded here.
+    """
+    checkpoint = open_checkpoint(folder)
+    settings = quantization_settings(Path(folder), config)
+    if settings is None:
+        return checkpoint
+    return DecodedCheckpoint(checkpoint, foreign_weights(checkpoint, settings), dtype)

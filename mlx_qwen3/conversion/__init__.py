@@ -1,0 +1,5 @@
+"""From a checkpoint in any accepted format to a folder that MLX loads: plan, stream, config, report, card."""
+
+from .pipeline import Conversion, convert
+
+__all__ = ["Conversion", "convert"]

@@ -1,0 +1,169 @@
+"""The model card: README.md with the metadata that the Hub reads, and what a user of the folder should know."""
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..checkpoint.writer import disk_error
+from ..quantization.quality import quality_table
+from .source import Source
+
+if TYPE_CHECKING:
+    from .pipeline import Conversion
+
+logger = logging.getLogger(__name__)
+
+_PIPELINE_TAGS = (
+    ("ForCausalLM", "text-generation"),
+    ("LMHeadModel", "text-generation"),
+    ("ForSequenceClassification", "text-classification"),
+    ("ForNextSentencePrediction", "text-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "question-answering"),
+    ("ForMultipleChoice", "multiple-choice"),
+    ("ForMaskedLM", "fill-mask"),
+    ("Model", "feature-extraction"),
+)
+_KEPT_PIPELINE_TAGS = ("text-ranking", "feature-extraction", "sentence-similarity", "zero-shot-classification")
+_KEPT_FIELDS = ("license", "license_name", "license_link", "language", "datasets")
+
+
+def pipeline_tag(class_name: str) -> str:
+    """The Hub's task for a model class, by its head."""
+    return next(tag for ending, tag in _PIPELINE_TAGS if class_name.endswith(ending))
+
+
+def write_card(
+    folder: Path,
+    source: Source,
+    done: "Conversion",
+    config: dict[str, Any],
+    command: str | None,
+    upload_repo: str | None,
+) -> None:
+    """Write README.md.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    from huggingface_hub import ModelCardData
+
+    class_name = source.model.__name__
+    original = _source_metadata(source.folder)
+    tag = pipeline_tag(class_name)
+    if original.get("pipeline_tag") in _KEPT_PIPELINE_TAGS and class_name.endswith(("ForCausalLM", "Model")):
+        tag = original["pipeline_tag"]
+    tags = [str(found) for found in original.get("tags") or [] if found != "mlx"]
+    tags += ["mlx", "mlx-qwen3"]
+    if "quantization" in config:
+        tags.append(f"{config['quantization']['bits']}-bit")
+    fields: dict[str, Any] = {name: original[name] for name in _KEPT_FIELDS if original.get(name) is not None}
+    base = source.name if "/" in source.name and not Path(source.name).exists() else original.get("base_model")
+    if base is not None:
+        fields["base_model"] = base
+        if "quantization" in config:
+            fields["base_model_relation"] = "quantized"
+    data = ModelCardData(library_name="mlx", pipeline_tag=tag, tags=list(dict.fromkeys(tags)), **fields)
+    text = f"---\n{data.to_yaml()}\n---\n\n" + _body(folder, source, done, config, command, upload_repo)
+    try:
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def _source_metadata(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return {}
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return {}
+    try:
+        found = yaml.safe_load(text[4:].partition("\n---")[0])
+    except yaml.YAMLError:
+        logger.warning("the metadata of %s cannot be read and is left out of the new card", readme)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _body(
+    folder: Path,
+    source: Source,
+    done: "Conversion",
+    config: dict[str, Any],
+    command: str | None,
+    upload_repo: str | None,
+) -> str:
+    name = upload_repo or done.path.name
+    lines = [f"# {name}", ""]
+    origin = source.name if not Path(source.name).exists() else Path(source.name).resolve().name
+    lines += [
+        f"`{source.model.__name__}`, converted from `{origin}` for [MLX](https://github.com/ml-explore/mlx): "
+        f"{done.parameters / 1e6:,.1f} million parameters, {done.bits_per_weight:.2f} bits per weight, "
+        f"{done.bytes_out / 1e6:,.1f} MB.",
+        "",
+        "## Use",
+        "",
+        *_snippet(name, source.model.__name__, done),
+    ]
+    if done.mlx_lm_differences:
+        lines += [
+            "This model uses " + ", ".join(done.mlx_lm_differences) + ", which mlx-lm ignores or computes otherwise. "
+            "`model_file` in config.json names a file that does not exist, so that mlx-lm refuses the model instead "
+            "of running it wrongly. No code comes with it; mlx-qwen3 loads it as it is.",
+            "",
+        ]
+    if done.kept or done.requantized or done.largest_error is not None or done.not_finite:
+        lines += ["## Conversion", "", *_notes(done), ""]
+    if done.quality is not None:
+        lines += ["## Quality", "", quality_table(done.quality), ""]
+    lines += ["## Made with", "", *(f"- {tool}" for tool in _versions())]
+    if command:
+        lines += ["", "```bash", command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _snippet(name: str, class_name: str, done: "Conversion") -> list[str]:
+    lines = ["```python", "from mlx_qwen3 import load", "", f'model, tokenizer = load("{name}")', "```", ""]
+    if class_name == "Qwen3ForCausalLM":
+        chat = ["```bash", f"mlx-qwen3 chat --model {name}", "```", ""]
+        lines = lines + chat
+        if not done.mlx_lm_differences:
+            lines += ["It also loads in mlx-lm: `mlx_lm.load(...)`.", ""]
+    return lines
+
+
+def _notes(done: "Conversion") -> list[str]:
+    notes = []
+    if done.largest_error is not None:
+        notes.append(
+            "- The codes of the source were taken over without quantizing again; rounding scales and biases moved "
+            f"no weight by more than {done.largest_error:.3g}."
+        )
+    if done.requantized:
+        notes.append(f"- Decoded and quantized again: {_listed(done.requantized)}.")
+    if done.kept:
+        notes.append(f"- In full precision, because the group size does not divide their rows: {_listed(done.kept)}.")
+    if done.not_finite:
+        notes.append(f"- NaN or infinite in the source: {_listed(done.not_finite)}.")
+    return notes
+
+
+def _listed(names: Any, most: int = 8) -> str:
+    names = list(names)
+    text = ", ".join(f"`{name}`" for name in names[:most])
+    return text + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _versions() -> list[str]:
+    found = [f"mlx-qwen3 {__version__}"]
+    for package in ("mlx", "mlx-lm"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,108 @@
+"""The files beside the weights: config.json in mlx-lm's words, the tokenizer's files and the rest that is data."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint.writer import disk_error
+from ..config.qwen3 import Qwen3Config
+from ..config.stock_mlx_lm import MODEL_FILE, silently_different
+from ..quantization.formats import PackedFormat
+from ..quantization.packing import quantization_entry
+from .source import Source
+
+logger = logging.getLogger(__name__)
+
+_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.jsonl", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "*/config.json")
+_REWRITTEN = ("config.json", "quality.json", "quantize_config.json", "quant_config.json")
+_DROPPED_FIELDS = ("quantization", "quantization_config", "auto_map", "model_file", "_name_or_path")
+
+
+def copied_files(source: Path) -> list[Path]:
+    """The files of a checkpoint that go along unchanged: data only, no weights, never Python."""
+    found = {file for pattern in _PATTERNS for file in source.glob(pattern) if file.is_file()}
+    own = {source / name for name in _REWRITTEN}
+    return sorted(file for file in found if file not in own and not file.name.endswith(".index.json"))
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy what goes along unchanged.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    for file in copied_files(source):
+        place = target / file.relative_to(source)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        except OSError as error:
+            raise disk_error(target, error) from error
+
+
+def mlx_config(
+    source: Source,
+    formats: Mapping[str, PackedFormat | None],
+    default: PackedFormat | None,
+    dtype: mx.Dtype | None,
+    tied: bool | None,
+) -> dict[str, Any]:
+    """The config.json of the converted model.
+
+    It has every field of the source, the fields that mlx-lm requires with Hugging Face's defaults, `quantization`
+    where layers are packed, and `model_file` where stock mlx-lm would compute something else.
+
+    Args:
+        formats: path -> format of the packed layers.
+        default: the format written at the top of `quantization`; default the most frequent.
+        dtype: of the weights that are not packed, None if it did not change.
+        tied: what `tie_word_embeddings` must say, None if it did not change.
+    """
+    config = dict(source.config)
+    if config.get("model_type") == "qwen3":
+        config.update(Qwen3Config.from_dict(_without_dropped(config)).to_dict())
+        _write_rope_for_mlx_lm(config)
+    config = _without_dropped(config)
+    if tied is not None:
+        config["tie_word_embeddings"] = tied
+    if dtype is not None:
+        config["dtype"] = config["torch_dtype"] = str(dtype).rpartition(".")[2]
+    if any(formats.values()):
+        own = source.config.get("quantization")
+        if source.method == "mlx" and isinstance(own, Mapping):
+            config["quantization"] = dict(own)
+        else:
+            config["quantization"] = quantization_entry(formats, default if default in formats.values() else None)
+        config["quantization_config"] = config["quantization"]
+    if silently_different(config):
+        config["model_file"] = MODEL_FILE
+    return config
+
+
+def _without_dropped(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _DROPPED_FIELDS}
+
+
+def _write_rope_for_mlx_lm(config: dict[str, Any]) -> None:
+    # mlx-lm looks at `type` first, Hugging Face at `rope_type`; the settings are normalised, so one name is enough.
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(config.get(name), Mapping):
+            config[name] = {key: value for key, value in config[name].items() if key != "type"}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write sorted, indented JSON.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    try:
+        text = json.dumps(dict(sorted(content.items())), indent=4, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise disk_error(path.parent, error) from error

@@ -1,0 +1,221 @@
+"""`convert`: a checkpoint in any accepted format becomes a folder that MLX loads, in bounded memory."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import replace_folder
+from ..config.stock_mlx_lm import silently_different
+from ..errors import CheckpointError, InputError
+from ..quantization.formats import PackedFormat
+from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
+from .card import write_card
+from .folder import copied_files, copy_files, mlx_config, write_json
+from .plan import Plan, formats_by_path, make_plan
+from .quality import has_tokenizer, measure_quality, model_fits
+from .source import Source, open_source
+from .stream import Converter, Progress
+from .target_bits import formats_for_target
+from .upload import upload_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        path: the folder that was written.
+        bytes_in: bytes of the source's weights.
+        bytes_out: bytes of the written weights.
+        parameters: numbers that the weights stand for.
+        bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
+        kept: layers left in full precision because the group size does not divide their rows.
+        requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
+        largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
+            if none were.
+        not_finite: weights with NaN or infinite values, converted with `force`.
+        mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
+        quality: the quality report, or None if none was made.
+        seconds: time for the weights.
+    """
+
+    path: Path
+    bytes_in: int
+    bytes_out: int
+    parameters: int
+    bits_per_weight: float
+    kept: list[str] = field(default_factory=list)
+    requantized: dict[str, str] = field(default_factory=dict)
+    largest_error: float | None = None
+    not_finite: list[str] = field(default_factory=list)
+    mlx_lm_differences: list[str] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path = "mlx_model",
+    quantize: bool = False,
+    q_group_size: int | None = None,
+    q_bits: int | None = None,
+    q_mode: str = "affine",
+    dtype: str | None = None,
+    upload_repo: str | None = None,
+    revision: str | None = None,
+    dequantize: bool = False,
+    quant_predicate: Callable[..., object] | str | None = None,
+    *,
+    q_overrides: Sequence[str] = (),
+    quantize_heads: bool = False,
+    target_bpw: float | None = None,
+    report: bool | None = None,
+    report_text: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Conversion:
+    """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
+
+    Args:
+        hf_path: a folder or a Hub id: bf16, fp16, fp32, FP8, GPTQ or AWQ, or a folder that MLX quantized.
+        mlx_path: the folder to write.
+        quantize: pack linear layers and embeddings; heads other than the language model's only with
+            `quantize_heads`.
+        q_group_size: 32, 64 or 128; default 64 (fixed in modes other than affine).
+        q_bits: 2, 3, 4, 5, 6 or 8; default 4.
+        q_mode: `affine`, `mxfp4`, `mxfp8` or `nvfp4`.
+        dtype: `float16`, `bfloat16` or `float32` for scales and unpacked weights; default the configuration's, or
+            the scales' own where GPTQ or AWQ codes are taken over.
+        upload_repo: a Hub repository to upload the folder to.
+        revision: a branch, tag or commit of the Hub repository.
+        dequantize: unpack everything instead.
+        quant_predicate: `mixed_2_6`, `mixed_3_4`, `mixed_3_6`, `mixed_4_6`, or a function of path and layer as
+            mlx-lm's (the layer has `weight.shape` only).
+        q_overrides: `PATTERN=BITS[:GROUP[:MODE]]` or `PATTERN=none`; the last match decides.
+        quantize_heads: also pack classification and other heads.
+        target_bpw: find the format of each layer by measurement, for this many bits per weight.
+        report: measure the quality; default when quantizing a model that fits in memory.
+        report_text: a text file to measure on instead of the text that comes with the package.
+        force: replace an existing target, and convert NaN and infinite weights.
+        progress: called with bytes read and bytes to read.
+        command: the command line, for the model card.
+
+    Raises:
+        CheckpointError: broken or missing files, a target that exists, a full disk.
+        QuantizationError: a format or recipe that does not exist or does not suit the model.
+        UnsupportedModelError, HubError, InputError: see there.
+    """
+    quantize = quantize or target_bpw is not None
+    recipe = _recipe(quantize, dequantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
+    source = open_source(hf_path, revision)
+    target = Path(os.path.abspath(Path(mlx_path).expanduser()))
+    _check_target(source.folder, target)
+    asked = any(value is not None for value in (q_bits, q_group_size, quant_predicate, target_bpw))
+    asked = asked or q_mode != "affine" or bool(q_overrides)
+    if recipe is not None and target_bpw is not None:
+        recipe.by_layer = formats_for_target(source, recipe, target_bpw, report_text)
+    plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
+    # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
+    others = sum(file.stat().st_size for file in copied_files(source.folder))
+    _check_disk(target, plan.bytes_out + others + plan.bytes_out // 100)
+    with replace_folder(target, force=force) as folder:
+        started = time.perf_counter()
+        converter = Converter(plan, folder, allow_not_finite=force, progress=progress)
+        converter.run()
+        seconds = time.perf_counter() - started
+        copy_files(source.folder, folder)
+        config = mlx_config(source, formats_by_path(plan), plan.default, plan.dtype, plan.tied)
+        write_json(folder / "config.json", config)
+        done = Conversion(
+            path=target,
+            bytes_in=plan.bytes_in,
+            bytes_out=plan.bytes_out,
+            parameters=plan.parameters,
+            bits_per_weight=plan.bits_per_weight,
+            kept=plan.kept,
+            requantized=plan.requantized,
+            largest_error=converter.largest_error if any(step.mapped for step in plan.steps) else None,
+            not_finite=converter.not_finite,
+            mlx_lm_differences=silently_different(config),
+            seconds=seconds,
+        )
+        if _wants_report(report, recipe, source, plan):
+            done.quality = measure_quality(source, folder, report_text, target_bpw is not None)
+            write_json(folder / "quality.json", done.quality)
+        write_card(folder, source, done, config, command, upload_repo)
+    if upload_repo is not None:
+        upload_folder(target, upload_repo)
+    return done
+
+
+def _recipe(
+    quantize: bool,
+    dequantize: bool,
+    q_bits: int | None,
+    q_group_size: int | None,
+    q_mode: str,
+    quant_predicate: Callable[..., object] | str | None,
+    q_overrides: Sequence[str],
+    quantize_heads: bool,
+) -> Recipe | None:
+    if quantize and dequantize:
+        raise InputError("quantize and dequantize exclude one another: choose one")
+    if not quantize:
+        if quant_predicate is not None or q_overrides or q_bits or q_group_size or q_mode != "affine":
+            raise InputError("a quantization format was given without quantize: add -q")
+        return None
+    default = PackedFormat.of(q_mode, q_bits, q_group_size)
+    mixed = quant_predicate if isinstance(quant_predicate, str) else None
+    if mixed is not None and mixed not in MIXED_RECIPES:
+        raise InputError(f"quant_predicate {mixed!r} is unknown: use one of {', '.join(MIXED_RECIPES)}")
+    return Recipe(
+        default,
+        mixed=mixed,
+        predicate=quant_predicate if callable(quant_predicate) else None,
+        overrides=[Override.parse(text, default) for text in q_overrides],
+        heads=quantize_heads,
+    )
+
+
+def _check_target(source: Path, target: Path) -> None:
+    real_source, real_target = source.resolve(), target.resolve()
+    if real_target == real_source:
+        raise CheckpointError(f"the target {target} is the source: choose another target")
+    if real_source in real_target.parents:
+        raise CheckpointError(f"the target {target} lies inside the source: choose another target")
+    if real_target in real_source.parents:
+        raise CheckpointError(f"the source lies inside the target {target}, which is replaced: choose another target")
+
+
+def _check_disk(target: Path, needed: int) -> None:
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: free some space or "
+            "choose another target"
+        )
+
+
+def _wants_report(report: bool | None, recipe: Recipe | None, source: Source, plan: Plan) -> bool:
+    if report is not None:
+        return report
+    if recipe is None:
+        return False
+    if not has_tokenizer(source.folder):
+        logger.warning("no quality report: %s has no tokenizer", source.name)
+        return False
+    if not model_fits(source, plan):
+        logger.warning("no quality report: the unquantized model does not fit into memory; ask for it with report")
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""The quality report of a conversion: the source and the result loaded side by side and compared."""
+
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, InputError, MemoryFitError
+from ..models.pretrained import computing_dtype
+from ..quantization.formats import PackedFormat
+from ..quantization.packing import quantize_model, unpack_quantized
+from ..quantization.quality import compare_models, shipped_text, windows
+from ..tokenizer import AutoTokenizer
+from .plan import Plan
+from .source import Source
+
+logger = logging.getLogger(__name__)
+
+_LOGITS_IN_A_WINDOW = 20_000_000
+_LONGEST_WINDOW = 256
+_SHARE_OF_MEMORY = 0.7
+
+
+def available_memory() -> int:
+    """Bytes of memory that a new allocation can count on, as the system says."""
+    if platform.system() == "Darwin":
+        pages = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
+        free = 0
+        size = 16384
+        for line in pages.splitlines():
+            if "page size of" in line:
+                size = int(line.split("page size of")[1].split()[0])
+            if line.startswith(("Pages free", "Pages inactive", "Pages purgeable", "Pages speculative")):
+                free += int(line.split(":")[1].strip().rstrip("."))
+        if free:
+            return free * size
+    if Path("/proc/meminfo").is_file():
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def model_fits(source: Source, plan: Plan) -> bool:
+    """Whether the unquantized and the converted model fit into memory together."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    per_weight = 4 if on_cpu else 2
+    converted = source.parameters * per_weight if on_cpu else plan.bytes_out
+    return source.parameters * per_weight + converted < _SHARE_OF_MEMORY * available_memory()
+
+
+def reference_model(source: Source) -> Any:
+    """The unquantized model of a source, whatever format its weights are stored in."""
+    return source.model.from_pretrained(source.folder, unpack=True)
+
+
+def token_windows(
+    folder: Path, vocab_size: int, text: str | Path | None, which: str
+) -> tuple[list[mx.array], str, int]:
+    """The text to measure on as rows of token ids, what it is called, and its number of tokens.
+
+    Raises:
+        InputError: the text file cannot be read or is too short.
+        TokenizerError: the model's tokenizer cannot be used.
+    """
+    if text is None:
+        content, name = shipped_text(which), "the text that comes with mlx-qwen3"
+    else:
+        try:
+            content, name = Path(text).read_text(encoding="utf-8"), Path(text).name
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the text {text} ({error}): give a file of UTF-8 text") from error
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.encode(content, add_special_tokens=False)
+    if len(ids) < 8:
+        raise InputError(f"{name} has {len(ids)} tokens: give a longer text")
+    if max(ids) >= vocab_size:
+        raise InputError(f"the tokenizer of {folder} gives token {max(ids)}, the model knows {vocab_size}")
+    length = max(16, min(_LONGEST_WINDOW, _LOGITS_IN_A_WINDOW // max(vocab_size, 1)))
+    return list(windows(ids, length)), name, len(ids)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer to turn a text into tokens."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
+
+
+def measure_quality(
+    source: Source, converted: Path, text: str | Path | None, compare_plain: bool = False
+) -> dict[str, Any]:
+    """Compare a converted folder with its source.
+
+    Args:
+        text: a file to measure on instead of the text that comes with the package.
+        compare_plain: also measure plain 4-bit in groups of 64.
+
+    Raises:
+        InputError: the text cannot be used.
+        CheckpointError: there is no tokenizer.
+        MemoryFitError: memory ran out.
+    """
+    if not has_tokenizer(source.folder):
+        raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made: leave it out")
+    vocab_size = int(source.config.get("vocab_size", 151936))
+    inputs, name, tokens = token_windows(source.folder, vocab_size, text, "report")
+    reference = reference_model(source)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    candidate = source.model.from_pretrained(converted, unpack=on_cpu)
+    try:
+        quality = compare_models(reference, candidate, inputs, vocab_size)
+        if compare_plain:
+            del candidate
+            plain = source.model.from_pretrained(source.folder, unpack=True)
+            quantize_model(plain, lambda path, shape: None if source.is_head(path) else PackedFormat())
+            if on_cpu:
+                unpack_quantized(plain, computing_dtype(None, None))
+            quality["plain_4bit"] = compare_models(reference, plain, inputs, vocab_size)
+    except MemoryError as error:
+        raise MemoryFitError("the quality report needs more memory than there is: convert without it") from error
+    return {"text": name, "tokens": tokens, **quality}

@@ -1,0 +1,35 @@
+"""A converted folder goes to the Hugging Face Hub."""
+
+import logging
+from pathlib import Path
+
+from ..errors import HubError
+
+logger = logging.getLogger(__name__)
+
+
+def upload_folder(folder: Path, repo: str) -> str:
+    """Create the repository if it is not there and upload the folder; gives back its address.
+
+    Raises:
+        HubError: no network, no login, or no right to write there.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
+    api = HfApi()
+    kept = f"the converted model is in {folder}"
+    try:
+        api.create_repo(repo_id=repo, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repo, repo_type="model")
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no valid repository id ({error}); {kept}") from error
+    except LocalTokenNotFoundError as error:
+        raise HubError(f"uploading to {repo} needs a login: run `hf auth login`; {kept}") from error
+    except (http_error, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise HubError(f"cannot upload to {repo} ({reason}): check the network and `hf auth whoami`; {kept}") from error
+    address = f"https://huggingface.co/{repo}"
+    logger.info("uploaded to %s", address)
+    return address

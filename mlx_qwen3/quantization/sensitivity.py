@@ -1,0 +1,155 @@
+"""How much each layer suffers from fewer bits, measured, and the cheapest way to spend a budget of bits.
+
+A layer's sensitivity is the divergence of the model's answers when that layer alone is packed in 4 bits. For other
+formats it is scaled by the weights' squared error, since the divergence grows with the square of a small change.
+Layers are taken as independent. The idea of measured sensitivities is that of mlx-lm's dynamic_quant; measure and
+search are our own.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import QuantizationError
+from .formats import PackedFormat
+from .quality import Divergence
+
+logger = logging.getLogger(__name__)
+
+PROBE = PackedFormat(4, 64)
+CANDIDATES = tuple(PackedFormat(bits, group_size) for bits in (2, 3, 4, 5, 6, 8) for group_size in (128, 64, 32))
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer: its weights, and the expected divergence for each format that fits it."""
+
+    size: int
+    divergence: Mapping[PackedFormat, float]
+
+
+def _answers(model: Any, ids: mx.array) -> list[mx.array]:
+    output = model(input_ids=ids)
+    for names in (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",)):
+        if names[0] in output:
+            return [output[name].astype(mx.float32) for name in names]
+    raise QuantizationError(f"{type(model).__name__} gives nothing that can be compared")
+
+
+def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, inputs: Sequence[mx.array]) -> float:
+    total: list[float] = []
+    for answers, ids in zip(expected, inputs, strict=True):
+        for reference, found in zip(answers, _answers(model, ids), strict=True):
+            classes = reference.shape[-1]
+            if classes == 1 or not hasattr(model, "config") or type(model).__name__.endswith("Model"):
+                total.append(float(np.array(mx.mean(mx.square(reference - found)))))
+                continue
+            pair = Divergence()
+            pair.add(reference.reshape(-1, classes), found.reshape(-1, classes))
+            total.append(pair.mean())
+    return float(np.mean(total))
+
+
+def measure_layers(model: Any, inputs: Sequence[mx.array], paths: Sequence[str]) -> dict[str, LayerCost]:
+    """Path -> cost of each format, for a model with plain weights.
+
+    One forward pass over `inputs` for each layer.
+
+    Args:
+        model: called as a Hugging Face model; left as it was.
+        inputs: token ids (B, L) each.
+        paths: the layers to measure.
+    """
+    modules = dict(model.named_modules())
+    expected = []
+    for ids in inputs:
+        answers = _answers(model, ids)
+        mx.eval(answers)
+        expected.append(answers)
+    costs = {}
+    for path in paths:
+        layer: nn.Module = modules[path]
+        weight = layer["weight"]
+        fitting = [form for form in CANDIDATES if form.divides(tuple(weight.shape))]
+        if not fitting:
+            costs[path] = LayerCost(weight.size, {})
+            continue
+        probe = PROBE if PROBE in fitting else PackedFormat(4, fitting[-1].group_size)
+        errors = {form: _squared_error(weight, form) for form in fitting}
+        layer.weight = probe.dequantize(probe.quantize(weight), weight.dtype)
+        try:
+            measured = _divergence(expected, model, inputs)
+        finally:
+            layer.weight = weight
+        scale = measured / max(errors[probe], 1e-30)
+        costs[path] = LayerCost(weight.size, {form: scale * error for form, error in errors.items()})
+        logger.info("%s: %.3g at %d bits", path, measured, probe.bits)
+    return costs
+
+
+def _squared_error(weight: mx.array, form: PackedFormat) -> float:
+    found = form.dequantize(form.quantize(weight), mx.float32)
+    return float(np.array(mx.mean(mx.square(found - weight.astype(mx.float32)))))
+
+
+def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, PackedFormat | None]:
+    """The formats with the least summed divergence that take at most `budget_bits` together.
+
+    For a price of a bit each layer picks the format with the least divergence plus price; the price is searched, and
+    what is left of the budget goes to the single changes that help most for their bits.
+
+    Raises:
+        QuantizationError: the smallest formats take more.
+    """
+    unpacked = [path for path, cost in costs.items() if not cost.divergence]
+    budget = budget_bits - 16 * sum(costs[path].size for path in unpacked)
+    packed = {path: cost for path, cost in costs.items() if cost.divergence}
+    smallest = {path: min(cost.divergence, key=PackedFormat.bits_per_weight) for path, cost in packed.items()}
+    if _bits(packed, smallest) > budget:
+        least = _bits(packed, smallest) / max(sum(cost.size for cost in packed.values()), 1)
+        raise QuantizationError(f"the smallest formats take {least:.2f} bits per weight in the layers: aim higher")
+    low, high = -40.0, 40.0
+    chosen = smallest
+    for _ in range(60):
+        middle = (low + high) / 2
+        tried = {path: _cheapest(cost, 2.0**middle) for path, cost in packed.items()}
+        if _bits(packed, tried) <= budget:
+            chosen, high = tried, middle
+        else:
+            low = middle
+    chosen = _spend_rest(packed, dict(chosen), budget)
+    return {**chosen, **dict.fromkeys(unpacked)}
+
+
+def _bits(costs: Mapping[str, LayerCost], formats: Mapping[str, PackedFormat]) -> float:
+    return sum(costs[path].size * form.bits_per_weight() for path, form in formats.items())
+
+
+def _cheapest(cost: LayerCost, price: float) -> PackedFormat:
+    # Prices are per bit of a million weights, so that the search range suits small and large models.
+    return min(cost.divergence, key=lambda f: cost.divergence[f] + price * 1e-6 * cost.size * f.bits_per_weight())
+
+
+def _spend_rest(
+    costs: Mapping[str, LayerCost], chosen: dict[str, PackedFormat], budget: float
+) -> dict[str, PackedFormat]:
+    left = budget - _bits(costs, chosen)
+    while True:
+        best: tuple[float, str, PackedFormat, float] | None = None
+        for path, form in chosen.items():
+            cost = costs[path]
+            for other, divergence in cost.divergence.items():
+                extra = cost.size * (other.bits_per_weight() - form.bits_per_weight())
+                gain = cost.divergence[form] - divergence
+                if 0 < extra <= left and gain > 0 and (best is None or gain / extra > best[0]):
+                    best = (gain / extra, path, other, extra)
+        if best is None:
+            return chosen
+        _, path, form, extra = best
+        chosen[path] = form
+        left -= extra
