@@ -183,7 +183,7 @@ class PretrainedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, ready for JSON; `from_dict` of it is the same configuration."""
-        values = {"model_type": self.model_type, **copy.deepcopy(self.__dict__)}
+        values = {"model_type": self.model_type, **{k: _own(v) for k, v in self.__dict__.items()}}
         if self.dtype is not None:
             values["torch_dtype"] = self.dtype  # the name that releases before 4.56 and mlx-lm read
         if values["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
@@ -230,6 +230,10 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds no mapping of fields; download or write the file again")
     return values
+
+
+def _own(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, dict | list | tuple) else value
 
 
 def _dtype_name(value: Any, older: Any) -> str | None:

@@ -83,6 +83,7 @@ def test_a_head_of_another_size_is_refused_or_starts_fresh(tmp_path):
 
 
 def edit(folder, change):
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # it would name what is taken out
     file = folder / "model.safetensors"
     weights = dict(mx.load(str(file)))
     change(weights)
@@ -164,6 +165,7 @@ def test_damaged_and_unsafe_folders(tmp_path):
     file.unlink()
     with pytest.raises(CheckpointError, match="safetensors"):
         load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="pickle"):
         load(tmp_path)
