@@ -23,6 +23,7 @@ _HOME = {
     "Qwen3Config": "config",
     # tokenizer
     "AutoTokenizer": "tokenizer",
+    "BatchEncoding": "tokenizer",
     "Tokenizer": "tokenizer",
     # models
     "QDQBertForMaskedLM": "models",

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from ..errors import InputError, TokenizerError
+from .tools import function_schema
 
 ROLES = ("system", "user", "assistant", "tool")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -109,7 +110,7 @@ def render_chat(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     continue_final_message: bool | str = False,
@@ -184,10 +185,13 @@ def _message(index: int, message: Any, template: str) -> dict[str, Any]:
 def _tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -> list[Any] | None:
     if tools is None:
         return None
+    schemas = []
     for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise InputError(f"tool {index} must be a dict (a JSON schema of the function), not {tool!r}")
-    return [_plain(tool, f"tool {index}") for index, tool in enumerate(tools)]
+        if not isinstance(tool, Mapping) and not callable(tool):
+            raise InputError(f"tool {index} must be a function or a dict (its JSON schema), not {type(tool).__name__}")
+        schema = tool if isinstance(tool, Mapping) else function_schema(tool)
+        schemas.append(_plain(schema, f"tool {index}"))
+    return schemas
 
 
 def _plain(value: Any, where: str) -> Any:

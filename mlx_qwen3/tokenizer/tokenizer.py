@@ -3,7 +3,7 @@ streamed text.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -239,7 +239,7 @@ class Tokenizer(Vocabulary):
     def apply_chat_template(
         self,
         conversation: Sequence[Any],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
@@ -256,7 +256,7 @@ class Tokenizer(Vocabulary):
         """The prompt of a conversation (a list of messages), or of each of a list of conversations.
 
         -> ids; with `tokenize=False` text; with `return_dict=True` a BatchEncoding. A message has a `role`
-        ('system', 'user', 'assistant', 'tool') and a `content`. `tools` are JSON schemas of functions;
+        ('system', 'user', 'assistant', 'tool') and a `content`. `tools` are functions or their JSON schemas;
         further keywords such as `enable_thinking` go to the template. `continue_final_message` leaves the
         last message open for the model to go on with (a string names the field, else `content`).
 

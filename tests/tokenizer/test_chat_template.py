@@ -126,10 +126,10 @@ def test_a_role_that_the_template_names_is_known(byte_level):
 
 
 def test_tools_are_schemas(byte_level):
-    with pytest.raises(InputError, match="tool 0 must be a dict"):
-        byte_level.apply_chat_template(USER, tools=[print])
     text = byte_level.apply_chat_template(USER, tools=[{"name": "f", "n": np.float64(2)}], tokenize=False)
     assert '\n{"name": "f", "n": 2.0}\n</tools>' in text
+    with pytest.raises(InputError, match="tool 0 must be a function or a dict"):
+        byte_level.apply_chat_template(USER, tools=["f"])
 
 
 def test_a_tool_call_without_content_renders(byte_level):

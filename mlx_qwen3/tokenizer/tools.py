@@ -1,0 +1,102 @@
+"""From a Python function to the JSON schema under which a chat template shows it to the model.
+
+The shape is that of `get_json_schema` in transformers 5.23: type hints give the types, a Google-style
+docstring gives the words.
+"""
+
+import inspect
+import re
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..errors import InputError
+
+_SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Examples?|Notes?):\s*$", re.MULTILINE)
+_ARGUMENT = re.compile(r"^\s*(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
+
+
+def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """The schema of a function whose parameters all have type hints and a line under `Args:` of its
+    docstring.
+
+    Raises InputError when a hint or a description is missing, or a hint has no JSON counterpart.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    document = inspect.getdoc(function)
+    if not document:
+        raise InputError(f"tool {name} has no docstring; describe it, or pass its JSON schema as a dict")
+    sections = _sections(document)
+    described = _arguments(sections.get("Args", ""))
+    try:
+        signature, hints = inspect.signature(function), get_type_hints(function)
+    except (TypeError, ValueError, NameError) as error:
+        raise InputError(f"tool {name}: its signature cannot be read ({error}); pass its JSON schema") from error
+    properties, required = {}, []
+    for index, (parameter, value) in enumerate(signature.parameters.items()):
+        if index == 0 and parameter in ("self", "cls") and parameter not in hints:
+            continue
+        if parameter not in hints:
+            raise InputError(f"tool {name}: parameter {parameter!r} has no type hint")
+        if parameter not in described:
+            raise InputError(f"tool {name}: its docstring says nothing of {parameter!r} under 'Args:'")
+        schema = _schema(hints[parameter], f"tool {name}: parameter {parameter!r}")
+        properties[parameter] = schema | {"description": described[parameter]}
+        if value.default is inspect.Parameter.empty:
+            required.append(parameter)
+    parameters: dict[str, Any] = {"type": "object", "properties": properties}
+    if required:
+        parameters["required"] = required
+    output = {"name": name, "description": sections[""], "parameters": parameters}
+    if "return" in hints:
+        words = {"description": " ".join(sections["Returns"].split())} if "Returns" in sections else {}
+        output["return"] = _schema(hints["return"], f"tool {name}: its result") | words
+    return {"type": "function", "function": output}
+
+
+def _sections(document: str) -> dict[str, str]:
+    """Section name -> its text; the text before the first section goes by the empty name."""
+    first, *rest = _SECTION.split(document)
+    return {"": first.strip(), **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def _arguments(section: str) -> dict[str, str]:
+    """Parameter -> its description; lines indented deeper than the first belong to the parameter above."""
+    lines = [line for line in section.splitlines() if line.strip()]
+    margin = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+    found: dict[str, str] = {}
+    name = None
+    for line in lines:
+        match = _ARGUMENT.match(line) if len(line) - len(line.lstrip()) == margin else None
+        if match:
+            name = match[1]
+            found[name] = match[2].strip()
+        elif name is not None:
+            found[name] = f"{found[name]} {line.strip()}".strip()
+    return found
+
+
+def _schema(hint: Any, where: str) -> dict[str, Any]:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in _SCALARS:
+        return {"type": _SCALARS[hint]}
+    if hint is Any:
+        return {}
+    if origin is Literal:
+        kinds = list(dict.fromkeys(_SCALARS[type(value)] for value in arguments))
+        return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": list(arguments)}
+    if hint is list or origin is list:
+        return {"type": "array"} | ({"items": _schema(arguments[0], where)} if arguments else {})
+    if hint is dict or origin is dict:
+        values = {"additionalProperties": _schema(arguments[1], where)} if arguments else {}
+        return {"type": "object"} | values
+    if origin is Union or origin is types.UnionType:
+        schemas = [_schema(argument, where) for argument in arguments if argument is not type(None)]
+        nullable = {"nullable": True} if type(None) in arguments else {}
+        if len(schemas) == 1:
+            return schemas[0] | nullable
+        if all(list(schema) == ["type"] and isinstance(schema["type"], str) for schema in schemas):
+            return {"type": sorted({schema["type"] for schema in schemas})} | nullable
+        return {"anyOf": schemas} | nullable
+    raise InputError(f"{where} has the type {hint!r}, which has no JSON counterpart; pass the tool's JSON schema")
