@@ -144,9 +144,10 @@ def render_chat(
     except (jinja2.TemplateError, *_PYTHON_ERRORS) as error:
         if isinstance(error, InputError):
             raise
-        raise TokenizerError(
-            f"the chat template cannot render these messages: {' '.join(str(error).split())}"
-        ) from error
+        parts = any(isinstance(message.get("content"), list) for message in chat)
+        hint = "; a content is a list of parts, which this template may not take: give a string" if parts else ""
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"the chat template cannot render these messages: {reason}{hint}") from error
     return _cut_open_end(text, field) if continue_final_message else text
 
 

@@ -79,6 +79,13 @@ def test_a_template_that_refuses_or_fails_is_one_line(byte_level):
         assert "\n" not in str(caught.value)
 
 
+def test_content_in_parts_is_named_where_the_template_takes_text(byte_level):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    assert render(byte_level, "{{ messages[0].content[0].text }}", parts) == "hi"
+    with pytest.raises(TokenizerError, match=r"list of parts.*give a string"):
+        byte_level.apply_chat_template(parts)
+
+
 @pytest.mark.parametrize(
     "template",
     [
