@@ -3,12 +3,12 @@
 Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..cache import Cache, LayerCache
+from ..cache import Cache, LayerCache, make_cache
 from ..config.qwen3 import SLIDING, Qwen3Config
 from ..errors import InputError
 from ..layers.activations import activation
@@ -116,7 +116,12 @@ class Qwen3DecoderLayer(nn.Module):
 
 
 class Qwen3Decoder(nn.Module):
-    """The embeddings, the layers and the last norm. `Qwen3Model` adds loading and saving to it."""
+    """The embeddings, the layers and the last norm. `Qwen3Model` adds loading and saving to it.
+
+    `causal`: no token sees what comes after it, so padding on the right needs no mask.
+    """
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, config: Qwen3Config):
         config.check_model()
@@ -132,9 +137,13 @@ class Qwen3Decoder(nn.Module):
             getattr(config, "original_max_position_embeddings", None),
         )
 
-    def make_cache(self) -> Cache:
-        """An empty cache for this model."""
-        return Cache.for_layer_types(self.config.layer_types, self.config.sliding_window)
+    def make_cache(self, **options: Any) -> Cache:
+        """An empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
+        cache = make_cache(self.config.layer_types, self.config.sliding_window, **options)
+        for layer in cache.layers:
+            if layer.form is not None:
+                layer.form.check_head_dim(self.config.head_dim)
+        return cache
 
     def __call__(
         self,
@@ -172,7 +181,7 @@ class Qwen3Decoder(nn.Module):
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         x = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
-        cache = self._cache(past_key_values, use_cache)
+        cache = self._cache(past_key_values, use_cache, x.shape[0])
         mask = as_array(attention_mask, "attention_mask")
         positions = as_array(position_ids, "position_ids")
         x, states, weights = self.run(x, cache, mask, positions, output_hidden_states, output_attentions)
@@ -215,12 +224,15 @@ class Qwen3Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             store = cache.layers[index] if cache is not None else None
             ranges = store.slot_ranges(length) if store is not None else ((0, length),)
-            window = self.config.sliding_window if layer.self_attn.sliding else None
-            if (ranges, window) not in masks:
-                masks[ranges, window] = decoder_mask(length, past, ranges, window, attention_mask, segments)
+            window, sinks = self.config.sliding_window if layer.self_attn.sliding else None, 0
+            if store is not None and store.window is not None:
+                window, sinks = min(store.window, window or store.window), store.sinks
+            kind = ranges, window, sinks
+            if kind not in masks:
+                masks[kind] = decoder_mask(length, past, ranges, window, attention_mask, segments, sinks)
             if output_hidden_states:
                 states.append(x)
-            x, weight = layer(x, rotation, masks[ranges, window], store, output_attentions)
+            x, weight = layer(x, rotation, masks[kind], store, output_attentions)
             if weight is not None and output_attentions:
                 weights.append(weight)
         x = self.norm(x)
@@ -245,10 +257,12 @@ class Qwen3Decoder(nn.Module):
             )
         return embeds
 
-    def _cache(self, past: Any, use_cache: bool) -> Cache | None:
+    def _cache(self, past: Any, use_cache: bool, batch: int) -> Cache | None:
         if isinstance(past, Cache):
             if len(past) != len(self.layers):
                 raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(self.layers)}")
+            if past.batch_size not in (None, batch):
+                raise InputError(f"past_key_values holds {past.batch_size} rows, the input has {batch}")
             return past
         if past is not None:
             return Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)

@@ -1,4 +1,4 @@
-"""A model's cache: one store a layer, the number of tokens seen, and the Hugging Face spellings of both."""
+"""A model's cache: one store a layer, the number of tokens seen, ways back, and the Hugging Face spellings."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -6,7 +6,15 @@ from typing import Any, Self
 import mlx.core as mx
 
 from ..errors import CacheError, InputError
-from .layers import GrowingLayer, LayerCache, SlidingLayer
+from .layers import STEP, GrowingLayer, LayerCache
+from .packing import KVFormat
+from .sliding import SlidingLayer
+
+SINKS = 4
+"""First tokens that stay visible under `max_kv_size`, as in mlx-lm."""
+
+SNAPSHOTS = 8
+"""How many snapshots a cache keeps; the oldest go first."""
 
 
 class Cache:
@@ -18,25 +26,48 @@ class Cache:
 
     def __init__(self, layers: Sequence[LayerCache]):
         self.layers = list(layers)
+        self._snapshots: dict[int, list[LayerCache | None]] = {}
 
     @classmethod
     def for_layer_types(cls, layer_types: Sequence[str], window: int | None) -> Self:
         """An empty cache: sliding layers keep a window, the others everything."""
-        return cls(
-            [
-                SlidingLayer(window) if kind == "sliding_attention" and window else GrowingLayer()
-                for kind in layer_types
-            ]
-        )
+        return cls(make_cache(layer_types, window).layers)
 
     @classmethod
     def from_legacy(cls, past: Any, layer_types: Sequence[str], window: int | None) -> Self:
-        """A cache from the older format: a (keys, values) pair a layer."""
+        """A cache from the older format: a (keys, values) pair a layer, (B, K, n, D) each.
+
+        A sliding layer's pair holds only the tokens that it kept; a full layer's length says how many there were.
+
+        Raises:
+            InputError: pairs that do not fit the model or one another, or that cannot tell how many tokens they
+                stand for: a full window, and no full layer.
+        """
         cache = cls.for_layer_types(layer_types, window)
         if len(past) != len(cache.layers):
             raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}")
-        for layer, (keys, values, *_) in zip(cache.layers, past, strict=True):
-            layer.update(mx.array(keys), mx.array(values))
+        pairs = [_checked_pair(pair, i) for i, pair in enumerate(past)]
+        sizes = [keys.shape[2] for keys, _ in pairs]
+        full = {size for layer, size in zip(cache.layers, sizes, strict=True) if layer.window is None}
+        if len(full) > 1:
+            raise InputError(f"past_key_values holds full layers of {min(full)} and of {max(full)} tokens")
+        if not full and any(max(sizes) == (layer.window or 0) - 1 for layer in cache.layers):
+            raise InputError(
+                f"past_key_values holds the {max(sizes)} tokens of a full sliding window, and no full layer says how "
+                "many there were before: pass the cache object instead of tuples"
+            )
+        total = full.pop() if full else max(sizes)
+        for i, (layer, (keys, values)) in enumerate(zip(cache.layers, pairs, strict=True)):
+            if layer.window is not None and sizes[i] not in (total, min(total, layer.window - 1)):
+                raise InputError(
+                    f"past_key_values holds {sizes[i]} tokens in layer {i}, expected {total}, "
+                    f"or the newest {min(total, layer.window - 1)} of them"
+                )
+            missing = total - sizes[i]
+            if missing:  # what slid out of the window is never looked at
+                blank = [mx.zeros((*x.shape[:2], missing, x.shape[3]), dtype=x.dtype) for x in (keys, values)]
+                keys, values = mx.concatenate([blank[0], keys], axis=2), mx.concatenate([blank[1], values], axis=2)
+            layer.update(keys, values)
         return cache
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -49,36 +80,111 @@ class Cache:
         return self.layers[0].offset
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that all layers hold, room to grow included."""
-        return sum(layer.nbytes for layer in self.layers)
+    def batch_size(self) -> int | None:
+        """Rows of the batch; None while the cache is empty."""
+        arrays = self.layers[0].slots.arrays
+        return arrays[0].shape[0] if arrays and self.offset else None
 
     @property
-    def earliest(self) -> int:
-        """The smallest offset that `trim` can go back to."""
-        return max(layer.earliest for layer in self.layers)
-
-    def trim(self, count: int) -> None:
-        """Forgets the newest `count` tokens in every layer, or raises `CacheError` and changes nothing."""
-        if count < 0 or self.offset - count < self.earliest:
-            raise CacheError(
-                f"cannot take back {count} of {self.offset} cached tokens: a sliding layer reaches back only to "
-                f"{self.earliest}; start again from an empty cache"
-            )
-        for layer in self.layers:
-            layer.trim(count)
-
-    def copy(self) -> Self:
-        """An independent cache with the same content."""
-        return type(self)([layer.copy() for layer in self.layers])
+    def nbytes(self) -> int:
+        """Bytes that all layers and snapshots hold, room to grow included; shared arrays count each time."""
+        saved = [layer for layers in self._snapshots.values() for layer in layers if layer is not None]
+        return sum(layer.nbytes for layer in [*self.layers, *saved])
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Every array of the content, for `mx.eval`."""
-        return [array for layer in self.layers for array in layer.state if array is not None]
+        """Every array that is held, for `mx.eval`."""
+        return [array for layer in self.layers for array in layer.slots.arrays]
+
+    # ways back
+
+    @property
+    def earliest(self) -> int:
+        """The smallest offset above 0 that the layers can go back to without a snapshot."""
+        return max(layer.earliest for layer in self.layers)
+
+    def reach(self, offset: int) -> int:
+        """The largest offset, not above the given one, that `trim` and `rewind` can go back to; 0 is always one."""
+        offset = min(offset, self.offset)
+        if offset >= self.earliest:
+            return max(offset, 0)
+        return max((saved for saved in self._snapshots if saved <= offset), default=0)
+
+    def trim(self, count: int) -> None:
+        """Forgets the newest `count` tokens in every layer, or raises `CacheError` and changes nothing."""
+        target = self.offset - count
+        if count < 0 or target < 0 or self.reach(target) != target:
+            raise CacheError(
+                f"cannot take back {count} of {self.offset} cached tokens: a sliding layer reaches back only to "
+                f"{self.earliest}; rewind() to {self.reach(target)} and go on from there"
+            )
+        if target >= self.earliest or target == 0:
+            for layer in self.layers:
+                layer.trim(count)
+        else:
+            for i, saved in enumerate(self._snapshots[target]):
+                if saved is None:
+                    self.layers[i].trim(count)
+                else:
+                    self.layers[i] = saved.copy()
+        self._snapshots = {at: saved for at, saved in self._snapshots.items() if at <= target}
+
+    def rewind(self, offset: int) -> int:
+        """Goes back to `reach(offset)` and returns it: from there on tokens have to be computed again."""
+        target = self.reach(offset)
+        self.trim(self.offset - target)
+        return target
+
+    def snapshot(self, limit: int = SNAPSHOTS) -> None:
+        """Remembers this offset as one to go back to, for layers that cannot from anywhere. The newest `limit` stay.
+
+        Full layers cost nothing; a sliding layer costs one copy of its buffer, made when it is next written.
+        """
+        saved = [layer.snapshot() for layer in self.layers]
+        if self.offset and any(layer is not None for layer in saved):
+            self._snapshots[self.offset] = saved
+            for at in sorted(self._snapshots)[: -limit or None]:
+                del self._snapshots[at]
+
+    def copy(self) -> Self:
+        """An independent cache with the same content and snapshots; arrays are shared until one of them is written."""
+        twin = type(self)([layer.copy() for layer in self.layers])
+        twin._snapshots = dict(self._snapshots)
+        return twin
+
+    # rows
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keeps these rows of the batch, in this order; a row may be named twice. Snapshots are let go.
+
+        To drop a finished row without copying the others, put the last row in its place: [0, 1, 4, 3] of five.
+
+        Raises:
+            InputError: a row that does not exist, or none.
+        """
+        size = self.batch_size
+        wrong = [row for row in rows if size is not None and not 0 <= row < size]
+        if wrong or not rows:
+            raise InputError(f"cannot select rows {list(rows)} of a cache with {size or 'no'} rows")
+        self._snapshots = {}
+        for layer in self.layers:
+            layer.select_rows(list(rows))
+
+    def repeat(self, count: int) -> None:
+        """Makes `count` rows of every row, for several continuations of one prefix. Snapshots are let go.
+
+        A single row is shared until the first write.
+        """
+        if count < 1:
+            raise InputError(f"cannot repeat a cache {count} times")
+        self._snapshots = {}
+        for layer in self.layers:
+            layer.repeat(count)
+
+    # the Hugging Face spellings
 
     def to_legacy_cache(self) -> tuple[tuple[mx.array | None, mx.array | None], ...]:
-        """A (keys, values) pair a layer."""
+        """A (keys, values) pair a layer, unpacked."""
         return tuple(layer.state for layer in self.layers)
 
     def __iter__(self) -> Iterator[tuple[mx.array | None, mx.array | None]]:
@@ -89,3 +195,58 @@ class Cache:
 
     def __getitem__(self, index: int) -> tuple[mx.array | None, mx.array | None]:
         return self.layers[index].state
+
+
+def make_cache(
+    layer_types: Sequence[str],
+    window: int | None = None,
+    *,
+    max_kv_size: int | None = None,
+    sinks: int = SINKS,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
+    slack: int = 0,
+    step: int = STEP,
+) -> Cache:
+    """An empty cache.
+
+    Args:
+        layer_types: `config.layer_types`.
+        window: `config.sliding_window`, which sliding layers keep.
+        max_kv_size: the tokens that a query of any layer sees at most: the newest and, in full layers, `sinks` first
+            ones. None keeps everything in full layers.
+        kv_bits: 8 or 4 to pack keys and values; None to keep them as they are.
+        kv_group_size: numbers that share a scale; divides `head_dim`.
+        quantized_kv_start: packs only once more tokens than this have been seen.
+        slack: tokens that can be taken back from a layer whose window has moved on.
+        step: slots by which stores grow.
+
+    Raises:
+        InputError: a value that no cache can have.
+    """
+    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size)
+    if max_kv_size is not None and max_kv_size <= sinks:
+        raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens that it keeps")
+    if slack < 0 or quantized_kv_start < 0 or sinks < 0 or step < 1:
+        raise InputError("slack, sinks and quantized_kv_start cannot be negative, step must be at least 1")
+    storage = {"form": form, "packed_from": quantized_kv_start, "step": step}
+    layers: list[LayerCache] = []
+    for kind in layer_types:
+        if kind == "sliding_attention" and window is not None:
+            layers.append(SlidingLayer(min(window, max_kv_size or window), slack, **storage))
+        elif max_kv_size is not None:
+            layers.append(SlidingLayer(max_kv_size - sinks, slack, sinks, **storage))
+        else:
+            layers.append(GrowingLayer(**storage))
+    return Cache(layers)
+
+
+def _checked_pair(pair: Any, index: int) -> tuple[mx.array, mx.array]:
+    keys, values = mx.array(pair[0]), mx.array(pair[1])
+    if keys.ndim != 4 or keys.shape != values.shape:
+        raise InputError(
+            f"past_key_values holds keys {tuple(keys.shape)} and values {tuple(values.shape)} in layer {index}, "
+            "expected the same (batch, key/value heads, tokens, head size)"
+        )
+    return keys, values

@@ -1,6 +1,6 @@
-"""One layer's keys and values: a growing store, and one that keeps only a sliding window.
+"""What attention asks of a layer's store, and the store that keeps every token.
 
-Both keep keys in the order of their slots, so that masks stay simple and the newest tokens can be taken back.
+Stores keep keys in the order of their slots, so that masks stay simple and the newest tokens can be taken back.
 """
 
 from abc import ABC, abstractmethod
@@ -10,202 +10,188 @@ import mlx.core as mx
 
 from ..errors import CacheError
 from ..layers.attention import attend
-from ..layers.masks import Mask
+from ..layers.masks import Mask, SlotRanges
+from .packing import KVFormat
+from .slots import PackedSlots, PlainSlots, Slots
 
 STEP = 256
 """Slots by which a store grows."""
 
 
-class LayerCache(ABC):
-    """What attention asks of a layer's store. `offset` counts every token seen, kept or not."""
+def roomy(tokens: int, step: int) -> int:
+    """The slots of a growing store that is rebuilt for `tokens`: room for a sixteenth more, in whole steps.
 
-    offset: int = 0
+    Copies then add up to at most some sixteen per token, and unused room to a sixteenth and a step.
+    """
+    return -(-(tokens + 1 + tokens // 16) // step) * step
+
+
+class LayerCache(ABC):
+    """One layer's keys and values.
+
+    Args:
+        form: packs what is stored; None keeps it as it is.
+        packed_from: with `form`, stays plain until more tokens than this have been seen.
+        step: slots by which the store grows.
+
+    Attributes:
+        offset: tokens seen, kept or not.
+        sinks: the first tokens, which every query may see whatever the window.
+    """
+
+    sinks: int = 0
+
+    def __init__(self, form: KVFormat | None = None, packed_from: int = 0, step: int = STEP) -> None:
+        self.form = form
+        self.packed_from = packed_from
+        self.step = step
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.offset = 0
+        pack_now = self.form is not None and self.packed_from <= 0
+        self.slots: Slots = PackedSlots(self.form) if pack_now and self.form else PlainSlots()
+        self._limit = 0  # the slot up to which `update` may simply write
+
+    @property
+    def window(self) -> int | None:
+        """How many slots a query may see, itself included and the sinks not counted; None for all."""
+        return None
 
     @abstractmethod
-    def slot_ranges(self, new: int) -> tuple[tuple[int, int], ...]:
+    def capacity_at(self, tokens: int) -> int:
+        """The most slots that the store holds between calls once it has seen `tokens`."""
+
+    @abstractmethod
+    def slot_ranges(self, new: int) -> SlotRanges:
         """The slots of the keys that `update` will return when given `new` tokens."""
 
     @abstractmethod
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Stores (B, K, L, D) and returns every key and value that these L tokens may look at, (B, K, S, D)."""
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Stores (B, K, L, D) and returns the keys and values that these L tokens may look at.
+
+        Returns:
+            (B, K, S, D) each, or packed triples. A quantized store returns what it stored, these L tokens included.
+        """
 
     def attend(self, queries: mx.array, keys: Any, values: Any, scale: float, mask: Mask) -> mx.array:
         """Attention (B, H, L, D) over what `update` returned."""
+        if isinstance(self.slots, PackedSlots):
+            return self.slots.form.attend(queries, keys, values, scale, mask)
         return attend(queries, keys, values, scale, mask)
 
     def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
         """What `update` returned, as plain arrays (B, K, S, D)."""
-        return keys, values
+        return self.slots.unpacked(keys, values)
 
     @property
-    @abstractmethod
+    def used(self) -> int:
+        """How many slots are written."""
+        return self.offset
+
+    @property
     def state(self) -> tuple[mx.array | None, mx.array | None]:
-        """The kept keys and values, (B, K, n, D)."""
+        """The keys and values that the next token may look at, (B, K, n, D), unpacked."""
+        if not self.slots.arrays:
+            return None, None
+        return self.slots.unpacked(*self.slots.view(0, self.offset))
 
     @property
     @abstractmethod
     def earliest(self) -> int:
-        """The smallest offset that `trim` can go back to."""
+        """The smallest offset above 0 that `trim` can go back to."""
 
-    @abstractmethod
     def trim(self, count: int) -> None:
         """Forgets the newest `count` tokens. Raises `CacheError` when they cannot be taken back."""
+        if 0 <= count <= self.offset and self.offset - count >= self.earliest:
+            self.offset -= count
+        elif count == self.offset:
+            self.clear()
+        else:
+            raise CacheError(
+                f"cannot take back {count} of {self.offset} cached tokens: the cache reaches back only to "
+                f"{self.earliest}; start again from an empty cache"
+            )
 
     @abstractmethod
     def copy(self) -> Self:
-        """An independent store with the same content; arrays are shared until one of them is written."""
+        """An independent store with the same content; arrays are shared until one of the two is written."""
+
+    def snapshot(self) -> "LayerCache | None":
+        """A copy to come back to at this offset; None where `trim` will do."""
+        return self.copy()
 
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes held, room to grow included."""
+        return self.slots.nbytes
 
-    def _check_trim(self, count: int) -> None:
-        if count < 0 or self.offset - count < self.earliest:
-            raise CacheError(
-                f"cannot take back {count} of {self.offset} cached tokens: the cache still reaches back to "
-                f"{self.earliest}; start again from an empty cache"
-            )
+    def select_rows(self, rows: list[int]) -> None:
+        """Keeps these rows of the batch, in this order."""
+        self.slots = self.slots.select_rows(rows)
+
+    def repeat(self, count: int) -> None:
+        """Makes `count` rows of every row."""
+        self.slots = self.slots.repeat(count)
+
+    # what a file needs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        form = None if self.form is None else [self.form.bits, self.form.group_size]
+        return {"form": form, "packed_from": self.packed_from, "step": self.step}
+
+    def adopt(self, arrays: list[mx.array], packed: bool, offset: int) -> None:
+        """Takes over the written slots of a store with the same settings."""
+        self.slots = PackedSlots(self.form, arrays) if packed and self.form else PlainSlots(arrays)
+        self.offset = offset
+        self._limit = self._writable(self.slots.capacity)
+
+    def _pack_if_due(self, stop: int) -> None:
+        if self.form is not None and isinstance(self.slots, PlainSlots) and stop > self.packed_from:
+            self.slots = self.slots.packed(self.form)
+
+    def _writable(self, stop: int) -> int:
+        """The limit of plain writing for a store of `stop` slots: where packing falls due, if that comes first."""
+        pending = self.form is not None and isinstance(self.slots, PlainSlots)
+        return min(stop, self.packed_from) if pending else stop
+
+    def _copy_into(self, twin: Self) -> Self:
+        twin.slots, twin.offset, twin._limit = self.slots.copy(), self.offset, self._limit
+        return twin
 
 
 class GrowingLayer(LayerCache):
     """Keeps every token."""
 
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
+    def capacity_at(self, tokens: int) -> int:
+        return roomy(tokens, self.step)
 
-    def slot_ranges(self, new: int) -> tuple[tuple[int, int], ...]:
+    def slot_ranges(self, new: int) -> SlotRanges:
         return ((0, self.offset + new),)
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        start, stop = self.offset, self.offset + keys.shape[2]
-        self.offset = stop
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-            return keys, values
-        if stop > self.keys.shape[2]:
-            room = -(-(stop - start) // STEP) * STEP
-            self.keys = _with_room(self.keys[:, :, :start], room)
-            self.values = _with_room(self.values[:, :, :start], room)
-        self.keys[:, :, start:stop] = keys
-        self.values[:, :, start:stop] = values
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
-
-    @property
-    def state(self) -> tuple[mx.array | None, mx.array | None]:
-        if self.keys is None or self.values is None:
-            return None, None
-        return self.keys[:, :, : self.offset], self.values[:, :, : self.offset]
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        start = self.offset
+        stop = self.offset = start + keys.shape[2]
+        if stop <= self._limit:
+            return self.slots.put(keys, values, start, stop, 0)
+        self._pack_if_due(stop)
+        if stop > self.slots.capacity:
+            room = roomy(stop, self.step) - stop
+            self.slots = self.slots.rebuilt([(0, start)], self.slots.encode(keys, values), room)
+            self._limit = self._writable(self.slots.capacity)
+            return self.slots.view(0, stop)
+        self._limit = self._writable(self.slots.capacity)
+        return self.slots.put(keys, values, start, stop, 0)
 
     @property
     def earliest(self) -> int:
         return 0
 
-    def trim(self, count: int) -> None:
-        self._check_trim(count)
-        self.offset -= count
-
     def copy(self) -> Self:
-        twin = type(self)()
-        twin.keys, twin.values, twin.offset = _twin(self.keys), _twin(self.values), self.offset
-        return twin
+        return self._copy_into(type(self)(self.form, self.packed_from, self.step))
 
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
-
-
-class SlidingLayer(LayerCache):
-    """Keeps the newest `window − 1` tokens, and `slack` more that can still be taken back.
-
-    The store is a buffer that is filled in order; when it is full, what must be kept moves to its front. That costs
-    a copy of the window every `STEP` tokens and keeps slots in order.
-    """
-
-    def __init__(self, window: int, slack: int = 0) -> None:
-        self.window = window
-        self.slack = slack
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self.offset = 0
-        self._first = 0  # the slot at the front of the buffer
-
-    @property
-    def _kept(self) -> int:
-        return self.window - 1 + self.slack
-
-    def _visible_from(self) -> int:
-        return max(self._first, self.offset - (self.window - 1))
-
-    def slot_ranges(self, new: int) -> tuple[tuple[int, int], ...]:
-        return ((self._visible_from(), self.offset + new),)
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        visible, new = self._visible_from(), keys.shape[2]
-        if self.keys is None or self.values is None:
-            self.keys, self.values, self.offset = keys, values, new
-            self._drop_old()
-            return keys, values
-        start = self.offset - self._first
-        if start + new > self.keys.shape[2]:
-            kept = max(self._first, self.offset - self._kept) - self._first
-            room = -(-new // STEP) * STEP
-            self.keys = _with_room(self.keys[:, :, kept:start], room)
-            self.values = _with_room(self.values[:, :, kept:start], room)
-            self._first += kept
-            start -= kept
-        self.keys[:, :, start : start + new] = keys
-        self.values[:, :, start : start + new] = values
-        self.offset += new
-        front, stop = visible - self._first, start + new
-        result = self.keys[:, :, front:stop], self.values[:, :, front:stop]
-        self._drop_old()
-        return result
-
-    def _drop_old(self) -> None:
-        """After a chunk longer than the window, lets go of what no later token will see."""
-        assert self.keys is not None and self.values is not None
-        if self.keys.shape[2] <= self._kept + 2 * STEP:
-            return
-        first = max(self._first, self.offset - self._kept)
-        a, b = first - self._first, self.offset - self._first
-        self.keys, self.values = self.keys[:, :, a:b], self.values[:, :, a:b]
-        self._first = first
-
-    @property
-    def state(self) -> tuple[mx.array | None, mx.array | None]:
-        if self.keys is None or self.values is None:
-            return None, None
-        a, b = self._visible_from() - self._first, self.offset - self._first
-        return self.keys[:, :, a:b], self.values[:, :, a:b]
-
-    @property
-    def earliest(self) -> int:
-        """Going back needs the window before the new end, unless the buffer still holds the start."""
-        return 0 if self._first == 0 else self._first + self.window - 1
-
-    def trim(self, count: int) -> None:
-        self._check_trim(count)
-        self.offset -= count
-
-    def copy(self) -> Self:
-        twin = type(self)(self.window, self.slack)
-        twin.keys, twin.values = _twin(self.keys), _twin(self.values)
-        twin.offset, twin._first = self.offset, self._first
-        return twin
-
-    @property
-    def nbytes(self) -> int:
-        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
-
-
-def _with_room(array: mx.array, room: int) -> mx.array:
-    shape = (*array.shape[:2], room, array.shape[3])
-    return mx.concatenate([array, mx.zeros(shape, dtype=array.dtype)], axis=2)
-
-
-def _twin(array: mx.array | None) -> mx.array | None:
-    # indexing makes a new handle: writing into one of them leaves the other as it was
-    return None if array is None else array[:]
+    def snapshot(self) -> None:
+        return None

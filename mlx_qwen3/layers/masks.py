@@ -41,21 +41,24 @@ def decoder_mask(
     window: int | None = None,
     attention_mask: mx.array | None = None,
     segments: mx.array | None = None,
+    sinks: int = 0,
 ) -> Mask:
     """The mask of one kind of layer.
 
     Args:
         length: L, the new tokens; their slots are past … past+L−1.
-        ranges: the slots of the layer's keys.
+        ranges: the slots of the layer's keys: one range, or the sinks and the rest.
         window: how many slots a query sees, itself included; None for all before it.
         attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), used as it is.
         segments: (B, L) numbers of packed sequences; attention stays within one. Needs past = 0.
+        sinks: how many first slots every query sees, whatever the window.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         return _given(attention_mask, ranges, past + length)
     first, last = ranges[0][0], ranges[-1][1]
     contiguous = len(ranges) == 1
-    windowed = window is not None and last - first > window
+    oldest = max(ranges[-1][0], sinks)  # the first key that the window may hide: a range before the last holds sinks
+    windowed = window is not None and last - oldest > window
     if attention_mask is None and segments is None and contiguous and not windowed:
         return None if length == 1 else "causal"
     if attention_mask is None and segments is None and length == 1 and not windowed:
@@ -63,7 +66,8 @@ def decoder_mask(
     queries, keys = mx.arange(past, past + length)[:, None], key_slots(ranges)[None, :]
     allowed = keys <= queries
     if window is not None:
-        allowed = allowed & (keys > queries - window)
+        inside = keys > queries - window
+        allowed = allowed & (inside | (keys < sinks) if sinks else inside)
     if segments is not None:
         allowed = allowed & (segments[:, :, None] == segments[:, None, :])
     if attention_mask is None:

@@ -60,9 +60,9 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         self.config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
-    def make_cache(self) -> Any:
-        """An empty cache for this model."""
-        return Qwen3Decoder.make_cache(self._decoder)
+    def make_cache(self, **options: Any) -> Any:
+        """An empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
+        return Qwen3Decoder.make_cache(self._decoder, **options)
 
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         if not self.config.tie_word_embeddings or "lm_head.weight" not in by_name:

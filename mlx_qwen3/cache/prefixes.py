@@ -1,0 +1,102 @@
+"""Caches of prompts seen before, for requests that begin alike, within a bound of bytes."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from .cache import Cache
+
+logger = logging.getLogger(__name__)
+
+
+class PrefixCache:
+    """Keeps caches by the ids that they hold and finds the one that shares the longest start with a new prompt.
+
+    The bound holds after every `insert`: the entries used longest ago go. Entries share arrays with the caches that
+    they were made from until one is written, and are counted in full.
+
+    Args:
+        max_bytes: the most bytes that all entries hold together.
+    """
+
+    def __init__(self, max_bytes: int):
+        if max_bytes < 0:
+            raise InputError(f"max_bytes is {max_bytes}, expected at least 0")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[bytes, tuple[np.ndarray, Cache]] = OrderedDict()  # the newest last
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entries hold."""
+        return sum(cache.nbytes for _, cache in self._entries.values())
+
+    def insert(self, ids: Sequence[int], cache: Cache) -> bool:
+        """Keeps a copy of `cache`, which holds exactly `ids`; whether it fits the bound.
+
+        With sliding layers, take a `snapshot()` at the places that other prompts may share, such as the end of the
+        system prompt: only there, and where the window has not moved on, can an entry be cut.
+
+        Raises:
+            InputError: ids of another length than the cache, or a cache of several rows.
+        """
+        tokens = _as_ids(ids)
+        if len(tokens) != cache.offset or cache.batch_size not in (None, 1):
+            raise InputError(
+                f"a prefix of {len(tokens)} ids does not belong to a cache of {cache.batch_size or 0} rows "
+                f"and {cache.offset} tokens"
+            )
+        if not len(tokens):
+            return False
+        if cache.nbytes > self.max_bytes:
+            logger.info("a prefix of %d bytes is above the bound of %d bytes", cache.nbytes, self.max_bytes)
+            return False
+        for key, (known, _) in list(self._entries.items()):
+            covered = len(known) <= len(tokens) and np.array_equal(known, tokens[: len(known)])
+            if covered and cache.reach(len(known)) == len(known):
+                del self._entries[key]
+        self._entries[tokens.tobytes()] = (tokens, cache.copy())
+        while self.nbytes > self.max_bytes:
+            self._entries.popitem(last=False)
+        return True
+
+    def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
+        """A cache that holds the first n of `ids`, for n as large as the entries allow, and n; (None, 0) without one.
+
+        The cache is the caller's: an independent copy. To have a token left to compute, ask with `ids[:-1]`.
+        """
+        tokens = _as_ids(ids)
+        best, length = None, 0
+        for key, (known, cache) in self._entries.items():
+            usable = cache.reach(_common(known, tokens))
+            if usable > length:
+                best, length = key, usable
+        if best is None:
+            return None, 0
+        self._entries.move_to_end(best)
+        found = self._entries[best][1].copy()
+        found.rewind(length)
+        return found, length
+
+    def clear(self) -> None:
+        """Lets go of every entry."""
+        self._entries.clear()
+
+
+def _as_ids(ids: Sequence[int]) -> np.ndarray:
+    tokens = np.asarray(ids, dtype=np.int32)
+    if tokens.ndim != 1:
+        raise InputError(f"a prefix has shape {tokens.shape}, expected one row of ids")
+    return tokens
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many ids two prompts share from the start."""
+    size = min(len(a), len(b))
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

@@ -1,0 +1,142 @@
+"""The store that keeps a window of the newest tokens, and, if asked, the first few as attention sinks.
+
+Attention sinks: arXiv 2309.17453. Here, as in mlx-lm, kept tokens keep the positions that they were turned to.
+"""
+
+from typing import Any, Self
+
+import mlx.core as mx
+
+from ..layers.masks import SlotRanges
+from .layers import STEP, LayerCache, roomy
+from .packing import KVFormat
+
+
+class SlidingLayer(LayerCache):
+    """Keeps the newest `window − 1` tokens, the first `sinks`, and `slack` more that can still be taken back.
+
+    The store is a buffer that is filled in order: the sinks, then token `sinks + gap` and all later ones. When it is
+    full, what must be kept moves to its front. That costs a copy of the window every `step` tokens and keeps slots in
+    order. With sinks, `update` also returns tokens that have left the window but not yet the buffer: the mask hides
+    them, which is cheaper than to bring sinks and window together for every token.
+
+    Args:
+        window: tokens that a query sees, itself included, the sinks not counted.
+        sinks: first tokens that stay visible.
+        slack: tokens that can be taken back once the window has moved on.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        slack: int = 0,
+        sinks: int = 0,
+        form: KVFormat | None = None,
+        packed_from: int = 0,
+        step: int = STEP,
+    ) -> None:
+        self._window, self.slack, self.sinks = window, slack, sinks
+        self._kept = window - 1 + slack  # tokens besides the sinks that must stay
+        super().__init__(form, packed_from, step)
+
+    def clear(self) -> None:
+        super().clear()
+        self._gap = 0  # tokens between the sinks and the rest that were let go
+
+    @property
+    def window(self) -> int:
+        return self._window
+
+    def capacity_at(self, tokens: int) -> int:
+        return min(roomy(tokens, self.step), self.sinks + self._kept + 2 * self.step)
+
+    def _visible_from(self) -> int:
+        """The first slot after the sinks that the next token may look at."""
+        return max(self.sinks + self._gap, self.offset - self._window + 1)
+
+    def _gap_for(self, stop: int) -> int:
+        """The gap after `update` has made place for tokens up to `stop`."""
+        if stop - self._gap <= self.slots.capacity:
+            return self._gap
+        return max(self._gap, self.offset - self._kept - self.sinks)
+
+    def slot_ranges(self, new: int) -> SlotRanges:
+        stop = self.offset + new
+        if not self.sinks:
+            return ((self._visible_from(), stop),)
+        gap = self._gap_for(stop)
+        return ((0, self.sinks), (self.sinks + gap, stop)) if gap else ((0, stop),)
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        new = keys.shape[2]
+        start = self.offset - self._gap
+        if start + new > self._limit:
+            return self._make_place(keys, values)
+        first = 0 if self.sinks else self._visible_from() - self._gap
+        self.offset += new
+        return self.slots.put(keys, values, start, start + new, first)
+
+    def _make_place(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """`update` where the buffer is full, or packing falls due."""
+        offset, stop, visible = self.offset, self.offset + keys.shape[2], self._visible_from()
+        self._pack_if_due(stop)
+        gap = self._gap_for(stop)
+        if stop - gap <= self.slots.capacity and gap == self._gap:
+            self._limit = self._writable(self.slots.capacity)
+            return self.update(keys, values)
+        # token sinks+gap is the first of the rest that stays; `joined` is the buffer without what leaves
+        pieces = [(0, self.sinks), (self.sinks + gap - self._gap, offset - self._gap)]
+        if gap == self._gap:
+            pieces = [(0, offset - self._gap)]
+        size, base = stop - gap, self.sinks + self._kept
+        encoded = self.slots.encode(keys, values)
+        first = 0 if self.sinks else visible - gap
+        self.offset, self._gap = stop, gap
+        if size <= base + self.step:
+            room = -(-(size + 1) // self.step) * self.step - size
+            self.slots = self.slots.rebuilt(pieces, encoded, room)
+            result = self.slots.view(first, size)
+        else:
+            joined = self.slots.rebuilt(pieces, encoded, 0)
+            result = joined.view(first, size)
+            self._gap += size - base
+            tail = joined.cut([(0, self.sinks), (size - self._kept, size)])
+            self.slots = tail.rebuilt([], tail.arrays, self.step)
+        self._limit = self._writable(self.slots.capacity)
+        return result
+
+    def _writable(self, stop: int) -> int:
+        return super()._writable(stop + self._gap) - self._gap
+
+    @property
+    def used(self) -> int:
+        return self.offset - self._gap
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"window": self._window, "slack": self.slack, "sinks": self.sinks, **super().settings}
+
+    def adopt(self, arrays: list[mx.array], packed: bool, offset: int) -> None:
+        self._gap = offset - (arrays[0].shape[2] if arrays else 0)
+        super().adopt(arrays, packed, offset)
+
+    @property
+    def state(self) -> tuple[mx.array | None, mx.array | None]:
+        if not self.slots.arrays:
+            return None, None
+        visible = self._visible_from() - self._gap
+        if visible <= self.sinks or not self.sinks:
+            first = 0 if self.sinks else visible
+            return self.slots.unpacked(*self.slots.view(first, self.offset - self._gap))
+        kept = self.slots.cut([(0, self.sinks), (visible, self.offset - self._gap)])
+        return self.slots.unpacked(*kept.view(0, kept.capacity))
+
+    @property
+    def earliest(self) -> int:
+        """Going back needs the window before the new end, unless the buffer still holds the start."""
+        return self.sinks + self._gap + self._window - 1 if self._gap else 0
+
+    def copy(self) -> Self:
+        twin = type(self)(self._window, self.slack, self.sinks, self.form, self.packed_from, self.step)
+        twin._gap = self._gap
+        return self._copy_into(twin)

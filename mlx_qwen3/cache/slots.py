@@ -1,0 +1,148 @@
+"""The arrays behind one layer's store: keys and values by slot, plain or packed. Knows nothing of windows.
+
+Every array has rows on axis 0 and slots on axis 2. Writing replaces a handle, so arrays that another store or a
+caller holds never change; MLX writes in place when nobody else holds them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import mlx.core as mx
+
+from .packing import KVFormat
+
+
+class Slots(ABC):
+    """Keys and values of consecutive slots. An empty list of arrays is a store that holds nothing yet."""
+
+    def __init__(self, arrays: Sequence[mx.array] = ()):
+        self.arrays = list(arrays)
+
+    @property
+    def capacity(self) -> int:
+        """How many slots there are, written or not."""
+        return self.arrays[0].shape[2] if self.arrays else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots, written or not."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @abstractmethod
+    def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """(B, K, L, D) keys and values in the form of `arrays`."""
+
+    @abstractmethod
+    def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[Any, Any]:
+        """Writes slots start … stop−1 and gives back slots first … stop−1, as `view` does."""
+
+    @abstractmethod
+    def view(self, first: int, stop: int) -> tuple[Any, Any]:
+        """The stored form of slots first … stop−1: arrays (B, K, S, D), or packed triples."""
+
+    @abstractmethod
+    def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
+        """What `view` gave, as plain arrays (B, K, S, D)."""
+
+    @abstractmethod
+    def _like(self, arrays: Sequence[mx.array]) -> Self:
+        """A store of the same form with other arrays."""
+
+    def rebuilt(self, pieces: Sequence[tuple[int, int]], new: Sequence[mx.array], room: int) -> Self:
+        """A new store: ranges of these slots, then new encoded slots, then `room` unwritten ones."""
+        joined = []
+        for i, fresh in enumerate(new):
+            parts = [self.arrays[i][:, :, a:b] for a, b in pieces if b > a]
+            if parts:
+                fresh = fresh.astype(parts[0].dtype)
+            parts.append(fresh)
+            if room:
+                parts.append(mx.zeros((*fresh.shape[:2], room, fresh.shape[3]), dtype=fresh.dtype))
+            joined.append(mx.concatenate(parts, axis=2))
+        return self._like(joined)
+
+    def cut(self, pieces: Sequence[tuple[int, int]]) -> Self:
+        """A new store with ranges of these slots and no room."""
+        pieces = [(a, b) for a, b in pieces if b > a] or [(0, 0)]
+        return self._like([mx.concatenate([x[:, :, a:b] for a, b in pieces], axis=2) for x in self.arrays])
+
+    def copy(self) -> Self:
+        """A store that shares these arrays until one of the two is written."""
+        return self._like([array[:] for array in self.arrays])
+
+    def select_rows(self, rows: Sequence[int]) -> Self:
+        """A store with these rows. Rows that stay in their place are not copied when most of them do."""
+        if not self.arrays:
+            return self.copy()
+        moved = [(to, source) for to, source in enumerate(rows) if to != source]
+        if len(rows) > self.arrays[0].shape[0] or 2 * len(moved) > len(rows):
+            index = mx.array(list(rows))
+            return self._like([mx.take(array, index, axis=0) for array in self.arrays])
+        kept = []
+        for array in self.arrays:
+            twin = array[: len(rows)]
+            for to, source in moved:
+                twin[to : to + 1] = array[source : source + 1]
+            kept.append(twin)
+        return self._like(kept)
+
+    def repeat(self, count: int) -> Self:
+        """A store with every row `count` times; one row is shared until the first write."""
+        if self.arrays and self.arrays[0].shape[0] == 1:
+            return self._like([mx.broadcast_to(array, (count, *array.shape[1:])) for array in self.arrays])
+        return self._like([mx.repeat(array, count, axis=0) for array in self.arrays])
+
+
+class PlainSlots(Slots):
+    """Keys and values as they are."""
+
+    def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        return [keys, values]
+
+    def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[mx.array, mx.array]:
+        all_keys, all_values = self.arrays
+        all_keys[:, :, start:stop] = keys
+        all_values[:, :, start:stop] = values
+        return all_keys[:, :, first:stop], all_values[:, :, first:stop]
+
+    def view(self, first: int, stop: int) -> tuple[mx.array, mx.array]:
+        keys, values = self.arrays
+        return keys[:, :, first:stop], values[:, :, first:stop]
+
+    def unpacked(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        return keys, values
+
+    def packed(self, form: KVFormat) -> "PackedSlots":
+        """The same slots, packed."""
+        packed = PackedSlots(form)
+        return PackedSlots(form, packed.encode(*self.arrays)) if self.arrays else packed
+
+    def _like(self, arrays: Sequence[mx.array]) -> Self:
+        return type(self)(arrays)
+
+
+class PackedSlots(Slots):
+    """Keys and values in `form`: bits, scales and biases of the keys, then those of the values."""
+
+    def __init__(self, form: KVFormat, arrays: Sequence[mx.array] = ()):
+        super().__init__(arrays)
+        self.form = form
+
+    def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
+        return [*self.form.pack(keys), *self.form.pack(values)]
+
+    def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[Any, Any]:
+        for array, new in zip(self.arrays, self.encode(keys, values), strict=True):
+            array[:, :, start:stop] = new
+        return self.view(first, stop)
+
+    def view(self, first: int, stop: int) -> tuple[Any, Any]:
+        cut = [array[:, :, first:stop] for array in self.arrays]
+        return tuple(cut[:3]), tuple(cut[3:])
+
+    def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
+        return self.form.unpack(keys), self.form.unpack(values)
+
+    def _like(self, arrays: Sequence[mx.array]) -> Self:
+        return type(self)(self.form, arrays)
