@@ -16,6 +16,7 @@ _HOME = {
     "MemoryFitError": "errors",
     "MlxQwen3Error": "errors",
     "QuantizationError": "errors",
+    "RowError": "errors",
     "TokenizerError": "errors",
     "UnsupportedModelError": "errors",
     # configuration
@@ -47,9 +48,23 @@ _HOME = {
     "GenerateOutput": "generation",
     "GenerationConfig": "generation",
     "GenerationResponse": "generation",
+    "generate": "generation",
+    "generate_step": "generation",
     "make_sampler": "generation",
+    "stream_generate": "generation",
     # loading
     "load": "loading",
+    # tasks
+    "Embedding": "tasks",
+    "FeatureExtraction": "tasks",
+    "FillMask": "tasks",
+    "QuestionAnswering": "tasks",
+    "Reranker": "tasks",
+    "TextClassification": "tasks",
+    "TextGeneration": "tasks",
+    "TokenClassification": "tasks",
+    "ZeroShotClassification": "tasks",
+    "pipeline": "tasks",
 }
 """Public name -> the module of this package that defines it."""
 

@@ -3,6 +3,7 @@
 MlxQwen3Error
 ├── ConfigError          a field of a configuration (also ValueError)
 ├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
+│   ├── RowError         rows of a batch; holds the results of the other rows
 │   └── ContextError     more tokens than the model or its cache can hold
 ├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
 │   └── UnsupportedModelError   another architecture; says where to go
@@ -12,6 +13,8 @@ MlxQwen3Error
 ├── MemoryFitError       the model and its cache do not fit this machine
 └── HubError             no network, no such repository, no access
 """
+
+from typing import Any
 
 
 class MlxQwen3Error(Exception):
@@ -28,6 +31,18 @@ class InputError(MlxQwen3Error, ValueError):
 
 class ContextError(InputError):
     """More tokens than the model, or the cache, can hold."""
+
+
+class RowError(InputError):
+    """Rows of a batch cannot be used; the message names the first of them by its index.
+
+    `errors` maps each such index to its message; `results` holds the results of all rows, None at those.
+    """
+
+    def __init__(self, message: str, errors: dict[int, str], results: list[Any] | None = None):
+        super().__init__(message)
+        self.errors = errors
+        self.results = results
 
 
 class CheckpointError(MlxQwen3Error):

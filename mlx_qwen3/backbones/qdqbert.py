@@ -5,7 +5,7 @@ so every weight and every quantizer has its name on disk. Knows no head and no f
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -162,6 +162,9 @@ class QDQBertBackbone(nn.Module):
         ConfigError: fields that contradict one another.
         QuantizationError: a quantization descriptor that cannot be used.
     """
+
+    causal: ClassVar[bool] = False
+    """Padding must be masked; a decoder, which would not need it, loses nothing by it."""
 
     def __init__(self, config: QDQBertConfig, add_pooling_layer: bool = True):
         super().__init__()

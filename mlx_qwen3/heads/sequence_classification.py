@@ -12,19 +12,22 @@ from ..outputs import ModelOutput, SequenceClassifierOutputWithPast
 from .backbone import OnBackbone
 from .losses import binary_cross_entropy, cross_entropy, mean_squared_error
 
-Pooling = Callable[[Any, ModelOutput, mx.array | None], mx.array]
-"""(config, backbone's output, input ids) → one vector a sequence (B, M)."""
+Pooling = Callable[[Any, ModelOutput, mx.array | None, mx.array | None], mx.array]
+"""(config, backbone's output, input ids, positions of the last tokens) → one vector a sequence (B, M)."""
 
 
-def last_token(config: Any, base: Any, input_ids: mx.array | None) -> mx.array:
-    """The hidden state of the rightmost token that is not padding.
+def last_token(config: Any, base: Any, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
+    """The hidden state of the rightmost token that is not padding, or at `last_positions` (B,).
 
-    It looks at the ids, never at the attention mask; a row of nothing but padding uses its first position. Without a
-    padding id, or with embeddings instead of ids, the last position; without a padding id a batch is refused.
+    Without those it looks at the ids, never at the attention mask; a row of nothing but padding uses its first
+    position. Without a padding id, or with embeddings instead of ids, the last position; without a padding id a batch
+    is refused.
     Source: transformers 5.23 `modeling_layers.py`, GenericForSequenceClassification.
     """
     hidden = base.last_hidden_state
     batch, length, _ = hidden.shape
+    if last_positions is not None:
+        return hidden[mx.arange(batch), last_positions]
     if config.pad_token_id is None and batch != 1:
         raise InputError("cannot handle a batch of more than one row without a padding token: set config.pad_token_id")
     if config.pad_token_id is None or input_ids is None:
@@ -33,7 +36,7 @@ def last_token(config: Any, base: Any, input_ids: mx.array | None) -> mx.array:
     return hidden[mx.arange(batch), mx.max(places, axis=-1)]
 
 
-def pooled(config: Any, base: Any, input_ids: mx.array | None) -> mx.array:
+def pooled(config: Any, base: Any, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
     """What the backbone's own pooler made of the sequence."""
     return base.pooler_output
 
@@ -58,6 +61,7 @@ class SequenceClassification(OnBackbone):
         attention_mask: Any = None,
         *,
         labels: Any = None,
+        last_positions: Any = None,
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
@@ -67,11 +71,13 @@ class SequenceClassification(OnBackbone):
             labels: (B,) numbers for regression or label ids; (B, num_labels) zeros and ones for several labels.
                 `config.problem_type` says which; when unset, one label means regression, whole numbers one label,
                 and fractions several.
+            last_positions: (B,) where each row's last token stands, for a caller who knows; by default the rightmost
+                id that is not padding.
             **inputs: what the backbone's call takes.
         """
         ids = as_array(input_ids, "input_ids")
         base = self.backbone(ids, attention_mask=attention_mask, return_dict=True, **inputs)
-        vector = self.pooling(self.config, base, ids)
+        vector = self.pooling(self.config, base, ids, as_array(last_positions, "last_positions"))
         logits = self[self.head_name](self.dropout(vector))
         targets = as_array(labels, "labels")
         loss = None if targets is None else self.loss(logits, targets)

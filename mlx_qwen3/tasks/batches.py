@@ -1,0 +1,188 @@
+"""Rows of ids → batches of similar length → a model's outputs, in the order of the rows.
+
+Rows are sorted by length and padded on the right. A decoder needs no mask then: padding lies in the future of every
+real token. A backbone that looks both ways says so (`causal` is false) and gets a mask. A beginning that all rows share
+is computed once. The next batch is prepared while the device works on the last one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from .prefix import common_prefix, growing_cache, shared_cache
+
+TOKENS_A_BATCH = 8192
+"""Padded tokens that a batch holds when its number of rows is not given."""
+
+ROWS_A_BATCH = 256
+SHORTEST_PREFIX = 8
+"""A shared beginning shorter than this is not worth a call of its own."""
+
+Compute = Callable[[dict[str, Any], mx.array], tuple[mx.array, ...]]
+"""(arguments of the model's call, index of each row's last token (B,)) → arrays whose first axis is the row."""
+
+
+@dataclass
+class Piece:
+    """One row for the model: ids, token types for a model that has them, and what the task wants to remember."""
+
+    ids: list[int]
+    type_ids: list[int] | None = None
+    memo: Any = None
+
+
+@dataclass
+class Runner:
+    """Runs a model over pieces.
+
+    Args:
+        model: any model of this package; what is called is up to `compute`.
+        pad_token_id: what fills a row; no result depends on it.
+        compiled: whether calls are compiled by shape, which pays on a GPU; None: on a GPU.
+    """
+
+    model: Any
+    pad_token_id: int = 0
+    compiled: bool | None = None
+    _functions: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.backbone = getattr(self.model, "backbone", self.model)
+        self.causal: bool = self.backbone.causal
+        if self.compiled is None:
+            self.compiled = mx.default_device().type == mx.DeviceType.gpu
+
+    def run(
+        self,
+        pieces: Sequence[Piece],
+        compute: Compute,
+        *,
+        batch_size: int | None = None,
+        per_token: bool = False,
+        padding_side: str = "right",
+        finished: Callable[[list[int]], None] = lambda indices: None,
+    ) -> list[tuple[np.ndarray, ...]]:
+        """What `compute` gives for each piece, float32, padding cut off where it gives something for every token.
+
+        Args:
+            batch_size: rows in a batch; None for as many as 8192 tokens hold.
+            per_token: whether the second axis of the outputs is the token.
+            finished: called with the indices of the pieces of each batch as it is done.
+        """
+        if not pieces:
+            return []
+        self._check_ids(pieces)
+        left = padding_side == "left"
+        may_share = self.causal and not left
+        shared = common_prefix([piece.ids for piece in pieces], SHORTEST_PREFIX) if may_share else 0
+        prefix, ahead = self._prefix(pieces[0].ids[:shared], compute) if shared else ([], ())
+        function = self._function(compute)
+        results: list[tuple[np.ndarray, ...]] = [()] * len(pieces)
+        waiting: deque[tuple[list[int], tuple[mx.array, ...]]] = deque()
+
+        def collect() -> None:
+            indices, outputs = waiting.popleft()
+            arrays = [np.array(output) for output in outputs]
+            for row, index in enumerate(indices):
+                parts = [array[row] for array in arrays]
+                if per_token:
+                    kept = len(pieces[index].ids) - shared
+                    parts = [part[-kept:] if left else part[:kept] for part in parts]
+                    if shared:
+                        parts = [np.concatenate(both) for both in zip(ahead, parts, strict=True)]
+                results[index] = tuple(parts)
+            finished(indices)
+
+        for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size):
+            inputs, last = self._inputs([pieces[i] for i in indices], shared, left)
+            outputs = function(inputs, last, prefix)
+            mx.async_eval(outputs)
+            waiting.append((indices, outputs))
+            if len(waiting) > 1:
+                collect()
+        while waiting:
+            collect()
+        return results
+
+    def _inputs(self, pieces: list[Piece], shared: int, left: bool) -> tuple[dict[str, mx.array], mx.array]:
+        lengths = np.array([len(piece.ids) - shared for piece in pieces], dtype=np.int32)
+        width = self._width(int(lengths.max()))
+        places = np.arange(width)[None]
+        real = places >= width - lengths[:, None] if left else places < lengths[:, None]
+        ids = np.full(real.shape, self.pad_token_id, dtype=np.int32)
+        ids[real] = np.concatenate([piece.ids[shared:] for piece in pieces])
+        inputs = {"input_ids": mx.array(ids)}
+        if pieces[0].type_ids is not None:
+            types = np.zeros(real.shape, dtype=np.int32)
+            types[real] = np.concatenate([piece.type_ids[shared:] for piece in pieces if piece.type_ids])
+            inputs["token_type_ids"] = mx.array(types)
+        if (left or not self.causal) and not real.all():
+            inputs["attention_mask"] = mx.array(real.astype(np.int32))
+        return inputs, mx.array(np.full_like(lengths, width - 1) if left else lengths - 1)
+
+    def _width(self, longest: int) -> int:
+        """The padded length; few different ones where each is compiled, the shortest elsewhere."""
+        if not self.compiled:
+            return longest
+        step = 8 if longest <= 64 else 16 if longest <= 256 else 64
+        width = -(-longest // step) * step
+        limit = getattr(self.model.config, "max_position_embeddings", width)
+        return width if width <= limit else longest
+
+    def _prefix(self, ids: list[int], compute: Compute) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
+        """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it."""
+        cache = growing_cache(len(self.backbone.layers))
+        inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
+        outputs = compute(self._call(inputs), mx.array([len(ids) - 1]))
+        arrays = [array for pair in cache.to_legacy_cache() for array in pair if array is not None]
+        mx.eval(arrays, outputs)
+        return arrays, tuple(np.array(output)[0] for output in outputs)
+
+    def _call(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # ids were checked on the way in; embeddings spare the model a check that waits for the device
+        inputs = dict(inputs)
+        inputs["inputs_embeds"] = self.model.get_input_embeddings()(inputs.pop("input_ids"))
+        return {"use_cache": False, "return_dict": True, **inputs}
+
+    def _function(self, compute: Compute) -> Callable[..., tuple[mx.array, ...]]:
+        def function(inputs: dict[str, mx.array], last: mx.array, prefix: list[mx.array]) -> tuple[mx.array, ...]:
+            call = self._call(inputs)
+            if prefix:
+                call["past_key_values"] = shared_cache(prefix)
+            return compute(call, last)
+
+        if not self.compiled:
+            return function
+        if compute not in self._functions:
+            self._functions[compute] = mx.compile(function, inputs=[self.model.state])
+        return self._functions[compute]
+
+    def _check_ids(self, pieces: Sequence[Piece]) -> None:
+        size = self.model.config.vocab_size
+        for piece in pieces:
+            if not piece.ids:
+                raise InputError("a row has no tokens")
+            if max(piece.ids) >= size:
+                raise InputError(
+                    f"the tokenizer gives id {max(piece.ids)}, the model has {size}: they do not belong together"
+                )
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int | None = None) -> list[list[int]]:
+    """Indices of the rows of each batch: rows of similar length together, the longest first.
+
+    The longest go first so that a batch too large for the memory fails at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(lengths[order[start]], 1)
+        rows = batch_size or max(1, min(ROWS_A_BATCH, TOKENS_A_BATCH // longest))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches

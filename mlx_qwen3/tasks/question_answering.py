@@ -1,0 +1,202 @@
+"""The span of a text that answers a question.
+
+Results are shaped as those of the pipeline that transformers had until 5.3; source of the rules: transformers 4.57
+`pipelines/question_answering.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..heads import QuestionAnswering as QuestionAnsweringHead
+from .batches import Piece
+from .rows import check_count, check_text, paired
+from .task import Options, Task
+from .text_classification import softmax
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringOptions(Options):
+    """Besides the options of every task:
+
+    top_k: how many answers; more than one come as a list.
+    max_answer_len: tokens of the longest answer.
+    max_seq_len: tokens of question and context that the model sees at once; a longer context is read by windows.
+    doc_stride: tokens that two windows share.
+    max_question_len: tokens of a question; the rest is cut.
+    handle_impossible_answer: whether "" is among the answers.
+    align_to_words: whether an answer is widened to whole words.
+    """
+
+    top_k: int = 1
+    max_answer_len: int = 15
+    max_seq_len: int = 384
+    doc_stride: int = 128
+    max_question_len: int = 64
+    handle_impossible_answer: bool = False
+    align_to_words: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("top_k", "max_answer_len", "max_seq_len", "max_question_len"):
+            check_count(name, getattr(self, name))
+        check_count("doc_stride", self.doc_stride, 0)
+
+
+@dataclass
+class Window:
+    """A stretch of the context as the model sees it: the encoding, and which tokens an answer may have."""
+
+    encoding: Any
+    allowed: np.ndarray
+    null: int
+
+
+class QuestionAnswering(Task[QuestionAnsweringOptions]):
+    """`{"score", "start", "end", "answer"}`; `context[start:end]` is the answer, white space around it left out.
+
+    `answer(question=…, context=…)`, each a text or a list, or rows {"question": …, "context": …}.
+    """
+
+    options_class = QuestionAnsweringOptions
+    heads = (QuestionAnsweringHead,)
+    needs = "question answering head"
+    per_token = True
+
+    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
+        """The answer to a question, or the answers to a list or a stream of them.
+
+        Raises:
+            InputError: a missing question or context, lists of different lengths, an unknown option.
+            RowError: rows that cannot be used; it names them and holds the results of the others.
+        """
+        if inputs is None:
+            if question is None or context is None:
+                raise InputError("give question= and context=, or rows with 'question' and 'context'")
+            if isinstance(question, list | tuple) and isinstance(context, str):
+                context = [context] * len(question)
+            inputs = paired(question, context, "question", "context")
+        elif question is not None or context is not None:
+            raise InputError("give either rows, or question= and context=, and not both")
+        return super().__call__(inputs, **options)
+
+    def _checked(self, row: Any, options: QuestionAnsweringOptions) -> Any:
+        if not isinstance(row, dict) or set(row) != {"question", "context"}:
+            found = sorted(row) if isinstance(row, dict) else type(row).__name__
+            raise InputError(f"a row must have the keys 'question' and 'context', not {found}")
+        return check_text(row["question"], "question"), check_text(row["context"], "context")
+
+    def _pieces(self, rows: list[Any], options: QuestionAnsweringOptions) -> list[list[Piece]]:
+        length = min(options.max_seq_len, self.limit(options))
+        question_length = min(options.max_question_len, max(1, length // 2))
+        encoded = self.tokenizer([question for question, _ in rows], add_special_tokens=False)
+        questions = []
+        for (question, _), encoding in zip(rows, encoded.encodings or [], strict=True):
+            if len(encoding.ids) > question_length:
+                self._say_once("question", "questions of more than %d tokens are cut", question_length)
+                question = question[: encoding.offsets[question_length - 1][1]]
+            questions.append(question)
+        special = self.tokenizer.num_special_tokens_to_add(True)
+        room = length - special - min(max(len(e.ids) for e in encoded.encodings or []), question_length)
+        if room < 1:
+            raise InputError(f"max_seq_len={length} leaves no room for a context beside the question")
+        inputs = self.tokenizer(
+            questions,
+            [context for _, context in rows],
+            truncation="only_second",
+            max_length=length,
+            stride=min(options.doc_stride, max(0, room // 2)),
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        types = inputs.get("token_type_ids") or [None] * len(inputs["input_ids"])
+        pieces: list[list[Piece]] = [[] for _ in rows]
+        for position, owner in enumerate(inputs["overflow_to_sample_mapping"]):
+            ids, encoding = inputs["input_ids"][position], inputs[position]
+            allowed = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+            cls = self.tokenizer.cls_token_id
+            null = ids.index(cls) if cls in ids else 0
+            pieces[owner].append(Piece(ids, types[position], Window(encoding, allowed, null)))
+        return pieces
+
+    def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
+        output = self.model(**call)
+        return output.start_logits.astype(mx.float32), output.end_logits.astype(mx.float32)
+
+    def _result(
+        self,
+        row: Any,
+        pieces: Sequence[Piece],
+        outputs: Sequence[tuple[np.ndarray, ...]],
+        options: QuestionAnsweringOptions,
+    ) -> Any:
+        context = row[1]
+        answers: dict[str, dict[str, Any]] = {}
+        null_score = 1.0
+        wanted = options.top_k * 2 + 10 if options.align_to_words else options.top_k
+        for piece, (start, end) in zip(pieces, outputs, strict=True):
+            window: Window = piece.memo
+            null, starts, ends = probabilities(start, end, window, options.handle_impossible_answer)
+            null_score = min(null_score, null)
+            for first, last, score in best_spans(starts, ends, wanted, options.max_answer_len):
+                if not (window.allowed[first] and window.allowed[last]):
+                    continue
+                a, b = _characters(window.encoding, first, last, options.align_to_words)
+                text = context[a:b]
+                a, b = a + len(text) - len(text.lstrip()), b - len(text) + len(text.rstrip())
+                if a >= b:
+                    continue
+                if context[a:b] in answers:  # the same words again, from another window or span
+                    answers[context[a:b]]["score"] += score
+                else:
+                    answers[context[a:b]] = {"score": score, "start": a, "end": b, "answer": context[a:b]}
+        found = list(answers.values())
+        if options.handle_impossible_answer:
+            found.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+        ranked = sorted(found, key=lambda answer: answer["score"], reverse=True)[: options.top_k]
+        if options.top_k > 1:
+            return ranked
+        return ranked[0] if ranked else {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+
+
+def probabilities(
+    start: np.ndarray, end: np.ndarray, window: Window, impossible: bool
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(score of "no answer", start and end probabilities (L,)); what is no context counts 0.
+
+    "No answer" is the span of the first token, or of the class token where there is one.
+    """
+    allowed = window.allowed.copy()
+    if impossible or window.encoding.special_tokens_mask[window.null]:
+        allowed[window.null] = True
+    start, end = softmax(np.where(allowed, start, -10000.0)), softmax(np.where(allowed, end, -10000.0))
+    null = float(start[window.null] * end[window.null])
+    start[window.null] = end[window.null] = 0.0
+    return null, start, end
+
+
+def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> list[tuple[int, int, float]]:
+    """The `count` likeliest (first token, last token, score), at most `longest` tokens long."""
+    scores = np.tril(np.triu(np.outer(start, end)), longest - 1).ravel()
+    if count < len(scores):
+        top = np.argpartition(-scores, count)[:count]
+        top = top[np.argsort(-scores[top], kind="stable")]
+    else:
+        top = np.argsort(-scores, kind="stable")
+    return [(int(index) // len(end), int(index) % len(end), float(scores[index])) for index in top]
+
+
+def _characters(encoding: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
+    """Where tokens first … last stand in the context, widened to whole words if asked for."""
+    a, b = encoding.offsets[first][0], encoding.offsets[last][1]
+    if align_to_words:
+        opening, closing = encoding.token_to_word(first), encoding.token_to_word(last)
+        if opening is not None and closing is not None:
+            left, right = encoding.word_to_chars(opening, 1), encoding.word_to_chars(closing, 1)
+            if left is not None and right is not None:
+                return left[0], right[1]
+    return a, b

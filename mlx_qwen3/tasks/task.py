@@ -1,0 +1,295 @@
+"""What all tasks share: loading, options, rows in and results out in the same order.
+
+A task says which head it needs, how a row becomes pieces of ids, what to take from the model, and what the result of
+a row looks like. Everything else happens here.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError, RowError
+from ..tokenizer import Tokenizer
+from .batches import Piece, Runner
+from .rows import ON_ERROR, check_choice, check_count, check_text, is_batch, is_stream, windows
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 1024
+"""Rows read ahead from a stream, to be sorted by length."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Keywords of every task, at construction or at a call.
+
+    batch_size: rows that the model sees at once; None for as many as 8192 tokens hold.
+    max_length: tokens of a row; None for what the model can hold. Longer texts are cut, which is said once.
+    padding_side: "right" (no mask needed) or "left"; the results are the same.
+    progress: whether a progress bar is drawn on stderr.
+    on_error: "raise" a `RowError` that holds the other rows' results, or "record" {"error", "row"} in the row's place.
+    """
+
+    batch_size: int | None = None
+    max_length: int | None = None
+    padding_side: str = "right"
+    progress: bool = False
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_choice("padding_side", self.padding_side, ("right", "left"))
+        check_choice("on_error", self.on_error, ON_ERROR)
+
+    def replaced(self, keywords: dict[str, Any]) -> Any:
+        """These options with some of them replaced; raises `InputError` for an unknown name."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in keywords:
+            if name not in known:
+                raise InputError(f"unknown option {name!r}; expected one of {', '.join(known)}")
+        return dataclasses.replace(self, **keywords)
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+class Task(Generic[O]):
+    """A model, its tokenizer and what they are used for.
+
+    Args:
+        model: a model of this package, a folder or a Hub repository; None for the model that comes with the package.
+        tokenizer: by default the model's own; needed when `model` is an object.
+        model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`.
+        **options: the task's options, which a call may replace.
+
+    Raises:
+        InputError: an unknown option, no tokenizer, or a model without the head that the task needs.
+    """
+
+    options_class: ClassVar[type[Options]] = Options
+    heads: ClassVar[tuple[type, ...]] = ()
+    needs: ClassVar[str] = ""
+    per_token: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        model_options: dict[str, Any] | None = None,
+        **options: Any,
+    ):
+        self.options: O = self.options_class().replaced(options)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model, self.tokenizer = _loaded(model, tokenizer, model_options or {})
+        self._check_model(model)
+        pad = self.tokenizer.pad_token_id
+        self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
+        self._said: set[str] = set()
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """The result of one row, a list of results for a list of rows, an iterator of results for a stream."""
+        chosen: O = self.options.replaced(options)
+        if is_batch(inputs):
+            return self._list(inputs, chosen)
+        if is_stream(inputs):
+            return self._stream(inputs, chosen)
+        return self._single(inputs, chosen)
+
+    # what a task fills in
+
+    def _checked(self, row: Any, options: O) -> Any:
+        """The row in the task's own form; raises `InputError` for one that cannot be used."""
+        return check_text(row)
+
+    def _pieces(self, rows: list[Any], options: O) -> Sequence[list[Piece] | InputError]:
+        """The pieces of each row, or what is wrong with it."""
+        return [[Piece(ids, types)] for ids, types in self._encoded(rows, options)]
+
+    def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
+        """What the task wants of the model for a batch."""
+        raise NotImplementedError
+
+    def _result(self, row: Any, pieces: Sequence[Piece], outputs: Sequence[tuple[np.ndarray, ...]], options: O) -> Any:
+        """The result of a row, from the outputs for its pieces."""
+        raise NotImplementedError
+
+    # rows in, results out
+
+    def _single(self, row: Any, options: O) -> Any:
+        errors: dict[int, str] = {}
+        result = next(self._window(0, [self._checked(row, options)], {}, options, errors))
+        if errors:
+            raise InputError(errors[0])
+        return result
+
+    def _list(self, rows: Sequence[Any], options: O) -> list[Any]:
+        errors: dict[int, str] = {}
+        results = list(self._ordered(rows, options, errors))
+        if errors and options.on_error == "raise":
+            first, others = min(errors), len(rows) - len(errors)
+            more = f" (and {len(errors) - 1} more rows)" if len(errors) > 1 else ""
+            hint = f"; the results of the other {others} are in this error's .results" if others else ""
+            raise RowError(f"row {first}: {errors[first]}{more}{hint}", errors, results)
+        return results
+
+    def _stream(self, rows: Iterable[Any], options: O) -> Iterator[Any]:
+        errors: dict[int, str] = {}
+        for index, result in enumerate(self._ordered(rows, options, errors)):
+            if index in errors and options.on_error == "raise":
+                hint = "; pass on_error='record' to go on with the other rows"
+                raise RowError(f"row {index}: {errors[index]}{hint}", {index: errors[index]})
+            errors.pop(index, None)
+            yield result
+
+    def _ordered(self, rows: Iterable[Any], options: O, errors: dict[int, str]) -> Iterator[Any]:
+        """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
+        size = max(WINDOW, 16 * (options.batch_size or 0))
+        bar = progress_bar(rows) if options.progress else None
+        for start, window in windows(rows, size):
+            good, bad = [], {}
+            for index, row in enumerate(window):
+                try:
+                    good.append(self._checked(row, options))
+                except InputError as error:
+                    bad[index] = str(error)
+            errors.update({start + index: message for index, message in bad.items()})
+            yield from self._window(start, good, bad, options, errors, bar)
+        if bar is not None:
+            bar.close()
+
+    def _window(
+        self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None
+    ) -> Iterator[Any]:
+        """The results of the good rows of a window, with the bad ones (index in the window → message) between them."""
+        found = self._pieces(rows, options) if rows else []
+        places = [index for index in range(len(rows) + len(bad)) if index not in bad]
+        refused = {index: str(some) for index, some in zip(places, found, strict=True) if isinstance(some, InputError)}
+        errors.update({start + index: message for index, message in refused.items()})
+        bad |= refused
+        rows = [row for index, row in zip(places, rows, strict=True) if index not in refused]
+        pieces = [some for some in found if not isinstance(some, InputError)]
+        owners = [index for index, some in enumerate(pieces) for _ in some]
+        left = [len(some) for some in pieces]
+
+        def finished(indices: list[int]) -> None:
+            for index in indices:
+                left[owners[index]] -= 1
+                if bar is not None and not left[owners[index]]:
+                    bar.update()
+
+        outputs = self._run([piece for some in pieces for piece in some], options, finished)
+        position, results = 0, []
+        for row, some in zip(rows, pieces, strict=True):
+            results.append(self._result(row, some, outputs[position : position + len(some)], options))
+            position += len(some)
+        good = iter(results)
+        for index in range(len(rows) + len(bad)):
+            if index not in bad:
+                yield next(good)
+                continue
+            if bar is not None:
+                bar.update()
+            yield {"error": bad[index], "row": start + index} if options.on_error == "record" else None
+
+    def _run(self, pieces: list[Piece], options: O, finished: Any) -> list[tuple[np.ndarray, ...]]:
+        return self._runner.run(
+            pieces,
+            self._compute,
+            batch_size=options.batch_size,
+            per_token=self.per_token,
+            padding_side=options.padding_side,
+            finished=finished,
+        )
+
+    # services for tasks
+
+    def limit(self, options: O) -> int:
+        """Tokens that a row may have."""
+        context = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        return min(context, self.tokenizer.model_max_length, options.max_length or context)
+
+    def _encoded(
+        self, rows: Sequence[Any], options: O, **tokenizer_options: Any
+    ) -> list[tuple[list[int], list[int] | None]]:
+        """Ids and token types of texts or (text, pair) tuples, cut to the limit."""
+        singles = [row for row in rows if not isinstance(row, tuple)]
+        if singles and len(singles) < len(rows):  # the tokenizer takes one kind at a time
+            results: dict[int, Any] = {}
+            for kind in (True, False):
+                indices = [i for i, row in enumerate(rows) if isinstance(row, tuple) is kind]
+                some = self._encoded([rows[i] for i in indices], options, **tokenizer_options)
+                results.update(zip(indices, some, strict=True))
+            return [results[i] for i in range(len(rows))]
+        limit = self.limit(options)
+        inputs = self.tokenizer(list(rows), return_attention_mask=False, **tokenizer_options)
+        ids = inputs["input_ids"]
+        if any(len(row) > limit for row in ids):
+            self._say_once("truncation", "texts of more than %d tokens are cut", limit)
+            inputs = self.tokenizer(
+                list(rows), return_attention_mask=False, truncation=True, max_length=limit, **tokenizer_options
+            )
+            ids = inputs["input_ids"]
+        return list(zip(ids, inputs.get("token_type_ids") or [None] * len(ids), strict=True))
+
+    def _say_once(self, key: str, message: str, *arguments: Any) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning(message, *arguments)
+
+    def _label(self, index: int) -> str:
+        labels = self.model.config.id2label
+        if index not in labels:
+            raise InputError(f"label id {index} has no name: config field 'id2label' names {sorted(labels)}")
+        return labels[index]
+
+    def _check_model(self, source: Any) -> None:
+        """Raises `InputError` for a model without the head that the task needs, or with one that was never trained."""
+        if self.heads and not isinstance(self.model, self.heads):
+            raise InputError(
+                f"{_named(source, self.model)} is {type(self.model).__name__}: it has no {self.needs}; load a "
+                "checkpoint that has one, or train one"
+            )
+        if isinstance(source, str | Path) and self.heads:
+            fresh = sorted(self.model.fresh_weights)
+            if fresh:
+                raise InputError(
+                    f"{source} has no trained {self.needs} ({fresh[0]} is missing); load a checkpoint that has one, "
+                    "or train one"
+                )
+
+
+def progress_bar(rows: Iterable[Any]) -> Any:
+    """A bar on stderr that counts rows."""
+    from tqdm import tqdm
+
+    return tqdm(total=len(rows) if isinstance(rows, Sequence) else None, unit=" rows", leave=False)
+
+
+def _loaded(model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
+    if model is None or isinstance(model, str | Path):
+        from ..loading import load
+
+        model, own = load(model, **model_options)
+        tokenizer = own if tokenizer is None else tokenizer
+    elif model_options:
+        raise InputError("model_options are for a model given by its path; this one is loaded already")
+    if tokenizer is None:
+        raise InputError("the model is given as an object, so the tokenizer is needed too: pass tokenizer=")
+    if isinstance(tokenizer, str | Path):
+        from ..tokenizer import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    model.eval()
+    return model, tokenizer
+
+
+def _named(source: Any, model: Any) -> str:
+    return str(source) if isinstance(source, str | Path) else "the bundled model" if source is None else "the model"

@@ -1,0 +1,119 @@
+"""Labels of a text, or of a pair of texts, with their scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..heads import SequenceClassification
+from .batches import Piece
+from .rows import check_choice, check_count, check_text, paired
+from .task import Options, Task
+
+FUNCTIONS = ("sigmoid", "softmax", "none")
+
+
+@dataclass(frozen=True)
+class TextClassificationOptions(Options):
+    """Besides the options of every task:
+
+    top_k: how many labels, best first; None for all. Not given: the best one, without a list around it.
+    function_to_apply: "sigmoid", "softmax" or "none"; None for what the problem type implies.
+    """
+
+    top_k: int | str | None = ""
+    function_to_apply: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_k not in ("", None):
+            check_count("top_k", self.top_k)
+        if self.function_to_apply is not None:
+            check_choice("function_to_apply", self.function_to_apply, FUNCTIONS)
+
+
+class TextClassification(Task[TextClassificationOptions]):
+    """`{"label", "score"}` for a text.
+
+    Results are shaped as those of transformers: a single text gives a list with one result; with `top_k` a result is
+    itself a list, best label first. A pair is {"text": …, "text_pair": …} or a tuple, or comes by `text_pair`.
+
+    >>> classify = TextClassification("my-classifier")  # doctest: +SKIP
+    >>> classify("I like you")  # doctest: +SKIP
+    [{'label': 'POSITIVE', 'score': 0.99}]
+    """
+
+    options_class = TextClassificationOptions
+    heads = (SequenceClassification,)
+    needs = "sequence classification head"
+
+    def __call__(self, inputs: Any, text_pair: Any = None, **options: Any) -> Any:
+        """The labels of a text or a pair, of a list of them, or of a stream.
+
+        Raises:
+            InputError: something other than texts, pairs of different numbers, an unknown option.
+            RowError: rows that are empty or no text; it names them and holds the results of the others.
+        """
+        if text_pair is not None:
+            inputs = paired(inputs, text_pair, "text", "text_pair")
+        results = super().__call__(inputs, **options)
+        if isinstance(inputs, str) and "top_k" not in options:
+            return [results]  # as the reference: a list around the result of a single text
+        return results
+
+    def _checked(self, row: Any, options: TextClassificationOptions) -> Any:
+        if isinstance(row, dict):
+            unknown = set(row) - {"text", "text_pair"}
+            if unknown or "text" not in row:
+                raise InputError(f"a row has the keys {sorted(row)}, expected 'text' and perhaps 'text_pair'")
+            if row.get("text_pair") is None:
+                return check_text(row["text"])
+            return check_text(row["text"]), check_text(row["text_pair"], "text_pair")
+        if isinstance(row, list | tuple):
+            if len(row) != 2:
+                raise InputError(f"a row has {len(row)} parts; a pair of texts has 2")
+            return check_text(row[0]), check_text(row[1], "text_pair")
+        return check_text(row)
+
+    def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
+        return (self.model(**call, last_positions=last).logits.astype(mx.float32),)
+
+    def _result(
+        self,
+        row: Any,
+        pieces: Sequence[Piece],
+        outputs: Sequence[tuple[np.ndarray, ...]],
+        options: TextClassificationOptions,
+    ) -> Any:
+        scores = self._scores(outputs[0][0], options)
+        if options.top_k == "":
+            best = int(scores.argmax())
+            return {"label": self._label(best), "score": float(scores[best])}
+        ranked = np.argsort(-scores, kind="stable")[: options.top_k]  # pyright: ignore[reportArgumentType]
+        return [{"label": self._label(int(index)), "score": float(scores[index])} for index in ranked]
+
+    def _scores(self, logits: np.ndarray, options: TextClassificationOptions) -> np.ndarray:
+        config = self.model.config
+        function = options.function_to_apply
+        if function is None and config.problem_type == "regression":
+            function = "none"
+        elif function is None:
+            several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+            function = "sigmoid" if several else "softmax"
+        if function == "sigmoid":
+            return sigmoid(logits)
+        return softmax(logits) if function == "softmax" else logits
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1/(1 + e⁻ˣ), without overflow."""
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

@@ -1,0 +1,198 @@
+"""Labels that the model was never trained for: how likely it finds each one after the text.
+
+A label's likelihood after the text is divided by its likelihood after a text without content, so that a word that is
+frequent anyway gains nothing by it. Sources: Zhao et al. 2021, "Calibrate Before Use" (arXiv 2102.09690); Holtzman et
+al. 2021, "Surface Form Competition" (arXiv 2104.08315).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..heads import CausalLM
+from .batches import Piece
+from .label_scores import LabelScorer, LabelTree, RowScorer
+from .rows import check_text
+from .task import Options, Task
+from .text_classification import sigmoid, softmax
+
+TEMPLATE = "This text is about {}"
+CONTENT_FREE = ("N/A", "[MASK]", "Text")
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions(Options):
+    """Besides the options of every task:
+
+    candidate_labels: the labels, as a list or as text with commas between them.
+    hypothesis_template: the sentence that a label ends, {} standing for the label; what follows {} counts as well.
+    multi_label: whether labels are independent (each gets a score of its own) or compete (the scores add up to 1).
+    calibrate: whether the labels' likelihood after `content_free` texts is taken out.
+    """
+
+    candidate_labels: str | Sequence[str] | None = None
+    hypothesis_template: str = TEMPLATE
+    multi_label: bool = False
+    calibrate: bool = True
+    content_free: Sequence[str] = CONTENT_FREE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hypothesis_template.count("{}") != 1:
+            raise InputError(f"hypothesis_template is {self.hypothesis_template!r}, expected a text with one {{}}")
+        if self.candidate_labels is not None:
+            object.__setattr__(self, "candidate_labels", check_labels(self.candidate_labels))
+        if self.calibrate and not self.content_free:
+            raise InputError("content_free is empty; give at least one text, or calibrate=False")
+
+
+@dataclass
+class Labels:
+    """The labels of a call: their ids, how they are scored, and their log-likelihood without content."""
+
+    ids: list[list[int]]
+    scorer: LabelScorer
+    prior: np.ndarray | float = field(default=0.0)
+
+
+class ZeroShotClassification(Task[ZeroShotOptions]):
+    """`{"sequence", "labels", "scores"}`, the best label first, from any causal checkpoint.
+
+    >>> classify = ZeroShotClassification("Qwen/Qwen3-0.6B")  # doctest: +SKIP
+    >>> classify("The match ended 2:1.", candidate_labels=["sport", "politics"])  # doctest: +SKIP
+    """
+
+    options_class = ZeroShotOptions
+    heads = (CausalLM,)
+    needs = "language model head"
+
+    def _check_model(self, source: Any) -> None:
+        super()._check_model(source)
+        self._labels: dict[Any, Labels] = {}
+        if not self.model.backbone.causal:
+            raise InputError("zero-shot classification needs a decoder; this backbone looks both ways")
+
+    def __call__(self, inputs: Any, candidate_labels: str | Sequence[str] | None = None, **options: Any) -> Any:
+        """The labels of a text, of a list of texts, or of a stream, with their scores.
+
+        Raises:
+            InputError: no labels, the same one twice, a template without {}, an unknown option.
+            RowError: rows that are no text; it names them and holds the results of the others.
+        """
+        if candidate_labels is not None:
+            options["candidate_labels"] = candidate_labels
+        if self.options.replaced(options).candidate_labels is None:
+            raise InputError("candidate_labels is missing: give a list of labels")
+        return super().__call__(inputs, **options)
+
+    def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece]]:
+        longest = max(map(len, self._prepared(options).ids))
+        return [[Piece(ids)] for ids in self._prompts(rows, options, self.limit(options) - longest)]
+
+    def _prompts(self, texts: Sequence[str], options: ZeroShotOptions, room: int) -> list[list[int]]:
+        """Ids of each text with the template after it; a long text loses its end, never the template."""
+        ending = "\n" + options.hypothesis_template.partition("{}")[0].rstrip()
+        encoded = self.tokenizer([text.rstrip() + ending for text in texts], add_special_tokens=False)
+        prompts = encoded["input_ids"]
+        for index, ids in enumerate(prompts):
+            if len(ids) <= room:
+                continue
+            self._say_once("truncation", "texts are cut so that they and their labels have %d tokens", room)
+            kept = room - len(self.tokenizer.encode(ending, add_special_tokens=False)) - 1
+            if kept < 1:
+                raise InputError(f"{room} tokens leave no room for a text beside the template")
+            cut = texts[index][: encoded[index].offsets[kept - 1][1]]
+            prompts[index] = self.tokenizer.encode(cut.rstrip() + ending, add_special_tokens=False)[-room:]
+        return prompts
+
+    def _run(self, pieces: list[Piece], options: ZeroShotOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
+        return [(scores,) for scores in self._scores(pieces, self._prepared(options), options, finished)]
+
+    def _result(
+        self,
+        row: Any,
+        pieces: Sequence[Piece],
+        outputs: Sequence[tuple[np.ndarray, ...]],
+        options: ZeroShotOptions,
+    ) -> dict[str, Any]:
+        scores = outputs[0][0] - self._prepared(options).prior
+        names = list(options.candidate_labels or ())
+        if options.multi_label or len(names) == 1:
+            # how far the text raises the label's odds; without a prior, the plain likelihood
+            scores = sigmoid(scores) if options.calibrate else np.exp(scores)
+        else:
+            scores = softmax(scores)
+        order = np.argsort(-scores, kind="stable")
+        return {
+            "sequence": row,
+            "labels": [names[index] for index in order],
+            "scores": [float(scores[index]) for index in order],
+        }
+
+    def _prepared(self, options: ZeroShotOptions) -> Labels:
+        """What a call's labels and template need, worked out once."""
+        key = (
+            tuple(options.candidate_labels or ()),
+            options.hypothesis_template,
+            options.calibrate,
+            tuple(options.content_free),
+        )
+        if key not in self._labels:
+            before, _, after = options.hypothesis_template.partition("{}")
+            space = " " if before.endswith(" ") else ""
+            texts = [f"{space}{label}{after}" for label in options.candidate_labels or ()]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            labels = Labels(ids, LabelScorer(self.model, LabelTree(ids)))
+            if options.calibrate:
+                room = self.limit(options) - max(map(len, ids))
+                empty = [Piece(prompt) for prompt in self._prompts(list(options.content_free), options, room)]
+                chances = np.stack(self._scores(empty, labels, options, lambda indices: None))
+                labels.prior = np.logaddexp.reduce(chances, axis=0) - np.log(len(chances))
+            self._labels = {key: labels}
+        return self._labels[key]
+
+    def _scores(self, pieces: list[Piece], labels: Labels, options: ZeroShotOptions, finished: Any) -> list[np.ndarray]:
+        """log P of every label after each piece, (labels,) a piece."""
+        window = self._window_size()
+        longest = max(len(piece.ids) for piece in pieces) + len(labels.scorer.tree)
+        if window is not None and longest > window:
+            return self._scores_by_row(pieces, labels, options, finished)
+        outputs = self._runner.run(pieces, labels.scorer, batch_size=options.batch_size, finished=finished)
+        return [scores for (scores,) in outputs]
+
+    def _window_size(self) -> int | None:
+        """The window of the layers that slide, if any do."""
+        config = self.model.config
+        return config.sliding_window if "sliding_attention" in config.layer_types else None
+
+    def _scores_by_row(
+        self, pieces: list[Piece], labels: Labels, options: ZeroShotOptions, finished: Any
+    ) -> list[np.ndarray]:
+        scorer = RowScorer(self.model)
+        results = []
+        for index, piece in enumerate(pieces):
+            rows = [Piece([*piece.ids, *ids]) for ids in labels.ids]
+            outputs = self._runner.run(rows, scorer, batch_size=options.batch_size, per_token=True)
+            scores = [
+                scorer.score(states, row.ids, len(ids))
+                for (states,), row, ids in zip(outputs, rows, labels.ids, strict=True)
+            ]
+            results.append(np.array(scores, dtype=np.float32))
+            finished([index])
+        return results
+
+
+def check_labels(labels: Any) -> tuple[str, ...]:
+    """The labels as a tuple; raises `InputError` when there is none, one is empty, or one comes twice."""
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",") if label.strip()]
+    if not isinstance(labels, list | tuple) or not labels:
+        raise InputError("candidate_labels must be a list of at least one label")
+    checked = tuple(check_text(label, f"candidate label {index}") for index, label in enumerate(labels))
+    for index, label in enumerate(checked):
+        if label in checked[:index]:
+            raise InputError(f"candidate label {label!r} is given twice")
+    return checked
