@@ -90,7 +90,10 @@ class QDQBertPreTrainedModel(PreTrainedModel):
 
     def unpack(self) -> int:
         """Turns packed layers into plain ones again, which a CPU multiplies faster; gives their number."""
-        return unpack_quantized(self, self.dtype)
+        count = unpack_quantized(self, self.dtype)
+        if hasattr(self.config, "quantization"):
+            del self.config.quantization
+        return count
 
     # files
 

@@ -1,0 +1,129 @@
+"""Calibration of a whole model: what it sets, what it leaves alone, and what it refuses."""
+
+import logging
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import tiny_bert
+
+import mlx_qwen3
+from mlx_qwen3 import QuantizationError
+
+METHODS = ["max", "percentile", "mse", "entropy"]
+
+
+def ranges(model) -> dict[str, np.ndarray | None]:
+    return {name: None if q.amax is None else np.array(q.amax) for name, q in model.named_quantizers()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_sets_every_range(method):
+    model = tiny_bert.model(num_hidden_layers=1)
+    mlx_qwen3.calibrate(model, [tiny_bert.ids(seed=s) for s in range(2)], method, percentile=99.0, stride=64)
+    largest = tiny_bert.model(num_hidden_layers=1)
+    mlx_qwen3.calibrate(largest, [tiny_bert.ids(seed=s) for s in range(2)])
+    limits = ranges(largest)
+    for name, amax in ranges(model).items():
+        assert amax is not None, name
+        if name.endswith("_weight_quantizer") or method == "max":
+            np.testing.assert_array_equal(amax, limits[name], err_msg=name)
+        else:
+            assert 0 < amax <= limits[name] * 1.001, name
+    if method != "max":
+        assert any(amax < limits[name] * 0.99 for name, amax in ranges(model).items() if amax.shape == ())
+
+
+def test_weights_take_their_rows_maximum():
+    model = tiny_bert.calibrated()
+    layer = model.encoder.layer[0].attention.self.query
+    np.testing.assert_array_equal(
+        np.array(layer._weight_quantizer.amax), np.abs(np.array(layer.weight)).max(axis=1, keepdims=True)
+    )
+
+
+def test_inputs_take_the_maximum_over_all_batches():
+    batches = [tiny_bert.ids(seed=s) for s in range(3)]
+    model, name = tiny_bert.model(), "encoder.layer.0.attention.self.query._input_quantizer"
+    mlx_qwen3.calibrate(model, batches)
+    plain = tiny_bert.model()
+    plain.disable_quantizers("")
+    seen = [mx.abs(plain(b, output_hidden_states=True).hidden_states[0]).max().item() for b in batches]
+    assert ranges(model)[name] == pytest.approx(max(seen), rel=1e-6)
+
+
+def test_batches_may_be_mappings_arrays_or_a_generator():
+    one, two, three = (tiny_bert.model() for _ in range(3))
+    batch = tiny_bert.ids()
+    mlx_qwen3.calibrate(one, [batch])
+    mlx_qwen3.calibrate(two, [{"input_ids": batch}])
+    mlx_qwen3.calibrate(three, (b for b in [batch]))
+    for name, amax in ranges(one).items():
+        np.testing.assert_array_equal(amax, ranges(two)[name])
+        np.testing.assert_array_equal(amax, ranges(three)[name])
+
+
+def test_disabled_quantizers_and_the_mode_stay_as_they_were():
+    model = tiny_bert.model()
+    off = model.disable_quantizers("matmul_")
+    model.train()
+    mlx_qwen3.calibrate(model, [tiny_bert.ids()])
+    assert model.training
+    assert [name for name, amax in ranges(model).items() if amax is None] == off
+
+
+def test_calibrating_again_replaces_the_ranges():
+    model = tiny_bert.calibrated()
+    before = ranges(model)
+    mlx_qwen3.calibrate(model, [tiny_bert.ids(seed=77, length=2, batch=1)])
+    assert any(not np.array_equal(amax, before[name]) for name, amax in ranges(model).items())
+
+
+def test_nothing_changes_when_it_fails():
+    model = tiny_bert.calibrated()
+    before = ranges(model)
+
+    def broken():
+        yield tiny_bert.ids(seed=50)
+        raise KeyError("broken data")
+
+    with pytest.raises(KeyError, match="broken data"):
+        mlx_qwen3.calibrate(model, broken())
+    for name, amax in ranges(model).items():
+        np.testing.assert_array_equal(amax, before[name])
+    assert not any(q.calibrating for _, q in model.named_quantizers())
+
+
+def test_no_data_is_refused():
+    with pytest.raises(QuantizationError, match="batches is empty"):
+        mlx_qwen3.calibrate(tiny_bert.model(), [])
+
+
+def test_a_quantizer_that_no_data_reaches_is_named():
+    model = tiny_bert.model("QDQBertLMHeadModel", is_decoder=True, add_cross_attention=True)
+    with pytest.raises(QuantizationError, match="crossattention.*no data reached it"):
+        mlx_qwen3.calibrate(model, [tiny_bert.ids()])
+    assert all(amax is None for amax in ranges(model).values())
+    states = mx.random.normal((3, 4, 32))
+    mlx_qwen3.calibrate(model, [{"input_ids": tiny_bert.ids(), "encoder_hidden_states": states}])
+    assert all(amax is not None for amax in ranges(model).values())
+
+
+def test_misuse_is_named():
+    model = tiny_bert.model()
+    with pytest.raises(QuantizationError, match="average"):
+        mlx_qwen3.calibrate(model, [tiny_bert.ids()], "average")
+    with pytest.raises(QuantizationError, match="percentile is 120"):
+        mlx_qwen3.calibrate(model, [tiny_bert.ids()], "percentile", percentile=120)
+    model.disable_quantizers("")
+    with pytest.raises(QuantizationError, match="no enabled fake quantizer"):
+        mlx_qwen3.calibrate(model, [tiny_bert.ids()])
+
+
+def test_a_layer_that_sees_only_zeros_is_announced(caplog):
+    model = tiny_bert.model(hidden_act="relu")
+    dense = model.encoder.layer[0].intermediate.dense
+    dense.weight, dense.bias = mx.zeros_like(dense.weight), mx.zeros_like(dense.bias)
+    with caplog.at_level(logging.WARNING):
+        mlx_qwen3.calibrate(model, [tiny_bert.ids()])
+    assert "encoder.layer.0.output.dense._input_quantizer" in caplog.text
