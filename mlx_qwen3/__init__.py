@@ -52,6 +52,9 @@ _HOME = {
     "generate_step": "generation",
     "make_sampler": "generation",
     "stream_generate": "generation",
+    # conversion
+    "Conversion": "conversion",
+    "convert": "conversion",
     # loading
     "load": "loading",
     # tasks

@@ -61,7 +61,9 @@ class BatchPrompt:
         return prompt
 
     def _repeated(self, copies: int) -> "BatchPrompt":
-        arrays = [None if a is None else mx.repeat(a, copies, axis=0) for a in (self.ids, self.embeds, self.mask)]
+        ids, embeds, mask = (
+            None if a is None else mx.repeat(a, copies, axis=0) for a in (self.ids, self.embeds, self.mask)
+        )
         rows = (self.ids if self.embeds is None else self.embeds).shape[0]  # type: ignore[union-attr]
         extra = {
             name: mx.repeat(value, copies, axis=0)
@@ -69,7 +71,7 @@ class BatchPrompt:
             else value
             for name, value in self.extra.items()
         }
-        return BatchPrompt(*arrays, extra)
+        return BatchPrompt(ids, embeds, mask, extra)
 
 
 def _padding(ids: mx.array | None, shape: tuple[int, ...], mask: mx.array | None, config: Any) -> mx.array | None:

@@ -119,3 +119,8 @@ def sampler_from(config: Any, seed: int | None = None) -> Sampler:
         min_p=config.min_p or 0.0,
         seed=seed,
     )
+
+
+def needs_logprobs(sampler: Sampler | None) -> bool:
+    """Whether a sampler is somebody else's, which may count on log-probabilities as mlx_lm's samplers do."""
+    return sampler is not None and sampler is not greedy and not isinstance(sampler, RandomSampler)

@@ -1,0 +1,78 @@
+"""How many tokens a model can hold, and the cache for them."""
+
+from typing import Any
+
+from ..cache import Cache, make_cache
+from ..errors import ContextError, InputError
+
+DEFAULT_PREFILL_STEP = 2048
+"""Tokens of a prompt that are computed at once."""
+
+SLACK = 32
+"""Tokens that a window which has moved on can still give back: the one computed ahead, and rejected drafts."""
+
+MOVING_FREQUENCIES = ("dynamic", "longrope")
+"""Rotary types whose frequencies follow the length of the pass."""
+
+
+def context_length(config: Any) -> int:
+    """The tokens that a model was made for: `max_position_embeddings`, or what its rotary scaling extends it to."""
+    limit = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope.get("factor")
+    if rope.get("rope_type", "default") == "default" or not factor:
+        return limit
+    original = rope.get("original_max_position_embeddings") or limit
+    return max(limit, int(original * factor))
+
+
+def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -> int:
+    """How many tokens may be generated after `cached` and `prompt` tokens, at most `max_tokens`.
+
+    Raises:
+        ContextError: the prompt fills the model's context already.
+    """
+    limit = context_length(config)
+    left = limit - cached - prompt
+    if left < 1:
+        raise ContextError(
+            f"the prompt has {cached + prompt} tokens and the model holds {limit}, which leaves none for the answer; "
+            "shorten the prompt"
+        )
+    return left if max_tokens is None or max_tokens < 0 else min(left, max_tokens)
+
+
+def prefill_step_for(config: Any, asked: int | None) -> int | None:
+    """Tokens of a prompt in one pass: as asked, else 2048, else all where the pass's length moves the frequencies."""
+    if asked is not None:
+        if asked < 1:
+            raise InputError(f"prefill_step_size is {asked}, expected a whole number above 0")
+        return asked
+    rope = getattr(config, "rope_parameters", None) or {}
+    return None if rope.get("rope_type") in MOVING_FREQUENCIES else DEFAULT_PREFILL_STEP
+
+
+def new_cache(
+    config: Any,
+    *,
+    max_kv_size: int | None = None,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    quantized_kv_start: int = 0,
+) -> Cache:
+    """An empty cache for a decoder of this configuration, one that can take back a few tokens.
+
+    Args:
+        max_kv_size: keep the first few and this many of the newest tokens; None for all.
+        kv_bits: 8 or 4 to pack keys and values, once more than `quantized_kv_start` tokens are held.
+        kv_group_size: numbers that share a scale.
+    """
+    return make_cache(
+        config.layer_types,
+        config.sliding_window,
+        max_kv_size=max_kv_size,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        quantized_kv_start=quantized_kv_start,
+        slack=SLACK,
+    )

@@ -1,0 +1,163 @@
+"""One sequence, token by token: the prompt into the cache, then one token after the other. Ids only, no text.
+
+A `Decoding` is the way from the prompt's last logits to further tokens. `OneByOne` is the plain one; one that proposes
+several tokens and verifies them in a single pass has the same two ends (a `DecodeRun` in, `Step`s out).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+
+from .sampling import Sampler
+
+CLEAR_EVERY = 256
+"""Tokens after which MLX gives unused buffers back."""
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+"""The tokens so far (S,) and logits (1, V) → logits (1, V), as in mlx_lm."""
+
+Progress = Callable[[int, int], None]
+"""Called with the prompt's tokens computed so far, and all of them."""
+
+
+class CachedModel(Protocol):
+    """What the loop asks of a model."""
+
+    config: Any
+
+    def step_logits(self, ids: mx.array, cache: Any, keep: int = 1) -> mx.array:
+        """ids (B, L) → logits (B, keep, V) of the newest positions; keys and values go into the cache."""
+        ...
+
+    def fill_cache(self, ids: mx.array, cache: Any) -> None:
+        """Puts the keys and values of ids (B, L) into the cache, lazily."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token, the log-probabilities (V,) that it was chosen from if asked for, and whether a draft proposed it."""
+
+    token: int
+    logprobs: mx.array | None = None
+    from_draft: bool = False
+
+
+@dataclass
+class Chooser:
+    """Logits of one position → the next token.
+
+    normalized: hand log-probabilities to the sampler instead of logits, for samplers that compute with them.
+    """
+
+    sampler: Sampler
+    processors: list[LogitsProcessor] = field(default_factory=list)
+    logprobs: bool = False
+    normalized: bool = False
+
+    def __call__(self, logits: mx.array, history: mx.array | None) -> tuple[mx.array, mx.array | None]:
+        """Logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or None."""
+        if self.processors:
+            assert history is not None
+            logits = logits.astype(mx.float32)
+            for process in self.processors:
+                logits = process(history, logits)
+        logprobs = None
+        if self.logprobs or self.normalized:
+            logits = logits.astype(mx.float32)
+            logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            logprobs = logits[0] if self.logprobs else None
+        return self.sampler(logits), logprobs
+
+
+@dataclass
+class DecodeRun:
+    """The state of one generation, shared with its `Decoding`.
+
+    cache: holds `known` tokens that the caller has seen, and for moments more.
+    pending: ids (1, L) at the prompt's end that are not in the cache yet.
+    history: every id so far, where processors or a draft look back.
+    max_tokens: tokens to yield at most; nothing is computed beyond.
+    """
+
+    model: CachedModel
+    cache: Any
+    pending: mx.array
+    history: list[int]
+    choose: Chooser
+    max_tokens: int
+    known: int
+    broken: bool = False
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Marks a pass of the model: if one is broken off, the cache may hold half of it."""
+        self.broken = True
+        yield
+        self.broken = False
+
+    def logits(self, ids: mx.array, keep: int = 1) -> mx.array:
+        """One pass: ids (1, L) → logits (keep, V) of the newest positions."""
+        with self.passing():
+            return self.model.step_logits(ids, self.cache, keep)[0]
+
+    def settle(self) -> None:
+        """Takes back what the caller does not know of: afterwards the cache holds at most `known` tokens."""
+        excess = self.cache.offset - self.known
+        if not self.broken and excess <= 0:
+            return
+        if not self.broken and self.cache.reach(self.known) == self.known:
+            self.cache.trim(excess)
+        else:
+            for layer in self.cache.layers:
+                layer.clear()
+
+
+class Decoding(Protocol):
+    """A way to decode."""
+
+    def __call__(self, run: DecodeRun) -> Iterator[Step]:
+        """Yields tokens; whoever takes them counts and stops."""
+        ...
+
+
+class OneByOne:
+    """One pass a token, and always one pass ahead: token n+1 is being computed while token n is read."""
+
+    def __call__(self, run: DecodeRun) -> Iterator[Step]:
+        history = mx.array(run.history) if run.choose.processors else None
+        token, logprobs = run.choose(run.logits(run.pending), history)
+        mx.async_eval(token)
+        for count in range(1, run.max_tokens + 1):
+            ahead: tuple[mx.array, mx.array | None] | None = None
+            if count < run.max_tokens:
+                if history is not None:
+                    history = mx.concatenate([history, token])
+                ahead = run.choose(run.logits(token[None]), history)
+                mx.async_eval(ahead[0])
+            yield Step(cast(int, token.item()), logprobs)
+            if ahead is None:
+                return
+            token, logprobs = ahead
+            if count % CLEAR_EVERY == 0:
+                mx.clear_cache()
+
+
+def prefill(run: DecodeRun, step: int | None, progress: Progress | None = None) -> None:
+    """Puts the prompt into the cache in chunks of `step`; the last chunk, never empty, stays pending."""
+    length, done = run.pending.shape[1], 0
+    if progress is not None:
+        progress(0, length)
+    while step is not None and run.pending.shape[1] > step:
+        with run.passing():
+            run.model.fill_cache(run.pending[:, :step], run.cache)
+        run.pending = run.pending[:, step:]
+        run.known += step
+        mx.eval(run.cache.arrays)
+        mx.clear_cache()
+        done += step
+        if progress is not None:
+            progress(done, length)
