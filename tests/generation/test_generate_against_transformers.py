@@ -1,0 +1,68 @@
+"""`model.generate` beside the reference's, on the same weights."""
+
+import numpy as np
+import pytest
+from tiny import ids as random_ids
+from tiny import model as tiny_model
+
+pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    import transformers
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    theirs = transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype="float32")
+    return tiny_model(), theirs.eval()
+
+
+def both(pair, ids, **options):
+    import torch
+
+    ours, theirs = pair
+    options = {**options, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    return ours.generate(ids, **options), theirs.generate(torch.tensor(ids.tolist()), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.8, "eos_token_id": [3, 4, 5], "min_new_tokens": 6, "pad_token_id": 0},
+        {"suppress_tokens": list(range(30))},
+        {"eos_token_id": list(range(20)), "pad_token_id": 60},
+        {"eos_token_id": list(range(20)), "min_length": 9},
+    ],
+)
+def test_greedy_with_processors(pair, options):
+    ids = random_ids(3, 6)
+    got, want = both(pair, ids, do_sample=False, max_new_tokens=12, **options)
+    assert got.sequences.tolist() == want.sequences.tolist()
+    for mine, other in zip(got.scores, want.scores, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+        {"temperature": 1.4, "top_k": 0, "top_p": 0.7, "min_p": 0.1},
+        {"top_k": 3, "repetition_penalty": 1.3},
+    ],
+)
+def test_the_same_tokens_may_be_drawn_with_the_same_chances(pair, options):
+    import mlx.core as mx
+
+    from mlx_qwen3 import GenerationConfig
+    from mlx_qwen3.generation.sampling import sampler_from
+
+    got, want = both(pair, random_ids(2, 6), do_sample=True, max_new_tokens=1, **options)
+    weights, ids = sampler_from(GenerationConfig(do_sample=True, **options)).candidates(got.scores[0])
+    chances = np.array(mx.softmax(weights, axis=-1))
+    mine = np.zeros((2, 61))
+    for row in range(2):
+        mine[row, range(61) if ids is None else ids[row].tolist()] = chances[row]
+    np.testing.assert_allclose(mine, want.scores[0].softmax(-1), atol=1e-5)
