@@ -1,5 +1,6 @@
 """From a checkpoint in any accepted format to a folder that MLX loads: plan, stream, config, report, card."""
 
+from .describe import ModelDescription, describe
 from .pipeline import Conversion, convert
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "ModelDescription", "convert", "describe"]

@@ -1,0 +1,145 @@
+"""`mlx-qwen3 convert`: a Hugging Face checkpoint becomes an MLX folder."""
+
+import argparse
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..conversion import Conversion
+
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb and its flags; those of mlx_lm.convert have the same names here."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert and quantize a checkpoint",
+        description="Convert a Hugging Face Qwen3 or QDQBert checkpoint (bf16, fp16, fp32, FP8, GPTQ, AWQ) to MLX.",
+    )
+    parser.add_argument("--hf-path", "--model", required=True, help="a folder or a Hub id")
+    parser.add_argument("--mlx-path", default="mlx_model", help="the folder to write (default: mlx_model)")
+    parser.add_argument("-q", "--quantize", action="store_true", help="pack the weights")
+    parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4)")
+    parser.add_argument("--q-group-size", type=int, help="32, 64 or 128 (default: 64)")
+    parser.add_argument("--q-mode", default="affine", choices=MODES, help="default: affine")
+    parser.add_argument("--quant-predicate", choices=RECIPES, help="a mixed recipe")
+    parser.add_argument(
+        "--q-override",
+        action="append",
+        default=[],
+        metavar="PATTERN=BITS[:GROUP[:MODE]]|none",
+        help="another format for the layers that a pattern names; may be repeated, the last match decides",
+    )
+    parser.add_argument("--target-bpw", type=float, help="measure layers and spend this many bits per weight")
+    parser.add_argument("--quantize-heads", action="store_true", help="also pack classification and other heads")
+    parser.add_argument("--dtype", choices=DTYPES, help="of scales and unpacked weights (default: the checkpoint's)")
+    parser.add_argument("-d", "--dequantize", action="store_true", help="unpack instead")
+    parser.add_argument(
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure what quantization cost (default: with -q, if the model fits in memory)",
+    )
+    parser.add_argument("--report-text", metavar="FILE", help="measure on this text instead of the one that is shipped")
+    parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
+    parser.add_argument("--upload-repo", help="a Hub repository to upload the result to")
+    parser.add_argument("--force", action="store_true", help="replace the target; convert NaN and infinite weights")
+    parser.set_defaults(run=run)
+    return parser
+
+
+class ProgressBar:
+    """Bytes read, speed and time left, on standard error; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, print what came of it, and give back the exit status."""
+    from ..conversion import convert
+
+    bar = ProgressBar()
+    started = time.perf_counter()
+    try:
+        done = convert(
+            args.hf_path,
+            args.mlx_path,
+            quantize=args.quantize,
+            q_group_size=args.q_group_size,
+            q_bits=args.q_bits,
+            q_mode=args.q_mode,
+            dtype=args.dtype,
+            upload_repo=args.upload_repo,
+            revision=args.revision,
+            dequantize=args.dequantize,
+            quant_predicate=args.quant_predicate,
+            q_overrides=args.q_override,
+            quantize_heads=args.quantize_heads,
+            target_bpw=args.target_bpw,
+            report=True if args.report is None and args.report_text else args.report,
+            report_text=args.report_text,
+            force=args.force,
+            progress=bar,
+            command=_command(args),
+        )
+    except KeyboardInterrupt:
+        bar.close()
+        print(
+            f"interrupted: {args.mlx_path} is as it was before; run the same command again to convert from the start",
+            file=sys.stderr,
+        )
+        return 130
+    bar.close()
+    _print(done, time.perf_counter() - started)
+    return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path)]
+    for flag in ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "dtype", "revision"):
+        if getattr(args, flag) is not None:
+            words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+    if args.q_mode != "affine":
+        words += ["--q-mode", args.q_mode]
+    for override in args.q_override:
+        words += ["--q-override", override]
+    for flag, word in (("quantize", "-q"), ("dequantize", "-d"), ("quantize_heads", "--quantize-heads")):
+        if getattr(args, flag):
+            words.append(word)
+    return shlex.join(words)
+
+
+def _print(done: "Conversion", seconds: float) -> None:
+    print(f"{done.path}: {done.parameters / 1e6:,.1f} million parameters, {done.bits_per_weight:.3f} bits per weight,")
+    print(f"  {done.bytes_in / 1e6:,.1f} MB -> {done.bytes_out / 1e6:,.1f} MB in {seconds:.1f} s")
+    if done.largest_error is not None:
+        print(f"codes taken over without quantizing again; largest error from rounded scales {done.largest_error:.3g}")
+    if done.requantized:
+        path, reason = next(iter(done.requantized.items()))
+        print(f"{len(done.requantized)} layers were decoded and quantized again, as {path}: {reason}")
+    if done.kept:
+        print("in full precision, because the group size does not divide their rows:")
+        print("\n".join(f"  {path}" for path in done.kept))
+    if done.mlx_lm_differences:
+        print(f"stock mlx-lm will refuse this folder: it would get {', '.join(done.mlx_lm_differences)} wrong")
+    if done.quality is not None:
+        from ..quantization.quality import quality_table
+
+        print(quality_table(done.quality))

@@ -1,0 +1,48 @@
+"""`mlx-qwen3 info`: what a checkpoint is and what it needs, without loading its weights."""
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser(
+        "info",
+        help="describe a checkpoint without loading it",
+        description="Architecture, head, parameters, bits per weight, bytes, context, and the memory it needs here.",
+    )
+    parser.add_argument("path", metavar="PATH|ID", help="a folder or a Hub id")
+    parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description and give back the exit status."""
+    import json
+    from dataclasses import asdict
+
+    from ..conversion import describe
+
+    info = describe(args.path, args.revision)
+    if args.json:
+        print(json.dumps(asdict(info), indent=2))
+        return 0
+    rows = [
+        ("model", info.name),
+        ("architecture", info.architecture),
+        ("head", info.head),
+        ("parameters", f"{info.parameters:,}"),
+        ("weights", f"{info.bytes / 1e6:,.1f} MB, {info.bits_per_weight:.2f} bits per weight, {info.format}"),
+        ("context", f"{info.context:,} tokens"),
+        ("this machine", f"{info.machine_bytes / 1e9:.1f} GB of memory"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print(f"memory for the weights and the key/value cache in {info.dtype}:")
+    for tokens, needed in info.memory.items():
+        verdict = "fits" if needed <= info.machine_bytes else "does not fit"
+        print(f"  {tokens:>9,} tokens  {needed / 1e9:8.2f} GB  {verdict}")
+    return 0
