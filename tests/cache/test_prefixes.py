@@ -1,0 +1,81 @@
+"""The longest known start of a prompt is found, independent of its entry, within the bound of bytes."""
+
+import numpy as np
+import pytest
+import tiny
+
+from mlx_qwen3.cache import PrefixCache
+from mlx_qwen3.errors import InputError
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+
+
+def filled(model, ids, **options):
+    cache = model.make_cache(**options)
+    model(np.array([ids]), past_key_values=cache)
+    return cache
+
+
+def test_the_longest_start_is_found_and_is_the_callers_own():
+    model = tiny.model()
+    prefixes = PrefixCache(1 << 24)
+    prefixes.insert([1, 2, 3, 4, 5], filled(model, [1, 2, 3, 4, 5]))
+    prefixes.insert([1, 2, 9, 9], filled(model, [1, 2, 9, 9]))
+    for _ in range(2):
+        cache, length = prefixes.longest_prefix([1, 2, 3, 4, 8, 8])
+        assert length == 4 == cache.offset
+        got = model(np.array([[8, 8]]), past_key_values=cache).logits
+        want = model(np.array([[1, 2, 3, 4, 8, 8]])).logits[:, 4:]
+        np.testing.assert_allclose(np.array(got), np.array(want), atol=1e-5)
+    assert prefixes.longest_prefix([7, 1, 2])[0] is None
+    assert prefixes.longest_prefix([])[1] == 0
+    prefixes.clear()
+    assert prefixes.longest_prefix([1, 2]) == (None, 0)
+
+
+def test_the_bound_holds_after_every_insert_and_the_least_used_goes():
+    model = tiny.model()
+    one = filled(model, [1, 2, 3]).nbytes
+    prefixes = PrefixCache(2 * one)
+    prefixes.insert([1, 2, 3], filled(model, [1, 2, 3]))
+    prefixes.insert([4, 5, 6], filled(model, [4, 5, 6]))
+    assert prefixes.longest_prefix([1, 2, 3])[1] == 3
+    assert prefixes.insert([7, 8, 9], filled(model, [7, 8, 9]))
+    assert prefixes.nbytes <= 2 * one
+    assert [prefixes.longest_prefix(ids)[1] for ids in ([1, 2, 3], [4, 5, 6], [7, 8, 9])] == [3, 0, 3]
+    small = PrefixCache(one - 1)
+    assert not small.insert([1, 2, 3], filled(model, [1, 2, 3]))
+    assert len(small) == 0
+
+
+def test_an_entry_that_a_longer_one_covers_is_dropped_where_it_can_be_reached():
+    ids = list(range(1, 21))
+    for fields, left in (({}, 1), (SLIDING, 2)):
+        model, prefixes = tiny.model(**fields), PrefixCache(1 << 24)
+        prefixes.insert(ids[:8], filled(model, ids[:8], step=1))
+        prefixes.insert(ids, filled(model, ids, step=1))
+        assert len(prefixes) == left
+        assert prefixes.longest_prefix(ids[:8])[1] == 8
+
+
+def test_sliding_layers_go_back_to_the_snapshot():
+    model = tiny.model(**SLIDING)
+    system, user = list(range(1, 11)), list(range(20, 32))
+    cache = filled(model, system, step=1)
+    cache.snapshot()
+    model(np.array([user]), past_key_values=cache)
+    prefixes = PrefixCache(1 << 24)
+    prefixes.insert(system + user, cache)
+    prompt = [*system, 20, 50, 51]
+    found, length = prefixes.longest_prefix(prompt)
+    assert length == len(system)
+    got = model(np.array([prompt[length:]]), past_key_values=found).logits
+    np.testing.assert_allclose(np.array(got), np.array(model(np.array([prompt])).logits[:, length:]), atol=1e-5)
+
+
+def test_ids_that_are_not_the_caches_are_refused():
+    model = tiny.model()
+    with pytest.raises(InputError, match="does not belong"):
+        PrefixCache(1 << 20).insert([1, 2], filled(model, [1, 2, 3]))
+    with pytest.raises(InputError, match="max_bytes is -1"):
+        PrefixCache(-1)

@@ -1,0 +1,36 @@
+"""The bytes foretold are the bytes held."""
+
+import mlx.core as mx
+import pytest
+import tiny
+
+from mlx_qwen3.cache import cache_bytes
+
+FIELDS = {"use_sliding_window": True, "sliding_window": 300, "max_window_layers": 1, "head_dim": 32}
+OPTIONS = [
+    {},
+    {"kv_bits": 8, "kv_group_size": 32},
+    {"kv_bits": 4, "kv_group_size": 32, "max_kv_size": 500},
+    {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 900},
+    {"max_kv_size": 200, "slack": 16},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("chunk", [1, 100, 2000])
+def test_bytes_foretold_are_an_upper_bound_close_to_what_is_held(options, chunk):
+    config = tiny.config(**FIELDS)
+    cache = tiny.model(**FIELDS).make_cache(**options)
+    seen = 0
+    while seen < (700 if chunk == 1 else 2000):
+        new = mx.zeros((3, 2, chunk, 32), dtype=mx.bfloat16)
+        for layer in cache.layers:
+            layer.update(new, new)
+        seen += chunk
+        mx.eval(cache.arrays)
+        foretold = cache_bytes(config, seen, batch_size=3, dtype="bfloat16", **options)
+        assert cache.nbytes <= foretold
+        for layer in cache.layers:
+            assert layer.capacity_at(seen) - layer.slots.capacity <= 2 * layer.step + seen // 16
+    exact = sum(layer.capacity_at(seen) * layer.nbytes // layer.slots.capacity for layer in cache.layers)
+    assert foretold == exact
