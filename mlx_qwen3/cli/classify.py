@@ -1,0 +1,72 @@
+"""`mlx-qwen3 classify`: labels of texts, from a trained head or from labels named here."""
+
+import argparse
+from collections.abc import Iterator
+from itertools import islice, tee
+from typing import Any
+
+from ..errors import InputError
+from .results import add_output_arguments, print_results
+from .texts import add_model_arguments, add_text_arguments, read_rows, task_options
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the verb and its flags."""
+    parser = subparsers.add_parser("classify", help="label texts", description=__doc__)
+    add_text_arguments(parser, "texts to label")
+    parser.add_argument("--pair-column", help="column of the second text, for a model that judges pairs")
+    parser.add_argument("--labels", help="labels with commas between them: needs no trained head")
+    parser.add_argument("--multi-label", action="store_true", help="labels do not exclude one another (with --labels)")
+    parser.add_argument("--template", help="sentence that a label ends, with {} in its place (with --labels)")
+    parser.add_argument("--top-k", type=int, default=1, help="labels to show; 0 for all (default: 1)")
+    add_model_arguments(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the labels of every text."""
+    from ..tasks import pipeline
+
+    if args.top_k < 0:
+        raise InputError(f"--top-k is {args.top_k}, expected 0 or more")
+    if not args.labels and (args.template or args.multi_label):
+        raise InputError("--template and --multi-label need --labels")
+    if args.labels and args.pair_column:
+        raise InputError("--labels judges single texts; leave out --pair-column")
+    rows, texts = tee(_rows(args))  # a task reads a bounded number of rows ahead
+    if args.labels:
+        options = {"hypothesis_template": args.template} if args.template else {}
+        options |= {"candidate_labels": args.labels, "multi_label": args.multi_label}
+        task = pipeline("zero-shot-classification", **options, **task_options(args))
+        results = (_ranked(result, args.top_k or None) for result in task(rows))
+    else:
+        results = pipeline("text-classification", top_k=args.top_k or None, **task_options(args))(rows)
+    return print_results(args, map(_record, texts, results), ("text", "label", "score"), _cells)
+
+
+def _rows(args: argparse.Namespace) -> Iterator[Any]:
+    if not args.pair_column:
+        return read_rows(args)
+    if not args.file:
+        raise InputError("--pair-column needs --file")
+    rows = read_rows(args, (args.column, args.pair_column))
+    return ({"text": row[args.column], "text_pair": row[args.pair_column]} for row in rows)
+
+
+def _ranked(result: dict[str, Any], top_k: int | None) -> Any:
+    if "error" in result:
+        return result
+    pairs = zip(result["labels"], result["scores"], strict=True)
+    return [{"label": label, "score": score} for label, score in islice(pairs, top_k)]
+
+
+def _record(text: Any, result: Any) -> dict[str, Any]:
+    own = text if isinstance(text, dict) else {"text": text}
+    return {**own, **result} if "error" in result else {**own, "labels": result}
+
+
+def _cells(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    text = record["text"]
+    return [(text, label["label"], f"{label['score']:.4f}") for label in record["labels"]]
