@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..cache import Cache, LayerCache, make_cache
 from ..config.qwen3 import SLIDING, Qwen3Config
 from ..errors import InputError
-from ..layers.activations import activation
+from ..layers.activations import Activation, activation
 from ..layers.arguments import as_array, check_range
 from ..layers.attention import attend, attend_with_weights
 from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
@@ -86,7 +86,12 @@ class Qwen3MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.act_fn = activation(config.hidden_act)
+        self._hidden_act = config.hidden_act
+
+    @property
+    def act_fn(self) -> Activation:
+        """The activation; looked up each time, because a model that held a compiled function could not be copied."""
+        return activation(self._hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))

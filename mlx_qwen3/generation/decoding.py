@@ -7,7 +7,7 @@ several tokens and verifies them in a single pass has the same two ends (a `Deco
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import mlx.core as mx
 
@@ -34,6 +34,15 @@ class CachedModel(Protocol):
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
         """Puts the keys and values of ids (B, L) into the cache, lazily."""
+        ...
+
+
+@runtime_checkable
+class HasInferencePath(Protocol):
+    """A model that has a faster way through itself for the length of one generation."""
+
+    def for_inference(self) -> CachedModel:
+        """That way, or the model itself."""
         ...
 
 

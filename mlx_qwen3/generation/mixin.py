@@ -180,6 +180,10 @@ class DecoderGenerationMixin(GenerationMixin):
     check would wait for the token that is still being computed.
     """
 
+    def for_inference(self) -> Any:
+        """The fastest way through the model for one generation: what has its `step_logits` and `fill_cache`."""
+        return self
+
     def step_logits(
         self,
         ids: mx.array,
@@ -202,11 +206,11 @@ class DecoderGenerationMixin(GenerationMixin):
         return self.make_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _generation_step(self, wanted: dict[str, Any], extra: dict[str, Any]) -> Callable[..., Any]:
-        slow = super()._generation_step(wanted, extra)
+        slow, model = super()._generation_step(wanted, extra), self.for_inference()
 
         def step(ids: Any, embeds: Any, mask: Any, positions: Any, past: Any, use_cache: bool) -> Any:
             if wanted or extra or ids is None or not isinstance(past, Cache) or not use_cache:
                 return slow(ids, embeds, mask, positions, past, use_cache)
-            return StepOutput(self.step_logits(ids, past, 1, mask, positions), past)
+            return StepOutput(model.step_logits(ids, past, 1, mask, positions), past)
 
         return step

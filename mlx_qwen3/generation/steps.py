@@ -106,6 +106,27 @@ def decode_steps(
         run.settle()
 
 
+def fill_prompt(
+    model: CachedModel, ids: Any, cache: Any, step: int | None = None, progress: Progress | None = None
+) -> None:
+    """Puts ids (L,) into the cache and computes no logits; interrupted, the cache holds whole chunks or nothing."""
+    prompt = checked_prompt(ids, model.config.vocab_size)
+    length = prompt.shape[1]
+    size = prefill_step_for(model.config, step) or length
+    run = DecodeRun(model, cache, prompt, [], Chooser(greedy), 0, cache.offset)
+    try:
+        prefill(run, size, progress)
+        with run.passing():
+            model.fill_cache(run.pending, cache)
+        run.known += run.pending.shape[1]
+        mx.eval(cache.arrays)
+    except RuntimeError:
+        run.broken = True
+        raise
+    finally:
+        run.settle()
+
+
 def checked_prompt(ids: Any, vocab_size: int) -> mx.array:
     """ids as (1, L), or `InputError`."""
     prompt = as_array(ids, "prompt")

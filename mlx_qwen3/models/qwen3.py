@@ -1,12 +1,13 @@
 """The Qwen3 classes: the decoder, and the decoder under each head."""
 
 import logging
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..backbones.qwen3 import Qwen3Decoder
+from ..backbones.qwen3_fused import FusedDecoder, can_fuse
 from ..checkpoint import Checkpoint
 from ..config.qwen3 import Qwen3Config
 from ..errors import InputError
@@ -14,6 +15,7 @@ from ..generation.mixin import DecoderGenerationMixin
 from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
 from ..heads.backbone import OnBackbone
 from .pretrained import PreTrainedModel, initialise
+from .qwen3_inference import FusedQwen3
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,31 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, Qwen3PreTrainedModel, CausalLM):
     """Qwen3 that predicts the next token."""
 
     backbone_class: ClassVar[Any] = Qwen3Model
+    _fused: FusedDecoder | None = None
+
+    def for_inference(self) -> Any:
+        """This model for one generation: over joined matrices where all its layers are plain ones, else itself.
+
+        The parameters become views of the joined matrices; call it again after weights or layers have changed.
+        """
+        if self.training:
+            return self
+        if self._fused is None or not self._fused.is_current(self.backbone):
+            self._fused = FusedDecoder(self.backbone) if can_fuse(self.backbone) else None
+        return self if self._fused is None else FusedQwen3(self, self._fused)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode and lets the joined matrices go."""
+        if mode:
+            self._fused = None
+        super().train(mode)
+        return self
+
+    def update(self, parameters: Any, strict: bool = True) -> Self:
+        """Replaces parameters, as in `nn.Module`, and lets the joined matrices go."""
+        self._fused = None
+        super().update(parameters, strict)
+        return self
 
 
 class Qwen3ForSequenceClassification(Qwen3PreTrainedModel, SequenceClassification):
