@@ -150,7 +150,7 @@ def cache_bytes(config: Mapping[str, Any], tokens: int, item_size: int) -> int:
     row = 2 * settings.num_key_value_heads * settings.head_dim * item_size
     total = 0
     for kind in settings.layer_types:
-        kept = min(tokens, settings.sliding_window) if kind == "sliding_attention" else tokens
+        kept = min(tokens, settings.sliding_window or tokens) if kind == "sliding_attention" else tokens
         total += kept * row
     return total
 

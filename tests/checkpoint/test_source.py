@@ -1,0 +1,101 @@
+"""Finding a checkpoint: folders as they are, Hub ids from the cache, and errors that say the next step."""
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen3.checkpoint import resolve_checkpoint, save_checkpoint
+from mlx_qwen3.errors import CheckpointError, HubError
+
+
+def test_a_folder_is_itself(tmp_path, monkeypatch):
+    assert resolve_checkpoint(tmp_path) == tmp_path
+    (tmp_path / "Qwen").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint("Qwen").name == "Qwen"
+
+
+@pytest.mark.parametrize("text", ["./nowhere", "/no/such/folder", "~/no-such-folder", "a/b/c", "a b", "x\\y", "m.bin"])
+def test_what_looks_like_a_path_is_one(text):
+    with pytest.raises(CheckpointError, match="no folder"):
+        resolve_checkpoint(text)
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="give the folder"):
+        resolve_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Replaces the Hub's download by a list of answers: folders or errors."""
+    import huggingface_hub
+
+    calls = []
+
+    def install(*answers):
+        left = list(answers)
+
+        def snapshot_download(repo, **options):
+            calls.append((repo, options))
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return str(answer)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return calls
+
+    return install
+
+
+def not_cached():
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return LocalEntryNotFoundError("not there")
+
+
+def test_the_cache_comes_first(tmp_path, hub):
+    save_checkpoint(tmp_path, {"a": mx.zeros(2)})
+    (tmp_path / "config.json").write_text("{}")
+    calls = hub(tmp_path)
+    assert resolve_checkpoint("Qwen/Qwen3-0.6B") == tmp_path
+    assert calls[0][1]["local_files_only"] is True
+    assert not any("bin" in pattern or ".py" in pattern for pattern in calls[0][1]["allow_patterns"])
+
+
+def test_offline_says_so(tmp_path, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub(not_cached())
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        resolve_checkpoint("Qwen/Qwen3-0.6B")
+    hub(tmp_path)  # only a part of the repository was ever fetched
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        resolve_checkpoint("Qwen/Qwen3-0.6B")
+
+
+def test_what_the_hub_answers(hub, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=404, text="", url="")
+    for error, says in (
+        (GatedRepoError("x", response=response), "gated.*hf auth login"),
+        (RepositoryNotFoundError("x", response=response), "no folder .* and no Hub repository"),
+        (RevisionNotFoundError("x", response=response), "no revision v9"),
+        (ConnectionError("x"), "does not answer"),
+        (not_cached(), "does not answer"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ):
+        hub(not_cached(), error)
+        with pytest.raises(HubError, match=says):
+            resolve_checkpoint("Qwen/Qwen3-0.6B", revision="v9")
+    hub(not_cached(), tmp_path)
+    assert resolve_checkpoint("Qwen/Qwen3-0.6B") == tmp_path
