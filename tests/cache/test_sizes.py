@@ -34,3 +34,20 @@ def test_bytes_foretold_are_an_upper_bound_close_to_what_is_held(options, chunk)
             assert layer.capacity_at(seen) - layer.slots.capacity <= 2 * layer.step + seen // 16
     exact = sum(layer.capacity_at(seen) * layer.nbytes // layer.slots.capacity for layer in cache.layers)
     assert foretold == exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 4096}, {"max_kv_size": 1024}]
+)
+def test_32k_tokens_stay_within_the_bytes_foretold(options):
+    model = tiny.model(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=32)
+    cache, chunk, total = model.make_cache(**options), 256, 32 * 1024
+    before = mx.get_active_memory()
+    for seen in range(chunk, total + 1, chunk):
+        output = model(tiny.ids(1, chunk, seed=seen), past_key_values=cache, logits_to_keep=1)
+        mx.eval(output.logits, cache.arrays)
+        del output
+        foretold = cache_bytes(model.config, seen, dtype="float32", **options)
+        assert mx.get_active_memory() - before <= foretold + 64 * 1024
+    assert cache.offset == total
