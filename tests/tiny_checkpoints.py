@@ -12,7 +12,7 @@ from mlx_qwen3 import QDQBertConfig, Qwen3Config
 QWEN3 = {
     "vocab_size": 416,
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -23,7 +23,7 @@ QWEN3 = {
 BERT = {
     "vocab_size": len(WORDS),
     "hidden_size": 32,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,

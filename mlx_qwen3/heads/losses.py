@@ -25,6 +25,8 @@ def cross_entropy(
     logits, labels = logits.reshape(-1, classes).astype(mx.float32), labels.reshape(-1)
     if logits.shape[0] != labels.shape[0]:
         raise InputError(f"labels has {labels.shape[0]} entries, the logits have {logits.shape[0]}")
+    if mx.issubdtype(labels.dtype, mx.unsignedinteger):  # what argmax gives; it cannot be compared with −100
+        labels = labels.astype(mx.int32)
     check_range(labels, 0, classes, "labels", f"the {classes} classes", ignored)
     counts = labels != ignored
     chosen = mx.where(counts, labels, 0)
@@ -78,6 +80,8 @@ def span_loss(start_logits: mx.array, end_logits: mx.array, starts: mx.array, en
 
     def side(logits: mx.array, positions: mx.array) -> mx.array:
         positions = positions[:, 0] if positions.ndim == 2 and positions.shape[1] == 1 else positions
+        if mx.issubdtype(positions.dtype, mx.unsignedinteger):
+            positions = positions.astype(mx.int32)
         return cross_entropy(logits, mx.clip(positions, 0, length), ignored=length)
 
     return (side(start_logits, starts) + side(end_logits, ends)) / 2
