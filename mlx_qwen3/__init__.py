@@ -44,6 +44,8 @@ _HOME = {
     "QuantDescriptor": "layers.fake_quantizer",
     "TensorQuantizer": "layers.fake_quantizer",
     "calibrate": "quantization.calibration",
+    # chat
+    "ChatSession": "chat",
     # generation
     "GenerateOutput": "generation",
     "GenerationConfig": "generation",

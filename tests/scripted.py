@@ -74,16 +74,17 @@ class ScriptedModel:
 def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
     """A reply that gives the n-th answer in the n-th turn of a chat, and ends each with <|im_end|>."""
     opening = tokenizer.encode("<|im_start|>assistant\n")
+    opened = [tokenizer.encode("<think>\n\n</think>\n\n"), tokenizer.encode("<think>\n")]
     scripts = [[*tokenizer.encode(answer), tokenizer.eos_token_id] for answer in answers]
 
     def reply(seen: list[int]) -> int:
         starts = [i for i in range(len(seen)) if seen[i : i + len(opening)] == opening]
         script = scripts[min(len(starts), len(scripts)) - 1]
         said = seen[starts[-1] + len(opening) :]
-        shared = 0
-        while shared < min(len(said), len(script)) and said[shared] == script[shared]:
-            shared += 1
-        return script[min(shared, len(script) - 1)]
+        for given in opened:  # by the template; no word of the answer
+            if said[: len(given)] == given and script[: len(given)] != given:
+                said = said[len(given) :]
+        return script[min(len(said), len(script) - 1)]
 
     return reply
 

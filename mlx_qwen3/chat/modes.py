@@ -1,0 +1,93 @@
+"""Whether a checkpoint thinks before it answers, and how to sample in either mode.
+
+Sources: the Qwen3 model cards ("Best Practices") for sampling; the chat templates of Qwen3 and of its 2507 releases.
+"""
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from ..errors import InputError
+from ..generation import GenerationConfig, RandomSampler, greedy
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+class ThinkingSupport(Enum):
+    """What a chat template can do."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    ALWAYS = "always"
+
+
+def thinking_support(tokenizer: Any) -> ThinkingSupport:
+    """Recognised by what the template writes: thinking that can be switched off, or one that it opens itself."""
+    probe = [{"role": "user", "content": "?"}]
+    on, off = (
+        tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+        for thinking in (True, False)
+    )
+    if on != off:
+        return ThinkingSupport.OPTIONAL
+    return ThinkingSupport.ALWAYS if opens_thinking(on) else ThinkingSupport.NEVER
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt ends inside a thought."""
+    return prompt.rfind(OPEN) > prompt.rfind(CLOSE)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; None leaves the choice to the mode."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+
+    def over(self, other: "Sampling") -> "Sampling":
+        """These values, and where there is none those of `other`."""
+        return Sampling(**{name: v if v is not None else getattr(other, name) for name, v in asdict(self).items()})
+
+    def sampler(self, seed: int | None = None) -> Any:
+        """Greedy at temperature 0, else a `RandomSampler`."""
+        if self.temperature == 0:
+            return greedy
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return RandomSampler(**values, seed=seed)
+
+    def __str__(self) -> str:
+        if self.temperature == 0:
+            return "greedy"
+        return f"temperature {self.temperature}, top-p {self.top_p}, top-k {self.top_k}, min-p {self.min_p}"
+
+
+THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
+PLAIN = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+
+
+def mode_sampling(thinks: bool, support: ThinkingSupport, config: GenerationConfig) -> Sampling:
+    """The sampling of a mode. A generation_config describes one mode: thinking, where both are there."""
+    own = Sampling(config.temperature, config.top_p, config.top_k, config.min_p)
+    default = THINKING if thinks else PLAIN
+    return own.over(default) if thinks or support is not ThinkingSupport.OPTIONAL else default
+
+
+def resolve_thinking(asked: bool | None, support: ThinkingSupport) -> bool:
+    """Whether to think, given the wish and what the checkpoint can do.
+
+    Raises:
+        InputError: the wish is what this checkpoint cannot do.
+    """
+    if support is ThinkingSupport.OPTIONAL:
+        return asked is None or asked
+    does = support is ThinkingSupport.ALWAYS
+    if asked is not None and asked != does:
+        raise InputError(
+            "this checkpoint always thinks; hide its thoughts or set a thinking budget instead"
+            if does
+            else "this checkpoint never thinks; use one that does, such as Qwen/Qwen3-0.6B"
+        )
+    return does

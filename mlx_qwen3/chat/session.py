@@ -1,0 +1,321 @@
+"""`ChatSession`: a conversation with a model that computes nothing twice.
+
+Each turn renders the whole conversation anew, as the chat template wants it (earlier thoughts dropped), compares the
+ids with what the cache holds, keeps the common beginning and computes the rest.
+"""
+
+import re
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import InputError
+from ..generation import Decoding, GenerationConfig, GenerationResponse, stream_generate
+from ..generation.context import new_cache, tokens_left
+from ..generation.steps import fill_prompt
+from .modes import CLOSE, Sampling, ThinkingSupport, mode_sampling, opens_thinking, resolve_thinking, thinking_support
+from .thinking import Kind, Piece, ThinkingParser
+from .transcript import load_transcript, save_transcript
+
+ENOUGH = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    f"{CLOSE}\n\n"
+)
+"""What ends a thought that has used up its budget. Source: the Qwen3 technical report, section 4.3."""
+
+_SWITCH = re.compile(r"/(no_)?think\b")
+
+
+@dataclass(frozen=True)
+class ChatPart:
+    """A piece of an answer as it comes: text, whether it is "reasoning" or "answer", and the numbers so far."""
+
+    kind: Kind
+    text: str
+    response: GenerationResponse
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """What a turn cost. Tokens of the prompt that were cached and computed; the last response; bytes of the cache."""
+
+    reused_tokens: int
+    response: GenerationResponse
+    reasoning_tokens: int
+    cache_bytes: int
+
+
+class ChatSession:
+    """A conversation.
+
+    Args:
+        model: a causal model; tokenizer: its tokenizer, with a chat template.
+        system: the system prompt.
+        thinking: think before answering; None for what the checkpoint does by itself.
+        thinking_budget: tokens of thought after which the answer is demanded; None for no limit.
+        sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
+        presence_penalty, repetition_penalty: as in `stream_generate`.
+        max_tokens: of one answer, thoughts included; None for as many as the context holds.
+        seed: makes the conversation repeatable.
+        tools: JSON schemas of functions, for the template.
+        cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
+        prefill_step_size: tokens of the prompt in one pass.
+
+    Raises:
+        InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range.
+        TokenizerError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system: str | None = None,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
+        sampling: Sampling | None = None,
+        presence_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        cache_options: Mapping[str, Any] | None = None,
+        prefill_step_size: int | None = None,
+        decoding: Decoding | None = None,
+    ):
+        if thinking_budget is not None and thinking_budget < 0:
+            raise InputError(f"thinking_budget is {thinking_budget}, expected 0 or more tokens")
+        self.model, self.tokenizer = model, tokenizer
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+        self.support = thinking_support(tokenizer)
+        self.thinking = resolve_thinking(thinking, self.support)
+        self.thinking_budget = thinking_budget
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.tools = tools
+        self.cache: Any = None
+        self.cached_ids: list[int] = []
+        self.stats: TurnStats | None = None
+        self._cache_options = dict(cache_options or {})
+        self._options = {
+            "presence_penalty": presence_penalty,
+            "repetition_penalty": repetition_penalty,
+            "stop": stop,
+            "decoding": decoding,
+        }
+        self._prefill_step_size = prefill_step_size
+        self._seed = seed
+        self._samplers: dict[Sampling, Any] = {}
+        self.sampling_for(self.thinking).sampler()
+
+    # what a person does
+
+    def send(self, text: str, progress: Any = None) -> Generator[ChatPart, None, None]:
+        """The answer to a message, part by part. Closing the generator ends the answer; what was said stays.
+
+        A turn that ends before its first token leaves the conversation as it was.
+
+        Args:
+            progress: gets (tokens done, all tokens) of the part of the prompt that is computed.
+
+        Raises:
+            InputError: an empty message. ContextError: the conversation fills the context.
+        """
+        if not text.strip():
+            raise InputError("the message is empty")
+        return self._answer([*self.messages, {"role": "user", "content": text}], progress)
+
+    def retry(self, progress: Any = None) -> Generator[ChatPart, None, None]:
+        """Another answer to the last message."""
+        answered = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        messages = self.messages[:-1] if answered else list(self.messages)
+        if not messages:
+            raise InputError("there is nothing to answer yet")
+        return self._answer(messages, progress)
+
+    def undo(self) -> str | None:
+        """Takes the last message and its answer back; the message, or None where there was none."""
+        while self.messages:
+            message = self.messages.pop()
+            if message["role"] == "user":
+                return message["content"]
+        return None
+
+    def clear(self) -> None:
+        """Forgets the conversation; the system prompt stays."""
+        self.messages.clear()
+        self.stats = None
+
+    def set_thinking(self, thinking: bool) -> None:
+        """Switches thinking for the turns to come. Raises `InputError` where the checkpoint cannot."""
+        self.thinking = resolve_thinking(thinking, self.support)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the conversation to a JSON file."""
+        save_transcript(path, self.system, self.messages)
+
+    def load(self, path: str | Path) -> None:
+        """Goes on with a saved conversation."""
+        system, messages = load_transcript(path)
+        self.tokenizer.apply_chat_template(messages or [{"role": "user", "content": "?"}], tokenize=False)
+        self.system, self.messages = system, messages
+
+    def sampling_for(self, thinks: bool) -> Sampling:
+        """How tokens are drawn in a mode."""
+        config = getattr(self.model, "generation_config", None) or GenerationConfig()
+        return self.sampling.over(mode_sampling(thinks, self.support, config))
+
+    # one turn
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        first = [] if self.system is None else [{"role": "system", "content": self.system}]
+        variables = {"enable_thinking": self.thinking} if self.support is ThinkingSupport.OPTIONAL else {}
+        return self.tokenizer.apply_chat_template(
+            [*first, *messages], tools=self.tools, add_generation_prompt=True, tokenize=False, **variables
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _thinks(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether this turn thinks: the mode, or the last /think or /no_think that a message holds."""
+        if self.support is ThinkingSupport.OPTIONAL and self.thinking:
+            for message in reversed(messages):
+                found = _SWITCH.findall(message["content"]) if message["role"] == "user" else []
+                if found:
+                    return not found[-1]
+        return self.thinking
+
+    def _answer(self, messages: list[dict[str, Any]], progress: Any) -> Generator[ChatPart, None, None]:
+        turn = _Turn(self, messages, self._rendered(messages))
+        try:
+            yield from turn.run(progress)
+        finally:
+            turn.finish()
+
+    def _sampler(self, thinks: bool) -> Any:
+        sampling = self.sampling_for(thinks)
+        if sampling not in self._samplers:
+            self._samplers[sampling] = sampling.sampler(self._seed)
+        return self._samplers[sampling]
+
+    def _keep_common(self, ids: list[int], messages: Sequence[Mapping[str, Any]], progress: Any) -> int:
+        """Brings the cache to a beginning of `ids`, not all of them, and returns its length."""
+        if self.cache is None:
+            self.cache = new_cache(self.model.config, **self._cache_options)
+        if len(self.cached_ids) != self.cache.offset:
+            self.cached_ids = self.cached_ids[: self.cache.rewind(0)]
+        common = _common(self.cached_ids, ids)
+        start = self.cache.rewind(min(common, len(ids) - 1))
+        self.cached_ids = ids[:start]
+        if any(layer.window is not None for layer in self.cache.layers):
+            # the next turn leaves this one's ids where the answer begins, or before; a window cannot go back there
+            placeholder = [{"role": "assistant", "content": "."}, {"role": "user", "content": "."}]
+            later = self._ids(self._rendered([*messages, *placeholder]))
+            branch = min(_common(ids, later), len(ids) - 1)
+            if branch > start:
+                fill_prompt(self.model, ids[start:branch], self.cache, self._prefill_step_size, progress)
+                self.cached_ids = ids[:branch]
+                self.cache.snapshot()
+        return start
+
+
+class _Turn:
+    """One answer while it is being made."""
+
+    def __init__(self, session: ChatSession, messages: list[dict[str, Any]], prompt: str):
+        self.session, self.messages = session, messages
+        self.ids = session._ids(prompt)
+        self.parser = ThinkingParser(opens_thinking(prompt))
+        self.text: dict[Kind, list[str]] = {"reasoning": [], "answer": []}
+        self.known = list(self.ids)
+        self.generated = self.reasoning_tokens = self.reused = 0
+        self.response: GenerationResponse | None = None
+
+    def run(self, progress: Any) -> Generator[ChatPart, None, None]:
+        session = self.session
+        left = tokens_left(session.model.config, 0, len(self.ids), session.max_tokens)
+        self.reused = session._keep_common(self.ids, self.messages, progress)
+        if self.parser.thinking and session.thinking_budget == 0:
+            self._force()
+        thinks = session._thinks(self.messages)
+        while True:
+            responses = stream_generate(
+                session.model,
+                session.tokenizer,
+                mx.array(self.known[session.cache.offset :]),
+                left - self.generated,
+                sampler=session._sampler(thinks),
+                prompt_cache=session.cache,
+                history=self.known[: session.cache.offset],
+                prefill_step_size=session._prefill_step_size,
+                prompt_progress_callback=progress,
+                **session._options,
+            )
+            over_budget = yield from self._take(responses)
+            if not over_budget or self.generated >= left:
+                return
+            self._force()
+            progress = None
+
+    def _take(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
+        """Passes a stream on; whether it was left because the thought has used up its budget."""
+        budget = self.session.thinking_budget
+        try:
+            for response in responses:
+                self.response = response
+                self.known.append(response.token)
+                self.generated += 1
+                pieces = self.parser.feed(response.text)
+                if response.finish_reason is not None:
+                    pieces += self.parser.flush()
+                self.reasoning_tokens += self.parser.thinking
+                yield from self._parts(pieces or [Piece(self.parser.kind or "answer", "")])
+                if response.finish_reason is not None:
+                    return False
+                if budget is not None and self.parser.thinking and self.reasoning_tokens >= budget:
+                    return True
+        finally:
+            responses.close()
+        return False
+
+    def _force(self) -> None:
+        """Ends the thought in the model's place."""
+        self.known += self.session._ids(ENOUGH)
+        for piece in self.parser.feed(ENOUGH):
+            self.text[piece.kind].append(piece.text)
+
+    def _parts(self, pieces: Sequence[Piece]) -> Generator[ChatPart, None, None]:
+        assert self.response is not None
+        for piece in pieces:
+            self.text[piece.kind].append(piece.text)
+        for piece in pieces:
+            yield ChatPart(piece.kind, piece.text, self.response)
+
+    def finish(self) -> None:
+        """Puts what was said into the conversation."""
+        session = self.session
+        if session.cache is not None:
+            session.cached_ids = self.known[: session.cache.offset]
+        if self.response is None:
+            return
+        for piece in self.parser.flush():
+            self.text[piece.kind].append(piece.text)
+        message = {"role": "assistant", "content": "".join(self.text["answer"])}
+        if self.text["reasoning"]:
+            message["reasoning_content"] = "".join(self.text["reasoning"])
+        session.messages = [*self.messages, message]
+        held = 0 if session.cache is None else session.cache.nbytes
+        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences have in common from the start."""
+    size = min(len(a), len(b))
+    return next((i for i in range(size) if a[i] != b[i]), size)

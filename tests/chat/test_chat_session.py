@@ -1,0 +1,215 @@
+"""A conversation: parts, history, budgets, modes, and nothing computed twice."""
+
+import itertools
+
+import pytest
+from scripted import CHAT_TEMPLATE, ScriptedModel, byte_tokenizer, saying
+
+from mlx_qwen3 import ContextError, GenerationConfig, InputError, TokenizerError
+from mlx_qwen3.chat import ChatSession, Sampling, ThinkingSupport, thinking_support
+
+TOKENIZER = byte_tokenizer()
+THINKING_2507 = CHAT_TEMPLATE[: CHAT_TEMPLATE.rindex("{%- if enable_thinking")] + "{{- '<think>\\n' }}{%- endif %}"
+INSTRUCT_2507 = CHAT_TEMPLATE[: CHAT_TEMPLATE.rindex("{%- if enable_thinking")] + "{%- endif %}"
+
+
+def session(*answers, window=None, template=CHAT_TEMPLATE, **options):
+    tokenizer = byte_tokenizer(template)
+    return ChatSession(ScriptedModel(saying(tokenizer, *answers), window=window), tokenizer, **options)
+
+
+def said(parts):
+    """Both kinds of text of an answer."""
+    parts = list(parts)
+    return tuple("".join(p.text for p in parts if p.kind == kind) for kind in ("reasoning", "answer"))
+
+
+def test_thoughts_and_answers_come_apart_and_history_drops_thoughts():
+    chat = session("<think>\nhm, 1+1\n</think>\n\nTwo.", "<think>\nagain\n</think>\n\nThree.")
+    assert said(chat.send("1+1?")) == ("hm, 1+1", "Two.")
+    assert said(chat.send("1+2?")) == ("again", "Three.")
+    assert chat.messages == [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "Two.", "reasoning_content": "hm, 1+1"},
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": "Three.", "reasoning_content": "again"},
+    ]
+    seen = TOKENIZER.decode(chat.cached_ids)
+    assert "hm, 1+1" not in seen
+    assert "Two.<|im_end|>" in seen
+
+
+@pytest.mark.parametrize("window", [None, 160])
+@pytest.mark.parametrize(
+    ("template", "thinking"),
+    [(CHAT_TEMPLATE, None), (CHAT_TEMPLATE, False), (INSTRUCT_2507, None), (THINKING_2507, None)],
+)
+def test_a_turn_computes_only_what_is_new(window, template, thinking):
+    answers = ["<think>\nlong thought here\n</think>\n\nFirst answer.", "Second answer."]
+    if template is THINKING_2507:
+        answers = ["long thought here\n</think>\n\nFirst answer.", "thought\n</think>\n\nSecond answer."]
+    chat = session(*answers, window=window, template=template, thinking=thinking, system="Be brief. " * 80)
+    said(chat.send("one"))
+    model = chat.model
+    model.computed = 0
+    answer = said(chat.send("two"))
+    assert answer[1] == "Second answer."
+    assert chat.stats.reused_tokens > 820
+    new_text = (
+        "First answer.<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    answer_text = answers[1] + "<|im_end|>"
+    assert model.computed <= len(TOKENIZER.encode(new_text)) + len(TOKENIZER.encode(answer_text)) + 8
+
+
+def test_retry_undo_and_clear():
+    chat = session("First.", "Second.", thinking=False)
+    said(chat.send("one"))
+    said(chat.send("two"))
+    assert said(chat.retry()) == ("", "Second.")
+    assert len(chat.messages) == 4
+    assert chat.undo() == "two"
+    assert [m["content"] for m in chat.messages] == ["one", "First."]
+    assert said(chat.send("other")) == ("", "Second.")
+    chat.clear()
+    assert chat.messages == []
+    assert chat.undo() is None
+    with pytest.raises(InputError, match="nothing to answer"):
+        chat.retry()
+    assert said(chat.send("one")) == ("", "First.")
+
+
+def test_stopping_an_answer_keeps_what_was_said_and_the_cache_in_order():
+    chat = session("A very long answer.", "Next.", thinking=False)
+    parts = chat.send("one")
+    got = said(itertools.islice(parts, 6))
+    parts.close()
+    assert chat.messages[-1]["content"] == got[1] == "A very"
+    assert chat.cached_ids[-3:] == TOKENIZER.encode("A very")[-3:]
+    assert len(chat.cached_ids) == chat.cache.offset
+    assert said(chat.send("two")) == ("", "Next.")
+
+
+def test_a_turn_without_a_token_leaves_no_trace():
+    chat = session("First.", "Second.", thinking=False)
+    said(chat.send("one"))
+    before = list(chat.messages)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    for turn in (chat.send("two", progress=interrupt), chat.retry(progress=interrupt)):
+        with pytest.raises(KeyboardInterrupt):
+            list(turn)
+        assert chat.messages == before
+    chat.send("never begun")
+    assert chat.messages == before
+    assert said(chat.send("two")) == ("", "Second.")
+
+
+def writing(text_so_far_to_rest):
+    """A reply that writes the text which the function gives for the text so far, then ends."""
+    return lambda seen: [*TOKENIZER.encode(text_so_far_to_rest(TOKENIZER.decode(seen))), TOKENIZER.eos_token_id][0]
+
+
+def test_a_thinking_budget_ends_the_thought():
+    def rest(text):
+        if "</think>\n\n" in text:
+            return "Done."[len(text.rpartition("</think>\n\n")[2]) :]
+        return "x" if "<think>\n" in text else "<think>\n"[len(text.rpartition("assistant\n")[2]) :]
+
+    chat = ChatSession(ScriptedModel(writing(rest)), TOKENIZER, thinking_budget=12)
+    reasoning, answer = said(chat.send("hard question"))
+    assert set(reasoning) == {"x"}
+    assert answer == "Done."
+    assert chat.stats.reasoning_tokens == 12
+    assert chat.messages[-1]["reasoning_content"].startswith(reasoning + "\n\nConsidering the limited time")
+    assert chat.messages[-1]["content"] == "Done."
+
+
+def test_a_budget_of_nothing_opens_with_the_answer_where_the_template_thinks():
+    chat = session("ignored", template=THINKING_2507, thinking_budget=0)
+    chat.model.reply = writing(lambda text: "OK"[len(text.rpartition("</think>\n\n")[2]) :])
+    assert said(chat.send("quick")) == ("", "OK")
+
+
+def test_what_checkpoints_can_do():
+    kinds = {CHAT_TEMPLATE: "optional", THINKING_2507: "always", INSTRUCT_2507: "never"}
+    for template, kind in kinds.items():
+        assert thinking_support(byte_tokenizer(template)) is ThinkingSupport(kind)
+    assert session("", template=THINKING_2507).thinking
+    assert not session("", template=INSTRUCT_2507).thinking
+    with pytest.raises(InputError, match="always thinks"):
+        session("", template=THINKING_2507, thinking=False)
+    with pytest.raises(InputError, match="never thinks"):
+        session("", template=INSTRUCT_2507).set_thinking(True)
+    with pytest.raises(TokenizerError, match="no chat template"):
+        session("", template=None)
+
+
+def test_always_thinking_templates_begin_inside_the_thought():
+    chat = session("plan\n</think>\n\nGo.", template=THINKING_2507)
+    assert said(chat.send("?")) == ("plan", "Go.")
+
+
+def test_sampling_follows_the_mode():
+    chat = session("")
+    assert chat.sampling_for(True) == Sampling(0.6, 0.95, 20, 0.0)
+    assert chat.sampling_for(False) == Sampling(0.7, 0.8, 20, 0.0)
+    chat.model.generation_config = GenerationConfig(do_sample=True, temperature=0.5, top_k=7)
+    assert chat.sampling_for(True) == Sampling(0.5, 0.95, 7, 0.0)
+    assert chat.sampling_for(False) == Sampling(0.7, 0.8, 20, 0.0)  # the file describes the thinking mode
+    chat.sampling = Sampling(temperature=0.0)
+    assert str(chat.sampling_for(True)) == "greedy"
+    with pytest.raises(InputError, match="top_p"):
+        session("", sampling=Sampling(top_p=3.0))
+
+
+def test_soft_switches_change_the_sampling():
+    chat = session("")
+
+    def thinks(*texts):
+        return chat._thinks([{"role": "user", "content": text} for text in texts])
+
+    assert thinks("hello")
+    assert not thinks("hello /no_think")
+    assert thinks("hello /no_think", "go on /think")
+    assert not thinks("hello /no_think", "go on")
+    chat.set_thinking(False)
+    assert not thinks("hello /think")
+
+
+def test_transcripts_come_back(tmp_path):
+    chat = session("First.", "Second.", system="Be kind.", thinking=False)
+    said(chat.send("one"))
+    chat.save(tmp_path / "chat.json")
+    other = session("First.", "Second.", thinking=False)
+    other.load(tmp_path / "chat.json")
+    assert (other.system, other.messages) == (chat.system, chat.messages)
+    assert said(other.send("two")) == ("", "Second.")
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("nonsense", "not valid JSON"), ("[]", "no conversation"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
+)
+def test_files_that_are_no_transcripts(tmp_path, content, words):
+    (tmp_path / "chat.json").write_text(content)
+    with pytest.raises(InputError, match=words):
+        session("").load(tmp_path / "chat.json")
+    with pytest.raises(InputError, match="cannot read"):
+        session("").load(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot write"):
+        session("").save(tmp_path / "none" / "chat.json")
+
+
+def test_messages_that_cannot_be():
+    chat = session("x")
+    with pytest.raises(InputError, match="empty"):
+        chat.send("  \n")
+    with pytest.raises(InputError, match="thinking_budget"):
+        session("", thinking_budget=-1)
+    with pytest.raises(ContextError, match="4096"):
+        list(chat.send("x" * 5000))
+    assert chat.messages == []
