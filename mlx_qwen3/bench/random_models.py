@@ -1,0 +1,82 @@
+"""Random weights in the shape of any Qwen3, so that speed can be measured without a download.
+
+Source of the sizes: config.json of Qwen/Qwen3-0.6B, -1.7B, -4B, -8B, -14B and -32B.
+"""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..config import Qwen3Config
+from ..errors import InputError
+from ..models import Qwen3ForCausalLM
+from ..quantization import PackedFormat, quantize_model
+
+
+def _size(width: int, inner: int, layers: int, heads: int, tied: bool) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": tied,
+    }
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "0.6B": _size(1024, 3072, 28, 16, True),
+    "1.7B": _size(2048, 6144, 28, 16, True),
+    "4B": _size(2560, 9728, 36, 32, True),
+    "8B": _size(4096, 12288, 36, 32, False),
+    "14B": _size(5120, 17408, 40, 40, False),
+    "32B": _size(5120, 25600, 64, 64, False),
+    "tiny": {
+        **_size(128, 384, 4, 4, True),
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 2048,
+    },
+}
+"""Name -> configuration fields; `tiny` is a shape for a slow machine and no released model."""
+
+
+def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group_size: int = 64) -> Qwen3ForCausalLM:
+    """A causal model of that size with random weights, in evaluation mode.
+
+    Args:
+        size: a key of `SIZES`.
+        dtype: the type of the weights, or of the scales of packed ones.
+        bits: 16 for weights as they are; 8, 6, 5, 4, 3 or 2 to pack them.
+
+    Raises:
+        InputError: an unknown size.
+        QuantizationError: bits or a group size that MLX does not have.
+    """
+    if size not in SIZES:
+        raise InputError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
+    mx.random.seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES[size]))
+    model.set_dtype(dtype)
+    if bits < 16:
+        quantize_model(model, PackedFormat(bits, group_size))
+    for _, array in tree_flatten(model.parameters()):
+        mx.eval(array)  # one at a time: all at once would hold every random float32 matrix
+    model.config.dtype = str(dtype).rpartition(".")[2]
+    model.eval()
+    return model
+
+
+def with_dtype(model: Qwen3ForCausalLM, dtype: mx.Dtype) -> None:
+    """Casts weights and scales in place; codes of packed weights stay."""
+    model.set_dtype(dtype)
+    for module in model.modules():
+        if getattr(module, "output_dtype", None) is not None:
+            module.output_dtype = dtype
+    mx.eval(model.parameters())
