@@ -46,6 +46,13 @@ _HOME = {
     "calibrate": "quantization.calibration",
     # chat
     "ChatSession": "chat",
+    # caches
+    "Cache": "cache",
+    "PrefixCache": "cache",
+    "cache_bytes": "cache",
+    "load_cache": "cache",
+    "make_cache": "cache",
+    "save_cache": "cache",
     # generation
     "GenerateOutput": "generation",
     "GenerationConfig": "generation",

@@ -215,7 +215,7 @@ def make_cache(
         layer_types: `config.layer_types`.
         window: `config.sliding_window`, which sliding layers keep.
         max_kv_size: the tokens that a query of any layer sees at most: the newest and, in full layers, `sinks` first
-            ones. None keeps everything in full layers.
+            ones (in a row padded at its left those are the padding). None keeps everything in full layers.
         kv_bits: 8 or 4 to pack keys and values; None to keep them as they are.
         kv_group_size: numbers that share a scale; divides `head_dim`.
         quantized_kv_start: packs only once more tokens than this have been seen.
