@@ -4,6 +4,7 @@ Groups of `group_size` numbers along the head share a scale and a bias, as in ML
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import mlx.core as mx
 
@@ -16,6 +17,15 @@ Packed = tuple[mx.array, mx.array, mx.array]
 
 FEW_QUERIES = 8
 """Up to here attention multiplies the packed keys; from here on it unpacks them once and uses the fused kernel."""
+
+
+@cache
+def multiplies_packed_views() -> bool:
+    """Whether `mx.quantized_matmul` takes part of a store.
+
+    MLX's CUDA kernels ask for contiguous arrays (`mlx/backend/cuda/quantized/qmm`), which a view of some slots is not.
+    """
+    return not mx.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class KVFormat:
     def attend(self, queries: mx.array, keys: Packed, values: Packed, scale: float, mask: Mask) -> mx.array:
         """softmax(q·kᵀ·scale)·v over the stored values, softmax in float32; (B, H, L, D)."""
         batch, heads, length, size = queries.shape
-        if length > FEW_QUERIES:
+        if length > FEW_QUERIES or not multiplies_packed_views():
             return attend(queries, self.unpack(keys), self.unpack(values), scale, mask)
         kv_heads, slots = keys[0].shape[1:3]
         # the query heads of one key head are rows of one product, so that each key is read once

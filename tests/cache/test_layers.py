@@ -71,8 +71,17 @@ def test_an_additive_mask_and_a_causal_one_reach_packed_attention():
     added = mx.where(causal, 0.0, -1e30)[None, None]
     for mask in ("causal", causal, added):
         np.testing.assert_allclose(np.array(layer.attend(queries, *packed, 0.2, mask)), want, atol=1e-5)
-    half = layer.attend(queries.astype(mx.bfloat16), *packed, 0.2, added)
-    assert half.dtype == mx.bfloat16 or half.dtype == mx.float32
+
+
+def test_packed_and_unpacked_attention_agree(monkeypatch):
+    layer, queries = SlidingLayer(5, 2, 1, KVFormat(4, 32), step=2), vectors(3, heads=4, seed=3)
+    layer.update(vectors(9, seed=1), vectors(9, seed=2))
+    ranges = layer.slot_ranges(3)
+    stored_form = layer.update(vectors(3, seed=4), vectors(3, seed=5))
+    mask = decoder_mask(3, 9, ranges, 5, sinks=1)
+    packed = layer.attend(queries, *stored_form, 0.2, mask)
+    monkeypatch.setattr("mlx_qwen3.cache.packing.multiplies_packed_views", lambda: False)
+    np.testing.assert_allclose(np.array(packed), np.array(layer.attend(queries, *stored_form, 0.2, mask)), atol=1e-5)
 
 
 def test_packing_starts_at_the_chosen_length_and_takes_in_what_is_there():
