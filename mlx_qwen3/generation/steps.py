@@ -8,7 +8,18 @@ import mlx.core as mx
 from ..errors import InputError
 from ..layers.arguments import as_array, check_range
 from .context import new_cache, prefill_step_for, tokens_left
-from .decoding import CachedModel, Chooser, DecodeRun, Decoding, LogitsProcessor, OneByOne, Progress, Step, prefill
+from .decoding import (
+    CachedModel,
+    Chooser,
+    DecodeRun,
+    Decoding,
+    HasInferencePath,
+    LogitsProcessor,
+    OneByOne,
+    Progress,
+    Step,
+    prefill,
+)
 from .sampling import Sampler, greedy, needs_logprobs
 
 
@@ -85,6 +96,7 @@ def decode_steps(
     if left < 1:
         raise InputError(f"max_tokens is {max_tokens}, expected a whole number above 0")
     step_size = prefill_step_for(model.config, prefill_step_size)
+    model = model.for_inference() if isinstance(model, HasInferencePath) else model
     run = DecodeRun(model, cache, prompt, [*history, *cast(list[int], prompt[0].tolist())], chooser, left, start)
     steps = None
     try:
