@@ -1,0 +1,93 @@
+"""`mlx-qwen3 generate`: the answer to one prompt, streamed to the standard output."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import InputError
+from .model_flags import (
+    add_model_flags,
+    add_sampling_flags,
+    add_thinking_flags,
+    cache_options,
+    load_asked,
+    make_session,
+)
+from .printing import print_answer, speed_lines
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the verb and its flags."""
+    parser = subparsers.add_parser("generate", help="answer one prompt", description=__doc__)
+    parser.add_argument(
+        "--prompt", "-p", metavar="TEXT", help="the prompt; - or nothing reads it from the standard input"
+    )
+    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
+    parser.add_argument(
+        "--ignore-chat-template", action="store_true", help="go on with the prompt as it is, as a base model does"
+    )
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+    add_thinking_flags(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Streams the answer."""
+    if args.ignore_chat_template and args.system_prompt:
+        raise InputError("--system-prompt needs the chat template; leave out --ignore-chat-template")
+    prompt = read_prompt(args.prompt)
+    model, tokenizer = load_asked(args)
+    last: list[Any] = []
+    print_answer(_kept(_parts(args, model, tokenizer, prompt), last), args.thinking)
+    if args.verbose and last:
+        print(*speed_lines(last[0].response), sep="\n", file=sys.stderr)
+    return 0
+
+
+def read_prompt(given: str | None) -> str:
+    """The prompt of the flag, or of the standard input.
+
+    Raises:
+        InputError: there is none.
+    """
+    if given is None and sys.stdin.isatty():
+        raise InputError("there is no prompt: pass --prompt TEXT, or pipe one in")
+    prompt = sys.stdin.read().removesuffix("\n") if given is None or given == "-" else given
+    if not prompt.strip():
+        raise InputError("the prompt is empty")
+    return prompt
+
+
+def _parts(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) -> Iterator[Any]:
+    if not args.ignore_chat_template:
+        return make_session(args, model, tokenizer).send(prompt)
+    from ..chat import ChatPart
+    from ..generation import stream_generate
+
+    responses = stream_generate(
+        model,
+        tokenizer,
+        prompt,
+        args.max_tokens,
+        temperature=args.temp,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        presence_penalty=args.presence_penalty,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        stop=args.stop,
+        prefill_step_size=args.prefill_step_size,
+        **cache_options(args),
+    )
+    return (ChatPart("answer", response.text, response) for response in responses)
+
+
+def _kept(parts: Iterator[Any], last: list[Any]) -> Iterator[Any]:
+    """Passes parts on and leaves the newest in `last`."""
+    for part in parts:
+        last[:] = [part]
+        yield part

@@ -1,0 +1,78 @@
+"""`mlx-qwen3 VERB …`: finds the verb, runs it, and turns errors into one line and an exit status."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import MlxQwen3Error
+
+VERBS = {
+    "chat": ("chat", "talk to a model"),
+    "generate": ("generate", "answer one prompt"),
+    "convert": ("convert", "turn a checkpoint into another format, or quantize it"),
+    "info": ("info", "describe a checkpoint without loading it"),
+    "classify": ("classify", "label texts"),
+    "tag": ("tag", "label the words of texts"),
+    "answer": ("answer", "find the answer to a question in a text"),
+    "embed": ("embed", "turn texts into vectors"),
+    "rank": ("rank", "order documents by a query"),
+    "fill-mask": ("fill_mask", "fill in masked words"),
+    "bench": ("bench", "measure speed and memory"),
+}
+"""Verb → its module here, imported when it is asked for, and one line of help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line, by default the process's; the exit status.
+
+    0 when all went well, 2 for what a user can put right, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        args = make_parser(arguments).parse_args(arguments)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:  # argparse has printed what there is to say
+        return stop.code if isinstance(stop.code, int) else 0
+    except MlxQwen3Error as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whoever read has gone; keep Python from complaining when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
+            raise
+        return _fail("out of memory: take a smaller model, --max-kv-size, or --kv-bits 8")
+
+
+def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser, with the flags of the one verb that the arguments name."""
+    parser = argparse.ArgumentParser(
+        prog="mlx-qwen3",
+        description="Qwen3 in MLX: chat, classify, convert and quantize.",
+        epilog="mlx-qwen3 VERB --help tells more.",
+    )
+    parser.add_argument("--version", action="version", version=f"mlx-qwen3 {__version__}")
+    subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, (module, line) in VERBS.items():
+        if verb == asked:
+            importlib.import_module(f"{__package__}.{module}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(verb, help=line)
+    return parser
+
+
+def _fail(message: str) -> int:
+    print(f"mlx-qwen3: {' '.join(message.split())}", file=sys.stderr)
+    return 2

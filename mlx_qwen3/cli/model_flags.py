@@ -1,0 +1,123 @@
+"""The flags that `chat` and `generate` share, and the model that they ask for."""
+
+import argparse
+import sys
+from typing import Any
+
+THINKING_MODES = ("dim", "show", "hide", "off")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, in what form, with which cache."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="PATH|ID", help="a folder or a Hub id (default: the bundled small model)")
+    group.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
+    group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
+    group.add_argument("--max-kv-size", type=int, metavar="N", help="keep the newest N tokens of the conversation")
+    group.add_argument("--kv-bits", type=int, choices=(4, 8), help="pack the cache")
+    group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
+    group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="pack from N tokens on (0)")
+    group.add_argument("--prefill-step-size", type=int, metavar="N", help="tokens of a prompt in one pass (2048)")
+    group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
+    group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How tokens are drawn; what is left out follows the mode of the model."""
+    group = parser.add_argument_group("sampling (default: what the model's makers advise for its mode)")
+    group.add_argument("--temp", type=float, metavar="T", help="temperature; 0 always takes the best token")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the best tokens up to this probability")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K best tokens; 0 for all")
+    group.add_argument("--min-p", type=float, metavar="P", help="drop tokens below this share of the best one")
+    group.add_argument("--presence-penalty", type=float, metavar="X", help="off a token that was generated already")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="divides scores of earlier tokens")
+    group.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
+    group.add_argument(
+        "--max-tokens", "-m", type=int, metavar="N", help="of one answer (default: what the context holds)"
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given several times")
+
+
+def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
+    """Whether the model thinks, and whether one sees it."""
+    group = parser.add_argument_group("thinking")
+    group.add_argument(
+        "--thinking",
+        choices=THINKING_MODES,
+        default="dim",
+        help="dim: shown dimmed on a terminal (default); show: as plain text; hide: unseen; off: no thinking",
+    )
+    group.add_argument("--thinking-budget", type=int, metavar="N", help="demand the answer after N tokens of thought")
+
+
+def cache_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of the cache."""
+    names = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
+    return {name: getattr(args, name) for name in names}
+
+
+def load_asked(args: argparse.Namespace, tokens: int | None = None) -> tuple[Any, Any]:
+    """The model and the tokenizer that the flags ask for, once it is clear that they fit.
+
+    Args:
+        tokens: what the cache has to hold; None for a long conversation, up to the context.
+
+    Raises:
+        MemoryFitError, CheckpointError, UnsupportedModelError, HubError, InputError.
+    """
+    from ..checkpoint import resolve_checkpoint
+    from ..config.pretrained import read_config_file
+    from ..errors import UnsupportedModelError
+    from ..generation.context import context_length
+    from ..loading import load
+    from ..memory import check_fit, estimate_fit, wire_memory
+    from ..models.registry import model_class
+
+    folder = _bundled() if args.model is None else resolve_checkpoint(args.model, revision=args.revision)
+    source = args.model or "the bundled model"
+    kind = model_class(read_config_file(folder), source)
+    if not hasattr(kind, "fill_cache"):
+        raise UnsupportedModelError(f"{source} is a {kind.__name__}, which writes no text; see mlx-qwen3 --help")
+    config = kind.config_class.from_pretrained(folder)
+    limit = context_length(config)
+    fit = estimate_fit(folder, config, min(tokens or CONVERSATION, limit), dtype=args.dtype, **cache_options(args))
+    if args.verbose:
+        print(f"{source}: {fit}", file=sys.stderr)
+    check_fit(fit, source)
+    if args.wired_limit is not None:
+        wire_memory(args.wired_limit)
+    return load(folder, dtype=args.dtype)
+
+
+CONVERSATION = 8192
+"""Tokens that a conversation is assumed to reach when the fit is judged."""
+
+
+def _bundled() -> Any:
+    from ..bundled import BUNDLED_NOTE, bundled_model_path
+
+    path = bundled_model_path()
+    print(BUNDLED_NOTE, file=sys.stderr)
+    return path
+
+
+def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
+    """A conversation as the flags ask for it."""
+    from ..chat import ChatSession, Sampling
+
+    return ChatSession(
+        model,
+        tokenizer,
+        system=args.system_prompt,
+        thinking=False if args.thinking == "off" else None,
+        thinking_budget=args.thinking_budget,
+        sampling=Sampling(args.temp, args.top_p, args.top_k, args.min_p),
+        presence_penalty=args.presence_penalty,
+        repetition_penalty=args.repetition_penalty,
+        max_tokens=args.max_tokens,
+        stop=args.stop,
+        seed=args.seed,
+        cache_options=cache_options(args),
+        prefill_step_size=args.prefill_step_size,
+    )
