@@ -80,7 +80,8 @@ class Runner:
         left = padding_side == "left"
         may_share = self.causal and not left
         shared = common_prefix([piece.ids for piece in pieces], SHORTEST_PREFIX) if may_share else 0
-        prefix, ahead = self._prefix(pieces[0].ids[:shared], compute) if shared else ([], ())
+        wanted = compute if per_token else None
+        prefix, ahead = self._prefix(pieces[0].ids[:shared], wanted) if shared else ([], ())
         function = self._function(compute)
         results: list[tuple[np.ndarray, ...]] = [()] * len(pieces)
         waiting: deque[tuple[list[int], tuple[mx.array, ...]]] = deque()
@@ -134,11 +135,16 @@ class Runner:
         limit = getattr(self.model.config, "max_position_embeddings", width)
         return width if width <= limit else longest
 
-    def _prefix(self, ids: list[int], compute: Compute) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
-        """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it."""
+    def _prefix(self, ids: list[int], compute: Compute | None) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
+        """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if wanted."""
         cache = growing_cache(len(self.backbone.layers))
         inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
-        outputs = compute(self._call(inputs), mx.array([len(ids) - 1]))
+        call = self._call(inputs)
+        if compute is None:
+            self.backbone(**call)
+            outputs: tuple[mx.array, ...] = ()
+        else:
+            outputs = compute(call, mx.array([len(ids) - 1]))
         arrays = [array for pair in cache.to_legacy_cache() for array in pair if array is not None]
         mx.eval(arrays, outputs)
         return arrays, tuple(np.array(output)[0] for output in outputs)

@@ -117,7 +117,9 @@ class QuestionAnswering(Task[QuestionAnsweringOptions]):
         pieces: list[list[Piece]] = [[] for _ in rows]
         for position, owner in enumerate(inputs["overflow_to_sample_mapping"]):
             ids, encoding = inputs["input_ids"][position], inputs[position]
-            allowed = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+            # a byte-level tokenizer forgets, after the first window, that the context is sequence 1
+            places = zip(encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
+            allowed = np.array([sequence != 0 and not special for sequence, special in places])
             cls = self.tokenizer.cls_token_id
             null = ids.index(cls) if cls in ids else 0
             pieces[owner].append(Piece(ids, types[position], Window(encoding, allowed, null)))
@@ -145,7 +147,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions]):
             for first, last, score in best_spans(starts, ends, wanted, options.max_answer_len):
                 if not (window.allowed[first] and window.allowed[last]):
                     continue
-                a, b = _characters(window.encoding, first, last, options.align_to_words)
+                a, b = _characters(window, first, last, options.align_to_words)
                 text = context[a:b]
                 a, b = a + len(text) - len(text.lstrip()), b - len(text) + len(text.rstrip())
                 if a >= b:
@@ -190,13 +192,14 @@ def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> 
     return [(int(index) // len(end), int(index) % len(end), float(scores[index])) for index in top]
 
 
-def _characters(encoding: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
+def _characters(window: Window, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
     """Where tokens first … last stand in the context, widened to whole words if asked for."""
-    a, b = encoding.offsets[first][0], encoding.offsets[last][1]
+    words, allowed = window.encoding.word_ids, window.allowed
     if align_to_words:
-        opening, closing = encoding.token_to_word(first), encoding.token_to_word(last)
-        if opening is not None and closing is not None:
-            left, right = encoding.word_to_chars(opening, 1), encoding.word_to_chars(closing, 1)
-            if left is not None and right is not None:
-                return left[0], right[1]
-    return a, b
+        while first > 0 and allowed[first - 1] and words[first] is not None and words[first - 1] == words[first]:
+            first -= 1
+        while (
+            last + 1 < len(words) and allowed[last + 1] and words[last] is not None and words[last + 1] == words[last]
+        ):
+            last += 1
+    return window.encoding.offsets[first][0], window.encoding.offsets[last][1]

@@ -1,0 +1,102 @@
+"""Batches: which rows go together, what the model is given, and that no result depends on it."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_checkpoints import QWEN3
+
+from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
+from mlx_qwen3.tasks.batches import Piece, Runner, batches_by_length
+from mlx_qwen3.tasks.prefix import common_prefix
+
+
+@pytest.fixture(scope="module")
+def model():
+    mx.random.seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**QWEN3))
+    model.eval()
+    return model
+
+
+class Spy:
+    """Last hidden states, and a record of the calls."""
+
+    def __init__(self, model):
+        self.model, self.calls = model, []
+
+    def __call__(self, call, last):
+        self.calls.append({**call, "past": call["past_key_values"].offset if "past_key_values" in call else 0})
+        states = self.model.backbone(**call).last_hidden_state
+        return (states[mx.arange(states.shape[0]), last],)
+
+    def every(self, call, last):
+        return (self.model.backbone(**call).last_hidden_state,)
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.none() | st.integers(1, 9))
+def test_batches_hold_every_row_once_the_longest_first(lengths, batch_size):
+    batches = batches_by_length(lengths, batch_size)
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert len(batch) <= (batch_size or 256)
+        assert batch_size or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 8192
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=5))
+def test_common_prefix_is_what_all_rows_share_but_their_last_id(rows):
+    expected = 0
+    while len(rows) > 1 and all(len(row) > expected + 1 and row[expected] == rows[0][expected] for row in rows):
+        expected += 1
+    assert common_prefix(rows, 0) == expected
+    assert common_prefix(rows, 3) == (expected if expected >= 3 else 0)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 20), st.lists(st.integers(1, 12), min_size=1, max_size=6), st.sampled_from(["left", "right"]))
+def test_a_row_of_a_batch_is_the_row_alone(model, shared, lengths, side):
+    draw = np.random.default_rng(sum(lengths))
+    start = draw.integers(0, 400, shared).tolist()
+    pieces = [Piece(start + draw.integers(0, 400, n).tolist()) for n in lengths]
+    runner, spy = Runner(model), Spy(model)
+    last = runner.run(pieces, spy, padding_side=side, batch_size=4)
+    every = runner.run(pieces, spy.every, padding_side=side, per_token=True)
+    for piece, (end,), (states,) in zip(pieces, last, every, strict=True):
+        alone = np.array(model.backbone([piece.ids]).last_hidden_state)[0]
+        np.testing.assert_allclose(states, alone, atol=1e-4)
+        np.testing.assert_allclose(end, alone[-1], atol=1e-4)
+
+
+def test_rows_padded_on_the_right_need_no_mask_and_left_ones_do(model):
+    pieces = [Piece([5, 6, 7, 8]), Piece([9])]
+    spy = Spy(model)
+    Runner(model).run(pieces, spy)
+    assert "attention_mask" not in spy.calls[0]
+    Runner(model).run(pieces, spy, padding_side="left")
+    assert spy.calls[1]["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+
+
+def test_a_shared_beginning_runs_once(model):
+    start = list(range(10, 30))
+    spy = Spy(model)
+    Runner(model).run([Piece([*start, n, n + 1]) for n in range(40, 48)], spy, batch_size=4)
+    assert [(call["past"], call["inputs_embeds"].shape[:2]) for call in spy.calls] == [(20, (4, 2))] * 2
+
+
+def test_compiled_calls_give_the_same(model):
+    pieces = [Piece(list(range(3, 3 + n))) for n in (4, 9, 17)]
+    plain, compiled = (Runner(model, compiled=flag).run(pieces, Spy(model)) for flag in (False, True))
+    for (one,), (other,) in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_an_id_outside_the_vocabulary_is_named(model):
+    with pytest.raises(InputError, match="id 416, the model has 416"):
+        Runner(model).run([Piece([3, 416])], Spy(model))
+
+
+def test_nothing_in_nothing_out(model):
+    assert Runner(model).run([], Spy(model)) == []
