@@ -1,0 +1,191 @@
+"""The conversation in the terminal: commands, several lines, history, and Ctrl-C."""
+
+import signal
+import sys
+
+import pytest
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from scripted import ScriptedModel, byte_tokenizer, saying
+
+from mlx_qwen3.chat import ChatSession
+from mlx_qwen3.cli.chat import COMMANDS, Conversation
+from mlx_qwen3.cli.interrupts import stop_wishes
+from mlx_qwen3.cli.line_input import line_reader, read_message, state_folder
+from mlx_qwen3.cli.printing import AnswerPrinter
+
+TOKENIZER = byte_tokenizer()
+
+
+def conversation(*answers, thinking="dim", **options):
+    session = ChatSession(ScriptedModel(saying(TOKENIZER, *answers)), TOKENIZER, **options)
+    return Conversation(session, thinking)
+
+
+def lines(*given):
+    """A reader of these lines; an exception among them is raised."""
+    rest = iter(given)
+
+    def read(prompt):
+        line = next(rest, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    return read
+
+
+def test_a_conversation_until_the_end_of_input(capsys):
+    chat = conversation("One.", "Two.", thinking="off")
+    assert chat.loop(lines("first", "", "second")) == 0
+    assert capsys.readouterr().out == "One.\nTwo.\n"
+    assert len(chat.session.messages) == 4
+
+
+def test_commands(tmp_path, capsys):
+    chat = conversation("One.", "Two.", thinking="off")
+    path = tmp_path / "talk.json"
+    chat.loop(
+        lines(
+            "/stats", "/system Be kind.", "first", "/stats", "/retry", f"/save {path}", "/clear", "/undo",
+            f"/load {path}", "second", "/undo", "/no_think", "/think", "/save", "/frobnicate", "/help",
+            "/bye", "not read",
+        )
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert shown.out == "One.\nOne.\nTwo.\n"
+    said = shown.err
+    for words in (
+        "there is no answer yet",
+        "system prompt is set",
+        "tokens/s",
+        "Saved to",
+        "forgotten",
+        "nothing to take back",
+        "Loaded 2 messages",
+        "Taken back: second",
+        "Thinking is off",
+        "Thinking is on",
+        "/save needs the name",
+        "no command /frobnicate",
+        *COMMANDS,
+    ):
+        assert words in said
+    assert chat.over
+    assert chat.session.system == "Be kind."
+
+
+def test_thoughts_are_shown_between_tags_where_there_is_no_style(capsys):
+    answer = "<think>\nhm\n</think>\n\nYes."
+    conversation(answer).take("?")
+    assert capsys.readouterr().out == "<think>\nhm\n</think>\n\nYes.\n"
+    conversation(answer, thinking="hide").take("?")
+    assert capsys.readouterr().out == "Yes.\n"
+
+
+def test_thoughts_are_dimmed_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    conversation("<think>\n[b]hm[/b]\n</think>\n\nYes.").take("?")
+    shown = capsys.readouterr().out
+    assert "\x1b[2;3m" in shown
+    assert "<think>" not in shown
+    assert shown.endswith("Yes.\n")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert AnswerPrinter("dim")._console is None
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(capsys):
+    chat = conversation("A long answer that goes on and on.", "Two.", thinking="off")
+    plain = chat.session.model.reply
+    count = 0
+
+    def reply(seen):
+        nonlocal count
+        count += 1
+        if count == 7:
+            signal.raise_signal(signal.SIGINT)
+        return plain(seen)
+
+    chat.session.model.reply = reply
+    assert chat.loop(lines("first", "second")) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "A long answer that goes on and on.".startswith(first)
+    assert 0 < len(first) < 12
+    assert second == "Two."
+    assert chat.session.messages[1]["content"] == first
+
+
+def test_ctrl_c_while_the_prompt_is_computed_takes_the_turn_back():
+    chat = conversation("One.", thinking="off")
+    chat.session._prefill_step_size = 4
+    plain, fired = chat.session.model.fill_cache, []
+
+    def fill(ids, cache):
+        if not fired:
+            fired.append(True)
+            signal.raise_signal(signal.SIGINT)
+        plain(ids, cache)
+
+    chat.session.model.fill_cache = fill
+    chat.take("first")
+    assert chat.session.messages == []
+    assert len(chat.session.cached_ids) == chat.session.cache.offset == 4
+    chat.take("first")
+    assert chat.session.messages[1]["content"] == "One."
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with stop_wishes() as wish:
+        signal.raise_signal(signal.SIGINT)
+        assert wish.made
+        with pytest.raises(KeyboardInterrupt):
+            wish.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_at_the_prompt_of_a_terminal_only_clears_the_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    chat = conversation("One.", thinking="off")
+    assert chat.loop(lines(KeyboardInterrupt(), "first")) == 0
+    assert "Ctrl-D" in capsys.readouterr().out
+
+
+def test_messages_of_several_lines():
+    assert read_message(lines('"""one', "two", 'three"""')) == "one\ntwo\nthree"
+    assert read_message(lines('"""', "  code", '"""')) == "  code"
+    assert read_message(lines('"""short"""')) == "short"
+    assert read_message(lines("plain")) == "plain"
+
+
+def test_lines_are_edited_and_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    with create_pipe_input() as keys:
+        read = line_reader(True, input=keys, output=DummyOutput())
+        keys.send_text("helo\x1b[Dl\r")  # left arrow, then the missing letter
+        assert read_message(read) == "hello"
+        keys.send_text("\x1b[A\r")  # up: the line before
+        assert read_message(read) == "hello"
+        keys.send_text("\x04")
+        with pytest.raises(EOFError):
+            read_message(read)
+    history = tmp_path / "mlx-qwen3" / "chat_history"
+    assert "+hello" in history.read_text()
+    before = history.read_text()
+    with create_pipe_input() as keys:
+        keys.send_text("secret\r")
+        assert read_message(line_reader(False, input=keys, output=DummyOutput())) == "secret"
+    assert history.read_text() == before
+
+
+def test_where_history_lies(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert state_folder().parts[-2:] == ("Application Support", "mlx-qwen3")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert state_folder().parts[-3:] == (".local", "state", "mlx-qwen3")

@@ -1,0 +1,156 @@
+"""Verbs, errors in one line, exit statuses, prompts from everywhere."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from scripted import byte_tokenizer
+from tiny import model as tiny_model
+
+from mlx_qwen3.cli import main
+from mlx_qwen3.cli.main import VERBS, make_parser
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(vocab_size=261, max_position_embeddings=256).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def generate(checkpoint):
+    return ["generate", "--model", checkpoint, "--seed", "1", "--max-tokens", "8"]
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert main([]) == 2
+    assert main(["frobnicate"]) == 2
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_verbs_have_help_and_a_function(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert verb in capsys.readouterr().out
+
+
+def test_only_the_asked_verb_is_imported():
+    code = (
+        "import sys; from mlx_qwen3.cli import main; main(['--help']);"
+        "assert not {'mlx.core', 'mlx_qwen3.cli.chat', 'prompt_toolkit', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_generate_repeats_by_seed(generate, capsys):
+    assert main([*generate, "--prompt", "hi"]) == 0
+    first = capsys.readouterr()
+    assert main([*generate, "--prompt", "hi"]) == 0
+    assert capsys.readouterr().out == first.out != ""
+    assert first.err == ""
+    assert main([*generate[:-4], "--seed", "2", "--max-tokens", "8", "--prompt", "hi"]) == 0
+    assert capsys.readouterr().out != first.out
+
+
+def test_generate_reads_the_standard_input(generate, capsys, monkeypatch):
+    assert main([*generate, "--prompt", "hi", "--ignore-chat-template", "--temp", "0.9"]) == 0
+    first = capsys.readouterr().out
+    for given in (["--prompt", "-"], []):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+        assert main([*generate, *given, "--ignore-chat-template", "--temp", "0.9"]) == 0
+        assert capsys.readouterr().out == first
+
+
+def test_verbose_tells_fit_and_speed(generate, capsys):
+    assert main([*generate, "--prompt", "hi", "-v"]) == 0
+    shown = capsys.readouterr().err
+    assert "cache for 256 tokens" in shown
+    assert "answer: 8 tokens at" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt", " "], "prompt is empty"),
+        (["--prompt", "hi", "--top-p", "3"], "top_p"),
+        (["--prompt", "hi", "--temp", "-1"], "temperature"),
+        (["--prompt", "hi", "--max-tokens", "0"], "max_tokens"),
+        (["--prompt", "hi", "--max-kv-size", "2"], "max_kv_size"),
+        (["--prompt", "x" * 300], "the model holds 256"),
+        (["--prompt", "hi", "--ignore-chat-template", "--system-prompt", "x"], "--system-prompt"),
+        (["--prompt", "hi", "--thinking-budget", "-1"], "thinking_budget"),
+        (["--prompt", "hi", "--wired-limit", "1"], "Metal"),
+        (["--prompt", "hi", "--kv-bits", "8", "--kv-group-size", "64"], "head_dim"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(generate, capsys, arguments, words):
+    assert main([*generate, *arguments]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert shown.count("\n") == 1
+    assert shown.startswith("mlx-qwen3: ")
+
+
+def test_models_that_cannot_be(tmp_path, capsys):
+    assert main(["generate", "--model", str(tmp_path / "none"), "--prompt", "hi"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}')
+    assert main(["generate", "--model", str(tmp_path), "--prompt", "hi"]) == 2
+    assert "mlx-lm" in capsys.readouterr().err
+    tiny_model("Qwen3ForTokenClassification").save_pretrained(tmp_path)
+    assert main(["generate", "--model", str(tmp_path), "--prompt", "hi"]) == 2
+    assert "writes no text" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_with_numbers(generate, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_qwen3.memory.machine_memory", lambda: 100_000)
+    assert main([*generate, "--prompt", "hi"]) == 2
+    assert "does not fit: weights" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_130(generate, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_qwen3.generation.stream.decode_steps", interrupted)
+    assert main([*generate, "--prompt", "hi"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_out_of_memory_is_one_line(generate, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("[malloc] Unable to allocate 1 bytes.")
+
+    monkeypatch.setattr("mlx_qwen3.generation.stream.decode_steps", fails)
+    assert main([*generate, "--prompt", "hi"]) == 2
+    assert capsys.readouterr().err.startswith("mlx-qwen3: out of memory")
+
+
+def test_a_real_process_stops_on_ctrl_c_and_when_nobody_reads(checkpoint):
+    command = [sys.executable, "-m", "mlx_qwen3", "generate", "--model", checkpoint, "--prompt", "hi", "--temp", "0"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert b"Traceback" not in errors
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=60)
+        assert b"Traceback" not in errors
+        assert b"BrokenPipe" not in errors
+
+
+def test_the_parser_knows_flags_of_one_verb_only():
+    parser = make_parser(["generate", "--prompt", "x"])
+    assert parser.parse_args(["generate", "--prompt", "x"]).prompt == "x"
