@@ -100,7 +100,12 @@ class TextGeneration(Task[TextGenerationOptions]):
         return [{"generated_text": self._text(row, ids.tolist(), options)} for ids in outputs[0]]
 
     def _text(self, row: Any, ids: list[int], options: TextGenerationOptions) -> Any:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        # a model may have more ids than the tokenizer has tokens; a detokenizer gives those no text
+        detokenizer = self.tokenizer.make_detokenizer(skip_special_tokens=True)
+        for token in ids:
+            detokenizer.add_token(token)
+        detokenizer.finalize()
+        text = detokenizer.text
         if not options.return_full_text:
             return text
         return [*row, {"role": "assistant", "content": text}] if _is_chat(row) else row + text
