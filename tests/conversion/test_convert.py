@@ -12,8 +12,10 @@ from tiny_checkpoints import write_bert, write_qwen3
 import mlx_qwen3
 from mlx_qwen3 import convert
 from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
+from mlx_qwen3.conversion import quality
 from mlx_qwen3.errors import QuantizationError
 from mlx_qwen3.quantization import PackedFormat
+from mlx_qwen3.quantization.quality import shipped_text
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 QWEN3 = [
@@ -292,6 +294,13 @@ def test_tied_heads(tmp_path):
     assert mx.array_equal(open_checkpoint(tmp_path / "renamed").read("model.embed_tokens.weight"), rows).item()
 
 
+@pytest.fixture
+def short_texts(monkeypatch):
+    """The first sentences of the shipped texts, for the sake of time."""
+    monkeypatch.setattr(quality, "shipped_text", lambda which: shipped_text(which)[:500])
+
+
+@pytest.mark.usefixtures("short_texts")
 def test_a_report_is_written_and_shown(causal, tmp_path):
     done = convert(causal, tmp_path / "out", quantize=True)
     written = json.loads((tmp_path / "out" / "quality.json").read_text())
@@ -305,6 +314,7 @@ def test_a_report_is_written_and_shown(causal, tmp_path):
     assert own.quality["kl_divergence"]["mean"] < written["kl_divergence"]["mean"]
 
 
+@pytest.mark.usefixtures("short_texts")
 def test_a_target_spends_bits_where_they_matter(small, tmp_path):
     done = convert(small, tmp_path / "out", target_bpw=5.0, dtype="bfloat16")
     assert done.bits_per_weight <= 5.0

@@ -1,0 +1,164 @@
+"""The model card, `info`, uploading and the command line."""
+
+import argparse
+import json
+
+import pytest
+import yaml
+from tiny_checkpoints import write_bert, write_qwen3
+
+from mlx_qwen3 import convert
+from mlx_qwen3.cli import convert as convert_verb
+from mlx_qwen3.cli import info as info_verb
+from mlx_qwen3.conversion import describe
+from mlx_qwen3.conversion.describe import cache_bytes
+from mlx_qwen3.conversion.upload import upload_folder
+from mlx_qwen3.errors import HubError
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
+
+
+def metadata(folder):
+    text = (folder / "README.md").read_text()
+    return yaml.safe_load(text.split("---\n")[1]), text
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("Qwen3ForCausalLM", "text-generation"),
+        ("Qwen3ForSequenceClassification", "text-classification"),
+        ("Qwen3ForTokenClassification", "token-classification"),
+        ("Qwen3ForQuestionAnswering", "question-answering"),
+        ("Qwen3Model", "feature-extraction"),
+        ("QDQBertForMaskedLM", "fill-mask"),
+        ("QDQBertForMultipleChoice", "multiple-choice"),
+    ],
+)
+def test_the_card_says_what_the_head_is_for(tmp_path, name, tag):
+    write = write_bert if name.startswith("QDQ") else write_qwen3
+    source = write(tmp_path / "source", name, **({} if name.startswith("QDQ") else SHAPE))
+    convert(source, tmp_path / "out")
+    found, text = metadata(tmp_path / "out")
+    assert found["library_name"] == "mlx"
+    assert found["pipeline_tag"] == tag
+    assert "mlx" in found["tags"]
+    assert name in text
+    assert 'load("out")' in text
+    assert str(tmp_path) not in text
+
+
+def test_the_card_keeps_what_the_source_says_of_itself(tmp_path):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+    (source / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlanguage: [en, zh]\nbase_model: Qwen/Qwen3-0.6B\npipeline_tag: text-ranking\n"
+        "tags: [reranker]\n---\n# A reranker\n"
+    )
+    convert(source, tmp_path / "out", quantize=True, report=False, command="mlx-qwen3 convert --hf-path x -q")
+    found, text = metadata(tmp_path / "out")
+    assert found["license"] == "apache-2.0"
+    assert found["base_model"] == "Qwen/Qwen3-0.6B"
+    assert found["base_model_relation"] == "quantized"
+    assert found["pipeline_tag"] == "text-ranking"
+    assert found["tags"] == ["reranker", "mlx", "mlx-qwen3", "4-bit"]
+    assert "mlx-qwen3 convert --hf-path x -q" in text
+    (source / "README.md").write_text("---\n: [\n---\n")
+    convert(source, tmp_path / "out2")
+    assert metadata(tmp_path / "out2")[0]["library_name"] == "mlx"
+
+
+def test_info_counts_without_reading_weights(tmp_path):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+    plain = describe(source)
+    kv = 2 * 32 * 64 + 2 * 64 * 64
+    norms = 3 * 64 + 2 * 16
+    assert plain.parameters == 2 * 416 * 64 + kv + 3 * 64 * 64 + norms
+    assert plain.bits_per_weight == 32
+    assert plain.head == "text-generation"
+    assert plain.context == 512
+    assert plain.format == "F32"
+    cache = 512 * 1 * 2 * 2 * 16 * 4
+    assert plain.memory == {512: plain.bytes + cache}
+    convert(source, tmp_path / "out", quantize=True, report=False)
+    packed = describe(tmp_path / "out")
+    assert packed.parameters == plain.parameters
+    assert packed.format == "MLX affine 4-bit, groups of 64"
+    assert packed.bits_per_weight < 6
+    long = describe(write_qwen3(tmp_path / "long", "Qwen3ForCausalLM", **SHAPE, max_position_embeddings=40960))
+    assert list(long.memory) == [4096, 32768, 40960]
+    bert = describe(write_bert(tmp_path / "bert", "QDQBertForMaskedLM"))
+    assert (bert.architecture, bert.head) == ("QDQBertForMaskedLM", "fill-mask")
+    assert list(bert.memory.values()) == [bert.bytes]
+
+
+def test_sliding_layers_keep_their_window_only():
+    config = {
+        "model_type": "qwen3", "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "use_sliding_window": True, "sliding_window": 100, "max_window_layers": 3,
+    }  # fmt: skip
+    assert cache_bytes(config, 1000, 2) == (3 * 1000 + 100) * 2 * 2 * 16 * 2
+    assert cache_bytes({"model_type": "bert"}, 1000, 2) == 0
+
+
+def parser():
+    main = argparse.ArgumentParser()
+    verbs = main.add_subparsers()
+    convert_verb.add_parser(verbs)
+    info_verb.add_parser(verbs)
+    return main
+
+
+def test_the_verbs_print_what_was_done(tmp_path, capsys):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **{**SHAPE, "intermediate_size": 48})
+    words = ["convert", "--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "-q", "--no-report"]
+    args = parser().parse_args([*words, "--q-override", "v_proj=8"])
+    assert args.run(args) == 0
+    out = capsys.readouterr().out
+    assert "bits per weight" in out
+    assert "model.layers.0.mlp.down_proj" in out
+    command = (tmp_path / "out" / "README.md").read_text()
+    assert "--q-override v_proj=8" in command
+    args = parser().parse_args(["info", str(tmp_path / "out")])
+    assert args.run(args) == 0
+    assert "Qwen3ForCausalLM" in capsys.readouterr().out
+    args = parser().parse_args(["info", str(tmp_path / "out"), "--json"])
+    assert args.run(args) == 0
+    assert json.loads(capsys.readouterr().out)["context"] == 512
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+
+    def interrupt(self, done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_verb.ProgressBar, "__call__", interrupt)
+    args = parser().parse_args(["convert", "--model", str(source), "--mlx-path", str(tmp_path / "out")])
+    assert args.run(args) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_uploading(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    calls = []
+
+    class Api:
+        def create_repo(self, **options):
+            calls.append(("create", options))
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options))
+            if options["repo_id"] == "me/refused":
+                raise LocalTokenNotFoundError("no token")
+            if options["repo_id"] == "me/down":
+                raise ConnectionError("down")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert upload_folder(tmp_path, "me/model") == "https://huggingface.co/me/model"
+    assert [name for name, _ in calls] == ["create", "upload"]
+    for repo, says in (("me/refused", "hf auth login"), ("me/down", "cannot upload")):
+        with pytest.raises(HubError, match=says):
+            upload_folder(tmp_path, repo)
