@@ -1,4 +1,4 @@
-"""Packing promises: the packed model gives what the fake-quantized one gives, in a quarter of the memory, and on disk."""
+"""Packing promises: what the fake-quantized model gives, in a quarter of the memory, from a file as well."""
 
 import logging
 

@@ -48,7 +48,7 @@ def test_a_compiled_step_trains_the_same():
     for compiled in (False, True):
         model = tiny_bert.calibrated("QDQBertForSequenceClassification", num_labels=2)
         ids, labels, optimizer = tiny_bert.ids(batch=4), mx.array([0, 1, 0, 1]), optim.SGD(learning_rate=0.1)
-        grad = nn.value_and_grad(model, lambda x, y: model(x, labels=y).loss)
+        grad = nn.value_and_grad(model, lambda x, y, model=model: model(x, labels=y).loss)
 
         def step(x, y, grad=grad, optimizer=optimizer, model=model):
             loss, grads = grad(x, y)
