@@ -4,6 +4,7 @@ Each turn renders the whole conversation anew, as the chat template wants it (ea
 ids with what the cache holds, keeps the common beginning and computes the rest.
 """
 
+import hashlib
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
-from ..errors import InputError
+from ..cache import load_cache, save_cache
+from ..errors import CacheError, InputError
 from ..generation import Decoding, GenerationConfig, GenerationResponse, stream_generate
 from ..generation.context import new_cache, tokens_left
 from ..generation.steps import fill_prompt
@@ -166,6 +169,29 @@ class ChatSession:
         self.tokenizer.apply_chat_template(messages or [{"role": "user", "content": "?"}], tokenize=False)
         self.system, self.messages = system, messages
 
+    def save_cache(self, path: str | Path) -> None:
+        """Writes what the cache holds, so that another process need not compute it again.
+
+        Raises:
+            InputError: nothing is cached yet. CacheError: the file cannot be written.
+        """
+        if self.cache is None or not self.cache.offset:
+            raise InputError("nothing is cached yet")
+        identity = {"weights": fingerprint(self.model)}
+        save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
+
+    def load_cache(self, path: str | Path) -> int:
+        """Takes over a saved cache; the number of tokens in it. A turn reuses of it what its prompt begins with.
+
+        Raises:
+            CacheError: no such file, or one that another model or other weights have made.
+        """
+        cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
+        if len(info.token_ids) != cache.offset:
+            raise CacheError(f"{path} does not say which tokens it holds: it was not saved by a chat")
+        self.cache, self.cached_ids = cache, list(info.token_ids)
+        return cache.offset
+
     def sampling_for(self, thinks: bool) -> Sampling:
         """How tokens are drawn in a mode."""
         config = getattr(self.model, "generation_config", None) or GenerationConfig()
@@ -313,6 +339,17 @@ class _Turn:
         session.messages = [*self.messages, message]
         held = 0 if session.cache is None else session.cache.nbytes
         session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held)
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of every weight's name, form and first numbers: other weights, other hash, wherever they lie."""
+    digest = hashlib.sha256()
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, array in sorted(weights.items()):
+        first = array.reshape(-1)[:16]
+        first = first.astype(mx.float32) if mx.issubdtype(first.dtype, mx.floating) else first
+        digest.update(f"{name} {array.shape} {array.dtype} {first.tolist()}\n".encode())
+    return digest.hexdigest()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

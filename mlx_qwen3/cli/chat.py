@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, MlxQwen3Error
 from .interrupts import stop_wishes
 from .line_input import ReadLine, line_reader, read_message
-from .model_flags import add_model_flags, add_sampling_flags, add_thinking_flags, load_asked, make_session
+from .model_flags import add_model_flags, add_sampling_flags, add_thinking_flags, keep_cache, load_asked, make_session
 from .printing import AnswerPrinter, speed_lines
 
 
@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if args.prompt is not None:
         chat.take(args.prompt)
-    return chat.loop(line_reader(not args.no_history))
+    status = chat.loop(line_reader(not args.no_history))
+    keep_cache(args, chat.session)
+    return status
 
 
 @dataclass

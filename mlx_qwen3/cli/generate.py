@@ -11,6 +11,7 @@ from .model_flags import (
     add_sampling_flags,
     add_thinking_flags,
     cache_options,
+    keep_cache,
     load_asked,
     make_session,
 )
@@ -38,12 +39,20 @@ def run(args: argparse.Namespace) -> int:
     """Streams the answer."""
     if args.ignore_chat_template and args.system_prompt:
         raise InputError("--system-prompt needs the chat template; leave out --ignore-chat-template")
+    if args.ignore_chat_template and args.prompt_cache_file:
+        raise InputError("--prompt-cache-file keeps conversations; leave out --ignore-chat-template")
     prompt = read_prompt(args.prompt)
     model, tokenizer = load_asked(args)
-    last: list[Any] = []
-    print_answer(_kept(_parts(args, model, tokenizer, prompt), last), args.thinking)
-    if args.verbose and last:
-        print(*speed_lines(last[0].response), sep="\n", file=sys.stderr)
+    if args.ignore_chat_template:
+        last = print_answer(_continuation(args, model, tokenizer, prompt), args.thinking)
+        reused = 0
+    else:
+        session = make_session(args, model, tokenizer)
+        last = print_answer(session.send(prompt), args.thinking)
+        reused = session.stats.reused_tokens if session.stats else 0
+        keep_cache(args, session)
+    if args.verbose and last is not None:
+        print(*speed_lines(last.response, reused), sep="\n", file=sys.stderr)
     return 0
 
 
@@ -61,9 +70,8 @@ def read_prompt(given: str | None) -> str:
     return prompt
 
 
-def _parts(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) -> Iterator[Any]:
-    if not args.ignore_chat_template:
-        return make_session(args, model, tokenizer).send(prompt)
+def _continuation(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) -> Iterator[Any]:
+    """What follows the prompt as it is, all of it answer."""
     from ..chat import ChatPart
     from ..generation import stream_generate
 
@@ -84,10 +92,3 @@ def _parts(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) ->
         **cache_options(args),
     )
     return (ChatPart("answer", response.text, response) for response in responses)
-
-
-def _kept(parts: Iterator[Any], last: list[Any]) -> Iterator[Any]:
-    """Passes parts on and leaves the newest in `last`."""
-    for part in parts:
-        last[:] = [part]
-        yield part

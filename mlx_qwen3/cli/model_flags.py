@@ -19,6 +19,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
     group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="pack from N tokens on (0)")
     group.add_argument("--prefill-step-size", type=int, metavar="N", help="tokens of a prompt in one pass (2048)")
+    group.add_argument("--prompt-cache-file", metavar="FILE", help="take up the cache that is kept here, and keep it")
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
 
@@ -103,10 +104,12 @@ def _bundled() -> Any:
 
 
 def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """A conversation as the flags ask for it."""
+    """A conversation as the flags ask for it, with the cache of the last one if there is a file of it."""
+    from pathlib import Path
+
     from ..chat import ChatSession, Sampling
 
-    return ChatSession(
+    session = ChatSession(
         model,
         tokenizer,
         system=args.system_prompt,
@@ -121,3 +124,14 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
         cache_options=cache_options(args),
         prefill_step_size=args.prefill_step_size,
     )
+    if args.prompt_cache_file is not None and Path(args.prompt_cache_file).exists():
+        count = session.load_cache(args.prompt_cache_file)
+        if args.verbose:
+            print(f"{args.prompt_cache_file}: {count} cached tokens", file=sys.stderr)
+    return session
+
+
+def keep_cache(args: argparse.Namespace, session: Any) -> None:
+    """Writes the cache file that the flags name, if there is something to keep."""
+    if args.prompt_cache_file is not None and session.cached_ids:
+        session.save_cache(args.prompt_cache_file)

@@ -65,14 +65,15 @@ class AnswerPrinter:
         self._stream.flush()
 
 
-def print_answer(parts: Iterable[Any], thinking: str) -> None:
-    """Writes `ChatPart`s to the standard output."""
-    printer = AnswerPrinter(thinking)
+def print_answer(parts: Iterable[Any], thinking: str) -> Any:
+    """Writes `ChatPart`s to the standard output; the last of them."""
+    printer, part = AnswerPrinter(thinking), None
     try:
         for part in parts:
             printer.write(part.kind, part.text)
     finally:
         printer.end()
+    return part
 
 
 def speed_lines(response: Any, reused: int = 0) -> list[str]:

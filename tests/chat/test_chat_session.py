@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 from scripted import CHAT_TEMPLATE, ScriptedModel, byte_tokenizer, saying
+from tiny import model as tiny_model
 
-from mlx_qwen3 import ContextError, GenerationConfig, InputError, TokenizerError
+from mlx_qwen3 import CacheError, ContextError, GenerationConfig, InputError, TokenizerError
 from mlx_qwen3.chat import ChatSession, Sampling, ThinkingSupport, thinking_support
 
 TOKENIZER = byte_tokenizer()
@@ -213,3 +214,22 @@ def test_messages_that_cannot_be():
     with pytest.raises(ContextError, match="4096"):
         list(chat.send("x" * 5000))
     assert chat.messages == []
+
+
+def test_the_cache_goes_from_one_process_to_the_next(tmp_path):
+    def random_chat(seed=0):
+        model = tiny_model(vocab_size=261, max_position_embeddings=512, seed=seed)
+        return ChatSession(model, TOKENIZER, system="Be kind. " * 20, sampling=Sampling(0.0), max_tokens=5)
+
+    path = tmp_path / "talk.safetensors"
+    first = random_chat()
+    with pytest.raises(InputError, match="nothing is cached"):
+        first.save_cache(path)
+    answer = said(first.send("one"))
+    first.save_cache(path)
+    second = random_chat()
+    assert second.load_cache(path) == first.cache.offset
+    assert said(second.send("one")) == answer
+    assert second.stats.reused_tokens == len(TOKENIZER.encode(second._rendered(second.messages[:1]))) - 1
+    with pytest.raises(CacheError, match="weights"):
+        random_chat(seed=1).load_cache(path)

@@ -76,6 +76,20 @@ def test_verbose_tells_fit_and_speed(generate, capsys):
     assert "answer: 8 tokens at" in shown
 
 
+def test_a_prompt_cache_is_kept_and_taken_up(generate, capsys, tmp_path):
+    path = tmp_path / "cache.safetensors"
+    command = [*generate, "--prompt", "hi", "--temp", "0", "-v", "--prompt-cache-file", str(path)]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert main(command) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert "prompt: 1 tokens" in second.err
+    assert "20 more from the cache" in second.err
+    path.write_text("nonsense")
+    assert main(command) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
