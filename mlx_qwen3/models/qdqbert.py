@@ -162,6 +162,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         off = [name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
         self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
+        self.config.dtype = str(self.dtype).rpartition(".")[2]  # a conversion keeps exact scales only if it knows
         super().save_pretrained(folder, max_shard_size)
 
     # services

@@ -77,6 +77,16 @@ def test_saved_and_loaded(tmp_path):
     assert not any(name.endswith("_weight_quantizer") for name in names)
 
 
+def test_a_conversion_keeps_the_packed_model(tmp_path):
+    model = tiny_bert.calibrated("QDQBertForMaskedLM")
+    model.pack(bits=8)
+    model.save_pretrained(tmp_path / "packed")
+    mlx_qwen3.convert(tmp_path / "packed", tmp_path / "converted", report=False)
+    again = mlx_qwen3.QDQBertForMaskedLM.from_pretrained(tmp_path / "converted")
+    ids = tiny_bert.ids(seed=9)
+    np.testing.assert_array_equal(np.array(again(ids).logits), np.array(model(ids).logits))
+
+
 def test_scales_stay_exact_in_a_half_precision_model(tmp_path):
     model = tiny_bert.calibrated()
     model.pack(bits=8)
