@@ -54,9 +54,11 @@ _HOME = {
     "make_cache": "cache",
     "save_cache": "cache",
     # generation
+    "BatchResponse": "generation",
     "GenerateOutput": "generation",
     "GenerationConfig": "generation",
     "GenerationResponse": "generation",
+    "batch_generate": "generation",
     "generate": "generation",
     "generate_step": "generation",
     "make_sampler": "generation",

@@ -1,5 +1,6 @@
 """Text that goes on: sampling, the decode loop, `model.generate`, and streamed answers. Knows models by protocol."""
 
+from .batching import BatchResponse, BatchStats, batch_generate
 from .config import GenerationConfig
 from .decoding import Chooser, DecodeRun, Decoding, OneByOne, Step
 from .mixin import DecoderGenerationMixin, GenerationMixin
@@ -10,6 +11,8 @@ from .stopping import StopStrings
 from .stream import generate, stream_generate
 
 __all__ = [
+    "BatchResponse",
+    "BatchStats",
     "Chooser",
     "DecodeRun",
     "DecoderGenerationMixin",
@@ -22,6 +25,7 @@ __all__ = [
     "RandomSampler",
     "Step",
     "StopStrings",
+    "batch_generate",
     "decode_steps",
     "generate",
     "generate_step",

@@ -1,0 +1,157 @@
+"""batch_generate: every sequence as if it ran alone, whatever the others do."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM, batch_generate, generate, generate_step
+from mlx_qwen3.generation import RandomSampler, greedy
+from mlx_qwen3.generation.rows import RowToken, decode_rows, waves
+from tests.scripted import byte_tokenizer
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+DYNAMIC = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 32}
+
+
+def small_model(**fields) -> Qwen3ForCausalLM:
+    mx.random.seed(3)
+    sizes = {"vocab_size": 261, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.2}
+    return Qwen3ForCausalLM(Qwen3Config(**{**sizes, **heads, **fields})).eval()
+
+
+def mixed_prompts(lengths, seed=0) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, 256, length).tolist() for length in lengths]
+
+
+def together(model, prompts, budgets, ended=lambda found: False, **options) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in prompts]
+    for found in decode_rows(model.for_inference(), prompts, budgets, [greedy] * len(prompts), ended, **options):
+        rows[found.row].append(found.token)
+    return rows
+
+
+@pytest.mark.parametrize("fields", [{}, SLIDING, DYNAMIC], ids=["full", "sliding", "dynamic"])
+def test_rows_are_single_runs(fields):
+    model = small_model(**fields)
+    prompts = mixed_prompts([3, 40, 1, 17, 17, 70 if fields is not DYNAMIC else 20, 5])
+    budgets = [9, 4, 12, 1, 7, 3, 10]
+    alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
+    assert together(model, prompts, budgets) == alone
+    assert together(model, prompts, budgets, wave_size=3, prefill_tokens=11) == alone
+
+
+def test_rows_are_single_runs_on_a_quantized_cache():
+    model = small_model()
+    prompts, options = mixed_prompts([30, 4, 12]), {"kv_bits": 8, "kv_group_size": 32}
+    alone = [list(generate_step(model, row, max_tokens=8, **options)) for row in prompts]
+    assert together(model, prompts, [8] * 3, **options) == alone
+
+
+def test_an_ended_row_is_not_heard_of_again():
+    model = small_model()
+    prompts = mixed_prompts([6, 8, 5, 9])
+    alone = [list(generate_step(model, row, max_tokens=20)) for row in prompts]
+    stop_after = [3, 20, 5, 11]
+    seen = [0] * 4
+
+    def ended(found: RowToken) -> bool:
+        seen[found.row] += 1
+        return seen[found.row] == stop_after[found.row]
+
+    assert together(model, prompts, [20] * 4, ended) == [row[:n] for row, n in zip(alone, stop_after, strict=True)]
+
+
+def test_no_step_is_computed_that_nobody_needs():
+    model = small_model()
+    passes = []
+    plain = model.step_logits
+
+    class Counting:
+        config = model.config
+
+        def step_logits(self, ids, *rest):
+            passes.append(ids.shape)
+            return plain(ids, *rest)
+
+    list(decode_rows(Counting(), mixed_prompts([4, 4]), [3, 3], [greedy] * 2, lambda found: False))
+    assert passes == [(2, 4), (2, 1), (2, 1)]
+
+
+def test_waves_have_little_padding():
+    assert waves([5, 9, 7], 2) == [[1, 2], [0]]
+    lengths = [16] * 31 + [8000]
+    assert waves(lengths, 32) == [[31, 0], list(range(1, 31))]
+    assert waves([3, 1, 2], 32) == [[0, 2, 1]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def test_texts_are_those_of_single_runs(tokenizer):
+    model = small_model()
+    prompts = ["a", "some longer prompt than that", "and one more"]
+    got = batch_generate(model, tokenizer, prompts, max_tokens=[4, 9, 6], temperature=0)
+    assert got.texts == [
+        generate(model, tokenizer, prompt, max_tokens=n, temperature=0)
+        for prompt, n in zip(prompts, [4, 9, 6], strict=True)
+    ]
+    assert got.finish_reasons == ["length"] * 3
+    assert got.stats.prompt_tokens == sum(map(len, prompts))
+    assert got.stats.generation_tokens == 19
+
+
+def test_each_sequence_stops_by_its_own_rules(tokenizer):
+    model = small_model()
+    prompts = mixed_prompts([5, 9, 3], seed=4)
+    letters = {"max_tokens": 12, "sampler": lambda logits: mx.argmax(logits[:, :90], axis=-1)}
+    free = batch_generate(model, tokenizer, prompts, **letters)
+    ending = free.token_ids[0][5]
+    at = free.token_ids[0].index(ending)
+    got = batch_generate(model, tokenizer, prompts, **letters, eos_token_ids=[ending])
+    assert got.token_ids[0] == free.token_ids[0][:at]
+    assert got.finish_reasons[0] == "stop"
+    wanted = free.texts[2][4:6]
+    got = batch_generate(model, tokenizer, prompts, **letters, stops=[None, None, wanted])
+    assert got.texts[:2] == free.texts[:2]
+    assert got.texts[2] == free.texts[2][: free.texts[2].index(wanted)]
+    assert got.finish_reasons == ["length", "length", "stop"]
+
+
+def test_each_sequence_has_its_own_sampler(tokenizer):
+    model = small_model()
+    prompts = mixed_prompts([5, 9, 3, 6], seed=5)
+
+    def last(logits):
+        return mx.full((logits.shape[0],), 7, dtype=mx.int32)
+
+    samplers = [greedy, last, greedy, RandomSampler(seed=1)]
+    got = batch_generate(model, tokenizer, prompts, max_tokens=5, sampler=samplers)
+    free = batch_generate(model, tokenizer, prompts, max_tokens=5, temperature=0)
+    assert got.token_ids[0] == free.token_ids[0]
+    assert got.token_ids[1] == [7] * 5
+    assert got.token_ids[2] == free.token_ids[2]
+    drawn = [batch_generate(model, tokenizer, prompts, 5, temperature=1.0, seed=2).token_ids for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != free.token_ids
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"prompts": "text"}, "list of prompts"),
+        ({"prompts": [[1], []]}, "prompt 1"),
+        ({"prompts": [[1], [999]]}, "prompt 1"),
+        ({"max_tokens": [1]}, "max_tokens has 1 entries for 2"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"sampler": [greedy]}, "sampler has 1"),
+        ({"completion_batch_size": 0}, "completion_batch_size"),
+    ],
+)
+def test_wrong_input_is_named(tokenizer, options, named):
+    arguments = {"prompts": [[1], [2]], "max_tokens": 2, **options}
+    with pytest.raises(InputError, match=named):
+        batch_generate(small_model(), tokenizer, **arguments)
