@@ -13,6 +13,7 @@ import mlx_qwen3
 from mlx_qwen3 import convert
 from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
 from mlx_qwen3.conversion import quality
+from mlx_qwen3.conversion.stream import is_finite
 from mlx_qwen3.errors import QuantizationError
 from mlx_qwen3.quantization import PackedFormat
 from mlx_qwen3.quantization.quality import shipped_text
@@ -321,3 +322,11 @@ def test_a_target_spends_bits_where_they_matter(small, tmp_path):
     assert done.quality["kl_divergence"]["mean"] < done.quality["plain_4bit"]["kl_divergence"]["mean"]
     layers = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert any(isinstance(value, dict) for value in layers.values())
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_numbers_are_told_from_their_bits(dtype):
+    largest = mx.finfo(dtype).max
+    for value, finite in ((largest, True), (-largest, True), (0.0, True), (np.nan, False), (np.inf, False)):
+        assert is_finite(mx.array([value, -value]).astype(dtype)) is finite
+    assert is_finite(mx.zeros((0, 3), dtype=dtype))
