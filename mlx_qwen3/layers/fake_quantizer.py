@@ -88,7 +88,9 @@ class QuantDescriptor:
         return (-high if self.narrow_range else -high - 1), high
 
 
-def fake_quantize(x: mx.array, amax: mx.array, low: float, high: float) -> mx.array:
+def fake_quantize(
+    x: mx.array, amax: mx.array, low: float, high: float, factors: "tuple[mx.array, mx.array] | None" = None
+) -> mx.array:
     """`x` rounded to the levels `low`…`high` of the step `amax/high`, as floats of `x`'s dtype.
 
     The product with `high/amax` is rounded half to even and divided by the same factor again: any other order of these
@@ -97,28 +99,45 @@ def fake_quantize(x: mx.array, amax: mx.array, low: float, high: float) -> mx.ar
 
     Args:
         x: any shape.
-        amax: the range, broadcast against `x`.
+        amax: the range, float32, broadcast against `x`.
+        factors: `scale_factors(amax, high)`, where it is at hand already.
     """
-    if x.dtype == mx.float32:
-        return _with_straight_through(low, high)(x, amax.astype(mx.float32))
-    return _with_straight_through(low, high)(x.astype(mx.float32), amax.astype(mx.float32)).astype(x.dtype)
+    up, down = factors or scale_factors(amax, high)
+    fused = mx.default_device().type == mx.DeviceType.gpu
+    quantize = _with_straight_through(low, high, fused)
+    return quantize(x.astype(mx.float32), amax, up, down).astype(x.dtype)
+
+
+def scale_factors(amax: mx.array, high: float) -> tuple[mx.array, mx.array]:
+    """What a value is multiplied by to give its level, and what the level is divided by: high/amax, but 0 and 1 where
+    the range counts as zero.
+    """
+    zero = amax <= TINY_AMAX
+    scale = mx.where(zero, 1.0, high / amax)
+    return mx.where(zero, 0.0, scale), scale
+
+
+Quantize = Callable[[mx.array, mx.array, mx.array, mx.array], mx.array]
 
 
 @cache
-def _with_straight_through(low: float, high: float) -> Callable[[mx.array, mx.array], mx.array]:
+def _with_straight_through(low: float, high: float, fused: bool) -> Quantize:
+    def levels(x: mx.array, up: mx.array, down: mx.array) -> mx.array:
+        return mx.clip(mx.round(x * up), low, high) / down
+
+    # one kernel in place of four; on a CPU compiling it costs a second and gains little
+    run = mx.compile(levels, shapeless=True) if fused else levels
+
     @mx.custom_function
-    def quantize(x: mx.array, amax: mx.array) -> mx.array:
-        zero = amax <= TINY_AMAX
-        scale = mx.where(zero, 1.0, high / amax)
-        levels = mx.clip(mx.round(x * mx.where(zero, 0.0, scale)), low, high)
-        return levels / scale
+    def quantize(x: mx.array, amax: mx.array, up: mx.array, down: mx.array) -> mx.array:
+        return run(x, up, down)
 
     @quantize.vjp
     def straight_through(primals, cotangent, _output):
-        x, amax = primals
-        return mx.where(mx.abs(x) <= amax, cotangent, 0), mx.zeros_like(amax)
+        x, amax, *factors = primals
+        return mx.where(mx.abs(x) <= amax, cotangent, 0), mx.zeros_like(amax), *map(mx.zeros_like, factors)
 
-    return cast(Callable[[mx.array, mx.array], mx.array], quantize)
+    return cast(Quantize, quantize)
 
 
 class TensorQuantizer:
@@ -141,6 +160,7 @@ class TensorQuantizer:
         self.enabled = True
         self.calibrating = False
         self._amax: mx.array | None = None
+        self._factors: tuple[mx.array, mx.array] | None = None
         self._calibrator: MaxCalibrator | HistogramCalibrator | None = None
         if self.descriptor.amax is not None:
             self.amax = self.descriptor.amax
@@ -176,7 +196,7 @@ class TensorQuantizer:
     @amax.setter
     def amax(self, value: Any) -> None:
         if value is None:
-            self._amax = None
+            self._amax = self._factors = None
             return
         amax = mx.array(value).astype(mx.float32)
         where = f"{self.name or 'quantizer'}: amax"
@@ -191,7 +211,8 @@ class TensorQuantizer:
             raise QuantizationError(f"{where} is empty or holds NaN or infinity; calibrate again")
         if numbers.min() < 0:
             raise QuantizationError(f"{where} is negative ({numbers.min():g}); a range is a magnitude")
-        self._amax = amax
+        self._amax, self._factors = amax, scale_factors(amax, self.descriptor.bounds[1])
+        mx.eval(self._amax, self._factors)
 
     @property
     def step_size(self) -> mx.array | None:
@@ -276,5 +297,5 @@ class TensorQuantizer:
             )
         amax = self._amax
         if amax is None:
-            amax = mx.stop_gradient(reduce_amax(x, self.axis))
-        return fake_quantize(x, amax, *self.descriptor.bounds)
+            amax = mx.stop_gradient(reduce_amax(x, self.axis).astype(mx.float32))
+        return fake_quantize(x, amax, *self.descriptor.bounds, self._factors)
