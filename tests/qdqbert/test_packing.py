@@ -87,6 +87,20 @@ def test_a_conversion_keeps_the_packed_model(tmp_path):
     np.testing.assert_array_equal(np.array(again(ids).logits), np.array(model(ids).logits))
 
 
+def test_conversion_to_plain_four_bit_weights(tmp_path):
+    model = tiny_bert.calibrated("QDQBertForSequenceClassification")
+    model.save_pretrained(tmp_path / "calibrated")
+    mlx_qwen3.convert(
+        tmp_path / "calibrated", tmp_path / "converted", quantize=True, q_bits=4, q_group_size=32, report=False
+    )
+    again = mlx_qwen3.QDQBertForSequenceClassification.from_pretrained(tmp_path / "converted")
+    ranges = {name: np.array(q.amax) for name, q in model.named_quantizers()}
+    assert len(again.named_quantizers()) == 28
+    for name, quantizer in again.named_quantizers():
+        np.testing.assert_array_equal(np.array(quantizer.amax), ranges[name], err_msg=name)
+    assert mx.isfinite(again(tiny_bert.ids()).logits).all().item()
+
+
 def test_scales_stay_exact_in_a_half_precision_model(tmp_path):
     model = tiny_bert.calibrated()
     model.pack(bits=8)
