@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the conversation until it ends."""
-    model, tokenizer = load_asked(args)
+    model, tokenizer = load_asked(args, tell=sys.stdin.isatty())
     chat = Conversation(make_session(args, model, tokenizer), args.thinking, args.verbose)
     if sys.stdin.isatty():
         print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
@@ -140,15 +140,19 @@ class Conversation:
         lines.append(f"sampling: {self.session.sampling_for(self.session.thinking)}")
         print(*lines, sep="\n", file=sys.stderr)
 
-    def think(self, _: str) -> None:
-        """Thinking on."""
-        self.session.set_thinking(True)
-        print("Thinking is on.", file=sys.stderr)
+    def think(self, message: str) -> None:
+        """Thinking on, and the message if there is one."""
+        self._switch(True, message)
 
-    def no_think(self, _: str) -> None:
-        """Thinking off."""
-        self.session.set_thinking(False)
-        print("Thinking is off.", file=sys.stderr)
+    def no_think(self, message: str) -> None:
+        """Thinking off, and the message if there is one."""
+        self._switch(False, message)
+
+    def _switch(self, thinking: bool, message: str) -> None:
+        self.session.set_thinking(thinking)
+        print(f"Thinking is {'on' if thinking else 'off'}.", file=sys.stderr)
+        if message:
+            self.show(self.session.send, message)
 
     def help(self, _: str) -> None:
         """The commands."""
@@ -175,8 +179,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
     "/save": ("FILE: writes the conversation", Conversation.save),
     "/load": ("FILE: goes on with a saved conversation", Conversation.load),
     "/stats": ("speed, memory and cache of the last answer", Conversation.print_stats),
-    "/think": ("the model thinks before it answers", Conversation.think),
-    "/no_think": ("it answers at once", Conversation.no_think),
+    "/think": ("[MESSAGE]: the model thinks before it answers", Conversation.think),
+    "/no_think": ("[MESSAGE]: it answers at once", Conversation.no_think),
     "/help": ("this list", Conversation.help),
     "/bye": ("leaves", Conversation.leave),
 }

@@ -17,6 +17,9 @@ from .model_flags import (
 )
 from .printing import print_answer, speed_lines
 
+TEMPLATE_TOKENS = 256
+"""Room for what a chat template puts around a prompt, when the fit is judged."""
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb and its flags."""
@@ -42,7 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if args.ignore_chat_template and args.prompt_cache_file:
         raise InputError("--prompt-cache-file keeps conversations; leave out --ignore-chat-template")
     prompt = read_prompt(args.prompt)
-    model, tokenizer = load_asked(args)
+    tokens = None
+    if args.max_tokens is not None:  # a token is at least one byte; the chat template adds some
+        tokens = args.max_tokens + len(f"{prompt}{args.system_prompt or ''}".encode()) + TEMPLATE_TOKENS
+    model, tokenizer = load_asked(args, tokens)
     if args.ignore_chat_template:
         last = print_answer(_continuation(args, model, tokenizer, prompt), args.thinking)
         reused = 0

@@ -58,11 +58,12 @@ def cache_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def load_asked(args: argparse.Namespace, tokens: int | None = None) -> tuple[Any, Any]:
+def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool = False) -> tuple[Any, Any]:
     """The model and the tokenizer that the flags ask for, once it is clear that they fit.
 
     Args:
         tokens: what the cache has to hold; None for a long conversation, up to the context.
+        tell: say how it fits even when nobody asked for details.
 
     Raises:
         MemoryFitError, CheckpointError, UnsupportedModelError, HubError, InputError.
@@ -83,7 +84,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None) -> tuple[Any
     config = kind.config_class.from_pretrained(folder)
     limit = context_length(config)
     fit = estimate_fit(folder, config, min(tokens or CONVERSATION, limit), dtype=args.dtype, **cache_options(args))
-    if args.verbose:
+    if args.verbose or tell:
         print(f"{source}: {fit}", file=sys.stderr)
     check_fit(fit, source)
     if args.wired_limit is not None:

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+VISIBLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""What a model writes must not steer the terminal: control characters are shown as U+FFFD."""
+
 
 def styled(stream: TextIO) -> bool:
     """Whether a stream is a terminal that may get colours."""
@@ -26,6 +29,7 @@ class AnswerPrinter:
             from rich.console import Console
 
             self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+        self._guards = self._stream.isatty()
         self._shows = thinking != "hide"
         self._thinking = False
         self._wrote = False
@@ -58,6 +62,8 @@ class AnswerPrinter:
 
     def _put(self, text: str, style: str | None = None) -> None:
         self._wrote = True
+        if self._guards:
+            text = text.translate(VISIBLE)
         if style is not None and self._console is not None:
             self._console.print(text, style=style, end="", markup=False, emoji=False)
         else:

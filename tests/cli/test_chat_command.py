@@ -96,6 +96,26 @@ def test_thoughts_are_dimmed_on_a_terminal(monkeypatch, capsys):
     assert AnswerPrinter("dim")._console is None
 
 
+def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys):
+    conversation("a\x1b[2Jb\tc\nd").take("?")
+    assert "\x1b[2J" in capsys.readouterr().out  # a pipe gets every byte
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    conversation("a\x1b[2Jb\tc\nd").take("?")
+    assert "a\ufffd[2Jb\tc\nd" in capsys.readouterr().out
+
+
+def test_a_switch_may_bring_its_message(capsys):
+    chat = conversation("One.")
+    chat.take("/no_think first")
+    assert not chat.session.thinking
+    assert capsys.readouterr().out == "One.\n"
+
+
+def test_long_answers_keep_coming(capsys):
+    conversation("word " * 150, thinking="off").take("?")
+    assert capsys.readouterr().out == "word " * 150 + "\n"
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(capsys):
     chat = conversation("A long answer that goes on and on.", "Two.", thinking="off")
     plain = chat.session.model.reply
