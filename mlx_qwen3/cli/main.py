@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 when all went well, 2 for what a user can put right, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     try:
         args = make_parser(arguments).parse_args(arguments)
         status = args.run(args)
