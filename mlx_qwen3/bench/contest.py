@@ -80,9 +80,13 @@ def compare(
     Raises:
         InputError: a length or a number of rounds that gives no figure.
     """
-    for name, value, least in (("prompt_tokens", prompt_tokens, 1), ("max_tokens", max_tokens, 2), ("rounds", rounds, 1)):
+    for name, value, least in (
+        ("prompt_tokens", prompt_tokens, 1),
+        ("max_tokens", max_tokens, 2),
+        ("rounds", rounds, 1),
+    ):
         if value < least:
-            raise InputError(f"{name} is {value}, expected {least} or more")
+            raise InputError(f"{name} is {value}, expected {least[name]} or more")
     config = contest.model.config
     if prompt_tokens + max_tokens > config.max_position_embeddings:
         raise InputError(
@@ -113,11 +117,15 @@ def compare(
 def bytes_per_token(model: Any, cached: int) -> float:
     """Bytes that decoding one token must read: every weight that takes part, and keys and values of `cached` tokens."""
     config = model.config
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    weights = _bytes(model)
     if not config.tie_word_embeddings:
         # the embedding gives one row; tied, the same matrix is read whole as the output head
-        embedding = model.get_input_embeddings()
-        weights -= sum(array.nbytes for _, array in tree_flatten(embedding.parameters()))
+        weights -= _bytes(model.get_input_embeddings())
     width = 4 if model.dtype == mx.float32 else 2
     per_slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     return float(weights + per_slot * cached)
+
+
+def _bytes(module: Any) -> int:
+    arrays: Any = tree_flatten(module.parameters())
+    return sum(array.nbytes for _, array in arrays)

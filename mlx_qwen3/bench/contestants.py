@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -55,7 +54,7 @@ def _stored_dtype(path: str | None) -> str:
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
 
-    if path is None:
+    if not path:
         from ..bundled import bundled_model_path
 
         path = bundled_model_path()

@@ -57,7 +57,7 @@ def this_machine(device: mx.Device) -> Machine:
         chip=chip,
         system=f"{system} {platform.machine()}",
         device=backend,
-        mlx_version=mx.__version__,
+        mlx_version=installed_version("mlx") or "",
         mlx_lm_version=installed_version("mlx-lm"),
         python_version=platform.python_version(),
         # a CPU shares the memory but does not reach the bandwidth that the maker names

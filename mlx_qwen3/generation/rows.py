@@ -7,13 +7,15 @@ which copies the cache at most once over in all.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
 from .context import MOVING_FREQUENCIES, new_cache
 from .sampling import Sampler, needs_logprobs
+
+T = TypeVar("T")
 
 STAGES = 8
 """How many times, at most, rows may join while a wave's prompts are computed."""
@@ -132,7 +134,7 @@ class _Wave:
                 kept = [i for i, on in enumerate(alive) if on]
                 self.cache.select_rows(kept)
                 self.padding, tokens = self.padding[kept], tokens[mx.array(kept)]
-                rows, left, samplers = ([old[i] for i in kept] for old in (rows, left, samplers))
+                rows, left, samplers = _those(rows, kept), _those(left, kept), _those(samplers, kept)
                 alive = [True] * len(kept)
 
     def _prefill(self) -> mx.array:
@@ -171,6 +173,10 @@ class _Wave:
             mask = mx.array((slots >= padding[:, None]).astype(np.int32))
             positions = mx.array(np.maximum(slots[first:] - padding[:, None], 0))
         return self.model.step_logits(ids, self.cache, 1, mask, positions)[:, -1]
+
+
+def _those(values: list[T], kept: list[int]) -> list[T]:
+    return [values[i] for i in kept]
 
 
 def _sample(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:

@@ -1,0 +1,80 @@
+"""Guesses from the text itself: what followed the last time that the newest tokens occurred.
+
+Copying, editing and tool calls repeat what the prompt holds; free text does not, and then nothing is guessed.
+(Prompt lookup decoding: github.com/apoorvumang/prompt-lookup-decoding, 2023.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .speculation import LONGEST_DRAFT, Gate, Speculation
+
+WORD = 3
+"""Tokens that must have occurred before, in a row, to guess what comes after them."""
+
+
+class PromptLookup:
+    """Guesses that the text goes on as it did before, and keeps to a passage for as long as it is right.
+
+    word: how many of the newest tokens must have occurred together.
+    """
+
+    def __init__(self, word: int = WORD):
+        self.word = word
+        self.start([])
+
+    @property
+    def confidence(self) -> int:
+        """How many of the newest tokens, in a row, it would have guessed."""
+        return self._right
+
+    def start(self, history: Sequence[int]) -> None:
+        """The ids before the first token."""
+        self._seen: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        self._source: int | None = None  # where in `_seen` the next token is expected
+        self._right = 0
+        for token in history:
+            self._add(token)
+        self._source = self._find()
+
+    def observe(self, token: int) -> None:
+        """The next token."""
+        if self._source is not None and self._seen[self._source] == token:
+            self._right += 1
+            self._add(token)
+            self._source += 1
+        else:
+            self._right = 0
+            self._add(token)
+            self._source = self._find()
+
+    def propose(self, count: int) -> list[int]:
+        """At most `count` tokens; where the passage runs into its own copy, the repetition goes on."""
+        if self._source is None:
+            return []
+        passage = self._seen[self._source : self._source + count]
+        while len(passage) < count:
+            passage = (passage * 2)[:count]
+        return passage
+
+    def _add(self, token: int) -> None:
+        # the word before this token is remembered when it has a next token: it must not find itself
+        if len(self._seen) >= self.word:
+            self._after[tuple(self._seen[-self.word :])] = len(self._seen)
+        self._seen.append(token)
+
+    def _find(self) -> int | None:
+        if len(self._seen) < self.word:
+            return None
+        return self._after.get(tuple(self._seen[-self.word :]))
+
+
+def prompt_lookup(longest: int = LONGEST_DRAFT, **gate: Any) -> Speculation:
+    """The `decoding` that guesses from the text itself, wherever that pays.
+
+    Args:
+        longest: tokens proposed at once, at most.
+        **gate: the fields of `Gate`.
+    """
+    return Speculation(PromptLookup(), longest, Gate(**gate))

@@ -1,0 +1,217 @@
+"""Several tokens a pass: a proposer guesses what comes next, one pass of the model checks the guesses.
+
+A guess stays if the model, by its own sampler, chooses the same token there; the first that it does not choose is
+replaced by what it chose. So the tokens are those of one pass a token: greedy ones to the token, sampled ones in
+distribution. (Leviathan et al., arXiv 2211.17192, with proposals that are certain.)
+
+Guessing has to pay: a gate counts seconds and tokens, and steps aside where guesses cost more than they bring.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+
+from .context import MOVING_FREQUENCIES
+from .decoding import CLEAR_EVERY, Chooser, DecodeRun, OneByOne, Step
+from .sampling import needs_logprobs
+
+LONGEST_DRAFT = 16
+"""Tokens proposed at once, at most."""
+
+FIRST_DRAFT = 6
+"""Tokens proposed at once before anything is known."""
+
+
+class Proposer(Protocol):
+    """Guesses what comes next."""
+
+    @property
+    def confidence(self) -> int:
+        """How many of the newest tokens, in a row, it would have guessed."""
+        ...
+
+    def start(self, history: Sequence[int]) -> None:
+        """The ids before the first token."""
+        ...
+
+    def observe(self, token: int) -> None:
+        """The next token, whoever chose it."""
+        ...
+
+    def propose(self, count: int) -> list[int]:
+        """At most `count` tokens that may come next; none where it has no idea."""
+        ...
+
+
+@dataclass
+class Gate:
+    """Decides when guesses are tried and when they stop.
+
+    Args:
+        patience: how many tokens in a row must have been guessed right before guesses are tried. It doubles after
+            each attempt that lost time, up to `most_patience`, and falls back after one that won.
+    """
+
+    patience: int = 3
+    most_patience: int = 48
+    plain_seconds: float | None = None
+    _needed: int = field(init=False)
+    _seconds: float = field(init=False, default=0.0)
+    _tokens: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._needed = self.patience
+
+    def opens(self, confidence: int) -> bool:
+        """Whether to try guesses now."""
+        return confidence >= self._needed and self.plain_seconds is not None
+
+    def saw_plain(self, seconds: float) -> None:
+        """A plain token took this long."""
+        known = self.plain_seconds
+        # one slow token, as when memory is given back, must not make guesses look good
+        self.plain_seconds = seconds if known is None else 0.9 * known + 0.1 * min(seconds, 2 * known)
+
+    def begin(self) -> None:
+        """An attempt begins."""
+        self._seconds, self._tokens = 0.0, 0
+
+    def saw_pass(self, seconds: float, tokens: int) -> None:
+        """A pass of the attempt took this long and gave this many tokens."""
+        self._seconds += seconds
+        self._tokens += tokens
+
+    def pays(self) -> bool:
+        """Whether the attempt is ahead of one token a pass so far."""
+        assert self.plain_seconds is not None
+        return self._seconds <= self._tokens * self.plain_seconds
+
+    def end(self) -> None:
+        """The attempt is over: its balance sets how much proof the next one needs."""
+        self._needed = self.patience if self.pays() else min(2 * self._needed, self.most_patience)
+
+
+class Speculation:
+    """A `Decoding` that lets a proposer guess while the gate says that it pays, and otherwise is `OneByOne`.
+
+    Args:
+        proposer: guesses. longest: tokens that it may propose at once.
+    """
+
+    def __init__(self, proposer: Proposer, longest: int = LONGEST_DRAFT, gate: Gate | None = None):
+        self.proposer, self.longest = proposer, longest
+        self.gate = gate or Gate()
+        self._length = min(FIRST_DRAFT, longest)
+
+    def __call__(self, run: DecodeRun) -> Iterator[Step]:
+        rope = getattr(run.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in MOVING_FREQUENCIES:
+            # there a pass over several tokens turns them by other frequencies than passes over one
+            yield from OneByOne()(run)
+            return
+        history, left = list(run.history), run.max_tokens
+        self.proposer.start(history)
+        token = 0
+        pending = run.pending
+        while left:
+            for step in self._plain(run, pending, history, left):
+                token, left = step.token, left - 1
+                yield step
+            if not left:
+                return
+            self.gate.begin()
+            while left:
+                steps = self._guessed(run, history, token, left)
+                if not steps:
+                    break
+                for step in steps:
+                    token, left = step.token, left - 1
+                    yield step
+                if len(steps) == 1 or not self.gate.pays():
+                    break
+            self.gate.end()
+            pending = mx.array([[token]])
+
+    def _plain(self, run: DecodeRun, pending: mx.array, history: list[int], left: int) -> Iterator[Step]:
+        """Tokens one by one, a pass ahead, until the gate opens; then none is on its way and the cache lacks one."""
+        watched = bool(run.choose.processors)
+        token, logprobs = run.choose(run.logits(pending), mx.array(history) if watched else None)
+        mx.async_eval(token)
+        opened, active = False, 0.0
+        for count in range(1, left + 1):
+            began = time.perf_counter()
+            ahead: tuple[mx.array, mx.array | None] | None = None
+            if count < left and not opened:
+                past = mx.concatenate([mx.array(history, dtype=token.dtype), token]) if watched else None
+                ahead = run.choose(run.logits(token[None]), past)
+                mx.async_eval(ahead[0])
+            found = cast(int, token.item())
+            active = time.perf_counter() - began
+            if count > 2 and not opened:
+                self.gate.saw_plain(active)
+            history.append(found)
+            self.proposer.observe(found)
+            yield Step(found, logprobs)
+            if ahead is None:
+                return
+            opened = self.gate.opens(self.proposer.confidence) and room_to_guess(run.cache, 1) > 0
+            token, logprobs = ahead
+            if count % CLEAR_EVERY == 0:
+                mx.clear_cache()
+
+    def _guessed(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
+        """One pass over `token` and the guesses after it: what comes of it; nothing where there is no guess."""
+        began = time.perf_counter()
+        draft = self.proposer.propose(min(self._length, left - 1, room_to_guess(run.cache, self.longest)))
+        if not draft:
+            return []
+        logits = run.logits(mx.array([[token, *draft]]), len(draft) + 1)
+        steps = self._chosen(run, logits, history, draft)
+        # what was computed for rejected guesses goes before anybody sees the tokens
+        run.cache.trim(len(draft) + 1 - len(steps))
+        for step in steps:
+            history.append(step.token)
+            self.proposer.observe(step.token)
+        self._length = min(2 * len(steps) + 2, self.longest)
+        self.gate.saw_pass(time.perf_counter() - began, len(steps))
+        return steps
+
+    def _chosen(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:
+        """The guesses that the model shares, and the token that it puts after them."""
+        choose = run.choose
+        if not (choose.processors or choose.logprobs or needs_logprobs(choose.sampler)):
+            chosen = cast(list[int], _choose_rows(choose, logits).tolist())
+            agreed = next((i for i, guess in enumerate(draft) if chosen[i] != guess), len(draft))
+            return [Step(found, None, i < agreed) for i, found in enumerate(chosen[: agreed + 1])]
+        steps: list[Step] = []
+        for i, row in enumerate(mx.split(logits, len(draft) + 1)):
+            past = mx.array([*history, *draft[:i]]) if choose.processors else None
+            token, logprobs = choose(row, past)
+            found = cast(int, token.item())
+            steps.append(Step(found, logprobs, i < len(draft) and found == draft[i]))
+            if not steps[-1].from_draft:
+                break
+        return steps
+
+
+def room_to_guess(cache: Any, most: int) -> int:
+    """How many guesses the cache can take in and give back again without a trace, at most `most`.
+
+    Rejected tokens of the newest pass can always be taken back. Tokens that are packed stay packed, so a pass must
+    not cross the length from which a cache packs.
+    """
+    for layer in cache.layers:
+        if layer.form is not None and layer.offset < layer.packed_from:
+            most = min(most, layer.packed_from - layer.offset - 1)
+    return max(most, 0)
+
+
+def _choose_rows(choose: Chooser, logits: mx.array) -> mx.array:
+    """Logits (n, V) of n positions → tokens (n,), each drawn on its own."""
+    if choose.normalized:
+        logits = logits.astype(mx.float32)
+        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return choose.sampler(logits)

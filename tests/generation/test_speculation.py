@@ -1,0 +1,202 @@
+"""Guessing ahead: never another token, never another distribution, and only where it pays."""
+
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_qwen3 import InputError, generate_step
+from mlx_qwen3.generation import RandomSampler
+from mlx_qwen3.generation.context import new_cache
+from mlx_qwen3.generation.decoding import Chooser
+from mlx_qwen3.generation.draft_model import DraftModel, draft_with
+from mlx_qwen3.generation.prompt_lookup import PromptLookup, prompt_lookup
+from mlx_qwen3.generation.speculation import Gate, Speculation
+from mlx_qwen3.generation.steps import decode_steps
+from tests import tiny
+from tests.scripted import ScriptedModel
+
+SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+
+
+class AlwaysOpen(Gate):
+    """Tries whenever there is a guess: time does not enter into a test."""
+
+    def opens(self, confidence: int) -> bool:
+        return True
+
+    def pays(self) -> bool:
+        return True
+
+
+def eager(longest: int = 7) -> Speculation:
+    return Speculation(PromptLookup(1), longest, AlwaysOpen())
+
+
+def repeating(length: int, period: int, vocab: int = 61) -> list[int]:
+    return np.resize(np.random.default_rng(2).integers(1, vocab, period), length).tolist()
+
+
+def drafted(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], int]:
+    """The tokens, and how many of them a guess had right."""
+    cache = options.pop("cache", None) or new_cache(model.config, **options)
+    steps = list(
+        decode_steps(
+            model, prompt, cache, Chooser(lambda x: mx.argmax(x, axis=-1)), max_tokens=max_tokens, decoding=decoding
+        )
+    )
+    return [step.token for step in steps], sum(step.from_draft for step in steps)
+
+
+@pytest.mark.parametrize("fields", [{}, SLIDING], ids=["full", "sliding"])
+@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "8 bits"])
+def test_greedy_tokens_are_those_of_one_pass_a_token(fields, options):
+    for seed in range(2):
+        model = tiny.model(seed=seed, head_dim=32, **fields)
+        prompt = repeating(20, 5)
+        wanted = list(generate_step(model, prompt, max_tokens=60, **options))
+        for longest in (1, 5, 16):
+            assert list(generate_step(model, prompt, max_tokens=60, decoding=eager(longest), **options)) == wanted
+
+
+def test_packing_that_falls_due_on_the_way_changes_nothing():
+    model, prompt = tiny.model(head_dim=32), repeating(20, 5)
+    options = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 33}
+    wanted = list(generate_step(model, prompt, max_tokens=40, **options))
+    assert list(generate_step(model, prompt, max_tokens=40, decoding=eager(), **options)) == wanted
+
+
+def test_copies_are_accepted_many_at_a_time():
+    text = list(range(10, 40))
+    model = ScriptedModel(lambda ids: text[(ids[-1] - 10 + 1) % 30])
+    tokens, right = drafted(model, [*text, 10, 11, 12, 13], Speculation(PromptLookup(), 16, AlwaysOpen()), 26)
+    assert tokens == text[4:]  # 14 … 39
+    assert right >= 20
+
+
+def test_a_rotated_window_gives_back_what_was_rejected():
+    # the scripted cache holds the ids themselves: a wrong one left in it would change what is answered
+    model = ScriptedModel(lambda ids: (7 * ids[-1] + 3 * ids[-2] + ids[-5]) % 50, window=6)
+    prompt = repeating(30, 4, 50)
+    wanted = list(generate_step(model, prompt, max_tokens=80))
+    assert list(generate_step(model, prompt, max_tokens=80, decoding=eager())) == wanted
+
+
+def test_the_cache_ends_with_what_was_yielded():
+    model = tiny.model()
+    cache = new_cache(model.config)
+    prompt = repeating(20, 5)
+    steps = generate_step(model, prompt, cache, max_tokens=30, decoding=eager())
+    seen = [next(steps) for _ in range(9)]
+    steps.close()
+    assert len(prompt) + 8 <= cache.offset <= len(prompt) + 9
+    rest = [*prompt, *seen][cache.offset :] or None
+    if rest is None:
+        cache.trim(1)
+        rest = seen[-1:]
+    assert list(generate_step(model, rest, cache, max_tokens=6)) == list(
+        generate_step(model, [*prompt, *seen], max_tokens=6)
+    )
+
+
+def test_processors_see_the_text_of_their_position():
+    model, prompt = tiny.model(), repeating(20, 5)
+    looked_at: list[list[int]] = []
+
+    def look(tokens, logits):
+        looked_at.append(tokens.tolist())
+        return mx.where(mx.arange(logits.shape[-1]) == tokens[-1], -1e9, logits)
+
+    options = {"max_tokens": 12, "logits_processors": [look]}
+    wanted = list(generate_step(model, prompt, **options))
+    texts = {tuple(text) for text in looked_at}
+    looked_at.clear()
+    got = list(generate_step(model, prompt, decoding=eager(), **options))
+    assert got == wanted
+    assert texts <= {tuple(text) for text in looked_at}
+
+
+def test_sampling_keeps_its_distribution():
+    """Chi-squared over pairs of tokens: a guess that is taken too often, or too rarely, would show."""
+    table = mx.log(mx.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.1, 0.4]]))
+
+    class Chain:
+        """A Markov chain over three tokens."""
+
+        config = ScriptedModel(lambda ids: 0).config
+
+        def step_logits(self, ids, cache, keep=1):
+            cache.layers[0].update(*[mx.zeros((1, 1, ids.shape[1], 1))] * 2)
+            return table[ids[:, -keep:]]
+
+        def fill_cache(self, ids, cache):
+            self.step_logits(ids, cache)
+
+    chain = Chain()
+    chain.config.vocab_size = 3
+    counts = np.zeros((3, 3))
+    tokens = list(
+        generate_step(chain, [0, 1, 2, 0, 1, 2], max_tokens=3000, sampler=RandomSampler(seed=5), decoding=eager(4))
+    )
+    for one, two in itertools.pairwise(tokens):
+        counts[one, two] += 1
+    expected = counts.sum(axis=1, keepdims=True) * np.exp(np.array(table))
+    assert ((counts - expected) ** 2 / expected).sum() < 22.5  # 6 degrees of freedom, 1 in 1000
+
+
+def test_steps_aside_where_guesses_cost_more_than_they_bring():
+    gate = Gate(patience=3)
+    assert not gate.opens(99)  # what a plain token costs is not known yet
+    gate.saw_plain(1.0)
+    assert gate.opens(3)
+    assert not gate.opens(2)
+    gate.begin()
+    gate.saw_pass(4.0, 2)
+    assert not gate.pays()
+    gate.end()
+    assert not gate.opens(5)
+    assert gate.opens(6)
+    gate.begin()
+    gate.saw_pass(2.0, 8)
+    gate.end()
+    assert gate.opens(3)
+
+
+def test_free_text_is_not_guessed_at():
+    draw = np.random.default_rng(0).integers(0, 250, 400).tolist()
+    model = ScriptedModel(lambda ids: draw[len(ids) % 400])
+    calls = model.computed
+    tokens, right = drafted(model, draw[:20], prompt_lookup(), 200)
+    assert right == 0
+    assert len(tokens) == 200
+    assert model.computed - calls == 20 + 199
+
+
+def test_lookup_follows_a_passage():
+    lookup = PromptLookup(2)
+    lookup.start([1, 2, 3, 4, 5, 9, 1, 2])
+    assert lookup.propose(3) == [3, 4, 5]
+    lookup.observe(3)
+    assert (lookup.confidence, lookup.propose(2)) == (1, [4, 5])
+    lookup.observe(8)
+    assert (lookup.confidence, lookup.propose(2)) == (0, [])
+    lookup.start([7, 7, 7, 7])
+    assert lookup.propose(5) == [7] * 5
+
+
+@pytest.mark.parametrize("seed", [0, 9], ids=["the same", "another"])
+def test_a_draft_model_changes_nothing(seed):
+    model, small = tiny.model(), tiny.model(seed=seed)
+    prompt = repeating(12, 12)
+    wanted = list(generate_step(model, prompt, max_tokens=30))
+    decoding = Speculation(DraftModel(small), 4, AlwaysOpen())
+    tokens, right = drafted(model, prompt, decoding, 30)
+    assert tokens == wanted
+    if seed == 0:
+        assert right >= 20
+
+
+def test_a_draft_model_needs_the_same_vocabulary():
+    with pytest.raises(InputError, match="same family"):
+        draft_with(tiny.model(vocab_size=60), tiny.model())
