@@ -65,6 +65,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions]):
     options_class = QuestionAnsweringOptions
     heads = (QuestionAnsweringHead,)
     needs = "question answering head"
+    bundled_head = "parameter-meanings"
     per_token = True
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError, RowError
-from ..tokenizer import Tokenizer
+from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
 from .rows import ON_ERROR, check_choice, check_count, check_text, is_batch, is_stream, windows
 
@@ -65,7 +65,8 @@ class Task(Generic[O]):
     """A model, its tokenizer and what they are used for.
 
     Args:
-        model: a model of this package, a folder or a Hub repository; None for the model that comes with the package.
+        model: a model of this package, a folder or a Hub repository; None for the model that comes with the package,
+            under its example head where the task needs one.
         tokenizer: by default the model's own; needed when `model` is an object.
         model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`.
         **options: the task's options, which a call may replace.
@@ -78,6 +79,7 @@ class Task(Generic[O]):
     heads: ClassVar[tuple[type, ...]] = ()
     needs: ClassVar[str] = ""
     per_token: ClassVar[bool] = False
+    bundled_head: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class Task(Generic[O]):
         **options: Any,
     ):
         self.options: O = self.options_class().replaced(options)  # pyright: ignore[reportAttributeAccessIssue]
-        self.model, self.tokenizer = _loaded(model, tokenizer, model_options or {})
+        self.model, self.tokenizer = self._loaded(model, tokenizer, model_options or {})
         self._check_model(model)
         pad = self.tokenizer.pad_token_id
         self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
@@ -250,6 +252,25 @@ class Task(Generic[O]):
             raise InputError(f"label id {index} has no name: config field 'id2label' names {sorted(labels)}")
         return labels[index]
 
+    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
+        if model is None and self.bundled_head and tokenizer is None:
+            from .bundled_heads import load_bundled_head
+
+            return load_bundled_head(self.bundled_head, **model_options)
+        if model is None or isinstance(model, str | Path):
+            from ..loading import load
+
+            model, own = load(model, **model_options)
+            tokenizer = own if tokenizer is None else tokenizer
+        elif model_options:
+            raise InputError("model_options are for a model given by its path; this one is loaded already")
+        if tokenizer is None:
+            raise InputError("the model is given as an object, so the tokenizer is needed too: pass tokenizer=")
+        if isinstance(tokenizer, str | Path):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        model.eval()
+        return model, tokenizer
+
     def _check_model(self, source: Any) -> None:
         """Raises `InputError` for a model without the head that the task needs, or with one that was never trained."""
         if self.heads and not isinstance(self.model, self.heads):
@@ -271,24 +292,6 @@ def progress_bar(rows: Iterable[Any]) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=len(rows) if isinstance(rows, Sequence) else None, unit=" rows", leave=False)
-
-
-def _loaded(model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
-    if model is None or isinstance(model, str | Path):
-        from ..loading import load
-
-        model, own = load(model, **model_options)
-        tokenizer = own if tokenizer is None else tokenizer
-    elif model_options:
-        raise InputError("model_options are for a model given by its path; this one is loaded already")
-    if tokenizer is None:
-        raise InputError("the model is given as an object, so the tokenizer is needed too: pass tokenizer=")
-    if isinstance(tokenizer, str | Path):
-        from ..tokenizer import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    model.eval()
-    return model, tokenizer
 
 
 def _named(source: Any, model: Any) -> str:

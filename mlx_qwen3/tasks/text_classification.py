@@ -49,6 +49,7 @@ class TextClassification(Task[TextClassificationOptions]):
     options_class = TextClassificationOptions
     heads = (SequenceClassification,)
     needs = "sequence classification head"
+    bundled_head = "library-chapters"
 
     def __call__(self, inputs: Any, text_pair: Any = None, **options: Any) -> Any:
         """The labels of a text or a pair, of a list of them, or of a stream.

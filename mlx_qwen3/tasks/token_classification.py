@@ -61,6 +61,7 @@ class TokenClassification(Task[TokenClassificationOptions]):
     options_class = TokenClassificationOptions
     heads = (TokenClassificationHead,)
     needs = "token classification head"
+    bundled_head = "token-kinds"
     per_token = True
 
     def __call__(self, inputs: Any, *, is_split_into_words: bool = False, **options: Any) -> Any:
