@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from .prefix import common_prefix, growing_cache, shared_cache
+from .prefix import common_prefix, shared_cache, tight_cache
 
 TOKENS_A_BATCH = 8192
 """Padded tokens that a batch holds when its number of rows is not given."""
@@ -137,7 +137,7 @@ class Runner:
 
     def _prefix(self, ids: list[int], compute: Compute | None) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
         """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if wanted."""
-        cache = growing_cache(len(self.backbone.layers))
+        cache = tight_cache(len(self.backbone.layers))
         inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
         call = self._call(inputs)
         if compute is None:
@@ -159,7 +159,7 @@ class Runner:
         def function(inputs: dict[str, mx.array], last: mx.array, prefix: list[mx.array]) -> tuple[mx.array, ...]:
             call = self._call(inputs)
             if prefix:
-                call["past_key_values"] = shared_cache(prefix)
+                call["past_key_values"] = shared_cache(prefix, last.shape[0])
             return compute(call, last)
 
         if not self.compiled:

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .prefix import growing_cache
+from .prefix import tight_cache
 
 LOGITS_AT_ONCE = 1 << 26
 """Numbers of vocabulary logits that exist at one time."""
@@ -63,7 +63,7 @@ class LabelScorer:
     def __call__(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         model, tree = self.model, self.tree
         backbone = model.backbone
-        cache = call.get("past_key_values") or growing_cache(len(backbone.layers))
+        cache = call.get("past_key_values") or tight_cache(len(backbone.layers))
         past, width = cache.offset, call["inputs_embeds"].shape[1]
         states = backbone(**{**call, "past_key_values": cache}).last_hidden_state
         batch = states.shape[0]

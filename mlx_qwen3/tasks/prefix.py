@@ -1,41 +1,35 @@
 """Keys and values of a beginning that every row of a batch shares: computed once, seen by all rows."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import mlx.core as mx
 
 from ..cache import Cache, GrowingLayer
 
 
-class SharedPrefixLayer(GrowingLayer):
-    """A layer's store whose first P tokens belong to one row (1, K, P, D) and are seen by every row of the batch."""
-
-    def __init__(self, keys: mx.array, values: mx.array) -> None:
-        super().__init__()
-        self.keys, self.values, self.offset = keys, values, keys.shape[2]
+class TightLayer(GrowingLayer):
+    """A layer's store for a few calls: no room to grow, every call makes its arrays anew, in one copy."""
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        assert self.keys is not None
-        assert self.values is not None
-        self.keys, self.values = _joined(self.keys, keys), _joined(self.values, values)
-        self.offset += keys.shape[2]
-        return self.keys, self.values
-
-    def copy(self) -> Self:
-        assert self.keys is not None
-        assert self.values is not None
-        return type(self)(self.keys[:], self.values[:])
+        if self.slots.arrays:
+            before_keys, before_values = self.slots.arrays
+            keys = mx.concatenate([before_keys, keys], axis=2)
+            values = mx.concatenate([before_values, values], axis=2)
+        self.adopt([keys, values], False, keys.shape[2])
+        return keys, values
 
 
-def growing_cache(layers: int) -> Cache:
+def tight_cache(layers: int) -> Cache:
     """An empty cache that keeps every token of every layer; masks, not the store, make a layer slide."""
-    return Cache([GrowingLayer() for _ in range(layers)])
+    return Cache([TightLayer() for _ in range(layers)])
 
 
-def shared_cache(prefix: Sequence[mx.array]) -> Cache:
-    """A cache that begins with a shared prefix, given as keys and values, a layer after the other."""
-    return Cache([SharedPrefixLayer(k, v) for k, v in zip(prefix[::2], prefix[1::2], strict=True)])
+def shared_cache(prefix: Sequence[mx.array], rows: int) -> Cache:
+    """A cache of `rows` rows that begin alike, with keys and values (1, K, P, D), a layer after the other."""
+    cache = tight_cache(len(prefix) // 2)
+    for layer, keys, values in zip(cache.layers, prefix[::2], prefix[1::2], strict=True):
+        layer.update(*(mx.broadcast_to(array, (rows, *array.shape[1:])) for array in (keys, values)))
+    return cache
 
 
 def common_prefix(rows: Sequence[list[int]], least: int) -> int:
@@ -48,7 +42,3 @@ def common_prefix(rows: Sequence[list[int]], least: int) -> int:
         length += 1
     length = min(length, min(map(len, rows)) - 1)
     return length if length >= least else 0
-
-
-def _joined(old: mx.array, new: mx.array) -> mx.array:
-    return mx.concatenate([mx.broadcast_to(old, (new.shape[0], *old.shape[1:])), new], axis=2)
