@@ -107,9 +107,17 @@ class PackedLinear(nn.QuantizedLinear):
     def __call__(self, x: mx.array) -> mx.array:
         x = self._input_quantizer(x)
         scales = self["scales"]
-        if not mx.issubdtype(scales.dtype, mx.floating) or scales.dtype == x.dtype:
-            return super().__call__(x)
-        return super().__call__(x.astype(scales.dtype)).astype(x.dtype)  # exact scales stay in float32
+        dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else x.dtype  # exact scales stay in float32
+        on_cuda = mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
+        if on_cuda and dtype == mx.float32 and self.group_size == 128:
+            return self._product_of_unpacked(x.astype(dtype)).astype(x.dtype)
+        return super().__call__(x.astype(dtype)).astype(x.dtype)
+
+    def _product_of_unpacked(self, x: mx.array) -> mx.array:
+        """The same product by way of the unpacked weight: MLX's CUDA kernels have no packed one for float32 and 128."""
+        parts = (self["weight"], self["scales"], self.get("biases"))
+        weight = mx.dequantize(*parts, group_size=self.group_size, bits=self.bits, mode=self.mode)
+        return mx.addmm(self["bias"], x, weight.T) if "bias" in self else x @ weight.T
 
 
 def range_shape(descriptor: QuantDescriptor, shape: tuple[int, ...]) -> tuple[int, ...]:
