@@ -4,7 +4,7 @@
 
 The weights are random and the texts are random ids, so nothing is downloaded. Both sides get the same list of texts of
 different lengths in the same order and give one row of logits each, on the host. transformers runs as its pipeline
-does: the texts in their order, `batch_size` at a time, padded to the longest of the batch, with a mask. The two take
+does: the texts in their order, some at a time, padded to the longest of them, with a mask. The two take
 turns; a figure is the median of the rounds. Zero-shot classification is compared with calls of our own model, one
 prompt a label, on a part of the texts.
 """
@@ -49,8 +49,8 @@ SHAPES = {
 Texts = list[list[int]]
 
 
-def workloads(vocabulary: int, scale: float) -> dict[str, tuple[Texts, int]]:
-    """Name → (texts as ids, batch size of the plain side)."""
+def workloads(vocabulary: int, scale: float) -> dict[str, tuple[Texts, int, int | None]]:
+    """Name → (texts as ids, batch size of the plain side, ours: the same, or None for what our side chooses)."""
     draw = np.random.default_rng(0)
 
     def texts(lengths) -> Texts:
@@ -61,12 +61,13 @@ def workloads(vocabulary: int, scale: float) -> dict[str, tuple[Texts, int]]:
 
     mixed = np.clip(draw.lognormal(4.3, 0.9, count(1024)), 8, 1024)
     return {
-        "128 tokens, one at a time": (texts([128] * count(64)), 1),
-        "16 tokens, batches of 32": (texts([16] * count(2048)), 32),
-        "128 tokens, batches of 32": (texts([128] * count(1024)), 32),
-        "mixed, 8 to 1024 tokens, batches of 32": (texts(mixed), 32),
-        "mixed, 8 to 1024 tokens, batches of 128": (texts(mixed), 128),
-        "1024 tokens, batches of 8": (texts([1024] * count(64)), 8),
+        "128 tokens, one at a time": (texts([128] * count(64)), 1, 1),
+        "128 tokens, 32 at a time": (texts([128] * count(1024)), 32, 32),
+        "16 tokens, 32 at a time": (texts([16] * count(2048)), 32, 32),
+        "16 tokens, 32 at a time / as many as fit": (texts([16] * count(2048)), 32, None),
+        "8 to 1024 tokens, 32 at a time / sorted": (texts(mixed), 32, None),
+        "8 to 1024 tokens, 128 at a time / sorted": (texts(mixed), 128, None),
+        "1024 tokens, 8 at a time": (texts([1024] * count(64)), 8, 8),
     }
 
 
@@ -80,11 +81,11 @@ class Ours:
     def compute(self, call, last):
         return (self.model(**call, last_positions=last).logits.astype(mx.float32),)
 
-    def __call__(self, texts: Texts, batch_size: int) -> np.ndarray:
+    def __call__(self, texts: Texts, batch_size: int | None) -> np.ndarray:
         pieces = [Piece(ids) for ids in texts]
         if batch_size == 1:  # one text after the other, as they come
             return np.stack([self.runner.run([piece], self.compute)[0][0] for piece in pieces])
-        return np.stack([row for (row,) in self.runner.run(pieces, self.compute)])
+        return np.stack([row for (row,) in self.runner.run(pieces, self.compute, batch_size=batch_size)])
 
 
 class Torch:
@@ -129,11 +130,11 @@ def classification(folder: Path, dtype: str, rounds: int, scale: float, vocabula
         "| texts | mlx_qwen3 | transformers | ratio | largest difference of logits |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, (texts, batch_size) in workloads(vocabulary, scale).items():
-        difference = float(np.abs(ours(texts, batch_size) - plain(texts, batch_size)).max())  # and a warm-up
+    for name, (texts, batch_size, own_size) in workloads(vocabulary, scale).items():
+        difference = float(np.abs(ours(texts, own_size) - plain(texts, batch_size)).max())  # and a warm-up
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds):
-            times[0].append(seconds(lambda: ours(texts, batch_size)))  # noqa: B023
+            times[0].append(seconds(lambda: ours(texts, own_size)))  # noqa: B023
             times[1].append(seconds(lambda: plain(texts, batch_size)))  # noqa: B023
         rate, other = (len(texts) / statistics.median(some) for some in times)
         lines.append(f"| {name} | {rate:.1f} | {other:.1f} | {rate / other:.2f}× | {difference:.1e} |")

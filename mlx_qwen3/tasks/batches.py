@@ -77,7 +77,7 @@ class Runner:
         if not pieces:
             return []
         self._check_ids(pieces)
-        left = padding_side == "left"
+        left = padding_side == "left" and self.causal  # an encoder counts positions from the first slot
         may_share = self.causal and not left
         shared = common_prefix([piece.ids for piece in pieces], SHORTEST_PREFIX) if may_share else 0
         wanted = compute if per_token else None
