@@ -37,6 +37,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "8B": _size(4096, 12288, 36, 32, False),
     "14B": _size(5120, 17408, 40, 40, False),
     "32B": _size(5120, 25600, 64, 64, False),
+    "small": {
+        **_size(512, 1536, 8, 8, True),
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 16384,
+    },
     "tiny": {
         **_size(128, 384, 4, 4, True),
         "num_key_value_heads": 2,
@@ -44,7 +50,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 2048,
     },
 }
-"""Name -> configuration fields; `tiny` is a shape for a slow machine and no released model."""
+"""Name -> configuration fields; `small` and `tiny` are shapes for a slow machine and no released models."""
 
 
 def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group_size: int = 64) -> Qwen3ForCausalLM:

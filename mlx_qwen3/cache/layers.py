@@ -14,8 +14,15 @@ from ..layers.masks import Mask, SlotRanges
 from .packing import KVFormat
 from .slots import PackedSlots, PlainSlots, Slots
 
-STEP = 256
-"""Slots by which a store grows."""
+STEP = 264
+"""Slots by which a store grows.
+
+Not a multiple of 256: for those MLX's CUDA backend leaves attention of one token to cuDNN, which took longer than
+MLX's own kernel over stores of up to some 4,000 slots, and less time over 16,000 (H200, benchmarks/RESULTS.md).
+"""
+
+LONG, LONG_STEP = 8192, 256
+"""From so many slots on, a store with the usual step grows by the other one."""
 
 
 def roomy(tokens: int, step: int) -> int:
@@ -23,7 +30,10 @@ def roomy(tokens: int, step: int) -> int:
 
     Copies then add up to at most some sixteen per token, and unused room to a sixteenth and a step.
     """
-    return -(-(tokens + 1 + tokens // 16) // step) * step
+    wanted = tokens + 1 + tokens // 16
+    if step == STEP and wanted > LONG:
+        step = LONG_STEP
+    return -(-wanted // step) * step
 
 
 class LayerCache(ABC):

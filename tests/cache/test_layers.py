@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen3.cache import GrowingLayer, KVFormat, LayerCache, SlidingLayer
+from mlx_qwen3.cache.layers import STEP
 from mlx_qwen3.errors import CacheError, InputError
 from mlx_qwen3.layers.attention import attend_with_weights
 from mlx_qwen3.layers.masks import decoder_mask, key_slots
@@ -139,7 +140,7 @@ def test_nothing_is_held_beyond_the_stated_bytes(window):
     if window is None:
         assert bound < 8400 * 2 * 2 * 32 * 4 * 1.1
     else:
-        assert bound == (window - 1 + 512) * 2 * 2 * 32 * 4
+        assert bound == (window - 1 + 2 * STEP) * 2 * 2 * 32 * 4
 
 
 @pytest.mark.parametrize(
