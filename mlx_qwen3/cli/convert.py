@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="another format for the layers that a pattern names; may be repeated, the last match decides",
     )
     parser.add_argument("--target-bpw", type=float, help="measure layers and spend this many bits per weight")
+    parser.add_argument("--calibration-text", metavar="FILE", help="measure layers for --target-bpw on this text")
     parser.add_argument("--quantize-heads", action="store_true", help="also pack classification and other heads")
     parser.add_argument("--dtype", choices=DTYPES, help="of scales and unpacked weights (default: the checkpoint's)")
     parser.add_argument("-d", "--dequantize", action="store_true", help="unpack instead")
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             q_overrides=args.q_override,
             quantize_heads=args.quantize_heads,
             target_bpw=args.target_bpw,
+            calibration_text=args.calibration_text,
             report=True if args.report is None and args.report_text else args.report,
             report_text=args.report_text,
             force=args.force,

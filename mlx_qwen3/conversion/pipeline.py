@@ -76,6 +76,7 @@ def convert(
     q_overrides: Sequence[str] = (),
     quantize_heads: bool = False,
     target_bpw: float | None = None,
+    calibration_text: str | Path | None = None,
     report: bool | None = None,
     report_text: str | Path | None = None,
     force: bool = False,
@@ -102,6 +103,8 @@ def convert(
         q_overrides: `PATTERN=BITS[:GROUP[:MODE]]` or `PATTERN=none`; the last match decides.
         quantize_heads: also pack classification and other heads.
         target_bpw: find the format of each layer by measurement, for this many bits per weight.
+        calibration_text: a text file to measure layers on for `target_bpw`, instead of the shipped one; not the
+            report's.
         report: measure the quality; default when quantizing a model that fits in memory.
         report_text: a text file to measure on instead of the text that comes with the package.
         force: replace an existing target, and convert NaN and infinite weights.
@@ -121,7 +124,7 @@ def convert(
     asked = any(value is not None for value in (q_bits, q_group_size, quant_predicate, target_bpw))
     asked = asked or q_mode != "affine" or bool(q_overrides)
     if recipe is not None and target_bpw is not None:
-        recipe.by_layer = formats_for_target(source, recipe, target_bpw, report_text)
+        recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text)
     plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
     # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
     others = sum(file.stat().st_size for file in copied_files(source.folder))

@@ -1,5 +1,6 @@
 """The quality report of a conversion: the source and the result loaded side by side and compared."""
 
+import json
 import logging
 import os
 import platform
@@ -13,7 +14,7 @@ from ..errors import CheckpointError, InputError, MemoryFitError
 from ..models.pretrained import computing_dtype
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantize_model, unpack_quantized
-from ..quantization.quality import compare_models, shipped_text, windows
+from ..quantization.quality import Sample, compare_models, shipped_text, windows
 from ..tokenizer import AutoTokenizer
 from .plan import Plan
 from .source import Source
@@ -58,13 +59,14 @@ def reference_model(source: Source) -> Any:
     return source.model.from_pretrained(source.folder, unpack=True)
 
 
-def token_windows(
-    folder: Path, vocab_size: int, text: str | Path | None, which: str
-) -> tuple[list[mx.array], str, int]:
-    """The text to measure on as rows of token ids, what it is called, and its number of tokens.
+def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: str) -> tuple[list[Sample], str, int]:
+    """What to measure on, what it is called, and its number of tokens.
+
+    A `.jsonl` file has `{"prompt": ..., "completion": ...}` in each line, and only completions count; any other file
+    is running text.
 
     Raises:
-        InputError: the text file cannot be read or is too short.
+        InputError: the file cannot be read or is too short.
         TokenizerError: the model's tokenizer cannot be used.
     """
     if text is None:
@@ -75,13 +77,39 @@ def token_windows(
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the text {text} ({error}): give a file of UTF-8 text") from error
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer.encode(content, add_special_tokens=False)
-    if len(ids) < 8:
-        raise InputError(f"{name} has {len(ids)} tokens: give a longer text")
-    if max(ids) >= vocab_size:
-        raise InputError(f"the tokenizer of {folder} gives token {max(ids)}, the model knows {vocab_size}")
-    length = max(16, min(_LONGEST_WINDOW, _LOGITS_IN_A_WINDOW // max(vocab_size, 1)))
-    return list(windows(ids, length)), name, len(ids)
+
+    def encode(part: str) -> list[int]:
+        return list(tokenizer.encode(part, add_special_tokens=False))
+
+    if name.endswith(".jsonl"):
+        pairs = _prompts_and_completions(content, name)
+        samples = [Sample([*encode(prompt), *encode(completion)], len(encode(prompt))) for prompt, completion in pairs]
+    else:
+        length = max(16, min(_LONGEST_WINDOW, _LOGITS_IN_A_WINDOW // max(vocab_size, 1)))
+        samples = list(windows(encode(content), length))
+    tokens = sum(len(sample.ids) for sample in samples)
+    if tokens < 8:
+        raise InputError(f"{name} has {tokens} tokens: give a longer text")
+    highest = max(max(sample.ids) for sample in samples)
+    if highest >= vocab_size:
+        raise InputError(f"the tokenizer of {folder} gives token {highest}, the model knows {vocab_size}")
+    return samples, name, tokens
+
+
+def _prompts_and_completions(content: str, name: str) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            pair = (entry["prompt"], entry["completion"])
+        except (ValueError, KeyError, TypeError):
+            pair = (None, None)
+        if not all(isinstance(part, str) and part for part in pair):
+            raise InputError(f'{name}, line {number}: expected {{"prompt": "...", "completion": "..."}}')
+        pairs.append((str(pair[0]), str(pair[1])))
+    return pairs
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -106,19 +134,19 @@ def measure_quality(
     if not has_tokenizer(source.folder):
         raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made: leave it out")
     vocab_size = int(source.config.get("vocab_size", 151936))
-    inputs, name, tokens = token_windows(source.folder, vocab_size, text, "report")
+    samples, name, tokens = read_samples(source.folder, vocab_size, text, "report")
     reference = reference_model(source)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     candidate = source.model.from_pretrained(converted, unpack=on_cpu)
     try:
-        quality = compare_models(reference, candidate, inputs, vocab_size)
+        quality = compare_models(reference, candidate, samples)
         if compare_plain:
             del candidate
             plain = source.model.from_pretrained(source.folder, unpack=True)
             quantize_model(plain, lambda path, shape: None if source.is_head(path) else PackedFormat())
             if on_cpu:
                 unpack_quantized(plain, computing_dtype(None, None))
-            quality["plain_4bit"] = compare_models(reference, plain, inputs, vocab_size)
+            quality["plain_4bit"] = compare_models(reference, plain, samples)
     except MemoryError as error:
         raise MemoryFitError("the quality report needs more memory than there is: convert without it") from error
     return {"text": name, "tokens": tokens, **quality}

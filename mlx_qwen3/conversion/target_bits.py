@@ -9,7 +9,7 @@ from ..errors import InputError, QuantizationError
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import Recipe
 from ..quantization.sensitivity import allocate, measure_layers
-from .quality import has_tokenizer, reference_model, token_windows
+from .quality import has_tokenizer, read_samples, reference_model
 from .source import Source
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,8 @@ def formats_for_target(
 ) -> dict[str, PackedFormat | None]:
     """The format of each layer so that the whole model takes at most `target_bpw` bits per weight.
 
-    The model is measured on a calibration text that comes with the package, never on the report's text.
+    Args:
+        text: a file to measure on instead of the calibration text that comes with the package.
 
     Raises:
         InputError: the target is not between 2 and 16.
@@ -31,11 +32,11 @@ def formats_for_target(
     if not has_tokenizer(source.folder):
         raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
     vocab_size = int(source.config.get("vocab_size", 151936))
-    inputs, _, _ = token_windows(source.folder, vocab_size, None, "calibration")
+    samples, _, _ = read_samples(source.folder, vocab_size, text, "calibration")
     model = reference_model(source)
     layers = {w.path: w.shape for w in source.weights if w.is_layer and (recipe.heads or not source.is_head(w.path))}
     paths = {path: source.path_in_memory(path) for path in layers}
-    sensitivity = measure_layers(model, inputs, [paths[path] for path in layers])
+    sensitivity = measure_layers(model, samples, [paths[path] for path in layers])
     rest = sum(w.size for w in source.weights if w.path not in layers and mx.issubdtype(w.dtype, mx.floating))
     total = source.parameters
     budget = target_bpw * total - 16 * rest

@@ -21,33 +21,73 @@ def shipped_text(which: str = "report") -> str:
     return resources.files("mlx_qwen3.quantization").joinpath(TEXTS[which]).read_text(encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A row of tokens to measure on.
+
+    Args:
+        ids: at least two tokens.
+        start: the first token that a language model is judged by; 1 for running text, the answer's first token where
+            only answers count.
+    """
+
+    ids: Sequence[int]
+    start: int = 1
+
+    @property
+    def row(self) -> mx.array:
+        """The tokens as (1, L)."""
+        return mx.array([list(self.ids)], dtype=mx.int32)
+
+
+def windows(ids: Sequence[int], length: int) -> Iterator[Sample]:
+    """Consecutive pieces of a text; the last may be shorter, a single token is left out."""
+    for start in range(0, len(ids), length):
+        part = ids[start : start + length]
+        if len(part) > 1:
+            yield Sample(part)
+
+
+def log_probabilities(logits: Any) -> Any:
+    """Logits (..., V) of numpy or MLX -> log probabilities in the same kind of array."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    module: Any = np if isinstance(logits, np.ndarray) else mx
+    return shifted - module.log(module.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _workable(logits: mx.array) -> Any:
+    # numpy's exp is many times faster than MLX's on a CPU; on a GPU the logits stay where they are.
+    wide = logits.astype(mx.float32)
+    return np.array(wide) if mx.default_device().type == mx.DeviceType.cpu else wide
+
+
 @dataclass
 class Divergence:
     """Running comparison of two sets of logits over the same classes."""
 
     kl: list[np.ndarray] = field(default_factory=list)
     agree: int = 0
-    count: int = 0
     losses: dict[str, float] = field(default_factory=lambda: {"reference": 0.0, "converted": 0.0})
+    exact: dict[str, int] = field(default_factory=lambda: {"reference": 0, "converted": 0})
     targets: int = 0
 
-    def add(self, reference: mx.array, converted: mx.array, targets: mx.array | None = None) -> None:
+    def add(self, reference: mx.array, converted: mx.array, targets: Sequence[int] | None = None) -> None:
         """Compare logits (N, V) with logits (N, V); `targets` (N,) are the tokens that really came next."""
-        expected = reference.astype(mx.float32)
-        expected = expected - mx.logsumexp(expected, axis=-1, keepdims=True)
-        found = converted.astype(mx.float32)
-        found = found - mx.logsumexp(found, axis=-1, keepdims=True)
-        kl = mx.maximum(mx.sum(mx.exp(expected) * (expected - found), axis=-1), 0.0)
-        same = mx.sum(mx.argmax(expected, axis=-1) == mx.argmax(found, axis=-1))
-        mx.eval(kl, same)
-        self.kl.append(np.array(kl))
-        self.agree += int(np.array(same))
-        self.count += reference.shape[0]
-        if targets is not None:
-            for name, logs in (("reference", expected), ("converted", found)):
-                picked = mx.take_along_axis(logs, targets[:, None], axis=-1)
-                self.losses[name] -= float(np.array(mx.sum(picked)))
-            self.targets += targets.shape[0]
+        expected, found = log_probabilities(_workable(reference)), log_probabilities(_workable(converted))
+        module: Any = np if isinstance(expected, np.ndarray) else mx
+        kl = (module.exp(expected) * (expected - found)).sum(axis=-1)
+        self.kl.append(np.maximum(np.array(kl), 0))
+        first, second = np.array(expected.argmax(axis=-1)), np.array(found.argmax(axis=-1))
+        self.agree += int((first == second).sum())
+        if targets is None:
+            return
+        aim = np.asarray(targets)
+        rows = module.arange(len(aim))
+        for name, logs, best in (("reference", expected, first), ("converted", found, second)):
+            picked = logs[rows, aim if module is np else mx.array(aim)]
+            self.losses[name] -= float(np.array(picked.sum()))
+            self.exact[name] += int((best == aim).all())
+        self.targets += len(aim)
 
     def mean(self) -> float:
         """Mean divergence in nats."""
@@ -62,8 +102,8 @@ class Divergence:
                 "median": float(np.median(kl)),
                 "p99": float(np.quantile(kl, 0.99)),
             },
-            "top1_agreement": self.agree / self.count,
-            "positions": self.count,
+            "top1_agreement": self.agree / kl.size,
+            "positions": kl.size,
         }
         if self.targets:
             found["perplexity"] = {
@@ -72,74 +112,71 @@ class Divergence:
         return found
 
 
-def compare_models(reference: Any, converted: Any, inputs: Sequence[mx.array], vocab_size: int) -> dict[str, Any]:
-    """Compare two models on rows of token ids.
+def answers(model: Any, sample: Sample) -> list[mx.array]:
+    """What a model answers to a sample, each (N, classes): logits, starts and ends, or hidden states.
+
+    A language model's logits are those of the counted tokens.
+    """
+    output = model(input_ids=sample.row)
+    if "logits" in output:
+        logits = output["logits"]
+        if predicts_next(model):
+            logits = logits[:, sample.start - 1 : -1]
+        return [logits.reshape(-1, logits.shape[-1])]
+    if "start_logits" in output:
+        return [output[name] for name in ("start_logits", "end_logits")]
+    hidden = output["last_hidden_state"]
+    return [hidden.reshape(-1, hidden.shape[-1])]
+
+
+def predicts_next(model: Any) -> bool:
+    """Whether a model predicts the token after each position."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def compare_models(reference: Any, converted: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Compare two models of one class on rows of token ids.
 
     Args:
         reference: the unquantized model, called as a Hugging Face model.
         converted: the quantized one.
-        inputs: token ids (B, L) each.
-        vocab_size: tells language models from classifiers.
 
     Returns:
-        `kl_divergence`, `top1_agreement` and `perplexity` for language models; `label_agreement` and
-        `kl_divergence` for classifiers; `span_agreement` for question answering; `cosine` for a bare backbone.
+        `kl_divergence`, `top1_agreement` and `perplexity` for language models, and `exact_answers` where samples
+        have an answer; `label_agreement` and `kl_divergence` for classifiers, `score_difference` for regression;
+        `span_agreement` for question answering; `cosine` for a bare backbone.
     """
-    divergence, cosines = Divergence(), []
-    kind = ""
-    for ids in inputs:
-        expected, found = reference(input_ids=ids), converted(input_ids=ids)
-        if "logits" in expected:
-            logits = expected["logits"]
-            kind = "language" if logits.shape[-1] == vocab_size and logits.ndim == 3 else "labels"
-            targets = None
-            if kind == "language" and _predicts_next(reference):
-                targets = ids[:, 1:].reshape(-1)
-                pair = (logits[:, :-1], found["logits"][:, :-1])
+    divergence, values = Divergence(), []
+    name = type(reference).__name__
+    bare = name.endswith("Model") and not predicts_next(reference)
+    for sample in samples:
+        expected, found = answers(reference, sample), answers(converted, sample)
+        targets = sample.ids[sample.start :] if predicts_next(reference) else None
+        for a, b in zip(expected, found, strict=True):
+            if bare:
+                values.append(_cosine(a, b))
+            elif a.shape[-1] == 1:
+                values.append(np.abs(np.array(a.astype(mx.float32)) - np.array(b.astype(mx.float32))).reshape(-1))
             else:
-                pair = (logits, found["logits"])
-            classes = logits.shape[-1]
-            if classes > 1:
-                divergence.add(pair[0].reshape(-1, classes), pair[1].reshape(-1, classes), targets)
-            else:
-                kind = "score"
-                cosines.append(np.array(mx.abs(pair[0] - pair[1]).astype(mx.float32)).reshape(-1))
-        elif "start_logits" in expected:
-            kind = "span"
-            for name in ("start_logits", "end_logits"):
-                divergence.add(expected[name], found[name])
-        else:
-            kind = "vectors"
-            cosines.append(_cosine(expected["last_hidden_state"], found["last_hidden_state"]))
-    if kind == "vectors":
-        values = np.concatenate(cosines)
-        return {"cosine": {"mean": float(values.mean()), "min": float(values.min())}, "positions": values.size}
-    if kind == "score":
-        values = np.concatenate(cosines)
-        return {"score_difference": {"mean": float(values.mean()), "max": float(values.max())}}
+                divergence.add(a, b, targets)
+    if values:
+        flat = np.concatenate(values)
+        if bare:
+            return {"cosine": {"mean": float(flat.mean()), "min": float(flat.min())}, "positions": flat.size}
+        return {"score_difference": {"mean": float(flat.mean()), "max": float(flat.max())}}
     summary = divergence.summary()
-    if kind in ("labels", "span"):
-        agreement = summary.pop("top1_agreement")
-        summary["label_agreement" if kind == "labels" else "span_agreement"] = agreement
+    if any(sample.start > 1 for sample in samples) and divergence.targets:
+        summary["exact_answers"] = {key: count / len(samples) for key, count in divergence.exact.items()}
+    if name.endswith(("ForSequenceClassification", "ForTokenClassification", "Prediction", "MultipleChoice")):
+        summary["label_agreement"] = summary.pop("top1_agreement")
+    elif name.endswith("ForQuestionAnswering"):
+        summary["span_agreement"] = summary.pop("top1_agreement")
     return summary
 
 
-def _predicts_next(model: Any) -> bool:
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-
-
 def _cosine(a: mx.array, b: mx.array) -> np.ndarray:
-    x = np.array(a.astype(mx.float32)).reshape(-1, a.shape[-1])
-    y = np.array(b.astype(mx.float32)).reshape(-1, b.shape[-1])
+    x, y = np.array(a.astype(mx.float32)), np.array(b.astype(mx.float32))
     return (x * y).sum(-1) / np.maximum(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1), 1e-30)
-
-
-def windows(ids: Sequence[int], length: int) -> Iterator[mx.array]:
-    """Rows (1, length) of consecutive tokens; the last may be shorter, a single token is left out."""
-    for start in range(0, len(ids), length):
-        part = ids[start : start + length]
-        if len(part) > 1:
-            yield mx.array([part], dtype=mx.int32)
 
 
 def quality_table(quality: Mapping[str, Any]) -> str:
@@ -160,6 +197,9 @@ def quality_table(quality: Mapping[str, Any]) -> str:
     if "perplexity" in quality:
         rows.append(("perplexity, unquantized", f"{quality['perplexity']['reference']:.4f}"))
         rows.append(("perplexity, converted", f"{quality['perplexity']['converted']:.4f}"))
+    if "exact_answers" in quality:
+        rows.append(("exact answers, unquantized", f"{quality['exact_answers']['reference']:.1%}"))
+        rows.append(("exact answers, converted", f"{quality['exact_answers']['converted']:.1%}"))
     if "cosine" in quality:
         rows.append(("cosine of hidden states, mean", f"{quality['cosine']['mean']:.6f}"))
         rows.append(("cosine of hidden states, lowest", f"{quality['cosine']['min']:.6f}"))

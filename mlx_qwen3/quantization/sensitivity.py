@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import QuantizationError
 from .formats import PackedFormat
-from .quality import Divergence
+from .quality import Divergence, Sample, answers, predicts_next
 
 logger = logging.getLogger(__name__)
 
@@ -33,44 +33,34 @@ class LayerCost:
     divergence: Mapping[PackedFormat, float]
 
 
-def _answers(model: Any, ids: mx.array) -> list[mx.array]:
-    output = model(input_ids=ids)
-    for names in (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",)):
-        if names[0] in output:
-            return [output[name].astype(mx.float32) for name in names]
-    raise QuantizationError(f"{type(model).__name__} gives nothing that can be compared")
+def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, samples: Sequence[Sample]) -> float:
+    """Mean divergence of a model's answers, or the mean squared difference of its vectors or scores."""
+    divergence, squares = Divergence(), []
+    vectors = type(model).__name__.endswith("Model") and not predicts_next(model)
+    for references, sample in zip(expected, samples, strict=True):
+        for reference, found in zip(references, answers(model, sample), strict=True):
+            if vectors or reference.shape[-1] == 1:
+                squares.append(float(np.array(mx.mean(mx.square((reference - found).astype(mx.float32))))))
+            else:
+                divergence.add(reference, found)
+    return float(np.mean(squares)) if squares else divergence.mean()
 
 
-def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, inputs: Sequence[mx.array]) -> float:
-    total: list[float] = []
-    for answers, ids in zip(expected, inputs, strict=True):
-        for reference, found in zip(answers, _answers(model, ids), strict=True):
-            classes = reference.shape[-1]
-            if classes == 1 or not hasattr(model, "config") or type(model).__name__.endswith("Model"):
-                total.append(float(np.array(mx.mean(mx.square(reference - found)))))
-                continue
-            pair = Divergence()
-            pair.add(reference.reshape(-1, classes), found.reshape(-1, classes))
-            total.append(pair.mean())
-    return float(np.mean(total))
-
-
-def measure_layers(model: Any, inputs: Sequence[mx.array], paths: Sequence[str]) -> dict[str, LayerCost]:
+def measure_layers(model: Any, samples: Sequence[Sample], paths: Sequence[str]) -> dict[str, LayerCost]:
     """Path -> cost of each format, for a model with plain weights.
 
-    One forward pass over `inputs` for each layer.
+    One forward pass over the samples for each layer.
 
     Args:
         model: called as a Hugging Face model; left as it was.
-        inputs: token ids (B, L) each.
+        samples: what to measure on.
         paths: the layers to measure.
     """
     modules = dict(model.named_modules())
     expected = []
-    for ids in inputs:
-        answers = _answers(model, ids)
-        mx.eval(answers)
-        expected.append(answers)
+    for sample in samples:
+        expected.append(answers(model, sample))
+        mx.eval(expected[-1])
     costs = {}
     for path in paths:
         layer: nn.Module = modules[path]
@@ -83,7 +73,7 @@ def measure_layers(model: Any, inputs: Sequence[mx.array], paths: Sequence[str])
         errors = {form: _squared_error(weight, form) for form in fitting}
         layer.weight = probe.dequantize(probe.quantize(weight), weight.dtype)
         try:
-            measured = _divergence(expected, model, inputs)
+            measured = _divergence(expected, model, samples)
         finally:
             layer.weight = weight
         scale = measured / max(errors[probe], 1e-30)

@@ -194,6 +194,14 @@ def test_options_that_are_refused(source, target, options, error, says):
     assert untouched(target)
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"prompt": 1, "completion": "b"}'])
+def test_lines_without_prompt_and_completion_are_numbered(source, target, line):
+    (source.parent / "source" / "pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' + line)
+    with pytest.raises(InputError, match="line 2"):
+        convert(source, target, quantize=True, force=True, report_text=source / "pairs.jsonl")
+    assert untouched(target)
+
+
 def test_a_report_without_a_tokenizer(source, target):
     (source / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):

@@ -312,6 +312,10 @@ def test_a_report_is_written_and_shown(causal, tmp_path):
     (tmp_path / "own.txt").write_text("a text of my own, long enough to be measured on")
     own = convert(causal, tmp_path / "own", quantize=True, q_bits=8, report_text=tmp_path / "own.txt")
     assert own.quality["text"] == "own.txt"
+    (tmp_path / "qa.jsonl").write_text('{"prompt": "a question", "completion": " an answer"}\n\n' * 3)
+    pairs = convert(causal, tmp_path / "qa", quantize=True, report_text=tmp_path / "qa.jsonl")
+    assert set(pairs.quality["exact_answers"]) == {"reference", "converted"}
+    assert pairs.quality["positions"] < pairs.quality["tokens"]
     assert own.quality["kl_divergence"]["mean"] < written["kl_divergence"]["mean"]
 
 

@@ -9,7 +9,15 @@ import tiny
 
 from mlx_qwen3.errors import QuantizationError
 from mlx_qwen3.quantization import PackedFormat, quantize_model
-from mlx_qwen3.quantization.quality import Divergence, compare_models, quality_table, shipped_text, windows
+from mlx_qwen3.quantization.quality import (
+    Divergence,
+    Sample,
+    compare_models,
+    log_probabilities,
+    quality_table,
+    shipped_text,
+    windows,
+)
 from mlx_qwen3.quantization.sensitivity import LayerCost, allocate, measure_layers
 
 
@@ -24,7 +32,7 @@ def test_divergence_agreement_and_perplexity_are_what_they_are_called():
     targets = np.arange(50) % 7
     measured = Divergence()
     for part in (slice(0, 20), slice(20, 50)):
-        measured.add(mx.array(a[part]), mx.array(b[part]), mx.array(targets[part]))
+        measured.add(mx.array(a[part]), mx.array(b[part]), targets[part].tolist())
     found = measured.summary()
     p, q = log_softmax(a), log_softmax(b)
     kl = (np.exp(p) * (p - q)).sum(-1)
@@ -51,9 +59,9 @@ def test_every_head_has_a_measure(name):
     fields = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "pad_token_id": 0, "num_labels": 3}
     reference, same, worse = (tiny.model(name, **fields) for _ in range(3))
     quantize_model(worse, lambda path, shape: PackedFormat(2, 32) if "layers" in path else None)
-    inputs = list(windows(tiny.ids(1, 40).tolist()[0], 16))
-    equal = compare_models(reference, same, inputs, 61)
-    found = compare_models(reference, worse, inputs, 61)
+    samples = list(windows(tiny.ids(1, 40).tolist()[0], 16))
+    equal = compare_models(reference, same, samples)
+    found = compare_models(reference, worse, samples)
     assert CLASSES[name] in found
     if name == "Qwen3Model":
         assert equal["cosine"]["min"] == pytest.approx(1, abs=1e-6)
@@ -69,7 +77,7 @@ def test_regression_scores_are_compared_by_difference():
     fields = {"pad_token_id": 0, "num_labels": 1}
     model = tiny.model("Qwen3ForSequenceClassification", **fields)
     other = tiny.model("Qwen3ForSequenceClassification", seed=3, **fields)
-    found = compare_models(model, other, [tiny.ids(1, 8)], 61)
+    found = compare_models(model, other, [Sample(tiny.ids(1, 8).tolist()[0])])
     difference = mx.abs(model(tiny.ids(1, 8)).logits - other(tiny.ids(1, 8)).logits).item()
     assert found["score_difference"]["max"] == pytest.approx(difference, rel=1e-5)
 
@@ -86,7 +94,7 @@ def test_measured_costs_fall_with_bits_and_leave_the_model_as_it_was():
     ids = tiny.ids(1, 12)
     before = model(ids).logits
     paths = ["model.layers.0.mlp.down_proj", "lm_head"]
-    costs = measure_layers(model, [ids], paths)
+    costs = measure_layers(model, [Sample(ids.tolist()[0])], paths)
     assert mx.array_equal(model(ids).logits, before).item()
     for cost in costs.values():
         by_bits = [cost.divergence[PackedFormat(bits, 64)] for bits in (2, 3, 4, 5, 6, 8)]
@@ -118,3 +126,21 @@ def test_a_budget_below_the_smallest_formats_is_refused():
     costs = {"layer": LayerCost(1000, {PackedFormat(3, 64): 1.0})}
     with pytest.raises(QuantizationError, match="aim higher"):
         allocate(costs, 3000)
+
+
+def test_answers_alone_can_count():
+    model, other = (tiny.model(seed=seed) for seed in (0, 1))
+    ids = tiny.ids(1, 10).tolist()[0]
+    greedy = [*ids[:6], int(mx.argmax(model(mx.array([ids[:6]])).logits[0, -1]).item())]
+    found = compare_models(model, other, [Sample(greedy, 6), Sample(ids, 4)])
+    assert found["positions"] == 1 + 6
+    assert found["exact_answers"]["reference"] == 0.5
+    p = log_softmax(np.array(model(mx.array([ids])).logits[0, 3:-1]))[np.arange(6), ids[4:]]
+    q = log_softmax(np.array(model(mx.array([greedy])).logits[0, 5:-1]))[[0], greedy[6:]]
+    assert found["perplexity"]["reference"] == pytest.approx(np.exp(-(p.sum() + q.sum()) / 7), rel=1e-4)
+
+
+def test_log_probabilities_are_the_same_in_mlx_and_numpy():
+    logits = 30 * mx.random.normal((5, 9))
+    np.testing.assert_allclose(np.array(log_probabilities(logits)), log_softmax(np.array(logits)), atol=1e-5)
+    np.testing.assert_allclose(log_probabilities(np.array(logits)), log_softmax(np.array(logits)), atol=1e-5)
