@@ -43,13 +43,14 @@ class Runner:
     Args:
         model: any model of this package; what is called is up to `compute`.
         pad_token_id: what fills a row; no result depends on it.
-        compiled: whether calls are compiled by shape, which pays on a GPU; None: on a GPU.
+        compiled: whether a call of a shape that has been seen before is compiled; None: on a GPU, where it pays.
     """
 
     model: Any
     pad_token_id: int = 0
     compiled: bool | None = None
     _functions: dict[Any, Any] = field(default_factory=dict)
+    _shapes: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.backbone = getattr(self.model, "backbone", self.model)
@@ -82,7 +83,6 @@ class Runner:
         shared = common_prefix([piece.ids for piece in pieces], SHORTEST_PREFIX) if may_share else 0
         wanted = compute if per_token else None
         prefix, ahead = self._prefix(pieces[0].ids[:shared], wanted) if shared else ([], ())
-        function = self._function(compute)
         results: list[tuple[np.ndarray, ...]] = [()] * len(pieces)
         waiting: deque[tuple[list[int], tuple[mx.array, ...]]] = deque()
 
@@ -101,7 +101,7 @@ class Runner:
 
         for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size):
             inputs, last = self._inputs([pieces[i] for i in indices], shared, left)
-            outputs = function(inputs, last, prefix)
+            outputs = self._outputs(compute, inputs, last, prefix)
             mx.async_eval(outputs)
             waiting.append((indices, outputs))
             if len(waiting) > 1:
@@ -155,18 +155,22 @@ class Runner:
         inputs["inputs_embeds"] = self.model.get_input_embeddings()(inputs.pop("input_ids"))
         return {"use_cache": False, "return_dict": True, **inputs}
 
-    def _function(self, compute: Compute) -> Callable[..., tuple[mx.array, ...]]:
+    def _outputs(
+        self, compute: Compute, inputs: dict[str, mx.array], last: mx.array, prefix: list[mx.array]
+    ) -> tuple[mx.array, ...]:
         def function(inputs: dict[str, mx.array], last: mx.array, prefix: list[mx.array]) -> tuple[mx.array, ...]:
             call = self._call(inputs)
             if prefix:
                 call["past_key_values"] = shared_cache(prefix, last.shape[0])
             return compute(call, last)
 
-        if not self.compiled:
-            return function
+        shape = (compute, inputs["input_ids"].shape, len(inputs), prefix[0].shape if prefix else ())
+        if not self.compiled or shape not in self._shapes:
+            self._shapes.add(shape)  # tracing a shape that never comes again would cost more than it gives
+            return function(inputs, last, prefix)
         if compute not in self._functions:
             self._functions[compute] = mx.compile(function, inputs=[self.model.state])
-        return self._functions[compute]
+        return self._functions[compute](inputs, last, prefix)
 
     def _check_ids(self, pieces: Sequence[Piece]) -> None:
         size = self.model.config.vocab_size

@@ -88,9 +88,15 @@ def test_a_shared_beginning_runs_once(model):
 
 def test_compiled_calls_give_the_same(model):
     pieces = [Piece(list(range(3, 3 + n))) for n in (4, 9, 17)]
-    plain, compiled = (Runner(model, compiled=flag).run(pieces, Spy(model)) for flag in (False, True))
-    for (one,), (other,) in zip(plain, compiled, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    plain, spy, runner = Runner(model, compiled=False).run(pieces, Spy(model)), Spy(model), Runner(model, compiled=True)
+    for calls in (1, 2, 2):  # the first as it is, the second is traced, the third is not
+        for (one,), (other,) in zip(plain, runner.run(pieces, spy), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        assert len(spy.calls) == calls
+    model.model.norm.weight = model.model.norm.weight * 2
+    for (one,), (other,) in zip(plain, runner.run(pieces, spy), strict=True):
+        np.testing.assert_allclose(2 * one, other, atol=1e-4)
+    model.model.norm.weight = model.model.norm.weight / 2
 
 
 def test_an_id_outside_the_vocabulary_is_named(model):

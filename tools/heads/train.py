@@ -218,7 +218,7 @@ def save(recipe: Any, model: Any, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RECIPES)}; by default all")
     parser.add_argument("--model", type=Path, help="the backbone; by default the bundled model")
     parser.add_argument("--output", type=Path, default=Path("mlx_qwen3/bundled/heads"))
