@@ -1,11 +1,12 @@
 """What each quantization recipe costs on the bundled model: size, bits per weight, divergence, agreement, its task.
 
-    python benchmarks/quantization.py [CHECKPOINT] [--questions 90] [--only NAME ...]
+    python benchmarks/quantization.py [CHECKPOINT] [--questions 90] [--only NAME ...] [--torch]
 
-Converts the unquantized checkpoint with each recipe into a temporary folder, with the converter's own report on the
-bundled model's examination: questions in phrasings held out of training, with their answers. The answers' tokens
-count; the task is the share of questions whose exact answer is the greedy one. Layers for the target recipes are
-measured on other conversations.
+Converts the unquantized checkpoint with each recipe into a temporary folder and compares the two on the bundled
+model's examination: questions in phrasings held out of training, with their answers. The answers' tokens count; the
+task is the share of questions whose exact answer is the greedy one. Layers for the target recipes are measured on
+other conversations. With --torch the converted weights, unpacked to float32, run in transformers instead: the figures
+are those of the weights, and on a CPU without a fast MLX it takes minutes instead of hours.
 """
 
 import argparse
@@ -16,8 +17,12 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
 
+import mlx_qwen3
 from mlx_qwen3 import convert
+from mlx_qwen3.quantization.quality import Sample, compare_models
 
 BUNDLED = Path(__file__).parent.parent / "tools" / "bundled_model" / "checkpoint"
 
@@ -55,33 +60,64 @@ def conversations(count, calibration=24):
     return pairs, [tokenizer.render(corpus.sample("calibration", index)) for index in range(calibration)]
 
 
-def write_pairs(file, pairs):
-    lines = (json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs)
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
+def samples_of(tokenizer, pairs):
+    encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))  # noqa: E731
+    return [Sample([*encode(prompt), *encode(answer)], len(encode(prompt))) for prompt, answer in pairs]
+
+
+class TorchQwen3ForCausalLM:
+    """transformers' model with a converted folder's weights in float32, called as ours."""
+
+    def __init__(self, folder):
+        import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        torch.set_num_threads(1)
+        model = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, dtype="float32", unpack=True)
+        self.torch = torch
+        self.model = Qwen3ForCausalLM(Qwen3Config(**json.loads((folder / "config.json").read_text()))).eval()
+        weights = {name: torch.from_numpy(np.array(array)) for name, array in tree_flatten(model.parameters())}
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        assert not unexpected
+        assert set(missing) <= {"lm_head.weight"}
+
+    def __call__(self, input_ids):
+        with self.torch.no_grad():
+            logits = self.model(input_ids=self.torch.from_numpy(np.array(input_ids)).long()).logits
+        return {"logits": mx.array(logits.numpy())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=BUNDLED)
     parser.add_argument("--questions", type=int, default=90, help="of the examination")
+    parser.add_argument("--calibration", type=int, default=12, help="conversations to measure layers on")
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--torch", action="store_true", help="run the weights in transformers (the extra `reference`)")
     args = parser.parse_args()
-    pairs, calibration = conversations(args.questions)
-    print(f"MLX {mx.__version__}, {mx.default_device()}, {platform.machine()}, {time.strftime('%Y-%m-%d')}, ", end="")
-    print(f"{args.questions} questions")
+    pairs, calibration = conversations(args.questions, args.calibration)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+
+    def loaded(folder):
+        return TorchQwen3ForCausalLM(folder) if args.torch else mlx_qwen3.load(folder, unpack=on_cpu)[0]
+
+    samples = samples_of(mlx_qwen3.AutoTokenizer.from_pretrained(args.checkpoint), pairs)
+    reference = loaded(args.checkpoint)
+    where = "transformers, float32" if args.torch else f"{mx.default_device()}"
+    print(f"MLX {mx.__version__}, {where}, {platform.machine()}, {time.strftime('%Y-%m-%d')}, ", end="")
+    print(f"{len(samples)} questions, {sum(len(s.ids) - s.start for s in samples)} answer tokens")
     print(
         "| recipe | MB | bits a weight | KL mean | KL median | KL p99 | same top token | perplexity | exact answers |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        report = write_pairs(Path(temporary) / "report.jsonl", pairs)
-        other = write_pairs(Path(temporary) / "calibration.jsonl", calibration)
+        file = Path(temporary) / "calibration.jsonl"
+        lines = (json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in calibration)
+        file.write_text("\n".join(lines), encoding="utf-8")
         for number, name in enumerate(args.only):
             folder = Path(temporary) / str(number)
-            options = RECIPES[name]
-            done = convert(args.checkpoint, folder, report=True, report_text=report, calibration_text=other, **options)
-            quality = done.quality
+            done = convert(args.checkpoint, folder, report=False, calibration_text=file, **RECIPES[name])
+            quality = compare_models(reference, loaded(folder), samples)
             kl = quality["kl_divergence"]
             print(
                 f"| {name} | {done.bytes_out / 1e6:.2f} | {done.bits_per_weight:.2f} | {kl['mean']:.6f} "
