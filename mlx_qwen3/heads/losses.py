@@ -50,7 +50,9 @@ def shifted_cross_entropy(
     if shift_labels is None:
         if labels.shape != logits.shape[:2]:
             raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
-        return cross_entropy(logits[:, :-1], labels[:, 1:], num_items=num_items)
+        # the last position predicts nothing; left in and ignored, a single token has a loss too (NaN, as the reference)
+        none = mx.full((labels.shape[0], 1), IGNORED)
+        shift_labels = mx.concatenate([labels[:, 1:], none], axis=1)
     return cross_entropy(logits, shift_labels, num_items=num_items)
 
 

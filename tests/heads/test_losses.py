@@ -9,6 +9,7 @@ from tiny_checkpoints import QWEN3
 from mlx_qwen3 import (
     InputError,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3ForQuestionAnswering,
     Qwen3ForSequenceClassification,
     Qwen3ForTokenClassification,
@@ -102,3 +103,9 @@ def test_the_last_position_may_be_told():
     # an id of padding inside the text is text
     inside = model([[5, 6, 0]], last_positions=[2]).logits
     assert not mx.allclose(inside, model([[5, 6, 0]]).logits)
+
+
+def test_a_single_token_predicts_nothing():
+    model = make(Qwen3ForCausalLM)
+    assert math.isnan(model([[5]], labels=[[5]]).loss.item())
+    assert model([[5]], labels=[[5]], num_items_in_batch=3).loss.item() == 0
