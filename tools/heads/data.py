@@ -76,13 +76,14 @@ def library_chapters(limit: int) -> Data:
     groups: dict[str, list[Row]] = {}
     for chapter, modules in CHAPTERS.items():
         for name in modules.split():
-            for text in _docstrings(name):
+            for text in docstrings(name):
                 if text not in groups:
                     groups[text] = [Row(text, chapter)]
     return split(groups, limit)
 
 
-def _docstrings(module_name: str) -> Iterator[str]:
+def docstrings(module_name: str) -> Iterator[str]:
+    """First paragraphs of the docstrings of a module's public classes, functions and methods."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = importlib.import_module(module_name)

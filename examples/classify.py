@@ -1,0 +1,7 @@
+"""Which chapter of the Python library is a docstring about? The example head that comes with the package answers."""
+
+from mlx_qwen3 import pipeline
+
+classify = pipeline("text-classification", top_k=2)
+for text in ("Return the arc cosine of x, in radians.", "Wait until the thread terminates."):
+    print(text, classify(text)[0])
