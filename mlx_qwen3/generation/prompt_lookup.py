@@ -7,7 +7,12 @@ Copying, editing and tool calls repeat what the prompt holds; free text does not
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from .speculation import LONGEST_DRAFT, Gate, Speculation
+
+CPU_LONGEST = 6
+"""Tokens proposed at once on a CPU, where the time of a pass grows with its tokens (benchmarks/RESULTS.md)."""
 
 WORD = 3
 """Tokens that must have occurred before, in a row, to guess what comes after them."""
@@ -35,8 +40,7 @@ class PromptLookup:
         self._source: int | None = None  # where in `_seen` the next token is expected
         self._right = 0
         for token in history:
-            self._add(token)
-        self._source = self._find()
+            self.observe(token)
 
     def observe(self, token: int) -> None:
         """The next token."""
@@ -70,11 +74,13 @@ class PromptLookup:
         return self._after.get(tuple(self._seen[-self.word :]))
 
 
-def prompt_lookup(longest: int = LONGEST_DRAFT, **gate: Any) -> Speculation:
+def prompt_lookup(longest: int | None = None, **gate: Any) -> Speculation:
     """The `decoding` that guesses from the text itself, wherever that pays.
 
     Args:
-        longest: tokens proposed at once, at most.
+        longest: tokens proposed at once, at most; by default 16, and 6 on a CPU, where each of them costs.
         **gate: the fields of `Gate`.
     """
+    if longest is None:
+        longest = CPU_LONGEST if mx.default_device().type == mx.DeviceType.cpu else LONGEST_DRAFT
     return Speculation(PromptLookup(), longest, Gate(**gate))

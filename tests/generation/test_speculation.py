@@ -12,7 +12,7 @@ from mlx_qwen3.generation.context import new_cache
 from mlx_qwen3.generation.decoding import Chooser
 from mlx_qwen3.generation.draft_model import DraftModel, draft_with
 from mlx_qwen3.generation.prompt_lookup import PromptLookup, prompt_lookup
-from mlx_qwen3.generation.speculation import Gate, Speculation
+from mlx_qwen3.generation.speculation import Gate, Pace, Speculation
 from mlx_qwen3.generation.steps import decode_steps
 from tests import tiny
 from tests.scripted import ScriptedModel
@@ -161,6 +161,18 @@ def test_steps_aside_where_guesses_cost_more_than_they_bring():
     gate.saw_pass(2.0, 8)
     gate.end()
     assert gate.opens(3)
+
+
+def test_the_length_that_gives_the_most_tokens_a_second_is_found():
+    for slope, wanted in ((0.0, 16), (1.0, 6)):
+        pace = Pace(16)
+        for _ in range(8):
+            pace.saw(pace.length, pace.length + 1, 1 + slope * pace.length**2)
+        assert pace.length == wanted
+    pace.saw(6, 2, 1.0)
+    assert pace.length == 6
+    pace.saw(6, 1, 1.0)
+    assert pace.length == 4
 
 
 def test_free_text_is_not_guessed_at():

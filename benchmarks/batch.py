@@ -1,0 +1,108 @@
+"""Batch generation against mlx-lm's BatchGenerator and against one sequence at a time, on the same random weights.
+
+python benchmarks/batch.py --random 0.6B --bits 4 --prompts 32
+"""
+
+import argparse
+import importlib
+import statistics
+import time
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_qwen3 import generate_step
+from mlx_qwen3.bench import random_model, this_machine
+from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
+from mlx_qwen3.generation import greedy
+from mlx_qwen3.generation.rows import decode_rows
+
+
+def ours(model, prompts, max_tokens):
+    """Seconds for all tokens of all prompts."""
+    start = time.perf_counter()
+    found = decode_rows(
+        model.for_inference(),
+        prompts,
+        [max_tokens] * len(prompts),
+        [greedy] * len(prompts),
+        lambda token: False,
+        wave_size=len(prompts),
+    )
+    count = sum(1 for _ in found)
+    return count, time.perf_counter() - start
+
+
+def theirs(twin, prompts, max_tokens):
+    """The same by mlx-lm."""
+    module = importlib.import_module("mlx_lm.generate")
+    stream = mx.default_stream(mx.default_device())
+    start = time.perf_counter()
+    generator = module.BatchGenerator(twin, completion_batch_size=len(prompts), stream=stream)
+    generator.insert(prompts, [max_tokens] * len(prompts))
+    count = 0
+    while responses := generator.next_generated():
+        count += len(responses)
+    seconds = time.perf_counter() - start
+    generator.close()
+    return count, seconds
+
+
+def alone(model, prompt, max_tokens):
+    """One sequence: tokens a second of its decode, prompt left out."""
+    steps = generate_step(model, prompt, max_tokens=max_tokens)
+    next(steps)
+    start = time.perf_counter()
+    count = sum(1 for _ in steps)
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--random", default="tiny")
+    parser.add_argument("--bits", type=int, nargs="+", default=[16])
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--shortest", type=int, default=16)
+    parser.add_argument("--longest", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true")
+    args = parser.parse_args()
+    if args.cpu:
+        mx.set_default_device(mx.cpu)
+    print(this_machine(mx.default_device()))
+    print("| model | package | tokens/s | over mlx-lm | over one sequence |\n| --- | --- | ---: | ---: | ---: |")
+    for bits in args.bits:
+        model = random_model(args.random, getattr(mx, args.dtype), bits, args.group_size)
+        formats = {
+            path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+            for path, layer in model.named_modules()
+            if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+        }
+        twin = mlx_lm_model(model.config, dict(tree_flatten(model.parameters())), formats)
+        draw = np.random.default_rng(0)
+        lengths = draw.integers(args.shortest, args.longest + 1, args.prompts)
+        prompts = [draw.integers(0, model.config.vocab_size, n).tolist() for n in lengths]
+        middle = sorted(prompts, key=len)[len(prompts) // 2]
+        rounds = []
+        for turn in range(args.rounds + 1):
+            (a, own), (b, other) = ours(model, prompts, args.max_tokens), theirs(twin, prompts, args.max_tokens)
+            assert a == b == args.prompts * args.max_tokens, (a, b)
+            if turn:
+                rounds.append((a / own, b / other, alone(model, middle, args.max_tokens)))
+        own, other, single = (statistics.median(column) for column in zip(*rounds, strict=True))
+        over = statistics.median(one / two for one, two, _ in rounds)
+        many = statistics.median(one / three for one, _, three in rounds)
+        label = f"{args.random} random, {'unpacked' if bits >= 16 else f'{bits} bits'}"
+        print(f"| {label} | mlx-qwen3 | {own:.0f} | {over:.2f}× | {many:.1f}× |")
+        print(f"| {label} | mlx-lm | {other:.0f} | | {other / single:.1f}× |", flush=True)
+    print(f"{args.prompts} prompts of {args.shortest} to {args.longest} tokens, {args.max_tokens} new tokens each;")
+    print("tokens/s count the prompts' time; the one sequence's rate does not.")
+
+
+if __name__ == "__main__":
+    main()
