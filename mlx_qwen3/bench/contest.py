@@ -86,7 +86,7 @@ def compare(
         ("rounds", rounds, 1),
     ):
         if value < least:
-            raise InputError(f"{name} is {value}, expected {least[name]} or more")
+            raise InputError(f"{name} is {value}, expected {least} or more")
     config = contest.model.config
     if prompt_tokens + max_tokens > config.max_position_embeddings:
         raise InputError(

@@ -54,11 +54,12 @@ def _stored_dtype(path: str | None) -> str:
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
 
-    if not path:
+    source: Any = path
+    if source is None:
         from ..bundled import bundled_model_path
 
-        path = bundled_model_path()
-    values = read_config_file(resolve_checkpoint(path))
+        source = bundled_model_path()
+    values = read_config_file(resolve_checkpoint(source))
     return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 

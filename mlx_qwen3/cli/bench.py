@@ -16,7 +16,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("bench", help="measure speed, beside mlx-lm where installed", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="folder or Hub repository (default: the bundled model)")
-    source.add_argument("--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny")
+    source.add_argument(
+        "--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[16], help="with --random: 16 8 6 5 4 3 2 (default: 16)")
     parser.add_argument("--group-size", type=int, default=64, help="weights that share a scale (default: 64)")
     parser.add_argument(

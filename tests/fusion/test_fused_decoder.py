@@ -113,6 +113,15 @@ def test_parameters_keep_names_values_and_memory(bits):
     assert mx.get_active_memory() - held < 0.02 * held
 
 
+def test_every_way_to_generate_takes_it():
+    model = small_model()
+    list(generate_step(model, PROMPT[0], max_tokens=2))
+    assert model._fused is not None
+    model = small_model()
+    model.generate(PROMPT, max_new_tokens=2)
+    assert model._fused is not None
+
+
 def test_is_made_once_and_again_after_a_change():
     model = small_model()
     first = model.for_inference()._decoder

@@ -1,0 +1,107 @@
+"""mlx-qwen3 bench: figures that are sums of what was run, a table that can be pasted, clear refusals."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_qwen3 import InputError
+from mlx_qwen3.bench import (
+    Contest,
+    Machine,
+    Measurement,
+    Outcome,
+    append_report,
+    compare,
+    markdown_report,
+    random_model,
+)
+from mlx_qwen3.bench.contest import bytes_per_token
+from mlx_qwen3.bench.machine import this_machine
+from mlx_qwen3.bench.report import limit_share
+from mlx_qwen3.cli.main import main
+
+MACHINE = Machine("Apple M4 Max", "macOS 26.0 arm64", "Metal", "0.32.4", "0.32.2", "3.12.3", (410, 546))
+
+
+def outcome(own=(100.0, 120.0, 110.0), other=(50.0, 60.0, 100.0)) -> Outcome:
+    rounds = {
+        name: [Measurement(1000.0, 0.5, rate, 2_000_000_000) for rate in rates]
+        for name, rates in (("mlx-qwen3", own), ("mlx-lm", other))
+    }
+    return Outcome("4B, 4 bits", 512, 128, 2e9, rounds, ("Computed in bfloat16",))
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios():
+    assert outcome().ratio("decode_tps") == 2.0
+    assert outcome().median("mlx-qwen3", "decode_tps") == 110.0
+
+
+def test_the_share_of_the_limit_covers_both_chips_of_a_name():
+    assert limit_share(MACHINE, outcome(), "mlx-qwen3") == "40–54 %"
+    unknown = Machine("Some chip", "Linux", "CUDA", "0.32.4", None, "3.12.3")
+    assert limit_share(unknown, outcome(), "mlx-qwen3") == "not known"
+
+
+def test_the_table_can_be_pasted_and_appended(tmp_path: Path):
+    report = markdown_report(MACHINE, [outcome()], "mlx-qwen3 bench")
+    assert "| 4B, 4 bits | 512+128 | mlx-qwen3 | 1000 | 500.0 | 110.0 | 40–54 % | 2.00 |" in report
+    assert "**2.00×**" in report
+    assert all(text in report for text in ("Apple M4 Max", "macOS 26.0", "mlx-lm 0.32.2", "`mlx-qwen3 bench`"))
+    path = tmp_path / "RESULTS.md"
+    append_report(path, report)
+    append_report(path, report)
+    assert path.read_text(encoding="utf-8") == f"{report}\n{report}"
+
+
+def test_bytes_of_a_token_are_all_weights_and_the_cache():
+    model = random_model("tiny", mx.float32)
+    weights = model.num_parameters() * 4
+    assert bytes_per_token(model, 10) == weights + 10 * 2 * 4 * 2 * 32 * 4
+    packed = random_model("tiny", mx.float32, 4, 32)
+    assert bytes_per_token(packed, 0) < weights / 4
+
+
+def test_everyone_runs_as_often_and_gives_what_was_asked():
+    calls = []
+
+    def runner(name):
+        def run(prompt, max_tokens):
+            calls.append((name, len(prompt), max_tokens))
+            yield from range(max_tokens)
+
+        return run
+
+    model = random_model("tiny")
+    contest = Contest("tiny", model, {"mlx-qwen3": runner("a"), "mlx-lm": runner("b")})
+    found = compare(contest, prompt_tokens=7, max_tokens=5, rounds=2)
+    assert sorted(calls) == [("a", 7, 5)] * 3 + [("b", 7, 5)] * 3
+    assert [len(rounds) for rounds in found.rounds.values()] == [2, 2]
+    with pytest.raises(InputError, match="rounds is 0"):
+        compare(contest, rounds=0)
+    with pytest.raises(InputError, match="do not fit"):
+        compare(contest, prompt_tokens=50000)
+
+
+def test_the_command_measures_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "RESULTS.md"
+    flags = ["--random", "tiny", "--bits", "4", "--group-size", "32", "--prompt-tokens", "4", "--max-tokens", "3"]
+    assert main(["bench", *flags, "--rounds", "1", "--device", "cpu", "--no-mlx-lm", "--output", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| tiny random, 4 bits | 4+3 | mlx-qwen3 |" in printed
+    assert path.read_text(encoding="utf-8") == printed
+    assert main(["bench", "--random", "9B"]) == 2
+    assert "size is '9B'" in capsys.readouterr().err
+
+
+def test_a_cpu_has_no_limit_that_anybody_named():
+    assert this_machine(mx.Device(mx.cpu, 0)).bandwidths == ()
+
+
+@pytest.mark.reference
+def test_mlx_lm_runs_on_the_same_arrays():
+    from mlx_qwen3.bench.contestants import contests
+
+    (contest,) = contests(size="tiny", bits=[8], group_size=32, dtype="float32")
+    own, other = (list(contest.runners[name]([5, 9, 3, 7], 12)) for name in ("mlx-qwen3", "mlx-lm"))
+    assert own == other
