@@ -64,8 +64,8 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
     last_hidden_state: mx.array | None = None
     pooler_output: mx.array | None = None
-    past_key_values: Any = None
     hidden_states: tuple[mx.array, ...] | None = None
+    past_key_values: Any = None
     attentions: tuple[mx.array, ...] | None = None
     cross_attentions: tuple[mx.array, ...] | None = None
 

@@ -261,7 +261,11 @@ class QDQBertBackbone(nn.Module):
             attentions=tuple(weights) if want_attentions else None,
             cross_attentions=tuple(cross_weights) if want_attentions and states is not None else None,
         )
-        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        if config.return_dict if return_dict is None else return_dict:
+            return output
+        # the reference's plain tuple has the cache before the hidden states, its output object after them
+        order = ("last_hidden_state", "pooler_output", "past_key_values", *output)
+        return tuple(output[name] for name in dict.fromkeys(order) if name in output)
 
     def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):

@@ -136,6 +136,17 @@ def test_hidden_states_and_tuples():
     assert bare(tiny_bert.ids()).pooler_output is None
 
 
+def test_the_cache_stands_where_the_reference_has_it():
+    model = tiny_bert.model(is_decoder=True)
+    options = {"use_cache": True, "output_hidden_states": True, "output_attentions": True}
+    output = model(tiny_bert.ids(), **options)
+    names = ["last_hidden_state", "pooler_output", "hidden_states", "past_key_values", "attentions"]
+    assert list(output.keys()) == names
+    plain = model(tiny_bert.ids(), return_dict=False, **options)
+    assert plain[2].get_seq_length() == 7
+    assert [len(entry) for entry in plain[2:]] == [2, 3, 2]
+
+
 def test_labels_turn_the_cache_off():
     model = tiny_bert.model("QDQBertLMHeadModel", **DECODER)
     ids = tiny_bert.ids()
