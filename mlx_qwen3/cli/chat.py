@@ -9,7 +9,15 @@ from typing import Any
 from ..errors import InputError, MlxQwen3Error
 from .interrupts import stop_wishes
 from .line_input import ReadLine, line_reader, read_message
-from .model_flags import add_model_flags, add_sampling_flags, add_thinking_flags, keep_cache, load_asked, make_session
+from .model_flags import (
+    add_model_flags,
+    add_sampling_flags,
+    add_speculation_flags,
+    add_thinking_flags,
+    keep_cache,
+    load_asked,
+    make_session,
+)
 from .printing import AnswerPrinter, speed_lines
 
 
@@ -22,6 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_model_flags(parser)
     add_sampling_flags(parser)
     add_thinking_flags(parser)
+    add_speculation_flags(parser)
     parser.set_defaults(run=run)
     return parser
 

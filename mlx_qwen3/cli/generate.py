@@ -9,8 +9,10 @@ from ..errors import InputError
 from .model_flags import (
     add_model_flags,
     add_sampling_flags,
+    add_speculation_flags,
     add_thinking_flags,
     cache_options,
+    decoding_asked,
     keep_cache,
     load_asked,
     make_session,
@@ -34,6 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_model_flags(parser)
     add_sampling_flags(parser)
     add_thinking_flags(parser)
+    add_speculation_flags(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -95,6 +98,7 @@ def _continuation(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: 
         seed=args.seed,
         stop=args.stop,
         prefill_step_size=args.prefill_step_size,
+        decoding=decoding_asked(args, model),
         **cache_options(args),
     )
     return (ChatPart("answer", response.text, response) for response in responses)

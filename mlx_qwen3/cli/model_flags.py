@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any
 
+from ..errors import InputError
+
 THINKING_MODES = ("dim", "show", "hide", "off")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,6 +40,38 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", "-m", type=int, metavar="N", help="of one answer (default: what the context holds)"
     )
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given several times")
+
+
+def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
+    """Several tokens a pass: the answer stays what it would be, or is drawn alike."""
+    group = parser.add_argument_group("guessing ahead (the answer stays the same)")
+    group.add_argument("--prompt-lookup", action="store_true", help="guess from the text itself, where that pays")
+    group.add_argument("--draft-model", metavar="PATH|ID", help="a smaller model of the same family that writes ahead")
+    group.add_argument("--num-draft-tokens", type=int, metavar="N", help="tokens guessed at once, at most")
+
+
+def decoding_asked(args: argparse.Namespace, model: Any) -> Any:
+    """The way to decode that the flags ask for; None for one token a pass.
+
+    Raises:
+        InputError: both ways at once, a number below 1, another vocabulary.
+    """
+    if args.num_draft_tokens is not None and args.num_draft_tokens < 1:
+        raise InputError(f"--num-draft-tokens is {args.num_draft_tokens}, expected a whole number above 0")
+    if args.draft_model is not None:
+        from ..generation.draft_model import DRAFT_TOKENS, draft_with
+        from ..loading import load
+
+        if args.prompt_lookup:
+            raise InputError("--prompt-lookup and --draft-model exclude each other; leave one out")
+        return draft_with(load(args.draft_model, dtype=args.dtype)[0], model, args.num_draft_tokens or DRAFT_TOKENS)
+    if args.prompt_lookup:
+        from ..generation.prompt_lookup import prompt_lookup
+
+        return prompt_lookup(args.num_draft_tokens)
+    if args.num_draft_tokens is not None:
+        raise InputError("--num-draft-tokens needs --prompt-lookup or --draft-model")
+    return None
 
 
 def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +158,7 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
         seed=args.seed,
         cache_options=cache_options(args),
         prefill_step_size=args.prefill_step_size,
+        decoding=decoding_asked(args, model),
     )
     if args.prompt_cache_file is not None and Path(args.prompt_cache_file).exists():
         count = session.load_cache(args.prompt_cache_file)
