@@ -36,6 +36,11 @@ class BatchPrompt:
         assert source is not None
         return source.shape[1]
 
+    @property
+    def left_padding(self) -> mx.array | None:
+        """How many tokens of padding each row starts with (B,), or None when every token counts."""
+        return None if self.mask is None or self.ids is None else mx.argmax(self.mask, axis=1)
+
     @classmethod
     def of(cls, vocab_size: int, config: Any, input_ids: Any, embeds: Any, mask: Any, extra: dict[str, Any]) -> Any:
         """The prompt of a call with a `GenerationConfig`, repeated for `num_return_sequences`."""
@@ -114,6 +119,9 @@ class BatchRun:
         """Runs until every row has ended or is full."""
         self._output = GenerateOutput(scores=(), logits=(), attentions=(), hidden_states=())
         self._mask, self._use_cache = prompt.mask, use_cache
+        self._positions = None
+        if prompt.mask is not None and self.positions_from_mask:
+            self._positions = mx.where(prompt.mask == 0, 0, mx.cumsum(prompt.mask, axis=1) - 1)
         rows = (prompt.ids if prompt.embeds is None else prompt.embeds).shape[0]  # type: ignore[union-attr]
         ids = mx.zeros((rows, 0), dtype=mx.int32) if prompt.ids is None else prompt.ids
         if self.streamer is not None:
@@ -182,25 +190,31 @@ class BatchRun:
         ids = None if prompt.ids is None else prompt.ids[:, start:stop]
         embeds = None if prompt.embeds is None else prompt.embeds[:, start:stop]
         mask = None if self._mask is None else self._mask[:, :stop]
-        return self._call(None if embeds is not None else ids, embeds, mask, stop - start, past)
+        positions = None if self._positions is None else self._positions[:, start:stop]
+        return self._call(None if embeds is not None else ids, embeds, mask, positions, past)
 
     def _next(self, ids: mx.array, tokens: mx.array, prompt: BatchPrompt, past: Any) -> tuple[mx.array, Any]:
         if self._mask is not None:
             one = mx.ones((tokens.shape[0], 1), dtype=mx.int32)
             self._mask = mx.concatenate([self._mask, one], axis=1)
+        if self._positions is not None:  # counted on from the last token, which in the prompt may be padding
+            self._positions = mx.concatenate([self._positions, self._positions[:, -1:] + 1], axis=1)
         if past is not None:
-            return self._call(tokens[:, None], None, self._mask, 1, past)
+            newest = None if self._positions is None else self._positions[:, -1:]
+            return self._call(tokens[:, None], None, self._mask, newest, past)
         if prompt.embeds is not None:
             raise InputError("inputs_embeds needs the cache to go on from; leave use_cache on")
-        return self._call(ids, None, self._mask, ids.shape[1], None)
+        return self._call(ids, None, self._mask, self._positions, None)
 
     def _call(
-        self, ids: mx.array | None, embeds: mx.array | None, mask: mx.array | None, length: int, past: Any
+        self,
+        ids: mx.array | None,
+        embeds: mx.array | None,
+        mask: mx.array | None,
+        positions: mx.array | None,
+        past: Any,
     ) -> tuple[mx.array, Any]:
         """Runs the model; its newest logits (B, V) and its cache."""
-        positions = None
-        if mask is not None and self.positions_from_mask:
-            positions = mx.where(mask == 0, 0, mx.cumsum(mask, axis=1) - 1)[:, -length:]
         output = self.step(ids, embeds, mask, positions, past, self._use_cache)
         kept = self._output
         for name in ("attentions", "hidden_states"):

@@ -90,6 +90,7 @@ class GenerationMixin:
         processors = make_processors(
             length,
             repetition_penalty=config.repetition_penalty,
+            padding=prompt.left_padding,
             presence_penalty=config.presence_penalty,
             frequency_penalty=config.frequency_penalty,
             minimum_length=minimum,

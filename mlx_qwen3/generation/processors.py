@@ -20,20 +20,26 @@ class RepetitionPenalty:
     """Divides positive and multiplies negative scores of tokens that occur already, prompt included.
 
     context_size: look only at this many of the newest tokens; None for all.
+    padding: (B,) how many first tokens of a row are padding and do not occur; None for none.
     """
 
     penalty: float
     context_size: int | None = None
+    padding: mx.array | None = None
 
     def __post_init__(self) -> None:
         if not self.penalty > 0:
             raise InputError(f"repetition_penalty is {self.penalty!r}, expected a number above 0 (1 for none)")
 
     def __call__(self, ids: mx.array, scores: mx.array) -> mx.array:
+        size = scores.shape[-1]
+        if self.padding is not None:  # what does not occur counts as a token beyond the vocabulary
+            ids = mx.where(mx.arange(ids.shape[1]) < self.padding[:, None], size, ids)
+            scores = mx.pad(scores, [(0, 0), (0, 1)])
         seen = ids if self.context_size is None else ids[:, -self.context_size :]
         found = mx.take_along_axis(scores, seen, axis=-1)
         found = mx.where(found < 0, found * self.penalty, found / self.penalty)
-        return mx.put_along_axis(scores, seen, found, axis=-1)
+        return mx.put_along_axis(scores, seen, found, axis=-1)[:, :size]
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def make_processors(
     *,
     repetition_penalty: float | None = None,
     repetition_context_size: int | None = None,
+    padding: mx.array | None = None,
     presence_penalty: float | None = None,
     frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None,
@@ -96,12 +103,12 @@ def make_processors(
     eos_token_ids: Sequence[int] = (),
     suppress_tokens: Sequence[int] | int | None = None,
 ) -> list[Processor]:
-    """The processors that have something to do, in the reference's order."""
+    """The processors that have something to do, in the reference's order; `padding` as in `RepetitionPenalty`."""
     chosen: list[Processor] = []
     if logit_bias:
         chosen.append(LogitBias(logit_bias))
     if repetition_penalty is not None and repetition_penalty != 1:
-        chosen.append(RepetitionPenalty(repetition_penalty, repetition_context_size))
+        chosen.append(RepetitionPenalty(repetition_penalty, repetition_context_size, padding))
     if presence_penalty or frequency_penalty:
         chosen.append(PresencePenalty(presence_penalty or 0.0, frequency_penalty or 0.0, prompt_length))
     if minimum_length > prompt_length and eos_token_ids:

@@ -44,6 +44,17 @@ def test_greedy_with_processors(pair, options):
         np.testing.assert_allclose(mine, other, atol=1e-4)
 
 
+@pytest.mark.parametrize("masked", [[[0, 0, 0, 1, 1, 1], [1] * 6], [[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0]]])
+def test_padding_is_neither_penalised_nor_counted(pair, masked):
+    import torch
+
+    ids = np.where(np.array(masked) == 1, np.array(random_ids(2, 6)), 0)
+    options = {"do_sample": False, "max_new_tokens": 8, "repetition_penalty": 1.7, "pad_token_id": 0}
+    got = pair[0].generate(ids, attention_mask=masked, **options)
+    want = pair[1].generate(torch.tensor(ids), attention_mask=torch.tensor(masked), **options)
+    assert got.tolist() == want.tolist()
+
+
 @pytest.mark.parametrize(
     "options",
     [
