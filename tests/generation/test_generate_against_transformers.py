@@ -50,9 +50,12 @@ def test_padding_is_neither_penalised_nor_counted(pair, masked):
 
     ids = np.where(np.array(masked) == 1, np.array(random_ids(2, 6)), 0)
     options = {"do_sample": False, "max_new_tokens": 8, "repetition_penalty": 1.7, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     got = pair[0].generate(ids, attention_mask=masked, **options)
     want = pair[1].generate(torch.tensor(ids), attention_mask=torch.tensor(masked), **options)
-    assert got.tolist() == want.tolist()
+    assert got.sequences.tolist() == want.sequences.tolist()
+    for mine, other in zip(got.scores, want.scores, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
 
 
 @pytest.mark.parametrize(
