@@ -1,6 +1,5 @@
 """One label a token."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import mlx.nn as nn
