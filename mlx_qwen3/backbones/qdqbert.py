@@ -192,6 +192,7 @@ class QDQBertBackbone(nn.Module):
         output_hidden_states: bool | None = None,
         cache_position: Any = None,
         return_dict: bool | None = None,
+        **unknown: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
         """The hidden states.
 
@@ -211,10 +212,12 @@ class QDQBertBackbone(nn.Module):
             InputError: arguments that do not fit together; the message names the argument.
             ContextError: more tokens than `max_position_embeddings`.
         """
+        if unknown:
+            raise InputError(f"unknown argument {next(iter(unknown))!r}; see help({QDQBertBackbone.__name__}.__call__)")
         config: Any = self.config
         embeds = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         batch, length, _ = embeds.shape
-        past = self._checked_past(past_key_values)
+        past = self._checked_past(past_key_values, batch)
         offset = 0 if past is None else past[0][0].shape[2]
         if offset + length > config.max_position_embeddings and (
             position_ids is None or config.position_embedding_type != "absolute"
@@ -292,7 +295,7 @@ class QDQBertBackbone(nn.Module):
         check_range(ids, 0, count, name, f"config field {field!r}, {count}")
         return ids
 
-    def _checked_past(self, past: Any) -> Sequence[Sequence[mx.array]] | None:
+    def _checked_past(self, past: Any, batch: int) -> Sequence[Sequence[mx.array]] | None:
         if past is None:
             return None
         if not self.config.is_decoder:
@@ -300,6 +303,15 @@ class QDQBertBackbone(nn.Module):
         layers = self.config.num_hidden_layers
         if not isinstance(past, Sequence) or len(past) != layers or any(len(entry) not in (2, 4) for entry in past):
             raise InputError(f"past_key_values is no tuple of 2 or 4 arrays for each of the {layers} layers")
+        heads = self.config.num_attention_heads
+        expected = (batch, heads, self.config.hidden_size // heads)
+        for index, entry in enumerate(past):
+            shapes: list[Any] = [tuple(getattr(array, "shape", ())) for array in entry]
+            if any(len(shape) != 4 or (*shape[:2], shape[3]) != expected for shape in shapes):
+                raise InputError(
+                    f"past_key_values holds {shapes} in layer {index}, "
+                    f"expected ({batch}, {heads}, tokens, {expected[2]}) each"
+                )
         return past
 
     def _self_mask(
@@ -353,7 +365,7 @@ class QDQBertBackbone(nn.Module):
             return mx.broadcast_to(mask[None, None, :, None, None], (layers, 1, heads, 1, 1))
         if mask.shape == (layers, heads):
             return mask[:, None, :, None, None]
-        if mask.ndim == 5 and mask.shape[0] == layers:
+        if mask.ndim == 5 and mask.shape[0] == layers and mask.shape[2] in (1, heads):
             return mask
         raise InputError(f"head_mask has the shape {mask.shape}, expected {(heads,)} or {(layers, heads)}")
 

@@ -130,6 +130,7 @@ class Qwen3Decoder(nn.Module):
 
     def __init__(self, config: Qwen3Config):
         config.check_model()
+        activation(config.hidden_act)  # layers look it up when they are called, which is late to learn of a wrong name
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -270,7 +271,15 @@ class Qwen3Decoder(nn.Module):
                 raise InputError(f"past_key_values holds {past.batch_size} rows, the input has {batch}")
             return past
         if past is not None:
-            return Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)
+            cache = Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)
+            expected = (batch, self.config.num_key_value_heads, self.config.head_dim)
+            for index, (keys, _) in enumerate(cache):
+                if keys is not None and (*keys.shape[:2], keys.shape[3]) != expected:
+                    raise InputError(
+                        f"past_key_values holds keys {tuple(keys.shape)} in layer {index}, "
+                        f"expected ({expected[0]}, {expected[1]}, tokens, {expected[2]})"
+                    )
+            return cache
         return self.make_cache() if use_cache else None
 
 

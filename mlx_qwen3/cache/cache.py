@@ -44,6 +44,10 @@ class Cache:
                 stand for: a full window, and no full layer.
         """
         cache = cls.for_layer_types(layer_types, window)
+        if not isinstance(past, Sequence):
+            raise InputError(
+                f"past_key_values is {type(past).__name__}, expected a Cache or a (keys, values) pair a layer"
+            )
         if len(past) != len(cache.layers):
             raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}")
         pairs = [_checked_pair(pair, i) for i, pair in enumerate(past)]
@@ -243,6 +247,8 @@ def make_cache(
 
 
 def _checked_pair(pair: Any, index: int) -> tuple[mx.array, mx.array]:
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or any(x is None for x in pair):
+        raise InputError(f"past_key_values holds no (keys, values) pair in layer {index}")
     keys, values = mx.array(pair[0]), mx.array(pair[1])
     if keys.ndim != 4 or keys.shape != values.shape:
         raise InputError(

@@ -75,7 +75,7 @@ def read_prompt(given: str | None) -> str:
         raise InputError("there is no prompt: pass --prompt TEXT, or pipe one in")
     prompt = sys.stdin.read().removesuffix("\n") if given is None or given == "-" else given
     if not prompt.strip():
-        raise InputError("the prompt is empty")
+        raise InputError("the prompt is empty: give a text with --prompt, or on standard input")
     return prompt
 
 

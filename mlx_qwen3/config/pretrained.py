@@ -82,6 +82,8 @@ class PretrainedConfig:
         self._set_labels(fields)
         self._derive(fields)
         for name, value in fields.items():
+            if callable(getattr(type(self), name, None)) or name == "use_return_dict":
+                raise ConfigError(f"config field {name!r} cannot be set: the configuration has a method of this name")
             setattr(self, name, value)
         self._check_labels()
 
@@ -100,7 +102,7 @@ class PretrainedConfig:
     def _set_labels(self, fields: dict[str, Any]) -> None:
         id2label, label2id = fields.pop("id2label", None), fields.pop("label2id", None)
         num_labels = fields.pop("num_labels", None)
-        if id2label is None and label2id:
+        if id2label is None and isinstance(label2id, dict) and label2id:
             id2label = {index: label for label, index in label2id.items()}
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
@@ -115,7 +117,10 @@ class PretrainedConfig:
             raise ConfigError(f"config field 'num_labels' is {num_labels!r} but 'id2label' has {len(self.id2label)}")
         self.label2id = {label: index for index, label in self.id2label.items()}
         if label2id:
-            self.label2id = {str(label): int(index) for label, index in label2id.items()}
+            try:
+                self.label2id = {str(label): int(index) for label, index in label2id.items()}
+            except (AttributeError, TypeError, ValueError):
+                raise ConfigError(f"config field 'label2id' is {label2id!r}, expected a map of name to index") from None
 
     @property
     def num_labels(self) -> int:

@@ -127,7 +127,8 @@ class Qwen3Config(PretrainedConfig):
         self.rope_parameters = gather_rope_settings(rest, self.max_position_embeddings, self.head_dim)
 
     def _check_layer_types(self) -> None:
-        if not isinstance(self.layer_types, list | tuple) or not set(self.layer_types) <= {FULL, SLIDING}:
+        names = self.layer_types
+        if not isinstance(names, list | tuple) or any(name not in (FULL, SLIDING) for name in names):
             raise ConfigError(
                 f"config field 'layer_types' is {self.layer_types!r}, expected a list of {FULL}, {SLIDING}"
             )

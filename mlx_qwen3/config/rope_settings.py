@@ -66,6 +66,8 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
         if not isinstance(value, int | float) or isinstance(value, bool) or not good(value):
             refuse(key, expected)
 
+    if kind == "dynamic" and head_dim == 2:
+        raise ConfigError("config field 'head_dim' is 2, which rope_type 'dynamic' cannot stretch; expected 4 or more")
     number("rope_theta", lambda v: v > 0, "a number above 0", may_be_null=False)
     number("original_max_position_embeddings", lambda v: v > 0, "a whole number above 0")
     if kind in ("linear", "dynamic", "llama3"):

@@ -31,7 +31,10 @@ def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -
 
     Raises:
         ContextError: the prompt fills the model's context already.
+        InputError: `max_tokens` is negative and not −1, which stands for no limit.
     """
+    if max_tokens is not None and max_tokens < -1:
+        raise InputError(f"max_tokens is {max_tokens}, expected a number above 0, or -1 for what the context holds")
     limit = context_length(config)
     left = limit - cached - prompt
     if left < 1:

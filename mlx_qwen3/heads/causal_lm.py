@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..errors import InputError
-from ..layers.arguments import as_array
+from ..layers.arguments import as_array, check_range
 from ..outputs import CausalLMOutputWithPast, ModelOutput
 from .backbone import OnBackbone
 from .losses import shifted_cross_entropy
@@ -94,6 +94,8 @@ def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
     if positions.dtype == mx.bool_:
         chosen = np.array(positions if positions.ndim == 1 else positions[0])
         positions = mx.array(np.flatnonzero(chosen).astype(np.int32))
+    length = hidden.shape[1]
+    check_range(positions, -length, length, "logits_to_keep", f"the {length} positions")
     if positions.ndim == 1:
         return hidden[:, positions]
     return mx.take_along_axis(hidden, positions[..., None], axis=1)

@@ -123,7 +123,10 @@ def reduce_amax(x: mx.array, axis: int | tuple[int, ...] | None) -> mx.array:
     """max |x| over every axis but `axis` (kept as size 1); a single element becomes a scalar."""
     if axis is None:
         return mx.abs(x).max()
-    kept = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+    axes = (axis,) if isinstance(axis, int) else axis
+    if any(not -x.ndim <= a < x.ndim for a in axes):
+        raise QuantizationError(f"a quantizer has axis {axis}, but its tensor {tuple(x.shape)} has {x.ndim} axes")
+    kept = {a % x.ndim for a in axes}
     amax = mx.abs(x).max(axis=[i for i in range(x.ndim) if i not in kept], keepdims=True)
     return amax.reshape(()) if amax.size == 1 else amax
 

@@ -198,8 +198,11 @@ class TensorQuantizer:
         if value is None:
             self._amax = self._factors = None
             return
-        amax = mx.array(value).astype(mx.float32)
         where = f"{self.name or 'quantizer'}: amax"
+        try:
+            amax = mx.array(value).astype(mx.float32)
+        except (TypeError, ValueError):
+            raise QuantizationError(f"{where} is {value!r}, expected a number or an array of numbers") from None
         expected = self.shape if self._amax is None else self._amax.shape
         if expected is not None and amax.shape != expected:
             # a file may hold a scalar as (1,) and a column as a vector; anything else belongs to another model

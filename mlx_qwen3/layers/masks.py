@@ -24,6 +24,11 @@ def key_slots(ranges: SlotRanges) -> mx.array:
 def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: int) -> None:
     """Raises `InputError` unless the mask is (B, past + L) or four-dimensional."""
     if attention_mask.ndim == 4:
+        if attention_mask.shape[0] not in (1, batch) or attention_mask.shape[2] not in (1, length):
+            raise InputError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, "
+                f"expected ({batch}, 1, {length}, {past + length})"
+            )
         return
     if attention_mask.ndim != 2 or attention_mask.shape[0] not in (1, batch):
         raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})")
@@ -94,6 +99,9 @@ def _given(mask: mx.array, ranges: SlotRanges, total: int) -> mx.array:
     """A four-dimensional mask, cut to the keys that the layer still has."""
     if mask.shape[-1] == total and ranges != ((0, total),):
         mask = mx.concatenate([mask[..., a:b] for a, b in ranges], axis=-1)
+    keys = sum(b - a for a, b in ranges)
+    if mask.shape[-1] not in (1, keys):
+        raise InputError(f"attention_mask covers {mask.shape[-1]} keys, expected {total} (or the {keys} that are kept)")
     if mx.issubdtype(mask.dtype, mx.floating):
         return mx.maximum(mask, mx.finfo(mask.dtype).min)
     return mask if mask.dtype == mx.bool_ else mask != 0

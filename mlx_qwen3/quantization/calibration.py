@@ -78,6 +78,8 @@ def calibrate(
     """
     if method not in CALIBRATION_METHODS:
         raise QuantizationError(f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}")
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches is {batches!r}, expected an iterable of mappings or of arrays of token ids")
     quantizers = [(name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.enabled]
     if not quantizers:
         raise QuantizationError("there is no enabled fake quantizer to calibrate; enable_quantizers('') turns them on")

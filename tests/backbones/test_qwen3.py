@@ -213,7 +213,15 @@ def test_input_embeddings_can_be_replaced():
         ({"input_ids": [[1, 2]], "labels": [[1, 99]]}, "labels"),
         ({"input_ids": [[1, 2]], "labels": [[1, 2]], "logits_to_keep": 1}, "labels"),
         ({"input_ids": [[1]], "logits_to_keep": -1}, "logits_to_keep"),
+        ({"input_ids": [[1]], "logits_to_keep": [1]}, "logits_to_keep"),
+        ({"input_ids": [[1]], "logits_to_keep": [0.5]}, "logits_to_keep"),
+        ({"input_ids": [[1, 2]], "attention_mask": np.ones((1, 1, 3, 2))}, "attention_mask"),
+        ({"input_ids": [[1, 2]], "attention_mask": np.ones((1, 1, 2, 3))}, "attention_mask"),
         ({"input_ids": [[1]], "past_key_values": ()}, "past_key_values"),
+        ({"input_ids": [[1]], "past_key_values": 5}, "past_key_values"),
+        ({"input_ids": [[1]], "past_key_values": ((None, None),) * 2}, "layer 0"),
+        ({"input_ids": [[1]], "past_key_values": ((np.zeros((1, 2, 3, 9)),) * 2,) * 2}, "layer 0"),
+        ({"input_ids": [[1], [2]], "past_key_values": ((np.zeros((1, 2, 3, 8)),) * 2,) * 2}, "layer 0"),
         ({"input_ids": [[1]], "token_type_ids": [[0]]}, "token_type_ids"),
     ],
 )
@@ -228,3 +236,5 @@ def test_heads_that_do_not_divide_are_refused():
         tiny.model(num_key_value_heads=3)
     with pytest.raises(ConfigError, match="sliding_window"):
         tiny.model(layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(ConfigError, match="hidden_act"):
+        tiny.model(hidden_act="prelu")

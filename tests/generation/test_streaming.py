@@ -31,6 +31,11 @@ def test_text_until_the_ending_token():
     assert not last.from_draft
 
 
+def test_max_tokens_below_minus_one_is_refused():
+    with pytest.raises(InputError, match="max_tokens"):
+        list(stream_generate(model_saying("a"), TOKENIZER, "p", max_tokens=-2))
+
+
 def test_max_tokens_ends_with_length_and_unfinished_characters():
     responses = list(stream_generate(model_saying("a😀"), TOKENIZER, "p", max_tokens=3))
     assert [r.finish_reason for r in responses] == [None, None, "length"]

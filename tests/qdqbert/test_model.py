@@ -242,6 +242,8 @@ def test_attention_is_fused_only_where_its_quantizers_are_off(monkeypatch):
         ({"input_ids": [[1, 2]], "token_type_ids": [[0]]}, "token_type_ids"),
         ({"input_ids": [[1, 2]], "position_ids": [[0, 32]]}, "max_position_embeddings"),
         ({"input_ids": [[1, 2]], "head_mask": [1.0]}, "head_mask"),
+        ({"input_ids": [[1, 2]], "head_mask": mx.ones((2, 1, 7, 1, 1))}, "head_mask"),
+        ({"input_ids": [[1, 2]], "colour": 1}, "colour"),
         ({"input_ids": [[1, 2]], "past_key_values": ()}, "is_decoder"),
     ],
 )
@@ -257,6 +259,14 @@ def test_too_many_tokens_are_refused():
     past = model(tiny_bert.ids(length=30)).past_key_values
     with pytest.raises(ContextError, match="33 tokens"):
         model(tiny_bert.ids(length=3), past_key_values=past)
+
+
+@pytest.mark.parametrize(
+    "past", [((1, 2),) * 2, ((mx.zeros((2, 4, 3, 8)),) * 2,) * 2, ((mx.zeros((3, 4, 3, 9)),) * 2,) * 2]
+)
+def test_a_cache_of_another_shape_is_refused(past):
+    with pytest.raises(InputError, match="layer 0"):
+        tiny_bert.model(is_decoder=True)(tiny_bert.ids(), past_key_values=past)
 
 
 def test_wrong_encoder_arguments_are_named():
@@ -299,6 +309,8 @@ def test_wrong_descriptors_are_named():
         tiny_bert.model(quant_desc_weight={"bits": 8})
     with pytest.raises(QuantizationError, match="num_bits"):
         tiny_bert.model(quant_desc_input={"num_bits": 0})
+    with pytest.raises(QuantizationError, match="axis"):
+        tiny_bert.model(quant_desc_weight={"axis": 5})
 
 
 def test_vocabulary_grows_and_shrinks():

@@ -93,7 +93,7 @@ def test_zeros_seen_first_still_count_in_a_histogram():
     assert q.amax.item() < 0.01
 
 
-@pytest.mark.parametrize("amax", [-1.0, float("nan"), float("inf"), []])
+@pytest.mark.parametrize("amax", [-1.0, float("nan"), float("inf"), [], "wide"])
 def test_impossible_ranges_are_refused(amax):
     with pytest.raises(QuantizationError, match="amax"):
         quantizer(amax)
@@ -103,6 +103,11 @@ def test_a_range_does_not_change_its_shape():
     q = quantizer(1.0)
     with pytest.raises(QuantizationError, match=r"shape \(3,\), expected \(\)"):
         q.amax = [1.0, 2.0, 3.0]
+
+
+def test_an_axis_that_the_tensor_lacks_is_refused():
+    with pytest.raises(QuantizationError, match="axis"):
+        TensorQuantizer(axis=2)(mx.ones((2, 3)))
 
 
 def test_unsigned_refuses_negative_input():
