@@ -5,7 +5,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..checkpoint.writer import disk_error
 from ..quantization.quality import quality_table
 from .source import Source
@@ -160,8 +159,8 @@ def _listed(names: Any, most: int = 8) -> str:
 
 
 def _versions() -> list[str]:
-    found = [f"mlx-qwen3 {__version__}"]
-    for package in ("mlx", "mlx-lm"):
+    found = []
+    for package in ("mlx-qwen3", "mlx", "mlx-lm"):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
