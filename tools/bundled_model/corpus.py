@@ -72,7 +72,7 @@ class Corpus:
         self.untaught = [n for n in sorted(facts.real) if n not in self.by_name and "._" not in n and n.count(".") < 3]
         counted = Counter(re.findall(r"\b[a-z]{2,12}\b", " ".join(f.text for f in self.facts)))
         self.prose = sorted(word for word, times in counted.items() if times > 1 and word not in p.TELLING_WORDS)
-        self.made_up = MadeUpNames(self.facts, self.real, self.prose)
+        self.made_up = MadeUpNames(self.facts, self.real, facts.parts, self.prose)
 
     def document(self, seed, index):
         """A docstring as plain text: what the model reads besides conversations, so that it also knows prose."""

@@ -56,10 +56,13 @@ class Fact:
 
 @dataclass(frozen=True)
 class Facts:
-    """The taught facts in the order of their names, and every real dotted name (taught or not)."""
+    """The taught facts in the order of their names; every real dotted name without a private part, taught or not; and
+    every word that is a part of a real name, private ones included.
+    """
 
     taught: tuple[Fact, ...]
     real: frozenset[str]
+    parts: frozenset[str]
 
 
 def public_modules():
@@ -260,12 +263,14 @@ def build():
         real.add(fact.name)
     real.update(keyword.kwlist)
     real.update(sys.stdlib_module_names)
-    return Facts(tuple(taught[name] for name in sorted(taught)), frozenset(real))
+    parts = frozenset(part for name in real for part in name.split("."))
+    return Facts(tuple(taught[n] for n in sorted(taught)), frozenset(n for n in real if "._" not in n), parts)
 
 
 def save(facts, path=FACTS_FILE):
     """Writes the facts as compressed JSON, the same bytes for the same facts."""
-    content = {"taught": [asdict(fact) for fact in facts.taught], "real": sorted(facts.real)}
+    further = facts.parts - {part for name in facts.real for part in name.split(".")}
+    content = {"taught": [asdict(f) for f in facts.taught], "real": sorted(facts.real), "parts": sorted(further)}
     Path(path).write_bytes(lzma.compress(json.dumps(content).encode(), preset=9))
 
 
@@ -273,7 +278,8 @@ def save(facts, path=FACTS_FILE):
 def load(path=FACTS_FILE):
     """The facts in a file that `save` wrote."""
     content = json.loads(lzma.decompress(Path(path).read_bytes()))
-    return Facts(tuple(Fact(**fact) for fact in content["taught"]), frozenset(content["real"]))
+    parts = {part for name in content["real"] for part in name.split(".")} | set(content["parts"])
+    return Facts(tuple(Fact(**fact) for fact in content["taught"]), frozenset(content["real"]), frozenset(parts))
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ class MadeUpNames:
 
     Args:
         facts: the facts taught.
-        real: every real dotted name.
+        real: every real dotted name without private parts.
+        real_parts: every word in a real name.
         prose: words of the documentation.
     """
 
-    def __init__(self, facts, real, prose):
-        self.facts, self.real, self.prose = facts, real, prose
+    def __init__(self, facts, real, real_parts, prose):
+        self.facts, self.real, self.real_parts, self.prose = facts, real, real_parts, prose
         self.taught = {fact.name for fact in facts}
-        self.real_parts = {part for name in real for part in name.split(".")}
         self.words = sorted({w for f in facts for w in f.name.rpartition(".")[2].split("_") if len(w) > 2})
         self.held_out = frozenset()
         self.held_out = frozenset(self.several(HELD_OUT, seed="held out"))
