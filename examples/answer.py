@@ -3,7 +3,6 @@
 from mlx_qwen3 import pipeline
 
 answer = pipeline("question-answering", max_answer_len=40)
-docstring = (
-    "axis : int, optional\n    Axis along which the sum is taken\nout : ndarray\n    Array that receives the result\n"
-)
-print(answer(question="What does parameter axis mean?", context=docstring))
+docstring = "Return the sum of the elements\n\n    axis : int, optional\n        Axis along which the sum is taken\n"
+for question in ("What does parameter axis mean?", "What type is parameter axis?"):
+    print(question, answer(question=question, context=docstring))

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 NOTES = {
     "library-chapters": "names the chapter of the Python library that a docstring belongs to",
     "token-kinds": "names the kinds of the tokens in Python code",
-    "parameter-meanings": "finds what a docstring in NumPy's style says of a parameter",
+    "docstring-answers": "finds what a docstring in NumPy's style says of a function or its parameter",
 }
 """Head → what it was trained for."""
 

@@ -65,7 +65,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions]):
     options_class = QuestionAnsweringOptions
     heads = (QuestionAnsweringHead,)
     needs = "question answering head"
-    bundled_head = "parameter-meanings"
+    bundled_head = "docstring-answers"
     per_token = True
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:

@@ -58,11 +58,11 @@ class Data:
     held_out: list[Row]
 
 
-def split(groups: dict[str, list[Row]], limit: int, one_of: int = 10, seed: int = 0) -> Data:
+def split(groups: dict[str, list[Row]], limit: int, seed: int = 0) -> Data:
     """Groups of rows into training and held-out ones (one group of ten), at most `limit` and `limit` / 8 rows."""
     names = sorted(groups)
     random.Random(seed).shuffle(names)
-    cut = len(names) // one_of + 1
+    cut = len(names) // 10 + 1
     parts = []
     for part, most in ((names[cut:], limit), (names[:cut], limit // 8)):
         rows = [row for name in part for row in groups[name]]
@@ -146,31 +146,49 @@ def token_spans(text: str) -> list[tuple[int, int, str]]:
     return spans
 
 
-def parameter_meanings(limit: int) -> Data:
-    """ "What does parameter x mean?" and the parameters of a NumPy docstring → the words that explain x."""
+QUESTIONS = {
+    "meaning": "What does parameter {} mean?",
+    "kind": "What type is parameter {}?",
+    "summary": "What does the function do?",
+}
+"""Part of a docstring → the question that it answers."""
+
+
+def docstring_answers(limit: int) -> Data:
+    """A question, and the summary and one parameter of a NumPy docstring → the words that answer it.
+
+    Held-out functions are new, and so are the explanations of their parameters.
+    """
     import numpy
 
-    groups: dict[str, list[Row]] = {}
+    functions: dict[str, list[dict[str, str]]] = {}
     for place in (numpy, numpy.linalg, numpy.fft, numpy.random, numpy.random.Generator, numpy.ma, numpy.char):
         for _, thing in sorted(vars(place).items()):
-            parameters = list(_parameters(inspect.getdoc(thing) or "")) if callable(thing) else []
-            for first in range(0, len(parameters), 3):
-                some = parameters[first : first + 3]
-                if len(some) < 2:
-                    continue
-                text, rows = "", []
-                for parameter, kind, meaning in some:
-                    text += f"{parameter} : {kind}\n    "
-                    rows.append((parameter, len(text), len(text) + len(meaning)))
-                    text += meaning + "\n"
-                if text in groups or len(text) > 420:
-                    continue
-                groups[text] = [
-                    Row(text, (start, end), f"What does parameter {parameter} mean?") for parameter, start, end in rows
-                ]
-    data = split(groups, limit, one_of=5)
-    seen = {row.text[slice(*row.label)] for row in data.train}  # functions share explanations of common parameters
-    return Data(data.train, [row for row in data.held_out if row.text[slice(*row.label)] not in seen])
+            docstring = (inspect.getdoc(thing) or "") if callable(thing) else ""
+            paragraphs = [" ".join(part.split()).rstrip(".") for part in docstring.split("\n\n")[:2]]
+            summary = next((part for part in paragraphs if 15 <= len(part) <= 90 and "(" not in part), "")
+            for name, kind, meaning in _parameters(docstring) if summary else ():
+                entry = {"summary": summary, "name": name, "kind": kind, "meaning": meaning}
+                functions.setdefault(summary, []).append(entry)
+    summaries = sorted(functions)
+    random.Random(0).shuffle(summaries)
+    cut = len(summaries) // 6
+    train = [entry for summary in summaries[cut:] for entry in functions[summary]]
+    seen = {entry["meaning"] for entry in train}
+    held_out = [entry for summary in summaries[:cut] for entry in functions[summary] if entry["meaning"] not in seen]
+    return Data(_asked(train, limit, 1), _asked(held_out, limit // 8, 2))
+
+
+def _asked(entries: list[dict[str, str]], limit: int, seed: int) -> list[Row]:
+    """A row for every question about every entry, at most `limit`, in random order."""
+    rows = []
+    for entry in entries:
+        text = "{summary}\n\n    {name} : {kind}\n        {meaning}\n".format(**entry)
+        for part, question in QUESTIONS.items():
+            start = text.rindex(entry[part]) if part == "meaning" else text.index(entry[part])
+            rows.append(Row(text, (start, start + len(entry[part])), question.format(entry["name"])))
+    random.Random(seed).shuffle(rows)
+    return rows[:limit]
 
 
 def _parameters(docstring: str) -> Iterator[tuple[str, str, str]]:
@@ -181,11 +199,11 @@ def _parameters(docstring: str) -> Iterator[tuple[str, str, str]]:
     for entry in re.finditer(r"^(\w+) : ([^\n]+)\n((?:    [^\n]*\n?|\n)+)", section[1], re.M):
         meaning = " ".join(entry[3].split())
         meaning = re.split(r"(?<=[a-z\)`])\. ", meaning)[0].rstrip(".")
-        if 10 <= len(meaning) <= 120:
+        if 10 <= len(meaning) <= 90 and len(entry[2]) <= 40:
             yield entry[1], entry[2].strip(), meaning
 
 
 if __name__ == "__main__":
-    for build in (library_chapters, token_kinds, parameter_meanings):
+    for build in (library_chapters, token_kinds, docstring_answers):
         data = build(100_000)
         print(build.__name__, len(data.train), len(data.held_out), data.held_out[0], file=sys.stderr)

@@ -1,6 +1,6 @@
 """Trains an example of each head on the bundled model and prints its accuracy on rows that it has not seen.
 
-    python -m tools.heads.train [library-chapters] [token-kinds] [parameter-meanings] [--model FOLDER] [--output FOLDER]
+    python -m tools.heads.train [library-chapters] [token-kinds] [docstring-answers] [--model FOLDER] [--output FOLDER]
 
 A head is saved as what it adds to the model: the head's weights and low-rank additions to the backbone.
 """
@@ -98,14 +98,14 @@ class Kinds:
         return {"accuracy": float(np.mean(right)), "majority": most / len(targets)}
 
 
-class Meanings:
+class Answers:
     """Question answering. The text's tokens that touch the answer are the span."""
 
     name, task, cls, build = (
-        "parameter-meanings",
+        "docstring-answers",
         "question-answering",
         "Qwen3ForQuestionAnswering",
-        staticmethod(data.parameter_meanings),
+        staticmethod(data.docstring_answers),
     )
     labels = ("LABEL_0", "LABEL_1")
 
@@ -127,15 +127,12 @@ class Meanings:
     def judge(self, predict: Any, rows: list[data.Row], train: list[data.Row]) -> dict[str, float]:
         asked = [{"question": row.question, "context": row.text} for row in rows]
         found = predict(asked, max_answer_len=64)
-        first = []
-        for row in rows:  # always the first explanation of the text
-            opening = row.text.index("\n    ") + 5
-            first.append(row.label == (opening, row.text.index("\n", opening)))
+        last = [row.label[1] == len(row.text) - 1 for row in rows]  # always the explanation
         exact = [one["answer"] == row.text[slice(*row.label)] for one, row in zip(found, rows, strict=True)]
-        return {"accuracy": float(np.mean(exact)), "majority": float(np.mean(first))}
+        return {"accuracy": float(np.mean(exact)), "majority": float(np.mean(last))}
 
 
-RECIPES = {recipe.name: recipe for recipe in (Chapters(), Kinds(), Meanings())}
+RECIPES = {recipe.name: recipe for recipe in (Chapters(), Kinds(), Answers())}
 
 
 def batches(examples: list[Any], size: int, seed: int) -> Any:
