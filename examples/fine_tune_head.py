@@ -12,14 +12,14 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = Qwen3ForSequenceClassification.from_pretrained(folder, id2label={0: "file", 1: "thread"}, unpack=True)
 model.backbone.freeze()
 
-verbs = ["Open", "Close", "Name", "Count"]
+verbs = ["Open", "Close", "Name", "Count", "Start", "Lock"]
 rows = [(f"{verb} a {word}.", label) for verb in verbs for label, word in enumerate(("file", "thread"))]
 inputs = tokenizer([text for text, _ in rows], padding=True, return_tensors="mlx")
 labels = mx.array([label for _, label in rows])
 
 optimizer = optimizers.Adam(learning_rate=1e-2)
 step = nn.value_and_grad(model, lambda: model(**inputs, labels=labels, use_cache=False).loss)
-for _ in range(8):
+for _ in range(12):
     loss, gradients = step()
     optimizer.update(model, gradients)
     mx.eval(model.parameters(), optimizer.state)

@@ -45,7 +45,7 @@ def test_the_heads_answer_without_a_model_being_named():
         ("answer", "Axis along which the sum is taken"),
         ("zero_shot", "'labels': ['math'"),
         ("embed", "Delete a file."),
-        ("fine_tune_head", "loss"),
+        ("fine_tune_head", "'label': 'thread'"),
     ],
 )
 def test_the_examples_run(name, expected, capsys):
