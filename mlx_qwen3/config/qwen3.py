@@ -103,6 +103,9 @@ class Qwen3Config(PretrainedConfig):
                 k: {**v, "rope_theta": overrides["rope_theta"]} if k.startswith("rope_") and isinstance(v, dict) else v
                 for k, v in values.items()
             }
+        kinds = overrides.get("layer_types") or values.get("layer_types") or ()
+        if overrides.get("sliding_window") is not None and SLIDING in kinds:
+            overrides.setdefault("use_sliding_window", True)  # a window given for layers that slide is meant
         return super().from_dict(values, **overrides)
 
     def _derive(self, rest: dict[str, Any]) -> None:

@@ -104,6 +104,14 @@ def test_overrides_replace_what_the_file_says(tmp_path):
     assert Qwen3Config.from_pretrained(tmp_path, rope_theta=7.0).rope_parameters["rope_theta"] == 7.0
 
 
+def test_a_window_given_for_sliding_layers_switches_them_on(tmp_path):
+    Qwen3Config(num_hidden_layers=2).save_pretrained(tmp_path)
+    kinds = ["sliding_attention", "full_attention"]
+    config = Qwen3Config.from_pretrained(tmp_path, layer_types=kinds, sliding_window=4)
+    assert (config.sliding_window, config.layer_types) == (4, kinds)
+    assert Qwen3Config.from_pretrained(tmp_path, sliding_window=4).sliding_window is None
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
