@@ -3,12 +3,14 @@
 import contextlib
 import io
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from mlx_qwen3.cli import main
+from mlx_qwen3.cli.main import make_parser
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -33,6 +35,12 @@ def test_the_python_on_the_first_screen_runs():
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
     assert "pathname components" in printed.getvalue()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^mlx-qwen3 .*", README, re.MULTILINE))
+def test_every_command_parses(line):
+    arguments = shlex.split(line)[1:]
+    assert make_parser(arguments).parse_args(arguments).verb == arguments[0]
 
 
 @pytest.mark.parametrize("marker", ["chat", "tests"])
