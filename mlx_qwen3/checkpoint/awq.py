@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.gptq import mlx_group_size, unpack_words
+from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpack_words
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 
@@ -24,15 +24,13 @@ def _unpack_interleaved(words: mx.array) -> mx.array:
     return mx.take(codes, mx.array(_PLACE_IN_WORD), axis=2).reshape(words.shape[0], -1)
 
 
-class AwqWeight:
+class AwqWeight(PackedWords):
     """One AWQ weight (rows, columns); `qweight` is (columns, rows / 8)."""
 
     bits = 4
 
     def __init__(self, checkpoint: Checkpoint, path: str, group_size: int) -> None:
-        self.path = path
-        self._checkpoint = checkpoint
-        self._held: dict[str, mx.array] = {}
+        super().__init__(checkpoint, path)
         columns, words = checkpoint.shape(f"{path}.qweight")
         self.shape = (words * 8, columns)
         self.group_size = columns if group_size == -1 else group_size
@@ -71,21 +69,6 @@ class AwqWeight:
         if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
             raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
         return cls(checkpoint, path, group_size)
-
-    def _tensor(self, part: str) -> mx.array:
-        # Rows of the weight are columns of these tensors, so each is read whole and held until `release`.
-        array = self._held.get(part)
-        if array is None:
-            array = self._held[part] = self._checkpoint.read_now(f"{self.path}.{part}")
-        return array
-
-    def release(self) -> None:
-        """Forget what was read."""
-        self._held = {}
-
-    @property
-    def stored_dtype(self) -> mx.Dtype:
-        return self._checkpoint.dtype(f"{self.path}.scales")
 
     @property
     def affine_format(self) -> tuple[int, int] | None:

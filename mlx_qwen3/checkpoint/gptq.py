@@ -10,35 +10,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpack_words
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 
 BITS = (2, 4, 8)
-_MLX_GROUP_SIZES = (128, 64, 32)
 
 
-def unpack_words(words: mx.array, bits: int) -> mx.array:
-    """The codes in 32-bit words, lowest bits first: (..., n) -> (..., n * 32 / bits) uint32."""
-    shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
-    codes = (words.view(mx.uint32)[..., None] >> shifts) & mx.array(2**bits - 1, dtype=mx.uint32)
-    return codes.reshape(*words.shape[:-1], -1)
-
-
-def mlx_group_size(group_size: int, columns: int) -> int | None:
-    """A group size of MLX that divides another tool's group, so that scales can be repeated, or None."""
-    for size in _MLX_GROUP_SIZES:
-        if group_size % size == 0 and columns % size == 0:
-            return size
-    return None
-
-
-class GptqWeight:
+class GptqWeight(PackedWords):
     """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows)."""
 
     def __init__(self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int) -> None:
-        self.path = path
-        self._checkpoint = checkpoint
-        self._held: dict[str, mx.array] = {}
+        super().__init__(checkpoint, path)
         self.bits = bits
         self._zero_offset = zero_offset
         qweight, qzeros, scales = f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"
@@ -87,21 +70,6 @@ class GptqWeight:
         if f"{path}.g_idx" in checkpoint and checkpoint.shape(f"{path}.g_idx") != (columns,):
             raise CheckpointError(f"{path}.g_idx has the shape {checkpoint.shape(f'{path}.g_idx')}, not {(columns,)}")
         return cls(checkpoint, path, bits, group_size, 1 if version == "gptq" else 0)
-
-    def _tensor(self, part: str) -> mx.array:
-        # Rows of the weight are columns of these tensors, so each is read whole and held until `release`.
-        array = self._held.get(part)
-        if array is None:
-            array = self._held[part] = self._checkpoint.read_now(f"{self.path}.{part}")
-        return array
-
-    def release(self) -> None:
-        """Forget what was read."""
-        self._held = {}
-
-    @property
-    def stored_dtype(self) -> mx.Dtype:
-        return self._checkpoint.dtype(f"{self.path}.scales")
 
     @property
     def affine_format(self) -> tuple[int, int] | None:

@@ -1,7 +1,6 @@
 """What a checkpoint is and what it needs, from its configuration and the headers of its files."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
 from ..config.pretrained import read_config_file
 from ..config.qwen3 import Qwen3Config
 from ..errors import HubError
+from ..memory import machine_memory
 from ..models.pretrained import computing_dtype
 from ..models.registry import model_class
 from .card import pipeline_tag
@@ -155,14 +155,6 @@ def cache_bytes(config: Mapping[str, Any], tokens: int, item_size: int) -> int:
     return total
 
 
-def _machine_bytes() -> int:
-    info = mx.device_info()
-    recommended = info.get("max_recommended_working_set_size")
-    if isinstance(recommended, int):
-        return recommended
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _description(
     name: str,
     config: Mapping[str, Any],
@@ -185,6 +177,6 @@ def _description(
         format=form,
         context=context,
         dtype=str(dtype).rpartition(".")[2],
-        machine_bytes=_machine_bytes(),
+        machine_bytes=machine_memory(),
         memory={length: resident + cache_bytes(config, length, dtype.size) for length in lengths},
     )

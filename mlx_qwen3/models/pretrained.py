@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from ..checkpoint import Checkpoint, open_decoded_checkpoint, resolve_checkpoint, save_checkpoint
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
@@ -131,17 +130,15 @@ class PreTrainedModel(nn.Module):
         by_name = self._accepted(by_name, expected, source)
         fresh = self._check(checkpoint, by_name, expected, source, ignore_mismatched_sizes)
         self.fresh_weights = frozenset(fresh)
-        arrays = checkpoint.read_all([by_name[name] for name in expected if name in by_name and name not in fresh])
-        weights = {name: arrays[by_name[name]] for name in expected if name in by_name and name not in fresh}
-        self.load_weights([(n, _cast(n, w, dtype)) for n, w in weights.items()], strict=False)
-        self.update(_nested({n: _cast(n, w, dtype) for n, w in self._flat() if n in fresh}))
+        weights = {name: array for name, array in flat(self.parameters()).items() if name in fresh}
+        read = [name for name in expected if name in by_name and name not in fresh]
+        arrays = checkpoint.read_all([by_name[name] for name in read])
+        weights.update((name, arrays[by_name[name]]) for name in read)
+        self.load_weights([(name, _cast(array, dtype)) for name, array in weights.items()], strict=False)
         self._load_state(checkpoint, everything, source)
         if fresh:
             heads = ", ".join(sorted(fresh))
             logger.warning("%s has no %s: a fresh head starts from random weights; train it", source, heads)
-
-    def _flat(self) -> list[tuple[str, mx.array]]:
-        return list(flat(self.parameters()).items())
 
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         """Settles which of embedding and output head the file really holds, for models that tie them."""
@@ -285,12 +282,8 @@ def initialise(module: nn.Module, initializer_range: float, pad_token_id: int | 
                 layer.weight = mx.where(mx.arange(layer.weight.shape[0])[:, None] == row, 0.0, layer.weight)
 
 
-def _cast(name: str, weight: mx.array, dtype: mx.Dtype) -> mx.array:
+def _cast(weight: mx.array, dtype: mx.Dtype) -> mx.array:
     return weight.astype(dtype) if mx.issubdtype(weight.dtype, mx.floating) else weight
-
-
-def _nested(weights: Mapping[str, mx.array]) -> Any:
-    return tree_unflatten(list(weights.items()))
 
 
 def _count(weights: Mapping[str, mx.array], root: nn.Module) -> int:
