@@ -9,7 +9,7 @@ from functools import cache
 import mlx.core as mx
 
 from ..errors import InputError
-from ..layers.attention import attend
+from ..layers.attention import attend, masked
 from ..layers.masks import Mask
 
 Packed = tuple[mx.array, mx.array, mx.array]
@@ -80,17 +80,7 @@ class KVFormat:
         rows = (queries * scale).reshape(batch, kv_heads, -1, size)
         scores = mx.quantized_matmul(rows, *keys, transpose=True, group_size=self.group_size, bits=self.bits)
         if mask is not None:
-            scores = _masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
+            scores = masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
         weights = mx.softmax(scores, axis=-1, precise=True)
         mixed = mx.quantized_matmul(weights, *values, transpose=False, group_size=self.group_size, bits=self.bits)
         return mixed.reshape(batch, heads, length, size)
-
-
-def _masked(scores: mx.array, mask: mx.array | str) -> mx.array:
-    length, slots = scores.shape[-2:]
-    if isinstance(mask, str):
-        order = mx.arange(slots)
-        mask = order[None] <= order[slots - length :, None]
-    if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    return scores + mask.astype(scores.dtype)

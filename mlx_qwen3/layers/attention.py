@@ -2,7 +2,14 @@
 
 import mlx.core as mx
 
+from .devices import on_cuda
 from .masks import Mask
+
+FEW_QUERIES = 128
+"""On CUDA, up to so many queries behind a cache are attended to without cuDNN; see `_attends_step_by_step`."""
+
+MOST_SCORES = 1 << 28
+"""Attention scores (B·H·L·S) that may be in memory at once, in float32: 1 GiB."""
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
@@ -16,7 +23,44 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
     """
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
         mask = mask.astype(queries.dtype)
+    if _attends_step_by_step(queries, keys):
+        return _attend_step_by_step(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+def _attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
+    """Whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
+
+    cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). A few new tokens behind
+    a cache are a pair that hardly comes again: guesses that are verified, the next turn of a chat.
+    """
+    batch, heads, length, _ = queries.shape
+    slots = keys.shape[2]
+    few = 1 < length <= FEW_QUERIES and length < slots and batch * heads * length * slots <= MOST_SCORES
+    return few and on_cuda()
+
+
+def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
+    """`attend` with scores in float32, where the queries of one key head are rows of one product."""
+    batch, heads, length, size = queries.shape
+    kv_heads, slots = keys.shape[1:3]
+    rows = (queries.astype(mx.float32) * scale).reshape(batch, kv_heads, -1, size)
+    scores = (rows @ keys.astype(mx.float32).swapaxes(-1, -2)).reshape(batch, heads, length, slots)
+    weights = mx.softmax(masked(scores, mask), axis=-1).astype(values.dtype)
+    return (weights.reshape(batch, kv_heads, -1, slots) @ values).reshape(batch, heads, length, size)
+
+
+def masked(scores: mx.array, mask: Mask) -> mx.array:
+    """Scores (B, H, L, S) with the mask applied; what may not be seen gets the least finite number."""
+    length, slots = scores.shape[-2:]
+    if isinstance(mask, str):
+        order = mx.arange(slots)
+        mask = order[None] <= order[slots - length :, None]
+    if mask is None:
+        return scores
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return scores + mask.astype(scores.dtype)
 
 
 def attend_with_weights(
@@ -36,13 +80,7 @@ def attend_with_weights(
     grouped = queries.reshape(batch, keys.shape[1], groups, length, size)
     scores = (grouped * scale) @ mx.expand_dims(keys, 2).swapaxes(-1, -2)
     scores = scores.reshape(batch, heads, length, keys.shape[2])
-    if isinstance(mask, str):
-        slots = mx.arange(keys.shape[2])
-        mask = slots[None] <= slots[keys.shape[2] - length :, None]
-    if mask is not None and mask.dtype == mx.bool_:
-        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores = scores + mask.astype(scores.dtype)
+    scores = masked(scores, mask)
     weights = mx.softmax(scores.astype(mx.float32), axis=-1).astype(queries.dtype)
     if dropout:
         kept = mx.random.bernoulli(1 - dropout, weights.shape)

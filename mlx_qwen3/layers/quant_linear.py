@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import QuantizationError
+from .devices import on_cuda
 from .fake_quantizer import QuantDescriptor, TensorQuantizer
 
 
@@ -109,8 +110,7 @@ class PackedLinear(nn.QuantizedLinear):
         x = self._input_quantizer(x)
         scales = self["scales"]
         dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else x.dtype  # exact scales stay in float32
-        on_cuda = mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
-        if on_cuda and dtype == mx.float32 and self.group_size == 128:
+        if dtype == mx.float32 and self.group_size == 128 and on_cuda():
             return self._product_of_unpacked(x.astype(dtype)).astype(x.dtype)
         return super().__call__(x.astype(dtype)).astype(x.dtype)
 

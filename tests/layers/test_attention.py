@@ -1,0 +1,70 @@
+"""Attention in plain operations, for a few queries behind a cache on CUDA, is the same attention."""
+
+import mlx.core as mx
+import pytest
+import tiny
+
+from mlx_qwen3.layers import attention
+from mlx_qwen3.layers.attention import attend
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The choice that is made there; the operations run anywhere."""
+    taken = []
+    plain = attention._attend_step_by_step
+    monkeypatch.setattr(attention, "on_cuda", lambda: True)
+    monkeypatch.setattr(attention, "_attend_step_by_step", lambda *given: taken.append(1) or plain(*given))
+    return taken
+
+
+def draw(length, slots, dtype=mx.float32):
+    mx.random.seed(3)
+    queries = mx.random.normal((2, 6, length, 16)).astype(dtype)
+    keys, values = (mx.random.normal((2, 3, slots, 16)).astype(dtype) for _ in range(2))
+    return queries, keys, values
+
+
+def masks(length, slots):
+    allowed = mx.arange(slots)[None] <= mx.arange(slots - length, slots)[:, None]
+    rows = mx.stack([allowed, allowed & (mx.arange(slots) > 1)])[:, None]
+    return {"none": None, "causal": "causal", "booleans": rows, "numbers": mx.where(rows, 0.0, -1e9)}
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "booleans", "numbers"])
+@pytest.mark.parametrize("length", [2, 5])
+def test_equals_the_fused_kernel(as_on_cuda, kind, length):
+    arrays, mask = draw(length, 11), masks(length, 11)[kind]
+    want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=mask)
+    assert mx.allclose(attend(*arrays, 0.3, mask), want, atol=1e-5)
+    assert as_on_cuda
+
+
+def test_rounds_bfloat16_no_more_than_the_fused_kernel(as_on_cuda):
+    arrays, exact = draw(5, 40, mx.bfloat16), draw(5, 40)
+    found = attend(*arrays, 0.3, "causal")
+    want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask="causal")
+    assert found.dtype == mx.bfloat16
+    assert mx.abs(found.astype(mx.float32) - want).max().item() < 0.02
+
+
+@pytest.mark.parametrize(("length", "slots", "taken"), [(1, 9, 0), (2, 9, 1), (128, 200, 1), (129, 200, 0), (9, 9, 0)])
+def test_only_for_a_few_tokens_behind_a_cache(as_on_cuda, length, slots, taken):
+    mx.eval(attend(*draw(length, slots), 0.3, "causal" if length > 1 else None))
+    assert len(as_on_cuda) == taken
+
+
+def test_not_for_more_scores_than_memory_should_hold(as_on_cuda, monkeypatch):
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 6 * 5 * 11 - 1)
+    mx.eval(attend(*draw(5, 11), 0.3, "causal"))
+    assert not as_on_cuda
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}])
+def test_a_model_in_parts_equals_the_whole(as_on_cuda, fields):
+    model, ids = tiny.model(**fields), tiny.ids(length=24)
+    cache, parts = model.make_cache(), []
+    for a, b in ((0, 11), (11, 12), (12, 20), (20, 24)):
+        parts.append(model(ids[:, a:b], past_key_values=cache, use_cache=True).logits)
+    assert mx.allclose(mx.concatenate(parts, axis=1), model(ids).logits, atol=1e-4)
+    assert as_on_cuda
