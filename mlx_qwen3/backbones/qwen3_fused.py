@@ -74,6 +74,8 @@ class FusedDecoder:
         turned = heads + self._kv_heads
         all_heads, width = turned + self._kv_heads, heads * head_dim
         rms_norm, split = mx.fast.rms_norm, mx.split
+        # one row a token: kernels for packed weights read those once for all rows of a matrix, not for a batch of them
+        x = x.reshape(batch * length, -1)
         for layer, store, mask in zip(self._layers, cache.layers, masks, strict=True):
             norm, project, qk_weight, output, mlp_norm, mlp = layer
             joined = project(rms_norm(x, norm, eps))
@@ -91,9 +93,9 @@ class FusedDecoder:
             mixed = store.attend(queries, keys, values, scale, mask)
             if length > 1:
                 mixed = mixed.swapaxes(1, 2)
-            x = x + output(mixed.reshape(batch, length, width))
+            x = x + output(mixed.reshape(batch * length, width))
             x = x + mlp(rms_norm(x, mlp_norm, eps))
-        return self._norm(x)
+        return self._norm(x).reshape(batch, length, -1)
 
     def _masks(self, cache: Cache, past: int, batch: int, length: int, attention_mask: mx.array | None) -> list[Mask]:
         """A mask a layer; layers of one kind share theirs."""

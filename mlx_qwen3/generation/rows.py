@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from ..layers.devices import on_cuda
 from .context import MOVING_FREQUENCIES, new_cache
 from .sampling import Sampler, needs_logprobs
 
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 STAGES = 8
 """How many times, at most, rows may join while a wave's prompts are computed."""
+
+CUDA_STAGES = 2
+"""The same there: a stage costs some 15 ms of many small kernels, computing padding less (benchmarks/RESULTS.md)."""
 
 SHORTEST_STAGE = 32
 """Slots: rows whose lengths differ by less start together."""
@@ -139,7 +143,7 @@ class _Wave:
 
     def _prefill(self) -> mx.array:
         """Computes the prompts; the logits of each row's last token (B, V)."""
-        shortest = max(SHORTEST_STAGE, -(-self.length // STAGES))
+        shortest = max(SHORTEST_STAGE, -(-self.length // (CUDA_STAGES if on_cuda() else STAGES)))
         joins = self.padding // shortest * shortest
         starts = sorted(set(joins.tolist()))
         logits: mx.array | None = None

@@ -32,7 +32,9 @@ class FusedQwen3:
     ) -> mx.array:
         """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
         hidden = self._decoder(self._embed(ids), cache, attention_mask, position_ids)
-        return self._logits(hidden[:, -keep:] if hidden.shape[1] > keep else hidden)
+        newest = hidden[:, -keep:] if hidden.shape[1] > keep else hidden
+        rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all of them
+        return self._logits(rows).reshape(*newest.shape[:2], -1)
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
         """Puts the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM, batch_generate, generate, generate_step
-from mlx_qwen3.generation import RandomSampler, greedy
+from mlx_qwen3.generation import RandomSampler, greedy, rows
 from mlx_qwen3.generation.rows import RowToken, decode_rows, waves
 from tests.scripted import byte_tokenizer
 
@@ -26,10 +26,10 @@ def mixed_prompts(lengths, seed=0) -> list[list[int]]:
 
 
 def together(model, prompts, budgets, ended=lambda found: False, **options) -> list[list[int]]:
-    rows: list[list[int]] = [[] for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
     for found in decode_rows(model.for_inference(), prompts, budgets, [greedy] * len(prompts), ended, **options):
-        rows[found.row].append(found.token)
-    return rows
+        tokens[found.row].append(found.token)
+    return tokens
 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING, DYNAMIC], ids=["full", "sliding", "dynamic"])
@@ -40,6 +40,21 @@ def test_rows_are_single_runs(fields):
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
     assert together(model, prompts, budgets) == alone
     assert together(model, prompts, budgets, wave_size=3, prefill_tokens=11) == alone
+
+
+def test_on_cuda_rows_start_in_fewer_stages(monkeypatch):
+    model, widths = small_model(), []
+    prompts = mixed_prompts([200, 150, 90, 40, 3])
+    alone = [list(generate_step(model, row, max_tokens=4)) for row in prompts]
+    plain = rows._Wave._pass
+    monkeypatch.setattr(
+        rows._Wave, "_pass", lambda wave, ids, *at: widths.append(ids.shape[1]) or plain(wave, ids, *at)
+    )
+    for cuda, stages in ((False, 5), (True, 2)):
+        monkeypatch.setattr(rows, "on_cuda", lambda cuda=cuda: cuda)
+        widths.clear()
+        assert together(model, prompts, [4] * 5) == alone
+        assert len([width for width in widths if width > 1]) == stages
 
 
 def test_rows_are_single_runs_on_a_quantized_cache():
