@@ -134,25 +134,34 @@ class Decoding(Protocol):
 
 
 class OneByOne:
-    """One pass a token, and always one pass ahead: token n+1 is being computed while token n is read."""
+    """One pass a token. From the second token on it is one pass ahead: token n+1 is computed while token n is read.
+
+    The first token waits for nothing but its own pass, for somebody waits for it.
+    """
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         history = mx.array(run.history) if run.choose.processors else None
         token, logprobs = run.choose(run.logits(run.pending), history)
-        mx.async_eval(token)
-        for count in range(1, run.max_tokens + 1):
-            ahead: tuple[mx.array, mx.array | None] | None = None
+        yield Step(cast(int, token.item()), logprobs)
+        ahead = self._next(run, token, history) if run.max_tokens > 1 else None
+        for count in range(2, run.max_tokens + 1):
+            assert ahead is not None
+            token, logprobs, history = ahead
             if count < run.max_tokens:
-                if history is not None:
-                    history = mx.concatenate([history, token])
-                ahead = run.choose(run.logits(token[None]), history)
-                mx.async_eval(ahead[0])
+                ahead = self._next(run, token, history)
             yield Step(cast(int, token.item()), logprobs)
-            if ahead is None:
-                return
-            token, logprobs = ahead
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
+
+    def _next(
+        self, run: DecodeRun, token: mx.array, history: mx.array | None
+    ) -> tuple[mx.array, mx.array | None, mx.array | None]:
+        """Starts the pass over a token: the token after it, its log-probabilities, and the history before it."""
+        if history is not None:
+            history = mx.concatenate([history, token])
+        following, logprobs = run.choose(run.logits(token[None]), history)
+        mx.async_eval(following)
+        return following, logprobs, history
 
 
 def prefill(run: DecodeRun, step: int | None, progress: Progress | None = None) -> None:

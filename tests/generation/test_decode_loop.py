@@ -38,10 +38,12 @@ def test_the_last_prompt_token_is_no_pass_of_its_own(scripted):
     assert passes == [3, 1]
 
 
-def test_one_pass_is_computed_ahead(scripted):
+def test_one_pass_is_computed_ahead_of_every_token_but_the_first(scripted):
     steps = generate_step(scripted, PROMPT, max_tokens=5)
-    next(steps)
-    assert scripted.computed == len(PROMPT) + 1
+    ahead = []
+    for taken, _ in enumerate(steps):
+        ahead.append(scripted.computed - len(PROMPT) - taken)
+    assert ahead == [0, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("taken", range(1, 8))
