@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..memory import machine_memory
 from .prefix import common_prefix, shared_cache, tight_cache
 
 TOKENS_A_BATCH = 8192
@@ -22,6 +23,9 @@ TOKENS_A_BATCH = 8192
 ROWS_A_BATCH = 256
 SHORTEST_PREFIX = 8
 """A shared beginning shorter than this is not worth a call of its own."""
+
+IDLE_SHARE = 4
+"""Buffers that MLX keeps for reuse may take one part in so many of the memory: those of one width fit no other."""
 
 Compute = Callable[[dict[str, Any], mx.array], tuple[mx.array, ...]]
 """(arguments of the model's call, index of each row's last token (B,)) → arrays whose first axis is the row."""
@@ -85,6 +89,7 @@ class Runner:
         prefix, ahead = self._prefix(pieces[0].ids[:shared], wanted) if shared else ([], ())
         results: list[tuple[np.ndarray, ...]] = [()] * len(pieces)
         waiting: deque[tuple[list[int], tuple[mx.array, ...]]] = deque()
+        idle_bytes = machine_memory() // IDLE_SHARE
 
         def collect() -> None:
             indices, outputs = waiting.popleft()
@@ -97,6 +102,8 @@ class Runner:
                     if shared:
                         parts = [np.concatenate(both) for both in zip(ahead, parts, strict=True)]
                 results[index] = tuple(parts)
+            if mx.get_cache_memory() > idle_bytes:
+                mx.clear_cache()
             finished(indices)
 
         for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size):

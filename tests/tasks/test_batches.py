@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
+from mlx_qwen3.tasks import batches
 from mlx_qwen3.tasks.batches import Piece, Runner, batches_by_length
 from mlx_qwen3.tasks.prefix import common_prefix
 
@@ -37,11 +38,11 @@ class Spy:
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.none() | st.integers(1, 9))
 def test_batches_hold_every_row_once_the_longest_first(lengths, batch_size):
-    batches = batches_by_length(lengths, batch_size)
-    order = [index for batch in batches for index in batch]
+    found = batches_by_length(lengths, batch_size)
+    order = [index for batch in found for index in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
-    for batch in batches:
+    for batch in found:
         assert len(batch) <= (batch_size or 256)
         assert batch_size or len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 8192
 
@@ -97,6 +98,17 @@ def test_compiled_calls_give_the_same(model):
     for (one,), (other,) in zip(plain, runner.run(pieces, spy), strict=True):
         np.testing.assert_allclose(2 * one, other, atol=1e-4)
     model.model.norm.weight = model.model.norm.weight / 2
+
+
+def test_memory_that_lies_idle_is_given_back(model, monkeypatch):
+    pieces = [Piece(list(range(3, 3 + n))) for n in range(4, 40, 5)]
+    lying = {}
+    for share in (1e12, 1e-12):
+        monkeypatch.setattr(batches, "IDLE_SHARE", share)
+        mx.clear_cache()
+        Runner(model).run(pieces, Spy(model).every, batch_size=1, per_token=True)
+        lying[share] = mx.get_cache_memory()
+    assert lying[1e12] < lying[1e-12] / 2
 
 
 def test_an_id_outside_the_vocabulary_is_named(model):
