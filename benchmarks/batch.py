@@ -78,6 +78,7 @@ def main() -> None:
     print("| model | package | tokens/s | over mlx-lm | over one sequence |\n| --- | --- | ---: | ---: | ---: |")
     for bits in args.bits:
         model = random_model(args.random, getattr(mx, args.dtype), bits, args.group_size)
+        model.for_inference()  # before the arrays are shared: what is joined is then stored once
         formats = {
             path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
             for path, layer in model.named_modules()

@@ -67,26 +67,35 @@ def _stored_dtype(path: str | None) -> str:
 def _contest(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bool) -> Contest:
     stored = made.dtype
     own = computing_dtype(dtype, str(stored).rpartition(".")[2])
-    runners, notes = {}, []
-    twin = None
-    if together:
-        formats = {
-            path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-            for path, layer in made.named_modules()
-            if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
-        }
-        twin = mlx_lm_model(made.config, dict(tree_flatten(made.parameters())), formats)
-    elif dtype is None:
-        notes.append("mlx-lm was not measured")
+    notes = []
     if own != stored:
         with_dtype(made, own)
-        notes.append(f"{OWN} computed in {_name(own)}, {OTHER} in {_name(stored)}: each its default")
-    else:
+    # joined before mlx-lm gets the same arrays, or both the joined and the single ones would stay in memory
+    made.for_inference()
+    runners = {OWN: own_runner(made)}
+    if together:
+        runners[OTHER] = mlx_lm_runner(_twin(made, stored))
+    elif dtype is None:
+        notes.append("mlx-lm was not measured")
+    if own == stored:
         notes.append(f"Computed in {_name(own)}")
-    runners[OWN] = own_runner(made)
-    if twin is not None:
-        runners[OTHER] = mlx_lm_runner(twin)
+    else:
+        notes.append(f"{OWN} computed in {_name(own)}, {OTHER} in {_name(stored)}: each its default")
     return Contest(label, made, runners, notes)
+
+
+def _twin(made: Qwen3ForCausalLM, stored: mx.Dtype) -> Any:
+    """mlx-lm's model over the arrays of `made`, numbers in the type that is stored, which loses nothing."""
+    parameters: Any = tree_flatten(made.parameters())
+    weights = {
+        name: array.astype(stored) if mx.issubdtype(array.dtype, mx.floating) else array for name, array in parameters
+    }
+    formats = {
+        path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        for path, layer in made.named_modules()
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+    }
+    return mlx_lm_model(made.config, weights, formats)
 
 
 def _precision(bits: int) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_qwen3 import InputError
 from mlx_qwen3.bench import (
@@ -105,3 +106,17 @@ def test_mlx_lm_runs_on_the_same_arrays():
     (contest,) = contests(size="tiny", bits=[8], group_size=32, dtype="float32")
     own, other = (list(contest.runners[name]([5, 9, 3, 7], 12)) for name in ("mlx-qwen3", "mlx-lm"))
     assert own == other
+
+
+@pytest.mark.reference
+def test_the_joined_matrices_are_what_mlx_lm_gets():
+    from mlx_qwen3.bench.contestants import contests
+
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    (contest,) = contests(size="tiny", bits=[4], group_size=32, dtype="float32")
+    for name in ("mlx-qwen3", "mlx-lm"):
+        list(contest.runners[name]([5, 9, 3, 7], 3))
+    mx.clear_cache()
+    held = sum(array.nbytes for _, array in tree_flatten(contest.model.parameters()))
+    assert mx.get_active_memory() - before < 1.2 * held
