@@ -61,8 +61,12 @@ class FusedDecoder:
         cache: Cache,
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
+        keep: int | None = None,
     ) -> mx.array:
-        """Embedded tokens x (B, L, M) → hidden states (B, L, M), as `Qwen3Decoder.run` gives them."""
+        """Embedded tokens x (B, L, M) → hidden states of the newest `keep`, (B, keep, M); of all by default.
+
+        They are those of `Qwen3Decoder.run`. In the last layer the other tokens give keys and values, and no more.
+        """
         batch, length, _ = x.shape
         past = cache.offset
         if position_ids is None:
@@ -90,6 +94,9 @@ class FusedDecoder:
                 queries_keys = rms_norm(joined, None, eps)[:, :, :turned].swapaxes(1, 2) * qk_weight
             queries, keys = split(rotation(queries_keys), (heads,), 1)
             keys, values = store.update(keys, values)
+            if keep is not None and keep < length and layer is self._layers[-1]:
+                x, queries, mask = _newest(keep, x.reshape(batch, length, -1), queries, mask)
+                length = keep
             mixed = store.attend(queries, keys, values, scale, mask)
             if length > 1:
                 mixed = mixed.swapaxes(1, 2)
@@ -128,6 +135,13 @@ class FusedDecoder:
             layer.post_attention_layernorm["weight"],
             _fused_mlp(layer.mlp),
         )
+
+
+def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
+    """The newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask."""
+    if isinstance(mask, mx.array) and mask.shape[-2] > 1:
+        mask = mask[..., -keep:, :]
+    return x[:, -keep:].reshape(-1, x.shape[-1]), queries[:, :, -keep:], mask
 
 
 def can_fuse(decoder: Any) -> bool:

@@ -31,8 +31,7 @@ class FusedQwen3:
         position_ids: mx.array | None = None,
     ) -> mx.array:
         """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
-        hidden = self._decoder(self._embed(ids), cache, attention_mask, position_ids)
-        newest = hidden[:, -keep:] if hidden.shape[1] > keep else hidden
+        newest = self._decoder(self._embed(ids), cache, attention_mask, position_ids, keep)
         rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all of them
         return self._logits(rows).reshape(*newest.shape[:2], -1)
 

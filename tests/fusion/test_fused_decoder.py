@@ -69,6 +69,19 @@ def test_works_on_quantized_caches(fields):
     assert mx.allclose(fast, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "packed"])
+@pytest.mark.parametrize("fields", [{}, SLIDING], ids=["growing", "sliding"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_newest_go_through_the_last_layer(fields, options, keep):
+    model = small_model(**fields)
+    plain, cache = model.make_cache(**options), model.make_cache(**options)
+    fast, parts = model.for_inference(), [mx.array([[*range(3, 30)]]), *PARTS[1:5]]
+    for part in parts:
+        want = model.step_logits(part, plain, keep)
+        assert mx.allclose(fast.step_logits(part, cache, keep), want, rtol=1e-4, atol=1e-4)
+        assert want.shape[1] == min(keep, part.shape[1])
+
+
 def test_padded_rows_agree():
     model = small_model()
     ids = mx.array([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
