@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..cache import cache_bytes
 from ..checkpoint import resolve_checkpoint
 from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
 from ..config.pretrained import read_config_file
@@ -142,17 +143,11 @@ def _format(source: Source) -> str:
     return "/".join(sorted(kinds))
 
 
-def cache_bytes(config: Mapping[str, Any], tokens: int, item_size: int) -> int:
-    """Bytes of keys and values of `tokens` tokens; sliding layers keep their window only, BERT keeps none."""
+def _cache_bytes(config: Mapping[str, Any], tokens: int, dtype: str) -> int:
+    """Bytes of keys and values of `tokens` tokens, as loading counts them; BERT keeps none."""
     if config.get("model_type") != "qwen3":
         return 0
-    settings = Qwen3Config.from_dict(dict(config))
-    row = 2 * settings.num_key_value_heads * settings.head_dim * item_size
-    total = 0
-    for kind in settings.layer_types:
-        kept = min(tokens, settings.sliding_window or tokens) if kind == "sliding_attention" else tokens
-        total += kept * row
-    return total
+    return cache_bytes(Qwen3Config.from_dict(dict(config)), tokens, dtype=dtype)
 
 
 def _description(
@@ -165,7 +160,7 @@ def _description(
     resident: int,
 ) -> ModelDescription:
     context = int(config.get("max_position_embeddings", 32768 if config.get("model_type") == "qwen3" else 512))
-    dtype = computing_dtype(None, _config_dtype(config))
+    dtype = str(computing_dtype(None, _config_dtype(config))).rpartition(".")[2]
     lengths = sorted({*(length for length in CONTEXTS if length < context), context})
     return ModelDescription(
         name=name,
@@ -176,7 +171,7 @@ def _description(
         bits_per_weight=8 * stored / max(parameters, 1),
         format=form,
         context=context,
-        dtype=str(dtype).rpartition(".")[2],
+        dtype=dtype,
         machine_bytes=machine_memory(),
-        memory={length: resident + cache_bytes(config, length, dtype.size) for length in lengths},
+        memory={length: resident + _cache_bytes(config, length, dtype) for length in lengths},
     )

@@ -7,11 +7,10 @@ import pytest
 import yaml
 from tiny_checkpoints import write_bert, write_qwen3
 
-from mlx_qwen3 import convert
+from mlx_qwen3 import Qwen3Config, cache_bytes, convert
 from mlx_qwen3.cli import convert as convert_verb
 from mlx_qwen3.cli import info as info_verb
 from mlx_qwen3.conversion import describe
-from mlx_qwen3.conversion.describe import cache_bytes
 from mlx_qwen3.conversion.upload import upload_folder
 from mlx_qwen3.errors import HubError
 
@@ -77,8 +76,9 @@ def test_info_counts_without_reading_weights(tmp_path):
     assert plain.head == "text-generation"
     assert plain.context == 512
     assert plain.format == "F32"
-    cache = 512 * 1 * 2 * 2 * 16 * 4
+    cache = cache_bytes(Qwen3Config.from_pretrained(source), 512, dtype="float32")
     assert plain.memory == {512: plain.bytes + cache}
+    assert cache >= 512 * 1 * 2 * 2 * 16 * 4
     convert(source, tmp_path / "out", quantize=True, report=False)
     packed = describe(tmp_path / "out")
     assert packed.parameters == plain.parameters
@@ -91,13 +91,14 @@ def test_info_counts_without_reading_weights(tmp_path):
     assert list(bert.memory.values()) == [bert.bytes]
 
 
-def test_sliding_layers_keep_their_window_only():
-    config = {
-        "model_type": "qwen3", "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "use_sliding_window": True, "sliding_window": 100, "max_window_layers": 3,
-    }  # fmt: skip
-    assert cache_bytes(config, 1000, 2) == (3 * 1000 + 100) * 2 * 2 * 16 * 2
-    assert cache_bytes({"model_type": "bert"}, 1000, 2) == 0
+def test_sliding_layers_keep_their_window_only(tmp_path):
+    window = {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 0}
+    kinds = {"full": {}, "sliding": window}
+    memory = {
+        name: describe(write_qwen3(tmp_path / name, "Qwen3ForCausalLM", **SHAPE, **fields)).memory[512]
+        for name, fields in kinds.items()
+    }
+    assert memory["full"] - memory["sliding"] >= 150 * 1 * 2 * 2 * 16 * 4  # stores grow by more slots than this window
 
 
 def parser():
