@@ -104,8 +104,8 @@ class Torch:
 
     def give_back(self) -> None:
         """Frees what is cached of the device's memory."""
-        if self.device == "cuda":
-            self.torch.cuda.empty_cache()
+        if self.device != "cpu":
+            getattr(self.torch, self.device).empty_cache()
 
     def __call__(self, texts: Texts, batch_size: int) -> np.ndarray:
         torch, results = self.torch, []
@@ -130,7 +130,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def classification(folder: Path, dtype: str, rounds: int, scale: float, vocabulary: int, only: str) -> list[str]:
     ours, plain = Ours(folder, dtype), Torch(folder, dtype)
-    mx.set_memory_limit(machine_memory() // 2)  # the other half is PyTorch's
+    all_memory = mx.set_memory_limit(machine_memory() // 2)  # the other half is PyTorch's
     lines = [
         f"MLX on {mx.default_device()}, PyTorch on {plain.device}, {dtype}. Texts per second; median of {rounds}.",
         "",
@@ -150,6 +150,7 @@ def classification(folder: Path, dtype: str, rounds: int, scale: float, vocabula
         rate, other = (len(texts) / statistics.median(some) for some in times)
         lines.append(f"| {name} | {rate:.1f} | {other:.1f} | {rate / other:.2f}× | {difference:.1e} |")
         print(lines[-1], file=sys.stderr, flush=True)
+    mx.set_memory_limit(all_memory)
     return lines
 
 

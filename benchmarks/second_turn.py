@@ -65,6 +65,7 @@ def main() -> None:
             kept, known = prefixes.longest_prefix(second[:-1])
             found = time.perf_counter() - start
             figures["second turn, kept prefix"].append(found + first_token(model, second[known:], kept))
+            second += draw.integers(0, fields["vocab_size"], 1).tolist()
             start = time.perf_counter()
             loaded, _ = load_cache(Path(folder) / "cache.safetensors", model.config)
             found = time.perf_counter() - start

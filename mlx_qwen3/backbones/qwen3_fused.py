@@ -65,7 +65,7 @@ class FusedDecoder:
     ) -> mx.array:
         """Embedded tokens x (B, L, M) → hidden states of the newest `keep`, (B, keep, M); of all by default.
 
-        They are those of `Qwen3Decoder.run`. In the last layer the other tokens give keys and values, and no more.
+        They are those of `Qwen3Decoder.run`. In the last layer the other tokens attend to nothing and skip the MLP.
         """
         batch, length, _ = x.shape
         past = cache.offset
@@ -94,7 +94,7 @@ class FusedDecoder:
                 queries_keys = rms_norm(joined, None, eps)[:, :, :turned].swapaxes(1, 2) * qk_weight
             queries, keys = split(rotation(queries_keys), (heads,), 1)
             keys, values = store.update(keys, values)
-            if keep is not None and keep < length and layer is self._layers[-1]:
+            if keep is not None and 0 < keep < length and layer is self._layers[-1]:
                 x, queries, mask = _newest(keep, x.reshape(batch, length, -1), queries, mask)
                 length = keep
             mixed = store.attend(queries, keys, values, scale, mask)
@@ -139,7 +139,7 @@ class FusedDecoder:
 
 def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
     """The newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask."""
-    if isinstance(mask, mx.array) and mask.shape[-2] > 1:
+    if isinstance(mask, mx.array):
         mask = mask[..., -keep:, :]
     return x[:, -keep:].reshape(-1, x.shape[-1]), queries[:, :, -keep:], mask
 

@@ -4,28 +4,27 @@ Groups of `group_size` numbers along the head share a scale and a bias, as in ML
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import mlx.core as mx
 
 from ..errors import InputError
 from ..layers.attention import attend, masked
+from ..layers.devices import on_cuda
 from ..layers.masks import Mask
 
 Packed = tuple[mx.array, mx.array, mx.array]
 """Packed bits (B, K, S, D·bits/32) as uint32, scales and biases (B, K, S, D/group_size)."""
 
-FEW_QUERIES = 8
+MULTIPLIED_QUERIES = 8
 """Up to here attention multiplies the packed keys; from here on it unpacks them once and uses the fused kernel."""
 
 
-@cache
 def multiplies_packed_views() -> bool:
     """Whether `mx.quantized_matmul` takes part of a store.
 
     MLX's CUDA kernels ask for contiguous arrays (`mlx/backend/cuda/quantized/qmm`), which a view of some slots is not.
     """
-    return not mx.cuda.is_available()
+    return not on_cuda()
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class KVFormat:
     def attend(self, queries: mx.array, keys: Packed, values: Packed, scale: float, mask: Mask) -> mx.array:
         """softmax(q·kᵀ·scale)·v over the stored values, softmax in float32; (B, H, L, D)."""
         batch, heads, length, size = queries.shape
-        if length > FEW_QUERIES or not multiplies_packed_views():
+        if length > MULTIPLIED_QUERIES or not multiplies_packed_views():
             return attend(queries, self.unpack(keys), self.unpack(values), scale, mask)
         kv_heads, slots = keys[0].shape[1:3]
         # the query heads of one key head are rows of one product, so that each key is read once

@@ -22,7 +22,7 @@ STAGES = 8
 """How many times, at most, rows may join while a wave's prompts are computed."""
 
 CUDA_STAGES = 2
-"""The same there: a stage costs some 15 ms of many small kernels, computing padding less (benchmarks/RESULTS.md)."""
+"""The same on CUDA, where eight stages took 189 ms and two 126 (benchmarks/RESULTS.md); one keeps all padding."""
 
 SHORTEST_STAGE = 32
 """Slots: rows whose lengths differ by less start together."""

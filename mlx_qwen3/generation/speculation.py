@@ -143,8 +143,14 @@ class Speculation:
             return
         history, left = list(run.history), run.max_tokens
         self.proposer.start(history)
-        token = 0
-        pending = run.pending
+        # as in `OneByOne`, the first token waits for its own pass alone
+        past = mx.array(history) if run.choose.processors else None
+        chosen, logprobs = run.choose(run.logits(run.pending), past)
+        token, left = cast(int, chosen.item()), left - 1
+        history.append(token)
+        self.proposer.observe(token)
+        yield Step(token, logprobs)
+        pending = mx.array([[token]])
         while left:
             for step in self._plain(run, pending, history, left):
                 token, left = step.token, left - 1

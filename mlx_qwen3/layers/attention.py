@@ -5,11 +5,11 @@ import mlx.core as mx
 from .devices import on_cuda
 from .masks import Mask
 
-FEW_QUERIES = 128
-"""On CUDA, up to so many queries behind a cache are attended to without cuDNN; see `_attends_step_by_step`."""
+MOST_NEW_TOKENS = 128
+"""On CUDA, up to so many tokens behind a cache are attended to without cuDNN; see `_attends_step_by_step`."""
 
-MOST_SCORES = 1 << 28
-"""Attention scores (B·H·L·S) that may be in memory at once, in float32: 1 GiB."""
+MOST_SCORES = 1 << 26
+"""Attention scores (H·L·S) of a layer above which making a plan takes less time than doing without one."""
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
@@ -31,13 +31,14 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
 def _attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
     """Whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
 
-    cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). A few new tokens behind
-    a cache are a pair that hardly comes again: guesses that are verified, the next turn of a chat.
+    cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). One sequence's few new
+    tokens behind a cache are a pair that hardly comes again: guesses that are verified, the next turn of a chat.
+    Batches of texts have the same few shapes all the time.
     """
     batch, heads, length, _ = queries.shape
     slots = keys.shape[2]
-    few = 1 < length <= FEW_QUERIES and length < slots and batch * heads * length * slots <= MOST_SCORES
-    return few and on_cuda()
+    new_lengths = batch == 1 and 1 < length <= MOST_NEW_TOKENS and length < slots
+    return new_lengths and heads * length * slots <= MOST_SCORES and on_cuda()
 
 
 def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
@@ -51,7 +52,7 @@ def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, sc
 
 
 def masked(scores: mx.array, mask: Mask) -> mx.array:
-    """Scores (B, H, L, S) with the mask applied; what may not be seen gets the least finite number."""
+    """Scores (B, H, L, S) with the mask applied: numbers are added, False becomes the least finite number."""
     length, slots = scores.shape[-2:]
     if isinstance(mask, str):
         order = mx.arange(slots)

@@ -72,14 +72,27 @@ def test_works_on_quantized_caches(fields):
 @pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "packed"])
 @pytest.mark.parametrize("fields", [{}, SLIDING], ids=["growing", "sliding"])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_only_the_newest_go_through_the_last_layer(fields, options, keep):
+def test_only_the_newest_go_through_the_last_layer(fields, options, keep, monkeypatch):
     model = small_model(**fields)
     plain, cache = model.make_cache(**options), model.make_cache(**options)
     fast, parts = model.for_inference(), [mx.array([[*range(3, 30)]]), *PARTS[1:5]]
+    last, queries = cache.layers[-1], []
+    attend = last.attend
+    monkeypatch.setattr(last, "attend", lambda *given: queries.append(given[0].shape[2]) or attend(*given))
     for part in parts:
         want = model.step_logits(part, plain, keep)
         assert mx.allclose(fast.step_logits(part, cache, keep), want, rtol=1e-4, atol=1e-4)
-        assert want.shape[1] == min(keep, part.shape[1])
+        assert queries[-1] == want.shape[1] == min(keep, part.shape[1])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_newest_of_padded_rows(keep):
+    model, ids = small_model(), mx.array([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask, positions = mx.array([[0, 0, 1, 1, 1], [1] * 5]), mx.array([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]])
+    want = model.step_logits(ids, model.make_cache(), keep, mask, positions)
+    found = model.for_inference().step_logits(ids, model.make_cache(), keep, mask, positions)
+    assert found.shape == (2, keep, 97)
+    assert mx.allclose(found, want, atol=1e-5)
 
 
 def test_padded_rows_agree():

@@ -10,6 +10,7 @@ from tiny import model as tiny_model
 
 from mlx_qwen3 import ContextError, InputError, generate_step
 from mlx_qwen3.generation.context import context_length, new_cache
+from mlx_qwen3.generation.prompt_lookup import prompt_lookup
 
 
 def cached_ids(cache):
@@ -44,6 +45,12 @@ def test_one_pass_is_computed_ahead_of_every_token_but_the_first(scripted):
     for taken, _ in enumerate(steps):
         ahead.append(scripted.computed - len(PROMPT) - taken)
     assert ahead == [0, 1, 1, 1, 0]
+
+
+def test_the_first_token_waits_for_its_own_pass_where_guesses_are_tried(scripted):
+    steps = generate_step(scripted, PROMPT, max_tokens=5, decoding=prompt_lookup())
+    next(steps)
+    assert scripted.computed == len(PROMPT)
 
 
 @pytest.mark.parametrize("taken", range(1, 8))
