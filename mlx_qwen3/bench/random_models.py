@@ -9,7 +9,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..config import Qwen3Config
-from ..errors import InputError
+from ..errors import InputError, MemoryFitError
+from ..memory import machine_memory
 from ..models import Qwen3ForCausalLM
 from ..quantization import PackedFormat, quantize_model
 
@@ -63,6 +64,7 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
 
     Raises:
         InputError: an unknown size.
+        MemoryFitError: a size that this machine cannot hold.
         QuantizationError: bits or a group size that MLX does not have.
     """
     if size not in SIZES:
@@ -70,6 +72,15 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
     mx.random.seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES[size]))
     model.set_dtype(dtype)
+    everything: Any = tree_flatten(model.parameters())  # lazy so far: nothing has been drawn
+    numbers = sum(array.size for _, array in everything)
+    per_number = dtype.size if bits >= 16 else bits / 8 + 2 * dtype.size / group_size
+    needed, memory = numbers * per_number / 1e9, machine_memory() / 1e9
+    if needed > memory:
+        raise MemoryFitError(
+            f"{size} in {min(bits, 16)} bits has {needed:.1f} GB of weights, and this machine has {memory:.1f} GB: "
+            "take a smaller size or fewer --bits"
+        )
     if bits < 16:
         quantize_model(model, PackedFormat(bits, group_size))
     for _, array in tree_flatten(model.parameters()):

@@ -16,6 +16,7 @@ from mlx_qwen3.bench import (
     compare,
     markdown_report,
     random_model,
+    random_models,
 )
 from mlx_qwen3.bench.contest import bytes_per_token
 from mlx_qwen3.bench.machine import this_machine
@@ -93,6 +94,14 @@ def test_the_command_measures_prints_and_saves(tmp_path: Path, capsys: pytest.Ca
     assert path.read_text(encoding="utf-8") == printed
     assert main(["bench", "--random", "9B"]) == 2
     assert "size is '9B'" in capsys.readouterr().err
+
+
+def test_a_size_that_the_machine_cannot_hold_is_refused_at_once(monkeypatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(random_models, "machine_memory", lambda: 10**9)
+    assert main(["bench", "--random", "32B", "--bits", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "32B in 4 bits has 18." in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_cpu_has_no_limit_that_anybody_named():
