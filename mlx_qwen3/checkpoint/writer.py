@@ -182,6 +182,12 @@ def _recover(target: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
+def check_target_free(target: Path, force: bool = False) -> None:
+    """Raises `CheckpointError` where there is something already and `force` is off."""
+    if target.exists() and not force:
+        raise CheckpointError(f"{target} exists: choose another target, delete it, or replace it with --force")
+
+
 @contextlib.contextmanager
 def replace_folder(target: str | Path, force: bool = False) -> Iterator[Path]:
     """A new, empty folder beside `target` that takes its place when the block ends without an error.
@@ -196,8 +202,7 @@ def replace_folder(target: str | Path, force: bool = False) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _recover(target)
-        if target.exists() and not force:
-            raise CheckpointError(f"{target} exists: choose another target, delete it, or replace it with --force")
+        check_target_free(target, force)
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file, not a folder: choose another target")
         partial = target.parent / f".{target.name}.partial-{os.getpid()}"

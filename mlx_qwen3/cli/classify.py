@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.top_k < 0:
         raise InputError(f"--top-k is {args.top_k}, expected 0 or more")
+    if args.labels is not None and not args.labels.strip(" ,"):
+        raise InputError("--labels names no label; give some with commas between them")
     if not args.labels and (args.template or args.multi_label):
         raise InputError("--template and --multi-label need --labels")
     if args.labels and args.pair_column:

@@ -1,6 +1,7 @@
 """`mlx-qwen3 VERB …`: finds the verb, runs it, and turns errors into one line and an exit status."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -47,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read has gone; keep Python from complaining when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
             raise

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -58,7 +59,12 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
     if args.file in (None, "-"):
         if sys.stdin.isatty():
             raise InputError("no text: give texts, --file, or text on stdin")
-        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        try:
+            yield from (line.rstrip("\r\n") for line in sys.stdin)
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin: is not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
         return
     path = Path(args.file)
     with _opened(path) as file:

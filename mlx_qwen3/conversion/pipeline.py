@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import replace_folder
+from ..checkpoint import check_target_free, replace_folder
 from ..config.stock_mlx_lm import silently_different
 from ..errors import CheckpointError, InputError
 from ..quantization.formats import PackedFormat
@@ -124,6 +124,9 @@ def convert(
     asked = any(value is not None for value in (q_bits, q_group_size, quant_predicate, target_bpw))
     asked = asked or q_mode != "affine" or bool(q_overrides)
     if recipe is not None and target_bpw is not None:
+        # the search takes minutes: what would be refused after it is refused before
+        check_target_free(target, force)
+        make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
         recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text)
     plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
     # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.

@@ -28,7 +28,7 @@ class RepetitionPenalty:
     padding: mx.array | None = None
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
+        if not 0 < self.penalty < math.inf:
             raise InputError(f"repetition_penalty is {self.penalty!r}, expected a number above 0 (1 for none)")
 
     def __call__(self, ids: mx.array, scores: mx.array) -> mx.array:
@@ -52,6 +52,11 @@ class PresencePenalty:
     presence: float
     frequency: float
     prompt_length: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("presence_penalty", self.presence), ("frequency_penalty", self.frequency)):
+            if not math.isfinite(value):
+                raise InputError(f"{name} is {value!r}, expected a finite number (0 for none)")
 
     def __call__(self, ids: mx.array, scores: mx.array) -> mx.array:
         made = ids[:, self.prompt_length :]

@@ -53,6 +53,8 @@ class RandomSampler:
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is {value!r}, expected a number from 0 to 1")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to 2^64 - 1")
         self._key = None if self.seed is None else mx.random.key(self.seed)
 
     def __call__(self, scores: mx.array) -> mx.array:
