@@ -9,9 +9,7 @@ import statistics
 import time
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_qwen3 import generate_step
 from mlx_qwen3.bench import random_model, this_machine
@@ -78,13 +76,7 @@ def main() -> None:
     print("| model | package | tokens/s | over mlx-lm | over one sequence |\n| --- | --- | ---: | ---: | ---: |")
     for bits in args.bits:
         model = random_model(args.random, getattr(mx, args.dtype), bits, args.group_size)
-        model.for_inference()  # before the arrays are shared: what is joined is then stored once
-        formats = {
-            path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-            for path, layer in model.named_modules()
-            if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
-        }
-        twin = mlx_lm_model(model.config, dict(tree_flatten(model.parameters())), formats)
+        twin = mlx_lm_model(model)
         draw = np.random.default_rng(0)
         lengths = draw.integers(args.shortest, args.longest + 1, args.prompts)
         prompts = [draw.integers(0, model.config.vocab_size, n).tolist() for n in lengths]

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..errors import InputError
 from ..loading import load
@@ -70,11 +68,9 @@ def _contest(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bo
     notes = []
     if own != stored:
         with_dtype(made, own)
-    # joined before mlx-lm gets the same arrays, or both the joined and the single ones would stay in memory
-    made.for_inference()
     runners = {OWN: own_runner(made)}
     if together:
-        runners[OTHER] = mlx_lm_runner(_twin(made, stored))
+        runners[OTHER] = mlx_lm_runner(mlx_lm_model(made, stored))
     elif dtype is None:
         notes.append("mlx-lm was not measured")
     if own == stored:
@@ -82,20 +78,6 @@ def _contest(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bo
     else:
         notes.append(f"{OWN} computed in {_name(own)}, {OTHER} in {_name(stored)}: each its default")
     return Contest(label, made, runners, notes)
-
-
-def _twin(made: Qwen3ForCausalLM, stored: mx.Dtype) -> Any:
-    """mlx-lm's model over the arrays of `made`, numbers in the type that is stored, which loses nothing."""
-    parameters: Any = tree_flatten(made.parameters())
-    weights = {
-        name: array.astype(stored) if mx.issubdtype(array.dtype, mx.floating) else array for name, array in parameters
-    }
-    formats = {
-        path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        for path, layer in made.named_modules()
-        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
-    }
-    return mlx_lm_model(made.config, weights, formats)
 
 
 def _precision(bits: int) -> str:

@@ -1,26 +1,40 @@
 """mlx-lm's own Qwen3 over the very arrays of a model here. Imports mlx_lm, which takes seconds, when it is called."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .measure import Runner
 
 
-def mlx_lm_model(config: Any, weights: Mapping[str, mx.array], formats: Mapping[str, Mapping[str, Any]]) -> Any:
-    """mlx-lm's model with these weights.
+def mlx_lm_model(own: Any, dtype: mx.Dtype | None = None) -> Any:
+    """mlx-lm's model over the arrays of a causal model here.
+
+    Its matrices are joined for inference first: joined later, both the joined and the single ones would stay in memory.
 
     Args:
-        config: a `Qwen3Config`.
-        weights: by their Hugging Face names.
-        formats: path of each packed layer -> its group_size, bits and mode.
+        own: a `Qwen3ForCausalLM`.
+        dtype: what numbers are brought to; by default they stay as they are, and are shared.
 
     Raises:
         ImportError: mlx-lm is not installed.
     """
+    own.for_inference()
+    config = own.config
+    parameters: Any = tree_flatten(own.parameters())
+    weights = {
+        name: array.astype(dtype) if dtype and mx.issubdtype(array.dtype, mx.floating) else array
+        for name, array in parameters
+    }
+    formats = {
+        path: {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        for path, layer in own.named_modules()
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+    }
     module = importlib.import_module("mlx_lm.models.qwen3")
     fields = {**config.to_dict(), "model_type": "qwen3", "rope_theta": config.rope_parameters["rope_theta"]}
     fields.pop("rope_scaling", None)

@@ -74,7 +74,7 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
     model.set_dtype(dtype)
     everything: Any = tree_flatten(model.parameters())  # lazy so far: nothing has been drawn
     numbers = sum(array.size for _, array in everything)
-    per_number = dtype.size if bits >= 16 else bits / 8 + 2 * dtype.size / group_size
+    per_number = dtype.size if bits >= 16 else PackedFormat(bits, group_size).bits_per_weight(dtype.size) / 8
     needed, memory = numbers * per_number / 1e9, machine_memory() / 1e9
     if needed > memory:
         raise MemoryFitError(

@@ -78,8 +78,7 @@ class KVFormat:
         # the query heads of one key head are rows of one product, so that each key is read once
         rows = (queries * scale).reshape(batch, kv_heads, -1, size)
         scores = mx.quantized_matmul(rows, *keys, transpose=True, group_size=self.group_size, bits=self.bits)
-        if mask is not None:
-            scores = masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
+        scores = masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
         weights = mx.softmax(scores, axis=-1, precise=True)
         mixed = mx.quantized_matmul(weights, *values, transpose=False, group_size=self.group_size, bits=self.bits)
         return mixed.reshape(batch, heads, length, size)

@@ -45,18 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # whoever read has gone; keep Python from complaining when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read has gone
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return _fail(f"{error.filename or 'the output'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
             raise
         return _fail("out of memory: take a smaller model, --max-kv-size, or --kv-bits 8")
+
+
+def _drop_output() -> None:
+    """Keeps Python from complaining when it flushes at exit what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -133,9 +133,10 @@ def test_the_joined_matrices_are_what_mlx_lm_gets():
 
 @pytest.mark.reference
 def test_each_package_computes_in_its_own_default():
-    from mlx_qwen3.bench.contestants import _twin, contests
+    from mlx_qwen3.bench.contestants import contests
+    from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
 
     (contest,) = contests(size="tiny", bits=[4], group_size=32)
     assert contest.model.dtype == mx.float32  # on the CPU, where these tests run
-    assert _twin(contest.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
+    assert mlx_lm_model(contest.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
     assert contest.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16: each its default"]
