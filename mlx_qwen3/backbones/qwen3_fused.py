@@ -138,10 +138,16 @@ class FusedDecoder:
 
 
 def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
-    """The newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask."""
+    """The newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask.
+
+    One query has the mask and the strides of a single decoded token: on CUDA cuDNN would make another plan for others,
+    some 40 ms for each L.
+    """
     if isinstance(mask, mx.array):
         mask = mask[..., -keep:, :]
-    return x[:, -keep:].reshape(-1, x.shape[-1]), queries[:, :, -keep:], mask
+    elif keep == 1:
+        mask = None  # the newest token sees everything
+    return x[:, -keep:].reshape(-1, x.shape[-1]), mx.contiguous(queries[:, :, -keep:]), mask
 
 
 def can_fuse(decoder: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, Self
 import mlx.core as mx
 
 from ..errors import CacheError
-from ..layers.attention import attend
-from ..layers.masks import Mask, SlotRanges
+from ..layers.attention import aligned, attend, attends_step_by_step
+from ..layers.masks import Mask, SlotRanges, with_hidden_slots
 from .packing import KVFormat
 from .slots import PackedSlots, PlainSlots, Slots
 
@@ -195,6 +195,14 @@ class GrowingLayer(LayerCache):
             return self.slots.view(0, stop)
         self._limit = self._writable(self.slots.capacity)
         return self.slots.put(keys, values, start, stop, 0)
+
+    def attend(self, queries: mx.array, keys: Any, values: Any, scale: float, mask: Mask) -> mx.array:
+        hidden = min(aligned(self.offset), self.slots.capacity) - self.offset
+        if hidden and isinstance(self.slots, PlainSlots) and attends_step_by_step(queries, keys):
+            # slots that are not written yet cost nothing, a copy of all the others would
+            mask = with_hidden_slots(mask, queries.shape[2], self.offset, hidden)
+            keys, values = self.slots.view(0, self.offset + hidden)
+        return super().attend(queries, keys, values, scale, mask)
 
     @property
     def earliest(self) -> int:

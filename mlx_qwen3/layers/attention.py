@@ -6,7 +6,7 @@ from .devices import on_cuda
 from .masks import Mask
 
 MOST_NEW_TOKENS = 128
-"""On CUDA, up to so many tokens behind a cache are attended to without cuDNN; see `_attends_step_by_step`."""
+"""On CUDA, up to so many tokens behind a cache are attended to without cuDNN; see `attends_step_by_step`."""
 
 MOST_SCORES = 1 << 26
 """Attention scores (H·L·S) of a layer above which making a plan takes less time than doing without one."""
@@ -23,12 +23,12 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
     """
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
         mask = mask.astype(queries.dtype)
-    if _attends_step_by_step(queries, keys):
+    if attends_step_by_step(queries, keys):
         return _attend_step_by_step(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
-def _attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
+def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
     """Whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
 
     cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). One sequence's few new
@@ -42,13 +42,21 @@ def _attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
 
 
 def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
-    """`attend` with scores in float32, where the queries of one key head are rows of one product."""
+    """`attend` with scores in float32, where the queries of one key head are rows of one product.
+
+    It is fastest with a number of slots that `aligned` gives: other rows of scores begin where a GPU loads slowly.
+    """
     batch, heads, length, size = queries.shape
     kv_heads, slots = keys.shape[1:3]
     rows = (queries.astype(mx.float32) * scale).reshape(batch, kv_heads, -1, size)
     scores = (rows @ keys.astype(mx.float32).swapaxes(-1, -2)).reshape(batch, heads, length, slots)
     weights = mx.softmax(masked(scores, mask), axis=-1).astype(values.dtype)
     return (weights.reshape(batch, kv_heads, -1, slots) @ values).reshape(batch, heads, length, size)
+
+
+def aligned(slots: int) -> int:
+    """The next multiple of 8: so many numbers of 16 bits a GPU's products load at once."""
+    return -(-slots // 8) * 8
 
 
 def masked(scores: mx.array, mask: Mask) -> mx.array:

@@ -87,6 +87,16 @@ def decoder_mask(
     return (allowed | (blind & (keys == queries)))[:, None]
 
 
+def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.array:
+    """The mask for L new tokens and S slots, as an array for `hidden` more slots, which nobody may see."""
+    if isinstance(mask, mx.array):
+        mask = mx.broadcast_to(mask, (*mask.shape[:-1], slots))
+        no = mx.array(False) if mask.dtype == mx.bool_ else mx.array(mx.finfo(mask.dtype).min, mask.dtype)
+        return mx.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, hidden)], constant_values=no)
+    newest = slots - 1 if mask is None else mx.arange(slots - length, slots)[:, None]
+    return mx.arange(slots + hidden)[None] <= newest
+
+
 def packed_segments(position_ids: mx.array) -> mx.array:
     """Numbers the sequences packed into a row (B, L): a step of position ids other than 1 starts the next one."""
     ids = position_ids if position_ids.ndim == 2 else position_ids[None]

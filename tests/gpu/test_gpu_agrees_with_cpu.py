@@ -1,7 +1,11 @@
 """A GPU gives what the CPU gives: `pytest -m metal` on a Mac, `pytest -m accelerator` with MLX's CUDA build.
 
-Products of float32 may be computed with fewer bits there, hence the tolerance of 1e-2 on logits of size 1 and more.
+MLX's CUDA backend multiplies float32 with ten bits unless told otherwise; here it is, so that what differs is ours.
 """
+
+import os
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # read at the first product on the GPU
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +21,8 @@ SHAPES = {
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "bias": {"attention_bias": True, "num_key_value_heads": 1},
 }
-SIZE = {"hidden_size": 64, "head_dim": 64, "intermediate_size": 128}
+# 128 wide: MLX 0.32.4 multiplies several rows by packed weights of a single group wrongly on CUDA
+SIZE = {"hidden_size": 128, "head_dim": 64, "intermediate_size": 256}
 
 
 @pytest.fixture
@@ -56,8 +61,8 @@ def test_a_call_and_its_cached_steps(gpu, shape, bits):
         return mx.concatenate(parts, axis=1)
 
     want = on(mx.cpu, whole)
-    np.testing.assert_allclose(on(gpu, whole), want, atol=1e-2)
-    np.testing.assert_allclose(on(gpu, stepwise), want, atol=1e-2)
+    np.testing.assert_allclose(on(gpu, whole), want, atol=1e-4)
+    np.testing.assert_allclose(on(gpu, stepwise), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("gpu", BACKENDS, indirect=True)

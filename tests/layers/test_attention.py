@@ -32,23 +32,40 @@ def masks(length, slots):
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "booleans", "numbers"])
-@pytest.mark.parametrize("length", [2, 5])
-def test_equals_the_fused_kernel(as_on_cuda, kind, length):
-    arrays, mask = draw(length, 11), masks(length, 11)[kind]
+@pytest.mark.parametrize(("length", "slots"), [(2, 11), (5, 11), (5, 16)])
+def test_equals_the_fused_kernel(as_on_cuda, kind, length, slots):
+    arrays, mask = draw(length, slots), masks(length, slots)[kind]
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=mask)
     assert mx.allclose(attend(*arrays, 0.3, mask), want, atol=1e-5)
     assert as_on_cuda
 
 
-def test_scores_are_not_rounded_to_bfloat16(as_on_cuda):
+@pytest.mark.parametrize("kind", ["none", "causal", "booleans", "numbers"])
+def test_scores_are_not_rounded_to_bfloat16(as_on_cuda, kind):
     queries, keys, values = draw(5, 40, mx.bfloat16)
     queries = queries * 8  # large scores: rounded to bfloat16 they are off by up to a tenth
-    found = attend(queries, keys, values, 0.3, "causal")
+    mask = masks(5, 40)[kind]
+    found = attend(queries, keys, values, 0.3, mask)
     exact = [array.astype(mx.float32) for array in (queries, keys, values)]
-    want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask="causal")
+    want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask=mask)
     assert found.dtype == mx.bfloat16
     # half a unit of the weights and of the result, both below 4
     assert mx.abs(found.astype(mx.float32) - want).max().item() < 0.016
+
+
+@pytest.mark.parametrize("tokens", [13, 16, 23])
+def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch, tokens):
+    seen, plain = [], attention._attend_step_by_step
+    monkeypatch.setattr(
+        attention, "_attend_step_by_step", lambda *given: seen.append(given[1].shape[2]) or plain(*given)
+    )
+    mx.random.seed(3)
+    model, ids = tiny.model(), tiny.ids(batch=1, length=tokens)
+    cache = model.make_cache()
+    first = model(ids[:, :9], past_key_values=cache, use_cache=True).logits
+    rest = model(ids[:, 9:], past_key_values=cache, use_cache=True).logits
+    assert mx.allclose(mx.concatenate([first, rest], axis=1), model(ids).logits, atol=1e-4)
+    assert set(seen) == {-(-tokens // 8) * 8}
 
 
 @pytest.mark.parametrize(("length", "slots", "taken"), [(1, 9, 0), (2, 9, 1), (128, 200, 1), (129, 200, 0), (9, 9, 0)])
