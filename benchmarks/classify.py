@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlx.core as mx
@@ -206,6 +207,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the tables to this file")
     parser.add_argument("--only", default="", help="run the rows of the table whose name holds this; no zero-shot then")
     options = parser.parse_args()
+    if not (find_spec("torch") and find_spec("transformers")):
+        parser.error("torch and transformers are what it compares with: pip install -e '.[reference]'")
     config = Qwen3Config(**SHAPES[options.shape], max_position_embeddings=4096, rope_theta=1e6, pad_token_id=0)
     config.tie_word_embeddings = True
     lines = [

@@ -1,6 +1,6 @@
 """What each quantization recipe costs on the bundled model: size, bits per weight, divergence, agreement, its task.
 
-    python benchmarks/quantization.py [CHECKPOINT] [--questions 90] [--only NAME ...] [--torch]
+    python -m benchmarks.quantization [CHECKPOINT] [--questions 90] [--only NAME ...] [--torch]
 
 Converts the unquantized checkpoint with each recipe into a temporary folder and compares the two on the bundled
 model's examination: questions in phrasings held out of training, with their answers. The answers' tokens count; the
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--torch", action="store_true", help="run the weights in transformers (the extra `reference`)")
     args = parser.parse_args()
+    if args.questions < 3:
+        parser.error(f"--questions is {args.questions}, expected at least 3: one of each kind")
     pairs, calibration = conversations(args.questions, args.calibration)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
 
