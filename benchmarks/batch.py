@@ -1,6 +1,7 @@
 """Batch generation against mlx-lm's BatchGenerator and against one sequence at a time, on the same random weights.
 
 python benchmarks/batch.py --random 0.6B --bits 4 --prompts 32
+python benchmarks/batch.py --random 0.6B --prompts 128 --at-once 32 --shortest-answer 8
 """
 
 import argparse
@@ -18,28 +19,28 @@ from mlx_qwen3.generation import greedy
 from mlx_qwen3.generation.rows import decode_rows
 
 
-def ours(model, prompts, max_tokens):
-    """Seconds for all tokens of all prompts."""
+def ours(model, prompts, budgets, at_once):
+    """Tokens, and seconds for all tokens of all prompts."""
     start = time.perf_counter()
     found = decode_rows(
         model.for_inference(),
         prompts,
-        [max_tokens] * len(prompts),
+        budgets,
         [greedy] * len(prompts),
         lambda token: False,
-        wave_size=len(prompts),
+        wave_size=at_once,
     )
     count = sum(1 for _ in found)
     return count, time.perf_counter() - start
 
 
-def theirs(twin, prompts, max_tokens):
+def theirs(twin, prompts, budgets, at_once):
     """The same by mlx-lm."""
     module = importlib.import_module("mlx_lm.generate")
     stream = mx.default_stream(mx.default_device())
     start = time.perf_counter()
-    generator = module.BatchGenerator(twin, completion_batch_size=len(prompts), stream=stream)
-    generator.insert(prompts, [max_tokens] * len(prompts))
+    generator = module.BatchGenerator(twin, completion_batch_size=at_once, stream=stream)
+    generator.insert(prompts, budgets)
     count = 0
     while responses := generator.next_generated():
         count += len(responses)
@@ -58,7 +59,7 @@ def alone(model, prompt, max_tokens):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", default="tiny")
     parser.add_argument("--bits", type=int, nargs="+", default=[16])
     parser.add_argument("--group-size", type=int, default=64)
@@ -67,11 +68,16 @@ def main() -> None:
     parser.add_argument("--shortest", type=int, default=16)
     parser.add_argument("--longest", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument(
+        "--shortest-answer", type=int, help="new tokens of a prompt are drawn from here on; default all"
+    )
+    parser.add_argument("--at-once", type=int, help="sequences in a pass; default all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
     if args.cpu:
         mx.set_default_device(mx.cpu)
+    at_once = args.at_once or args.prompts
     print(this_machine(mx.default_device()))
     print("| model | package | tokens/s | over mlx-lm | over one sequence |\n| --- | --- | ---: | ---: | ---: |")
     for bits in args.bits:
@@ -80,11 +86,14 @@ def main() -> None:
         draw = np.random.default_rng(0)
         lengths = draw.integers(args.shortest, args.longest + 1, args.prompts)
         prompts = [draw.integers(0, model.config.vocab_size, n).tolist() for n in lengths]
+        shortest = args.shortest_answer or args.max_tokens
+        budgets = draw.integers(shortest, args.max_tokens + 1, args.prompts).tolist()
         middle = sorted(prompts, key=len)[len(prompts) // 2]
         rounds = []
         for turn in range(args.rounds + 1):
-            (a, own), (b, other) = ours(model, prompts, args.max_tokens), theirs(twin, prompts, args.max_tokens)
-            assert a == b == args.prompts * args.max_tokens, (a, b)
+            a, own = ours(model, prompts, budgets, at_once)
+            b, other = theirs(twin, prompts, budgets, at_once)
+            assert a == b == sum(budgets), (a, b)
             if turn:
                 rounds.append((a / own, b / other, alone(model, middle, args.max_tokens)))
         own, other, single = (statistics.median(column) for column in zip(*rounds, strict=True))
@@ -93,7 +102,8 @@ def main() -> None:
         label = f"{args.random} random, {'unpacked' if bits >= 16 else f'{bits} bits'}"
         print(f"| {label} | mlx-qwen3 | {own:.0f} | {over:.2f}× | {many:.1f}× |")
         print(f"| {label} | mlx-lm | {other:.0f} | | {other / single:.1f}× |", flush=True)
-    print(f"{args.prompts} prompts of {args.shortest} to {args.longest} tokens, {args.max_tokens} new tokens each;")
+    print(f"{args.prompts} prompts of {args.shortest} to {args.longest} tokens, {at_once} at once;")
+    print(f"{args.shortest_answer or args.max_tokens} to {args.max_tokens} new tokens each;")
     print("tokens/s count the prompts' time; the one sequence's rate does not.")
 
 

@@ -185,6 +185,36 @@ class Cache:
         for layer in self.layers:
             layer.repeat(count)
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether `put_rows` works: every layer keeps all tokens, and as they are."""
+        return all(type(layer) is GrowingLayer and layer.form is None for layer in self.layers)
+
+    def put_rows(self, places: Sequence[int], other: "Cache") -> None:
+        """The rows of another cache take the places of some rows here, so that both end at the same slot.
+
+        What stays in the slots before them has to be hidden by a mask. Snapshots are let go.
+
+        Args:
+            places: a row of this cache for each row of `other`.
+            other: a cache of the same model that holds no more tokens than this one.
+
+        Raises:
+            CacheError: a cache whose layers slide or pack; more tokens, or another number of rows.
+        """
+        if not (self.takes_rows and other.takes_rows):
+            raise CacheError("rows of layers that slide or pack cannot be put elsewhere: start another cache")
+        if other.offset > self.offset or other.batch_size != len(places):
+            raise CacheError(
+                f"cannot put {other.batch_size} rows of {other.offset} tokens into {len(places)} rows of "
+                f"{self.offset} tokens"
+            )
+        self._snapshots = {}
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            for array, new in zip(mine.slots.arrays, theirs.slots.arrays, strict=True):
+                for row, place in enumerate(places):
+                    array[place, :, self.offset - other.offset : self.offset] = new[row, :, : other.offset]
+
     # the Hugging Face spellings
 
     def to_legacy_cache(self) -> tuple[tuple[mx.array | None, mx.array | None], ...]:

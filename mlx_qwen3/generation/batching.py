@@ -21,7 +21,7 @@ from .stream import TextCodec, chosen_sampler, ending_ids, prompt_ids
 class BatchStats:
     """prompt_tokens, generation_tokens: of all sequences together, with seconds and tokens a second; peak_memory in GB.
 
-    The time of the prompts ends with the first token of the first wave; later waves count as generation.
+    The time of the prompts ends with the first token of all; what joins later counts as generation.
     """
 
     prompt_tokens: int

@@ -1,13 +1,14 @@
 """Several sequences at once, ids only: left-padded rows that share every pass until each has ended.
 
 Rows of one wave end at the same slot. A longer row starts first and shorter ones join on the way, so that hardly any
-padding is computed. A row that has ended stays where it is until half of the rows have; then the rest moves together,
-which copies the cache at most once over in all.
+padding is computed. A row that has ended stays where it is until a quarter of the rows have: then prompts that wait
+take those places, as long as that does not make the cache mostly padding. Where none can, and half of the rows have
+ended, the rest moves together, which copies the cache at most once over in all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -15,8 +16,6 @@ import numpy as np
 from ..layers.devices import on_cuda
 from .context import MOVING_FREQUENCIES, new_cache
 from .sampling import Sampler, needs_logprobs
-
-T = TypeVar("T")
 
 STAGES = 8
 """How many times, at most, rows may join while a wave's prompts are computed."""
@@ -26,6 +25,9 @@ CUDA_STAGES = 2
 
 SHORTEST_STAGE = 32
 """Slots: rows whose lengths differ by less start together."""
+
+JOINING_SHARE = 4
+"""A wave takes in new rows once one in so many has ended: prompts are computed faster together."""
 
 TOLERATED_PADDING = 4096
 """Slots of padding in a wave's cache that need no reason; more than that must stay below the real tokens."""
@@ -82,9 +84,31 @@ def decode_rows(
     if rope.get("rope_type") in MOVING_FREQUENCIES:
         # another row, or another length of a pass, would move a row's frequencies
         wave_size, prefill_tokens = 1, max(map(len, prompts), default=1)
-    for rows in waves([len(prompt) for prompt in prompts], wave_size):
-        wave = _Wave(model, [prompts[i] for i in rows], new_cache(model.config, **cache_options), prefill_tokens)
-        yield from wave.run(rows, [budgets[i] for i in rows], [samplers[i] for i in rows], ended)
+    waiting = [_Row(i, prompts[i], budgets[i], samplers[i]) for i in range(len(prompts))]
+    waiting.sort(key=lambda row: -len(row.prompt))
+    while waiting:
+        rows = _taken(waiting, wave_size)
+        wave = _Wave(model, rows, lambda: new_cache(model.config, **cache_options), prefill_tokens)
+        yield from wave.run(waiting, ended)
+
+
+@dataclass
+class _Row:
+    """A sequence: its place among the prompts, its prompt's ids, how many tokens are left to it, whether it goes on."""
+
+    place: int
+    prompt: Sequence[int]
+    left: int
+    sampler: Sampler
+    alive: bool = True
+
+
+def _taken(waiting: list[_Row], size: int) -> list[_Row]:
+    """Takes the first wave out of rows in falling order of length."""
+    count = len(waves([len(row.prompt) for row in waiting], size)[0])
+    taken = waiting[:count]
+    del waiting[:count]
+    return taken
 
 
 def waves(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -95,51 +119,82 @@ def waves(lengths: Sequence[int], size: int) -> list[list[int]]:
         group = groups[-1] if groups else []
         real = sum(lengths[i] for i in group) + lengths[row]
         padding = (len(group) + 1) * lengths[group[0]] - real if group else 0
-        if not group or len(group) == size or padding > max(real, TOLERATED_PADDING):
+        if not group or len(group) == size or _mostly(padding, real):
             groups.append([])
         groups[-1].append(row)
     return groups
 
 
+def _mostly(padding: int, real: int) -> bool:
+    return padding > max(real, TOLERATED_PADDING)
+
+
 class _Wave:
     """Rows that end at one slot. `padding` is each row's number of slots before its first token."""
 
-    def __init__(self, model: BatchModel, prompts: list[Sequence[int]], cache: Any, prefill_tokens: int):
-        self.model, self.cache, self.prefill_tokens = model, cache, prefill_tokens
-        self.length = len(prompts[0])
-        self.padding = np.array([self.length - len(prompt) for prompt in prompts], dtype=np.int32)
-        self.ids = np.zeros((len(prompts), self.length), dtype=np.int32)
-        for row, prompt in zip(self.ids, prompts, strict=True):
-            row[self.length - len(prompt) :] = prompt
+    def __init__(self, model: BatchModel, rows: list[_Row], empty: Callable[[], Any], prefill_tokens: int):
+        self.model, self.rows, self.prefill_tokens = model, rows, prefill_tokens
+        self.empty, self.cache = empty, empty()
+        self.length = len(rows[0].prompt)
+        self.padding = np.array([self.length - len(row.prompt) for row in rows], dtype=np.int32)
+        self.ids = np.zeros((len(rows), self.length), dtype=np.int32)
+        for row, ids in zip(rows, self.ids, strict=True):
+            ids[self.length - len(row.prompt) :] = row.prompt
 
-    def run(
-        self, rows: list[int], budgets: list[int], samplers: list[Sampler], ended: Callable[[RowToken], bool]
-    ) -> Iterator[RowToken]:
-        """The tokens of these rows until all have ended."""
-        left, alive = list(budgets), [True] * len(rows)
-        tokens = _sample(self._prefill(), samplers)
-        mx.async_eval(tokens)
+    def run(self, waiting: list[_Row], ended: Callable[[RowToken], bool]) -> Iterator[RowToken]:
+        """The tokens of these rows, and of those that join them, until all have ended."""
+        tokens = self._first_tokens()
         while True:
             following = None
-            if any(on and n > 1 for on, n in zip(alive, left, strict=True)):
-                following = _sample(self._step(tokens), samplers)
-                mx.async_eval(following)
-            for i, token in enumerate(np.asarray(tokens).tolist()):
-                if not alive[i]:
+            if any(row.alive and row.left > 1 for row in self.rows):
+                following = self._chosen(self._step(tokens))
+            for row, token in zip(self.rows, np.asarray(tokens).tolist(), strict=True):
+                if not row.alive:
                     continue
-                left[i] -= 1
-                found = RowToken(rows[i], token)
-                alive[i] = not ended(found) and left[i] > 0
+                row.left -= 1
+                found = RowToken(row.place, token)
+                row.alive = not ended(found) and row.left > 0
                 yield found
-            if following is None or not any(alive):
+            if following is None or not any(row.alive for row in self.rows):
                 return
-            tokens = following
-            if 2 * sum(alive) <= len(alive):
-                kept = [i for i, on in enumerate(alive) if on]
-                self.cache.select_rows(kept)
-                self.padding, tokens = self.padding[kept], tokens[mx.array(kept)]
-                rows, left, samplers = _those(rows, kept), _those(left, kept), _those(samplers, kept)
-                alive = [True] * len(kept)
+            tokens = self._close_ranks(self._take_in(waiting, following))
+
+    def _take_in(self, waiting: list[_Row], tokens: mx.array) -> mx.array:
+        """Rows that wait take the places of ended ones; the next token of each row (B,)."""
+        free = [i for i, row in enumerate(self.rows) if not row.alive]
+        if not waiting or len(free) * JOINING_SHARE < len(self.rows) or not self.cache.takes_rows:
+            return tokens
+        slots = self.cache.offset
+        new = waves([len(row.prompt) for row in waiting], len(free))[0]
+        real = slots * (len(self.rows) - len(free)) - sum(int(n) for i, n in enumerate(self.padding) if i not in free)
+        real += sum(len(waiting[i].prompt) for i in new)
+        if _mostly(slots * len(self.rows) - real, real):
+            return tokens
+        joining = _Wave(self.model, _taken(waiting, len(free)), self.empty, self.prefill_tokens)
+        places = free[: len(joining.rows)]
+        tokens[mx.array(places)] = joining._first_tokens()
+        self.cache.put_rows(places, joining.cache)
+        for place, row in zip(places, joining.rows, strict=True):
+            self.rows[place], self.padding[place] = row, slots - len(row.prompt)
+        return tokens
+
+    def _close_ranks(self, tokens: mx.array) -> mx.array:
+        """Lets go of ended rows once half of them have ended; the next token of each row (B,)."""
+        kept = [i for i, row in enumerate(self.rows) if row.alive]
+        if 2 * len(kept) > len(self.rows):
+            return tokens
+        self.cache.select_rows(kept)
+        self.rows, self.padding = [self.rows[i] for i in kept], self.padding[kept]
+        return tokens[mx.array(kept)]
+
+    def _first_tokens(self) -> mx.array:
+        """Computes the prompts and starts to choose each row's first token (B,)."""
+        return self._chosen(self._prefill())
+
+    def _chosen(self, logits: mx.array) -> mx.array:
+        tokens = _sample(logits, [row.sampler for row in self.rows])
+        mx.async_eval(tokens)
+        return tokens
 
     def _prefill(self) -> mx.array:
         """Computes the prompts; the logits of each row's last token (B, V)."""
@@ -177,10 +232,6 @@ class _Wave:
             mask = mx.array((slots >= padding[:, None]).astype(np.int32))
             positions = mx.array(np.maximum(slots[first:] - padding[:, None], 0))
         return self.model.step_logits(ids, self.cache, 1, mask, positions)[:, -1]
-
-
-def _those(values: list[T], kept: list[int]) -> list[T]:
-    return [values[i] for i in kept]
 
 
 def _sample(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:

@@ -103,6 +103,42 @@ def test_rows_move_with_their_tokens():
         cache.select_rows([])
 
 
+def test_rows_of_another_cache_take_places():
+    model, ids, new = tiny.model(), tiny.ids(3, 12), tiny.ids(2, 6, seed=5)
+    cache, other = model.make_cache(step=2), model.make_cache()
+    logits(model, ids[:, :9], cache)
+    before = [np.array(keys) for keys, _ in cache]
+    kept = cache.copy()
+    logits(model, new[:, :5], other)
+    assert cache.takes_rows
+    cache.put_rows([2, 0], other)
+    mask = mx.array([[0] * 4 + [1] * 6, [1] * 10, [0] * 4 + [1] * 6])
+    positions = mx.array([[5], [9], [5]])
+    step = mx.stack([new[1, 5:], ids[1, 9:10], new[0, 5:]])
+    found = logits(model, step, cache, attention_mask=mask, position_ids=positions)[:, 0]
+    want = logits(model, new)[:, 5]
+    np.testing.assert_allclose(found[[2, 0]], want, atol=1e-5)
+    np.testing.assert_allclose(found[1], logits(model, ids[1:2, :10])[0, 9], atol=1e-5)
+    for keys, old in zip((keys for keys, _ in kept), before, strict=True):
+        np.testing.assert_array_equal(np.array(keys), old)  # a copy made before does not change
+
+
+def test_rows_that_cannot_take_places():
+    model = tiny.model()
+    cache, longer = model.make_cache(), model.make_cache()
+    logits(model, tiny.ids(2, 5), cache)
+    logits(model, tiny.ids(1, 6), longer)
+    with pytest.raises(CacheError, match="1 rows of 6 tokens into 1 rows of 5"):
+        cache.put_rows([0], longer)
+    with pytest.raises(CacheError, match="into 2 rows"):
+        longer.put_rows([0, 0], longer)
+    sliding = model.make_cache(max_kv_size=8)
+    assert not sliding.takes_rows
+    assert not make_cache(["full_attention"] * 2, kv_bits=8).takes_rows
+    with pytest.raises(CacheError, match="slide or pack"):
+        sliding.put_rows([0], cache)
+
+
 def test_a_shared_prefix_serves_many_rows():
     model = tiny.model(**SLIDING)
     prefix, rest = tiny.ids(1, 7), tiny.ids(3, 4, seed=5)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM, batch_generate, generate, generate_step
+from mlx_qwen3.cache import Cache
 from mlx_qwen3.generation import RandomSampler, greedy, rows
 from mlx_qwen3.generation.rows import RowToken, decode_rows, waves
 from tests.scripted import byte_tokenizer
@@ -92,6 +93,59 @@ def test_no_step_is_computed_that_nobody_needs():
 
     list(decode_rows(Counting(), mixed_prompts([4, 4]), [3, 3], [greedy] * 2, lambda found: False))
     assert passes == [(2, 4), (2, 1), (2, 1)]
+
+
+def counted_passes(monkeypatch):
+    """The widths of all passes that waves make from now on."""
+    widths: list[tuple[int, ...]] = []
+    plain = rows._Wave._pass
+    monkeypatch.setattr(
+        rows._Wave, "_pass", lambda wave, ids, *at: widths.append(tuple(ids.shape)) or plain(wave, ids, *at)
+    )
+    return widths
+
+
+@pytest.mark.parametrize("fields", [{}, SLIDING], ids=["full", "sliding"])
+def test_prompts_that_wait_take_the_places_of_ended_rows(fields, monkeypatch):
+    model = small_model(**fields)
+    draw = np.random.default_rng(4)
+    prompts, budgets = mixed_prompts(draw.integers(2, 30, 11).tolist()), draw.integers(1, 25, 11).tolist()
+    alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
+    widths = counted_passes(monkeypatch)
+    assert together(model, prompts, budgets, wave_size=4) == alone
+    steps = sum(1 for _, length in widths if length == 1)
+    monkeypatch.setattr(Cache, "takes_rows", False)
+    widths.clear()
+    assert together(model, prompts, budgets, wave_size=4) == alone
+    without = sum(1 for _, length in widths if length == 1)
+    assert steps == without if fields else steps < 0.8 * without
+
+
+def test_a_cache_that_would_be_mostly_padding_takes_nobody_in(monkeypatch):
+    model = small_model()
+    prompts, budgets = mixed_prompts([200, 190, 180, 170, 3, 3, 3]), [9, 2, 2, 2, 2, 2, 2]
+    alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
+    widths = counted_passes(monkeypatch)
+    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert widths[-1] == (1, 1)  # they joined the long row and ended before it
+    monkeypatch.setattr(rows, "TOLERATED_PADDING", 300)
+    widths.clear()
+    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert widths[-2:] == [(3, 3), (3, 1)]  # they ran on their own afterwards
+
+
+def test_rows_that_join_have_their_own_sampler():
+    model = small_model()
+    prompts = mixed_prompts([9, 8, 7, 6, 5, 4])
+    samplers = [greedy if i % 2 else RandomSampler(temperature=1.0, seed=i) for i in range(6)]
+    found: list[list[int]] = [[] for _ in prompts]
+    for token in decode_rows(
+        model.for_inference(), prompts, [3, 9, 2, 6, 8, 5], samplers, lambda token: False, wave_size=3
+    ):
+        found[token.row].append(token.token)
+    for i in (1, 3, 5):
+        assert found[i] == list(generate_step(model, prompts[i], max_tokens=[3, 9, 2, 6, 8, 5][i]))
+    assert [len(row) for row in found] == [3, 9, 2, 6, 8, 5]
 
 
 def test_waves_have_little_padding():
