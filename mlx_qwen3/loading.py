@@ -21,7 +21,7 @@ def load(path_or_id: str | Path | None = None, *, revision: str | None = None, *
         **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields.
 
     Raises:
-        CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.
+        InputError, CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.
     """
     if path_or_id is None:
         from .bundled import BUNDLED_NOTE, bundled_model_path

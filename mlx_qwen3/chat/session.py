@@ -128,8 +128,10 @@ class ChatSession:
             progress: gets (tokens done, all tokens) of the part of the prompt that is computed.
 
         Raises:
-            InputError: an empty message. ContextError: the conversation fills the context.
+            InputError: an empty message, or no text. ContextError: the conversation fills the context.
         """
+        if not isinstance(text, str):
+            raise InputError(f"the message is {text!r}, expected text")
         if not text.strip():
             raise InputError("the message is empty")
         return self._answer([*self.messages, {"role": "user", "content": text}], progress)

@@ -23,7 +23,7 @@ def save_transcript(path: str | Path, system: str | None, messages: list[dict[st
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def load_transcript(path: str | Path) -> tuple[str | None, list[dict[str, Any]]]:
@@ -36,9 +36,9 @@ def load_transcript(path: str | Path) -> tuple[str | None, list[dict[str, Any]]]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no conversation saved by /save")
     system, messages = content.get("system"), content.get("messages")

@@ -77,7 +77,7 @@ def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, 
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {file} ({error}): download it again") from error
+            raise CheckpointError(f"cannot read {file} ({error}): download it again") from None
         if isinstance(content, dict):
             method = "awq" if "w_bit" in content or content.get("quant_method") == "awq" else "gptq"
             return {"quant_method": method, **content}

@@ -119,11 +119,11 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 raise CheckpointError(f"{path} is truncated: its header needs {length} bytes; {again}")
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a broken safetensors header ({error}): {again}") from error
+        raise CheckpointError(f"{path} has a broken safetensors header ({error}): {again}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a safetensors header that is no table: {again}")
     metadata = header.pop("__metadata__", None) or {}

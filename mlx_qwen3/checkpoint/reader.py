@@ -147,7 +147,7 @@ class Checkpoint:
         try:
             loaded = mx.load(str(file), format="safetensors")
         except RuntimeError as error:
-            raise CheckpointError(f"MLX cannot load {file}: {error}") from error
+            raise CheckpointError(f"MLX cannot load {file}: {error}") from None
         assert isinstance(loaded, dict)
         self._waiting[file] = loaded
         return loaded
@@ -158,7 +158,7 @@ class Checkpoint:
                 file.seek(entry.offset)
                 raw = np.fromfile(file, dtype=np.uint8, count=entry.nbytes)
         except OSError as error:
-            raise CheckpointError(f"cannot read {entry.file}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot read {entry.file}: {error.strerror or error}") from None
         if raw.size != entry.nbytes:
             raise CheckpointError(f"{entry.file} became shorter while it was read: download it again")
         if entry.dtype == "F64":
@@ -206,7 +206,7 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {index} ({error}): download it again") from error
+        raise CheckpointError(f"cannot read {index} ({error}): download it again") from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again")

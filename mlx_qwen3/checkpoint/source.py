@@ -4,11 +4,12 @@ The Hub's cache is asked first, so a model that is here already needs no network
 """
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_qwen3.errors import CheckpointError, HubError
+from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,14 @@ def resolve_checkpoint(
             pickle files and Python files are never fetched.
 
     Raises:
+        InputError: this is no name at all.
         CheckpointError: this is a path, and no folder is there.
         HubError: no network, no such repository or revision, or no access to it.
     """
+    if not isinstance(path_or_id, str | os.PathLike) or not str(path_or_id):
+        raise InputError(f"{path_or_id!r} names no model: give a folder, or a Hub id such as Qwen/Qwen3-0.6B")
     text = str(path_or_id)
-    path = Path(path_or_id).expanduser()
+    path = Path(os.path.expanduser(path_or_id))  # unlike Path.expanduser it takes the name of an unknown user as it is
     if path.is_dir():
         return path
     if path.exists():
@@ -59,7 +63,7 @@ def _cached(repo: str, revision: str | None, patterns: list[str]) -> Path | None
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from error
+        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from None
     if not any(pattern.endswith(".safetensors") for pattern in patterns):
         return folder if any(any(folder.glob(pattern)) for pattern in patterns) else None
     # Older versions of the hub's client give back a snapshot of which only some files were fetched.
@@ -91,30 +95,35 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
     # The parent of every error of the HTTP client, whichever client this version of the hub's library uses.
     http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
-    offline = f"{repo} is not in this machine's Hub cache and HF_HUB_OFFLINE is set: unset it to download"
+    offline = (
+        f"there is no folder {repo} here and no complete model of that name in the Hub's cache, and HF_HUB_OFFLINE is "
+        "set: check the path, or unset HF_HUB_OFFLINE to download it"
+    )
     if constants.HF_HUB_OFFLINE:
         raise HubError(offline)
     where = repo if revision is None else f"{repo} at revision {revision}"
     logger.info("downloading %s from the Hub", where)
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise HubError(
             f"{repo} is gated: accept its terms on https://huggingface.co/{repo} and run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
+        ) from None
+    except RepositoryNotFoundError:
         raise HubError(
             f"there is no folder {repo} here and no Hub repository that you can read under that name: "
             "check the spelling, or run `hf auth login` for a private one"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{repo} has no revision {revision}: check it on https://huggingface.co/{repo}") from error
-    except OfflineModeIsEnabled as error:
-        raise HubError(offline) from error
+        ) from None
+    except RevisionNotFoundError:
+        raise HubError(f"{repo} has no revision {revision}: check it on https://huggingface.co/{repo}") from None
+    except OfflineModeIsEnabled:
+        raise HubError(offline) from None
     except (LocalEntryNotFoundError, http_error, ConnectionError) as error:
+        reason = error.__cause__ or error  # the Hub's client wraps what the network said
+        told = str(reason).strip().partition("\n")[0]
         raise HubError(
-            f"cannot download {where}: the Hub does not answer ({type(error).__name__}); check the network "
-            "and run again, what was fetched is kept; or give a folder"
-        ) from error
+            f"there is no folder {repo} here, and the Hub does not answer for {where} "
+            f"({type(reason).__name__}: {told}); check the path, or the network and run again: what was fetched is kept"
+        ) from None
     except OSError as error:
-        raise HubError(f"cannot store {where}: {error.strerror or error}; check the disk's space") from error
+        raise HubError(f"cannot store {where}: {error.strerror or error}; check the disk's space") from None

@@ -19,8 +19,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     source.add_argument(
         "--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
     )
-    parser.add_argument("--bits", type=int, nargs="+", default=[16], help="with --random: 16 8 6 5 4 3 2 (default: 16)")
-    parser.add_argument("--group-size", type=int, default=64, help="weights that share a scale (default: 64)")
+    parser.add_argument("--bits", type=int, nargs="+", help="with --random: 16 8 6 5 4 3 2 (default: 16)")
+    parser.add_argument("--group-size", type=int, help="with --random: weights that share a scale (default: 64)")
     parser.add_argument(
         "--dtype", choices=DTYPES, help="for both packages (default: each its own; here float32 on a CPU)"
     )
@@ -36,6 +36,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, and appends it where asked."""
+    packing = {name: getattr(args, name) for name in ("bits", "group_size") if getattr(args, name) is not None}
+    if packing and args.random is None:
+        flag = f"--{next(iter(packing)).replace('_', '-')}"
+        raise InputError(f"{flag} needs --random SIZE: a checkpoint is measured as it is; mlx-qwen3 convert packs it")
     import mlx.core as mx
 
     from ..bench import append_report, compare, markdown_report, this_machine
@@ -50,10 +54,9 @@ def run(args: argparse.Namespace) -> int:
     for contest in contests(
         model=args.model,
         size=args.random,
-        bits=args.bits,
-        group_size=args.group_size,
         dtype=args.dtype,
         beside_mlx_lm=not args.no_mlx_lm,
+        **packing,
     ):
         outcomes.append(
             compare(
@@ -77,9 +80,8 @@ def command_line(args: argparse.Namespace) -> str:
     for flag in ("model", "random", "dtype", "device"):
         if getattr(args, flag) is not None:
             words += [f"--{flag}", str(getattr(args, flag))]
-    if args.random is not None:
-        words += ["--bits", *map(str, args.bits)]
-        words += ["--group-size", str(args.group_size)] if args.group_size != 64 else []
+    words += ["--bits", *map(str, args.bits)] if args.bits is not None else []
+    words += ["--group-size", str(args.group_size)] if args.group_size is not None else []
     words += ["--prompt-tokens", str(args.prompt_tokens), "--max-tokens", str(args.max_tokens)]
     words += ["--rounds", str(args.rounds)] + (["--no-mlx-lm"] if args.no_mlx_lm else [])
     return shlex.join(words)

@@ -60,21 +60,26 @@ class Conversation:
     thinking: str
     verbose: bool = False
     over: bool = field(default=False, init=False)
+    failed: bool = field(default=False, init=False)
 
     def loop(self, read_line: ReadLine) -> int:
-        """Takes messages until the input ends; the exit status."""
+        """Takes messages until the input ends; the exit status: 1 when something piped in went wrong."""
         while not self.over:
             try:
                 message = read_message(read_line)
             except EOFError:
-                return 0
+                break
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
                     raise
                 print("(Ctrl-D or /bye leaves)")
                 continue
+            except InputError as error:
+                self._tell(error)
+                self.over = not sys.stdin.isatty()
+                continue
             self.take(message)
-        return 0
+        return 1 if self.failed and not sys.stdin.isatty() else 0
 
     def take(self, message: str) -> None:
         """A command or something to say. What goes wrong is said in a line, and the conversation goes on."""
@@ -87,7 +92,11 @@ class Conversation:
             elif word:
                 self.show(self.session.send, message)
         except MlxQwen3Error as error:
-            print(f"{error}", file=sys.stderr)
+            self._tell(error)
+
+    def _tell(self, error: MlxQwen3Error) -> None:
+        self.failed = True
+        print(f"{error}", file=sys.stderr)
 
     def show(self, turn: Callable[..., Any], *arguments: Any) -> None:
         """Prints an answer while it comes; Ctrl-C ends the answer."""

@@ -18,6 +18,7 @@ from .model_flags import (
     make_session,
 )
 from .printing import print_answer, speed_lines
+from .standard_streams import not_utf8, utf8_input
 
 TEMPLATE_TOKENS = 256
 """Room for what a chat template puts around a prompt, when the fit is judged."""
@@ -26,7 +27,9 @@ TEMPLATE_TOKENS = 256
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb and its flags."""
     parser = subparsers.add_parser("generate", help="answer one prompt", description=__doc__)
-    parser.add_argument(
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("text", nargs="?", metavar="TEXT", help="the prompt, in quotes; the same as --prompt")
+    prompt.add_argument(
         "--prompt", "-p", metavar="TEXT", help="the prompt; - or nothing reads it from the standard input"
     )
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
@@ -47,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--system-prompt needs the chat template; leave out --ignore-chat-template")
     if args.ignore_chat_template and args.prompt_cache_file:
         raise InputError("--prompt-cache-file keeps conversations; leave out --ignore-chat-template")
-    prompt = read_prompt(args.prompt)
+    prompt = read_prompt(args.prompt if args.text is None else args.text)
     tokens = None
     if args.max_tokens is not None:  # a token is at least one byte; the chat template adds some
-        tokens = args.max_tokens + len(f"{prompt}{args.system_prompt or ''}".encode()) + TEMPLATE_TOKENS
+        tokens = args.max_tokens + len(f"{prompt}{args.system_prompt or ''}".encode(errors="replace")) + TEMPLATE_TOKENS
     model, tokenizer = load_asked(args, tokens)
     if args.ignore_chat_template:
         last = print_answer(_continuation(args, model, tokenizer, prompt), args.thinking)
@@ -66,14 +69,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(given: str | None) -> str:
-    """The prompt of the flag, or of the standard input.
+    """The prompt of the command line, or of the standard input.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is not UTF-8.
     """
     if given is None and sys.stdin.isatty():
         raise InputError("there is no prompt: pass --prompt TEXT, or pipe one in")
-    prompt = sys.stdin.read().removesuffix("\n") if given is None or given == "-" else given
+    try:
+        prompt = utf8_input().read().removesuffix("\n") if given is None or given == "-" else given
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from None
     if not prompt.strip():
         raise InputError("the prompt is empty: give a text with --prompt, or on standard input")
     return prompt

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+from .standard_streams import not_utf8, utf8_input
+
 QUOTES = '"""'
 
 ReadLine = Callable[[str], str]
@@ -26,6 +29,7 @@ def line_reader(keep_history: bool, **streams: Any) -> ReadLine:
         streams: `input` and `output` of prompt_toolkit, in place of the terminal.
     """
     if not streams and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        utf8_input()
         return _read_plain
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -38,7 +42,10 @@ def line_reader(keep_history: bool, **streams: Any) -> ReadLine:
 
 
 def _read_plain(prompt: str) -> str:
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from None
     if not line:
         raise EOFError
     return line.rstrip("\n")
@@ -54,11 +61,20 @@ def _made(folder: Path) -> Path | None:
 
 
 def read_message(read_line: ReadLine) -> str:
-    """One message: a line, or the lines from one triple quote to the next."""
+    """One message: a line, or the lines from one triple quote to the next.
+
+    Raises:
+        EOFError: there is none. InputError: the input ends before the second triple quote, or cannot be read.
+    """
     line = read_line(">>> ")
     if not line.lstrip().startswith(QUOTES):
         return line
     text = line.lstrip()[len(QUOTES) :]
-    while QUOTES not in text:
-        text += "\n" + read_line("... ")
+    try:
+        while QUOTES not in text:
+            text += "\n" + read_line("... ")
+    except EOFError:  # half a message is not sent: what is missing may have been lost on the way
+        raise InputError(
+            f"a message begins with {QUOTES} and does not end: it was not sent; end it with {QUOTES}"
+        ) from None
     return text.partition(QUOTES)[0].strip("\n")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import MlxQwen3Error
+from .model_flags import warn_if_slow
+from .standard_streams import fill_closed_streams
 
 VERBS = {
     "chat": ("chat", "talk to a model"),
@@ -29,11 +31,16 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line, by default the process's; the exit status.
 
-    0 when all went well, 2 for what a user can put right, 130 after Ctrl-C.
+    0 when all went well, 1 when a row or a turn of a piped chat failed, 2 for what a user can put right, 130 after
+    Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = make_parser(arguments).parse_args(arguments)
+        fill_closed_streams()
+        args, rest = make_parser(arguments).parse_known_args(arguments)
+        if rest:
+            args.refuse(f"unrecognized arguments: {' '.join(rest)}")
+        warn_if_slow(args)
         status = args.run(args)
         sys.stdout.flush()
         return status
@@ -75,7 +82,8 @@ def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for verb, (module, line) in VERBS.items():
         if verb == asked:
-            importlib.import_module(f"{__package__}.{module}").add_parser(subparsers)
+            asked_parser = importlib.import_module(f"{__package__}.{module}").add_parser(subparsers)
+            asked_parser.set_defaults(refuse=asked_parser.error)  # shows the usage of the verb
         else:
             subparsers.add_parser(verb, help=line)
     return parser

@@ -26,6 +26,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
 
 
+def warn_if_slow(args: argparse.Namespace) -> None:
+    """Says it in a line where a verb was asked to compute in a type that is slow on the CPU."""
+    asked = getattr(args, "dtype", None)
+    if asked in (None, "float32") or args.verb == "convert":  # that one only stores the type
+        return
+    import mlx.core as mx
+
+    device = getattr(args, "device", None) or mx.default_device().type.name
+    if device == "cpu":
+        print(f"--dtype {asked} is many times slower than float32 on a CPU; leave --dtype out", file=sys.stderr)
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """How tokens are drawn; what is left out follows the mode of the model."""
     group = parser.add_argument_group("sampling (default: what the model's makers advise for its mode)")

@@ -5,6 +5,7 @@ left over stands in one table (`weight_names.py`).
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -193,8 +194,12 @@ class PreTrainedModel(nn.Module):
 
         Args:
             max_shard_size: bytes of weights in one file.
+
+        Raises:
+            InputError: this is no folder, and none can be made there.
+            CheckpointError: the weights cannot be written, or the disk is full.
         """
-        folder = Path(folder)
+        folder = _folder_made(folder)
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
         weights = dict(self._to_disk())
@@ -235,6 +240,19 @@ class PreTrainedModel(nn.Module):
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
+
+
+def _folder_made(folder: str | Path) -> Path:
+    """The folder, made where it was missing. Raises `InputError`."""
+    if not isinstance(folder, str | os.PathLike) or not str(folder):
+        raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the way" if in_the_way else error.strerror
+        raise InputError(f"cannot save to {folder}: {reason}; give another folder") from None
+    return Path(folder)
 
 
 class _Shapes(Mapping[str, Any]):

@@ -197,8 +197,9 @@ def test_transcripts_come_back(tmp_path):
 )
 def test_files_that_are_no_transcripts(tmp_path, content, words):
     (tmp_path / "chat.json").write_text(content)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         session("").load(tmp_path / "chat.json")
+    assert caught.value.__cause__ is None
     with pytest.raises(InputError, match="cannot read"):
         session("").load(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot write"):
@@ -233,3 +234,11 @@ def test_the_cache_goes_from_one_process_to_the_next(tmp_path):
     assert second.stats.reused_tokens == len(TOKENIZER.encode(second._rendered(second.messages[:1]))) - 1
     with pytest.raises(CacheError, match="weights"):
         random_chat(seed=1).load_cache(path)
+
+
+@pytest.mark.parametrize("message", [None, 3, b"hi", ["hi"]])
+def test_a_message_is_text(message):
+    chat = session("One.")
+    with pytest.raises(InputError, match="expected text"):
+        chat.send(message)
+    assert chat.messages == []

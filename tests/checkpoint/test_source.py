@@ -1,12 +1,13 @@
 """Finding a checkpoint: folders as they are, Hub ids from the cache, and errors that say the next step."""
 
+import traceback
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from mlx_qwen3.checkpoint import resolve_checkpoint, save_checkpoint
-from mlx_qwen3.errors import CheckpointError, HubError
+from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):
@@ -16,10 +17,19 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     assert resolve_checkpoint("Qwen").name == "Qwen"
 
 
-@pytest.mark.parametrize("text", ["./nowhere", "/no/such/folder", "~/no-such-folder", "a/b/c", "a b", "x\\y", "m.bin"])
+@pytest.mark.parametrize(
+    "text",
+    ["./nowhere", "/no/such/folder", "~/no-such-folder", "~no-such-user/x", "a/b/", "a/b/c", "a b", "x\\y", "m.bin"],
+)
 def test_what_looks_like_a_path_is_one(text):
     with pytest.raises(CheckpointError, match="no folder"):
         resolve_checkpoint(text)
+
+
+@pytest.mark.parametrize("name", [3, None, b"Qwen", "", ["Qwen"]])
+def test_what_is_no_name_at_all(name):
+    with pytest.raises(InputError, match="names no model: give a folder"):
+        resolve_checkpoint(name)
 
 
 def test_a_file_is_not_a_folder(tmp_path):
@@ -71,8 +81,9 @@ def test_offline_says_so(tmp_path, hub, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub(not_cached())
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+    with pytest.raises(HubError, match=r"no folder Qwen/Qwen3-0.6B here .* HF_HUB_OFFLINE") as caught:
         resolve_checkpoint("Qwen/Qwen3-0.6B")
+    assert "\n" not in str(caught.value)
     hub(tmp_path)  # only a part of the repository was ever fetched
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         resolve_checkpoint("Qwen/Qwen3-0.6B")
@@ -86,16 +97,19 @@ def test_what_the_hub_answers(hub, monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     response: Any = SimpleNamespace(headers={}, request=None, status_code=404, text="", url="")
+    wrapped = not_cached()
+    wrapped.__cause__ = OSError("no route")
     for error, says in (
         (GatedRepoError("x", response=response), "gated.*hf auth login"),
         (RepositoryNotFoundError("x", response=response), "no folder .* and no Hub repository"),
         (RevisionNotFoundError("x", response=response), "no revision v9"),
-        (ConnectionError("x"), "does not answer"),
-        (not_cached(), "does not answer"),
+        (ConnectionError("x"), r"no folder Qwen/Qwen3-0.6B here.* does not answer .*\(ConnectionError: x\)"),
+        (wrapped, r"does not answer .*\(OSError: no route\)"),
         (OSError(28, "No space left on device"), "No space left"),
     ):
         hub(not_cached(), error)
-        with pytest.raises(HubError, match=says):
+        with pytest.raises(HubError, match=says) as caught:
             resolve_checkpoint("Qwen/Qwen3-0.6B", revision="v9")
+        assert len("".join(traceback.format_exception(caught.value)).split("Traceback")) == 2
     hub(not_cached(), tmp_path)
     assert resolve_checkpoint("Qwen/Qwen3-0.6B") == tmp_path

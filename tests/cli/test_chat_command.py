@@ -182,6 +182,26 @@ def test_messages_of_several_lines():
     assert read_message(lines("plain")) == "plain"
 
 
+def test_a_message_that_does_not_end_is_not_sent(monkeypatch, capsys):
+    chat = conversation("One.", thinking="off")
+    assert chat.loop(lines('"""one', "two")) == 1
+    assert capsys.readouterr().err == 'a message begins with """ and does not end: it was not sent; end it with """\n'
+    assert chat.session.messages == []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    chat = conversation("One.", thinking="off")
+    assert chat.loop(lines('"""one', EOFError(), "first")) == 0  # a person may say it again
+    assert capsys.readouterr().out == "One.\n"
+
+
+@pytest.mark.parametrize("line", ["/frobnicate", "/stats", "x" * 300])
+def test_a_pipe_learns_that_something_failed(line, monkeypatch, capsys):
+    limit = {"max_tokens": 4, "cache_options": {"max_kv_size": 2}} if line.startswith("x") else {}
+    assert conversation("One.", thinking="off", **limit).loop(lines(line, "/help")) == 1
+    assert conversation("One.", thinking="off").loop(lines("first")) == 0
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert conversation("One.", thinking="off", **limit).loop(lines(line)) == 0
+
+
 def test_lines_are_edited_and_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")

@@ -69,6 +69,16 @@ def test_generate_reads_the_standard_input(generate, capsys, monkeypatch):
         assert capsys.readouterr().out == first
 
 
+def test_the_prompt_needs_no_flag(generate, capsys):
+    assert main([*generate, "--prompt", "hi"]) == 0
+    first = capsys.readouterr().out
+    for given in ([generate[0], "hi", *generate[1:]], [*generate, "hi"]):
+        assert main(given) == 0
+        assert capsys.readouterr().out == first
+    assert main([*generate, "hi", "--prompt", "hi"]) == 2
+    assert "not allowed with argument TEXT" in capsys.readouterr().err
+
+
 def test_verbose_tells_fit_and_speed(generate, capsys):
     assert main([*generate, "--prompt", "hi", "-v"]) == 0
     shown = capsys.readouterr().err

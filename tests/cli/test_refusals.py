@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_qwen3 import CheckpointError, QuantizationError, convert
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.cli.main import main
+from mlx_qwen3.cli.model_flags import warn_if_slow
 
 COMMAND = [sys.executable, "-m", "mlx_qwen3"]
 
@@ -37,6 +40,93 @@ def test_stdin_that_is_not_utf8(locale):
     assert found.returncode == 2
     assert found.stdout == b""
     assert b"stdin: is not UTF-8 text (byte 3)" in found.stderr
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_a_prompt_that_is_not_utf8(verb):
+    found = subprocess.run([*COMMAND, verb], input=b"caf\xe9\n", capture_output=True)
+    assert found.returncode in (1, 2)
+    assert found.stdout == b""
+    assert found.stderr.splitlines()[-1].endswith(b"stdin: is not UTF-8 text (byte 3); convert it to UTF-8")
+
+
+def closed(stream, *arguments):
+    """What the command does when the shell has closed a stream for it."""
+    command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "classify"])
+def test_a_closed_input(verb):
+    found = closed("0<&-", verb)
+    assert found.returncode == (1 if verb == "chat" else 2)
+    assert "the standard input is closed: give the text on the command line" in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-p", "hi", "-m", "8", "--seed", "1"], ["classify", "hi"]])
+def test_verbs_that_read_nothing_do_without_an_input(arguments):
+    found = closed("0<&-", *arguments)
+    assert found.returncode == 0
+    assert found.stdout
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-p", "hi"], ["info", "x"], ["chat"], ["classify", "hi"]])
+def test_a_closed_output(arguments):
+    found = closed(">&-", *arguments)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "mlx-qwen3: the standard output is closed: leave it open, or send it somewhere with > FILE\n"
+    )
+
+
+def test_messages_do_not_mix_with_results_where_the_error_stream_is_closed():
+    found = closed("2>&-", "classify", "hi")
+    assert found.returncode == 0
+    assert found.stdout.startswith('{"text": "hi"')
+
+
+@pytest.mark.parametrize("flag", ["--bits", "--group-size"])
+@pytest.mark.parametrize("model", [[], ["--model", "q4"]])
+def test_bench_packs_only_random_weights(flag, model, capsys):
+    assert main(["bench", *model, flag, "4"]) == 2
+    assert capsys.readouterr().err.startswith(f"mlx-qwen3: {flag} needs --random SIZE")
+
+
+@pytest.mark.parametrize("arguments", [["generate", "several", "words"], ["chat", "words"]])
+def test_words_too_many_show_the_usage_of_the_verb(arguments, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: mlx-qwen3 {arguments[0]} ")
+    assert "--prompt TEXT" in said
+    assert said.endswith(f"mlx-qwen3 {arguments[0]}: error: unrecognized arguments: words\n")
+
+
+@pytest.mark.parametrize("name", ["", "~no-such-user/x", "./x", "a/b/c"])
+def test_models_that_are_not_there(name, capsys):
+    assert main(["generate", "-p", "hi", "--model", name]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert (f"there is no folder {name};" if name else "'' names no model") in said
+
+
+SLOW = "--dtype float16 is many times slower than float32 on a CPU; leave --dtype out\n"
+
+
+def test_a_type_that_is_slow_on_a_cpu(monkeypatch, capsys):
+    for arguments in (["generate", "-p", "hi", "-m", "1"], ["classify", "hi"]):
+        assert main([*arguments, "--dtype", "float16"]) == 0
+        assert capsys.readouterr().err.startswith(SLOW)
+        for quiet in ([], ["--dtype", "float32"]):
+            assert main([*arguments, *quiet]) == 0
+            assert "--dtype" not in capsys.readouterr().err
+    asked = {"verb": "generate", "dtype": "float16"}
+    for other, says in (({"device": "cpu"}, SLOW), ({"device": "gpu"}, ""), ({"verb": "convert"}, "")):
+        warn_if_slow(Namespace(**{**asked, **other}))
+        assert capsys.readouterr().err == says
+    monkeypatch.setattr("mlx.core.default_device", lambda: mx.Device(mx.DeviceType.gpu, 0))
+    warn_if_slow(Namespace(**asked))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

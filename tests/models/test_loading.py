@@ -41,6 +41,22 @@ def test_saved_is_loaded(tmp_path, name, shard):
     same(model(tiny.ids())[0], again(tiny.ids())[0])
 
 
+@pytest.mark.parametrize("place", ["file", "file/folder", "", None, 3])
+def test_a_place_that_cannot_be_a_folder(tmp_path, place):
+    (tmp_path / "file").write_text("precious")
+    model = tiny.model()
+    before = model.config.to_dict()
+    with pytest.raises(InputError, match=r"cannot save to .*give"):
+        model.save_pretrained(tmp_path / place if isinstance(place, str) and place else place)
+    assert (tmp_path / "file").read_text() == "precious"
+    assert model.config.to_dict() == before
+
+
+def test_a_name_of_the_wrong_type():
+    with pytest.raises(InputError, match="3 names no model"):
+        mlx_qwen3.load(3)
+
+
 def test_the_registry_finds_the_class(tmp_path):
     from mlx_qwen3.models.registry import model_class
 
