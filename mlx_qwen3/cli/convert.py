@@ -4,7 +4,10 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..conversion import Conversion
@@ -27,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="32, 64 or 128 (default: 64)")
     parser.add_argument("--q-mode", default="affine", choices=MODES, help="default: affine")
-    parser.add_argument("--quant-predicate", choices=RECIPES, help="a mixed recipe")
+    parser.add_argument("--quant-predicate", choices=RECIPES, help="a mixed recipe, instead of --q-bits")
     parser.add_argument(
         "--q-override",
         action="append",
@@ -35,7 +38,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="PATTERN=BITS[:GROUP[:MODE]]|none",
         help="another format for the layers that a pattern names; may be repeated, the last match decides",
     )
-    parser.add_argument("--target-bpw", type=float, help="measure layers and spend this many bits per weight")
+    parser.add_argument(
+        "--target-bpw",
+        type=float,
+        help="measure layers and spend this many bits per weight, instead of --q-bits and the like",
+    )
     parser.add_argument("--calibration-text", metavar="FILE", help="measure layers for --target-bpw on this text")
     parser.add_argument("--quantize-heads", action="store_true", help="also pack classification and other heads")
     parser.add_argument("--dtype", choices=DTYPES, help="of scales and unpacked weights (default: the checkpoint's)")
@@ -44,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--report",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="measure what quantization cost (default: with -q, if the model fits in memory)",
+        help="measure what quantization cost (default: with --report-text, and with -q if the model fits in memory)",
     )
     parser.add_argument("--report-text", metavar="FILE", help="measure on this text instead of the one that is shipped")
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
@@ -55,16 +62,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 class ProgressBar:
-    """Bytes read, speed and time left, on standard error; nothing where that is no terminal."""
+    """What is done, how far and for how long still, on standard error; nothing where that is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._what = ""
 
     def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
+        """Bytes converted."""
+        self._show("converting", done, total, unit="B", unit_scale=True)
+
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """Layers or pieces of text measured."""
+        self._show(f"measuring {what}", done, total)
+
+    def _show(self, what: str, done: int, total: int, **units: Any) -> None:
+        if what != self._what:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None)
+            self.close()
+            self._bar, self._what = tqdm(total=total, desc=what, disable=None, **units), what
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -76,46 +93,50 @@ def run(args: argparse.Namespace) -> int:
     """Convert, print what came of it, and give back the exit status."""
     from ..conversion import convert
 
+    if args.calibration_text is not None and args.target_bpw is None:
+        raise InputError("--calibration-text needs --target-bpw; for the quality report there is --report-text")
     bar = ProgressBar()
     started = time.perf_counter()
     try:
-        done = convert(
-            args.hf_path,
-            args.mlx_path,
-            quantize=args.quantize,
-            q_group_size=args.q_group_size,
-            q_bits=args.q_bits,
-            q_mode=args.q_mode,
-            dtype=args.dtype,
-            upload_repo=args.upload_repo,
-            revision=args.revision,
-            dequantize=args.dequantize,
-            quant_predicate=args.quant_predicate,
-            q_overrides=args.q_override,
-            quantize_heads=args.quantize_heads,
-            target_bpw=args.target_bpw,
-            calibration_text=args.calibration_text,
-            report=True if args.report is None and args.report_text else args.report,
-            report_text=args.report_text,
-            force=args.force,
-            progress=bar,
-            command=_command(args),
-        )
+        with closing(bar):
+            done = convert(
+                args.hf_path,
+                args.mlx_path,
+                quantize=args.quantize,
+                q_group_size=args.q_group_size,
+                q_bits=args.q_bits,
+                q_mode=args.q_mode,
+                dtype=args.dtype,
+                upload_repo=args.upload_repo,
+                revision=args.revision,
+                dequantize=args.dequantize,
+                quant_predicate=args.quant_predicate,
+                q_overrides=args.q_override,
+                quantize_heads=args.quantize_heads,
+                target_bpw=args.target_bpw,
+                calibration_text=args.calibration_text,
+                report=args.report,
+                report_text=args.report_text,
+                force=args.force,
+                progress=bar,
+                measuring=bar.measuring,
+                command=_command(args),
+            )
     except KeyboardInterrupt:
-        bar.close()
         print(
             f"interrupted: {args.mlx_path} is as it was before; run the same command again to convert from the start",
             file=sys.stderr,
         )
         return 130
-    bar.close()
     _print(done, time.perf_counter() - started)
     return 0
 
 
 def _command(args: argparse.Namespace) -> str:
-    words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path)]
-    for flag in ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "dtype", "revision"):
+    """The command for the card: all that shapes the folder, and not where it was uploaded to."""
+    words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path), "--mlx-path", str(args.mlx_path)]
+    values = ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "calibration_text", "dtype", "report_text")
+    for flag in (*values, "revision"):
         if getattr(args, flag) is not None:
             words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
     if args.q_mode != "affine":

@@ -1,6 +1,8 @@
 """The model card: README.md with the metadata that the Hub reads, and what a user of the folder should know."""
 
 import logging
+import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +56,9 @@ def write_card(
     tag = pipeline_tag(class_name)
     if original.get("pipeline_tag") in _KEPT_PIPELINE_TAGS and class_name.endswith(("ForCausalLM", "Model")):
         tag = original["pipeline_tag"]
-    tags = [str(found) for found in original.get("tags") or [] if found != "mlx"]
-    tags += ["mlx", "mlx-qwen3"]
-    if "quantization" in config:
-        tags.append(f"{config['quantization']['bits']}-bit")
+    # A tag such as `6-bit` speaks of the source's weights, not of these.
+    tags = [tag for tag in map(str, original.get("tags") or []) if tag != "mlx" and not re.fullmatch(r"\d+-bit", tag)]
+    tags += ["mlx", "mlx-qwen3", *_bit_tags(config.get("quantization"))]
     fields: dict[str, Any] = {name: original[name] for name in _KEPT_FIELDS if original.get(name) is not None}
     base = source.name if "/" in source.name and not Path(source.name).exists() else original.get("base_model")
     if base is not None:
@@ -70,6 +71,15 @@ def write_card(
         (folder / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise disk_error(folder, error) from error
+
+
+def _bit_tags(quantization: Mapping[str, Any] | None) -> list[str]:
+    """`4-bit` where all packed layers have 4 bits; a mixture has no such number."""
+    if quantization is None:
+        return []
+    own = [entry["bits"] for entry in quantization.values() if isinstance(entry, Mapping)]
+    bits = {quantization["bits"], *own}
+    return [f"{bits.pop()}-bit"] if len(bits) == 1 else []
 
 
 def _source_metadata(folder: Path) -> dict[str, Any]:

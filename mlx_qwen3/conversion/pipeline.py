@@ -17,7 +17,7 @@ from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
 from .card import write_card
 from .folder import copied_files, copy_files, mlx_config, write_json
 from .plan import Plan, formats_by_path, make_plan
-from .quality import has_tokenizer, measure_quality, model_fits
+from .quality import Measuring, has_tokenizer, measure_quality, model_fits
 from .source import Source, open_source
 from .stream import Converter, Progress
 from .target_bits import formats_for_target
@@ -81,6 +81,7 @@ def convert(
     report_text: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    measuring: Measuring | None = None,
     command: str | None = None,
 ) -> Conversion:
     """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
@@ -102,33 +103,52 @@ def convert(
             mlx-lm's (the layer has `weight.shape` only).
         q_overrides: `PATTERN=BITS[:GROUP[:MODE]]` or `PATTERN=none`; the last match decides.
         quantize_heads: also pack classification and other heads.
-        target_bpw: find the format of each layer by measurement, for this many bits per weight.
+        target_bpw: find the format of each layer by measurement, for this many bits per weight; layers that
+            `q_overrides` names keep what is said there.
         calibration_text: a text file to measure layers on for `target_bpw`, instead of the shipped one; not the
             report's.
-        report: measure the quality; default when quantizing a model that fits in memory.
+        report: measure the quality; default with `report_text`, or when quantizing a model that fits in memory.
         report_text: a text file to measure on instead of the text that comes with the package.
         force: replace an existing target, and convert NaN and infinite weights.
         progress: called with bytes read and bytes to read.
+        measuring: called while layers or the quality are measured, with what is measured, how much of it is done,
+            and how much there is; default a line for the logger.
         command: the command line, for the model card.
 
     Raises:
         CheckpointError: broken or missing files, a target that exists, a full disk.
         QuantizationError: a format or recipe that does not exist or does not suit the model.
-        UnsupportedModelError, HubError, InputError: see there.
+        InputError: arguments of which one would be ignored, or a text that cannot be used.
+        UnsupportedModelError, HubError: see there.
     """
+    formats = {
+        "q_bits": q_bits,
+        "q_group_size": q_group_size,
+        "q_mode": None if q_mode == "affine" else q_mode,
+        "quant_predicate": quant_predicate,
+        "q_overrides": q_overrides or None,
+    }
+    asked = [name for name, value in formats.items() if value is not None]
+    _check_quantizing(asked, quantize, dequantize, target_bpw, quantize_heads)
+    if isinstance(quant_predicate, str) and q_bits is not None:
+        raise InputError(f"quant_predicate {quant_predicate} has bits of its own beside q_bits: leave one of them out")
+    if report is False and report_text is not None:
+        raise InputError("report_text is given and the report switched off: leave one of them out")
+    if revision is not None and Path(hf_path).expanduser().is_dir():
+        raise InputError(f"{hf_path} is a folder here, which has no revision {revision}: leave revision out")
+    report = True if report is None and report_text is not None else report
     quantize = quantize or target_bpw is not None
-    recipe = _recipe(quantize, dequantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
+    recipe = _recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
     source = open_source(hf_path, revision)
     target = Path(os.path.abspath(Path(mlx_path).expanduser()))
     _check_target(source.folder, target)
-    asked = any(value is not None for value in (q_bits, q_group_size, quant_predicate, target_bpw))
-    asked = asked or q_mode != "affine" or bool(q_overrides)
+    explicit = bool(asked) or target_bpw is not None
     if recipe is not None and target_bpw is not None:
         # the search takes minutes: what would be refused after it is refused before
         check_target_free(target, force)
-        make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
-        recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text)
-    plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=asked)
+        make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=explicit)
+        recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text, measuring)
+    plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=explicit)
     # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
     others = sum(file.stat().st_size for file in copied_files(source.folder))
     _check_disk(target, plan.bytes_out + others + plan.bytes_out // 100)
@@ -154,7 +174,7 @@ def convert(
             seconds=seconds,
         )
         if _wants_report(report, recipe, source, plan):
-            done.quality = measure_quality(source, folder, report_text, target_bpw is not None)
+            done.quality = measure_quality(source, folder, report_text, target_bpw is not None, measuring)
             write_json(folder / "quality.json", done.quality)
         write_card(folder, source, done, config, command, upload_repo)
     if upload_repo is not None:
@@ -162,9 +182,24 @@ def convert(
     return done
 
 
+def _check_quantizing(
+    asked: list[str], quantize: bool, dequantize: bool, target_bpw: float | None, heads: bool
+) -> None:
+    if dequantize and (quantize or target_bpw is not None):
+        raise InputError("quantize and dequantize exclude one another: choose one")
+    names = [*asked, "quantize_heads"] if heads else asked
+    if names and dequantize:
+        raise InputError(f"{names[0]} and dequantize exclude one another: choose one")
+    if names and not quantize and target_bpw is None:
+        raise InputError(f"{names[0]} was given without quantize: add -q")
+    # Overrides keep their layers out of the search; all other formats would lose against it.
+    lost = [name for name in asked if name != "q_overrides"]
+    if target_bpw is not None and lost:
+        raise InputError(f"target_bpw and {lost[0]} both choose the formats of all layers: leave one of them out")
+
+
 def _recipe(
     quantize: bool,
-    dequantize: bool,
     q_bits: int | None,
     q_group_size: int | None,
     q_mode: str,
@@ -172,11 +207,7 @@ def _recipe(
     q_overrides: Sequence[str],
     quantize_heads: bool,
 ) -> Recipe | None:
-    if quantize and dequantize:
-        raise InputError("quantize and dequantize exclude one another: choose one")
     if not quantize:
-        if quant_predicate is not None or q_overrides or q_bits or q_group_size or q_mode != "affine":
-            raise InputError("a quantization format was given without quantize: add -q")
         return None
     default = PackedFormat.of(q_mode, q_bits, q_group_size)
     mixed = quant_predicate if isinstance(quant_predicate, str) else None

@@ -5,6 +5,8 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from ..errors import CheckpointError, InputError, MemoryFitError
 from ..models.pretrained import computing_dtype
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantize_model, unpack_quantized
-from ..quantization.quality import Sample, compare_models, shipped_text, windows
+from ..quantization.quality import SHIPPED, Sample, compare_models, shipped_text, windows
 from ..tokenizer import AutoTokenizer
 from .plan import Plan
 from .source import Source
 
 logger = logging.getLogger(__name__)
+
+Measuring = Callable[[str, int, int], object]
+"""Called with what is measured, how much of it is done, and how much there is."""
 
 _LOGITS_IN_A_WINDOW = 20_000_000
 _LONGEST_WINDOW = 256
@@ -70,7 +75,7 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
         TokenizerError: the model's tokenizer cannot be used.
     """
     if text is None:
-        content, name = shipped_text(which), "the text that comes with mlx-qwen3"
+        content, name = shipped_text(which), SHIPPED
     else:
         try:
             content, name = Path(text).read_text(encoding="utf-8"), Path(text).name
@@ -117,14 +122,24 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
 
 
+def log_measuring(what: str, done: int, total: int) -> None:
+    """A `Measuring` for where nobody else listens."""
+    logger.info("measuring %s: %d of %d", what, done, total)
+
+
 def measure_quality(
-    source: Source, converted: Path, text: str | Path | None, compare_plain: bool = False
+    source: Source,
+    converted: Path,
+    text: str | Path | None,
+    compare_plain: bool = False,
+    measuring: Measuring | None = None,
 ) -> dict[str, Any]:
     """Compare a converted folder with its source.
 
     Args:
         text: a file to measure on instead of the text that comes with the package.
         compare_plain: also measure plain 4-bit in groups of 64.
+        measuring: called as the samples are done, from 0 on, with a name for each of the two comparisons.
 
     Raises:
         InputError: the text cannot be used.
@@ -135,18 +150,22 @@ def measure_quality(
         raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made: leave it out")
     vocab_size = int(source.config.get("vocab_size", 151936))
     samples, name, tokens = read_samples(source.folder, vocab_size, text, "report")
+    measuring = measuring or log_measuring
+    measuring("quality", 0, len(samples))
     reference = reference_model(source)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     candidate = source.model.from_pretrained(converted, unpack=on_cpu)
     try:
-        quality = compare_models(reference, candidate, samples)
+        quality = compare_models(reference, candidate, samples, partial(measuring, "quality"))
         if compare_plain:
             del candidate
+            measuring("plain 4-bit", 0, len(samples))
             plain = source.model.from_pretrained(source.folder, unpack=True)
             quantize_model(plain, lambda path, shape: None if source.is_head(path) else PackedFormat())
             if on_cpu:
                 unpack_quantized(plain, computing_dtype(None, None))
-            quality["plain_4bit"] = compare_models(reference, plain, samples)
+            again = partial(measuring, "plain 4-bit")
+            quality["plain_4bit"] = compare_models(reference, plain, samples, again)
     except MemoryError as error:
         raise MemoryFitError("the quality report needs more memory than there is: convert without it") from error
     return {"text": name, "tokens": tokens, **quality}

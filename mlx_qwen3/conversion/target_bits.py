@@ -1,6 +1,7 @@
 """Bits where they matter: the format of each layer from measured sensitivity, for a wanted size."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,19 +10,26 @@ from ..errors import InputError, QuantizationError
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import Recipe
 from ..quantization.sensitivity import allocate, measure_layers
-from .quality import has_tokenizer, read_samples, reference_model
-from .source import Source
+from .quality import Measuring, has_tokenizer, log_measuring, read_samples, reference_model
+from .source import Source, SourceWeight
 
 logger = logging.getLogger(__name__)
 
 
 def formats_for_target(
-    source: Source, recipe: Recipe, target_bpw: float, text: str | Path | None = None
+    source: Source,
+    recipe: Recipe,
+    target_bpw: float,
+    text: str | Path | None = None,
+    measuring: Measuring | None = None,
 ) -> dict[str, PackedFormat | None]:
     """The format of each layer so that the whole model takes at most `target_bpw` bits per weight.
 
+    Layers that an override of the recipe names are not measured: what they take is taken off the budget.
+
     Args:
         text: a file to measure on instead of the calibration text that comes with the package.
+        measuring: called as the layers are done, from 0 on.
 
     Raises:
         InputError: the target is not between 2 and 16.
@@ -33,13 +41,19 @@ def formats_for_target(
         raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
     vocab_size = int(source.config.get("vocab_size", 151936))
     samples, _, _ = read_samples(source.folder, vocab_size, text, "calibration")
-    model = reference_model(source)
-    layers = {w.path: w.shape for w in source.weights if w.is_layer and (recipe.heads or not source.is_head(w.path))}
+    given = recipe.formats({w.path: w.shape for w in source.weights if w.is_layer}, source.is_head)
+    layers = [path for path, form in given.items() if form is not None and not recipe.overridden(path)]
     paths = {path: source.path_in_memory(path) for path in layers}
-    sensitivity = measure_layers(model, samples, [paths[path] for path in layers])
-    rest = sum(w.size for w in source.weights if w.path not in layers and mx.issubdtype(w.dtype, mx.floating))
-    total = source.parameters
-    budget = target_bpw * total - 16 * rest
+    heard = partial(measuring or log_measuring, "layers")
+    heard(0, len(layers))
+    sensitivity = measure_layers(reference_model(source), samples, list(paths.values()), heard)
+    rest = [w for w in source.weights if w.path not in paths and mx.issubdtype(w.dtype, mx.floating)]
+    budget = target_bpw * source.parameters - sum(w.size * _bits(w, given.get(w.path)) for w in rest)
     chosen = allocate({path: sensitivity[paths[path]] for path in layers}, budget)
     logger.info("chose formats for %d layers at %.2f bits per weight", len(chosen), target_bpw)
     return dict(chosen)
+
+
+def _bits(weight: SourceWeight, form: PackedFormat | None) -> float:
+    """Bits per weight of one that is not searched for; 16 where it stays plain."""
+    return form.bits_per_weight() if form is not None and form.divides(weight.shape) else 16

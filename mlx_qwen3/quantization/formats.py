@@ -56,7 +56,8 @@ class PackedFormat:
     def of(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> "PackedFormat":
         """The format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
         default_bits, default_group_size = _FIXED.get(mode, (4, 64))
-        return cls(bits or default_bits, group_size or default_group_size, mode)
+        bits = default_bits if bits is None else bits
+        return cls(bits, default_group_size if group_size is None else group_size, mode)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> "PackedFormat":

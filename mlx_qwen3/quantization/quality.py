@@ -5,7 +5,7 @@ For a language model the comparison is the Kullback-Leibler divergence of the ne
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 TEXTS = {"report": "report_text.txt", "calibration": "calibration_text.txt"}
+SHIPPED = "the text that comes with mlx-qwen3"
 
 
 def shipped_text(which: str = "report") -> str:
@@ -134,12 +135,18 @@ def predicts_next(model: Any) -> bool:
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def compare_models(reference: Any, converted: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+def compare_models(
+    reference: Any,
+    converted: Any,
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
     """Compare two models of one class on rows of token ids.
 
     Args:
         reference: the unquantized model, called as a Hugging Face model.
         converted: the quantized one.
+        progress: called with samples done and their number.
 
     Returns:
         `kl_divergence`, `top1_agreement` and `perplexity` for language models, and `exact_answers` where samples
@@ -149,7 +156,7 @@ def compare_models(reference: Any, converted: Any, samples: Sequence[Sample]) ->
     divergence, values = Divergence(), []
     name = type(reference).__name__
     bare = name.endswith("Model") and not predicts_next(reference)
-    for sample in samples:
+    for number, sample in enumerate(samples, start=1):
         expected, found = answers(reference, sample), answers(converted, sample)
         targets = sample.ids[sample.start :] if predicts_next(reference) else None
         for a, b in zip(expected, found, strict=True):
@@ -159,6 +166,8 @@ def compare_models(reference: Any, converted: Any, samples: Sequence[Sample]) ->
                 values.append(np.abs(np.array(a.astype(mx.float32)) - np.array(b.astype(mx.float32))).reshape(-1))
             else:
                 divergence.add(a, b, targets)
+        if progress is not None:
+            progress(number, len(samples))
     if values:
         flat = np.concatenate(values)
         if bare:
@@ -180,7 +189,7 @@ def _cosine(a: mx.array, b: mx.array) -> np.ndarray:
 
 
 def quality_table(quality: Mapping[str, Any]) -> str:
-    """A quality report as a Markdown table."""
+    """A quality report as a Markdown table, with a remark below it where the text may be foreign to the model."""
     rows: list[tuple[str, str]] = []
     kl = quality.get("kl_divergence")
     if kl:
@@ -212,4 +221,8 @@ def quality_table(quality: Mapping[str, Any]) -> str:
     width = max(len(title) for title, _ in rows) if rows else 0
     head = f"measured on {quality.get('text', 'a text')}, {quality.get('tokens', 0)} tokens"
     lines = [f"| {head:<{width}} | value |", f"|{'-' * (max(width, len(head)) + 2)}|---|"]
-    return "\n".join([*lines, *(f"| {title:<{width}} | {value} |" for title, value in rows)])
+    lines += [f"| {title:<{width}} | {value} |" for title, value in rows]
+    if quality.get("text") == SHIPPED:
+        remark = "That text is general (mostly English prose, some code) and may be foreign to this model: "
+        lines += ["", remark + "`mlx-qwen3 convert --report-text FILE` measures on your own."]
+    return "\n".join(lines)

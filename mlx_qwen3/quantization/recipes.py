@@ -106,6 +106,10 @@ class Recipe:
         depth = max(indices, default=0) + 1
         return {path: self._format(path, shape, is_head(path), depth) for path, shape in layers.items()}
 
+    def overridden(self, path: str) -> bool:
+        """Whether an override names this layer."""
+        return any(override.matches(path) for override in self.overrides)
+
     def _format(self, path: str, shape: tuple[int, ...], head: bool, depth: int) -> PackedFormat | None:
         form = self.default if self.heads or not head else None
         if form is not None and self.mixed is not None:

@@ -7,7 +7,7 @@ search are our own.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,12 @@ def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, samples: Seq
     return float(np.mean(squares)) if squares else divergence.mean()
 
 
-def measure_layers(model: Any, samples: Sequence[Sample], paths: Sequence[str]) -> dict[str, LayerCost]:
+def measure_layers(
+    model: Any,
+    samples: Sequence[Sample],
+    paths: Sequence[str],
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, LayerCost]:
     """Path -> cost of each format, for a model with plain weights.
 
     One forward pass over the samples for each layer.
@@ -55,6 +60,7 @@ def measure_layers(model: Any, samples: Sequence[Sample], paths: Sequence[str]) 
         model: called as a Hugging Face model; left as it was.
         samples: what to measure on.
         paths: the layers to measure.
+        progress: called with layers done and their number.
     """
     modules = dict(model.named_modules())
     expected = []
@@ -62,7 +68,9 @@ def measure_layers(model: Any, samples: Sequence[Sample], paths: Sequence[str]) 
         expected.append(answers(model, sample))
         mx.eval(expected[-1])
     costs = {}
-    for path in paths:
+    for number, path in enumerate(paths):
+        if progress is not None:
+            progress(number, len(paths))
         layer: nn.Module = modules[path]
         weight = layer["weight"]
         fitting = [form for form in CANDIDATES if form.divides(tuple(weight.shape))]
@@ -79,6 +87,8 @@ def measure_layers(model: Any, samples: Sequence[Sample], paths: Sequence[str]) 
         scale = measured / max(errors[probe], 1e-30)
         costs[path] = LayerCost(weight.size, {form: scale * error for form, error in errors.items()})
         logger.info("%s: %.3g at %d bits", path, measured, probe.bits)
+    if progress is not None:
+        progress(len(paths), len(paths))
     return costs
 
 

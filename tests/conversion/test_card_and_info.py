@@ -1,7 +1,10 @@
 """The model card, `info`, uploading and the command line."""
 
 import argparse
+import io
 import json
+import shlex
+import sys
 
 import pytest
 import yaml
@@ -12,7 +15,7 @@ from mlx_qwen3.cli import convert as convert_verb
 from mlx_qwen3.cli import info as info_verb
 from mlx_qwen3.conversion import describe
 from mlx_qwen3.conversion.upload import upload_folder
-from mlx_qwen3.errors import HubError
+from mlx_qwen3.errors import HubError, InputError
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
 
@@ -64,6 +67,41 @@ def test_the_card_keeps_what_the_source_says_of_itself(tmp_path):
     (source / "README.md").write_text("---\n: [\n---\n")
     convert(source, tmp_path / "out2")
     assert metadata(tmp_path / "out2")[0]["library_name"] == "mlx"
+
+
+def test_the_card_of_a_second_conversion_tells_of_that_one(tmp_path):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+    bits = lambda name: [tag for tag in metadata(tmp_path / name)[0]["tags"] if tag.endswith("-bit")]  # noqa: E731
+    convert(source, tmp_path / "six", quantize=True, q_bits=6, report=False)
+    assert bits("six") == ["6-bit"]
+    convert(tmp_path / "six", tmp_path / "copy")
+    assert bits("copy") == ["6-bit"]
+    # A tag that earlier versions left behind must not come back either.
+    convert(tmp_path / "six", tmp_path / "plain", dequantize=True)
+    assert bits("plain") == []
+    text = (tmp_path / "plain" / "README.md").read_text()
+    (tmp_path / "plain" / "README.md").write_text(text.replace("- mlx-qwen3\n", "- mlx-qwen3\n- 6-bit\n", 1))
+    assert bits("plain") == ["6-bit"]
+    convert(tmp_path / "plain", tmp_path / "four", quantize=True, report=False)
+    assert bits("four") == ["4-bit"]
+    convert(tmp_path / "plain", tmp_path / "mixed", quantize=True, q_overrides=["v_proj=8"], report=False)
+    assert bits("mixed") == []
+
+
+def test_the_command_in_the_card_makes_the_same_folder(tmp_path):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+    out, text = tmp_path / "my models" / "out", tmp_path / "own.txt"
+    text.write_text("a text of my own, long enough to be measured on")
+    words = ["--hf-path", str(source), "--mlx-path", str(out), "--target-bpw", "5", "--dtype", "bfloat16"]
+    args = parser().parse_args(["convert", *words, "--calibration-text", str(text), "--report-text", str(text)])
+    assert args.run(args) == 0
+    first = {file.name: file.read_bytes() for file in out.iterdir()}
+    command = metadata(out)[1].split("```bash\n")[-1].split("\n```")[0]
+    assert f"--calibration-text {text}" in command  # on so small a model no text changes the choice
+    out.rename(tmp_path / "moved")
+    args = parser().parse_args(shlex.split(command)[1:])
+    assert args.run(args) == 0
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == first
 
 
 def test_info_counts_without_reading_weights(tmp_path):
@@ -125,6 +163,37 @@ def test_the_verbs_print_what_was_done(tmp_path, capsys):
     args = parser().parse_args(["info", str(tmp_path / "out"), "--json"])
     assert args.run(args) == 0
     assert json.loads(capsys.readouterr().out)["context"] == 512
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_what_is_measured(tmp_path, capsys, monkeypatch):
+    source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
+    text = tmp_path / "own.txt"
+    text.write_text("a text of my own, long enough to be measured on")
+    words = ["convert", "--hf-path", str(source), "--target-bpw", "5", "--dtype", "bfloat16", "--mlx-path"]
+    texts = ["--calibration-text", str(text), "--report-text", str(text)]
+    args = parser().parse_args([*words, str(tmp_path / "silent"), *texts])
+    assert args.run(args) == 0
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    args = parser().parse_args([*words, str(tmp_path / "seen"), *texts])
+    assert args.run(args) == 0
+    shown = terminal.getvalue()
+    for what in ("measuring layers: ", "converting: ", "measuring quality: ", "measuring plain 4-bit: "):
+        assert f"{what}  0%" in shown
+        assert f"{what}100%" in shown
+    assert "measuring" not in capsys.readouterr().out
+
+
+def test_a_text_to_calibrate_on_needs_a_target(tmp_path):
+    args = parser().parse_args(["convert", "--model", str(tmp_path), "-q", "--calibration-text", "own.txt"])
+    with pytest.raises(InputError, match="--calibration-text needs --target-bpw"):
+        args.run(args)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):

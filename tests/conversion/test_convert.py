@@ -308,10 +308,14 @@ def test_a_report_is_written_and_shown(causal, tmp_path):
     assert written == done.quality
     assert set(written["perplexity"]) == {"reference", "converted"}
     assert 0 < written["kl_divergence"]["mean"] < written["kl_divergence"]["p99"]
-    assert "KL divergence, mean" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "KL divergence, mean" in card
+    assert "foreign to this model" in card
+    assert "--report-text FILE" in card
     (tmp_path / "own.txt").write_text("a text of my own, long enough to be measured on")
     own = convert(causal, tmp_path / "own", quantize=True, q_bits=8, report_text=tmp_path / "own.txt")
     assert own.quality["text"] == "own.txt"
+    assert "foreign to this model" not in (tmp_path / "own" / "README.md").read_text()
     (tmp_path / "qa.jsonl").write_text('{"prompt": "a question", "completion": " an answer"}\n\n' * 3)
     pairs = convert(causal, tmp_path / "qa", quantize=True, report_text=tmp_path / "qa.jsonl")
     assert set(pairs.quality["exact_answers"]) == {"reference", "converted"}
@@ -326,6 +330,32 @@ def test_a_target_spends_bits_where_they_matter(small, tmp_path):
     assert done.quality["kl_divergence"]["mean"] < done.quality["plain_4bit"]["kl_divergence"]["mean"]
     layers = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
     assert any(isinstance(value, dict) for value in layers.values())
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_target_counts_what_overrides_take(small, tmp_path):
+    done = convert(small, tmp_path / "out", target_bpw=5.0, q_overrides=["mlp=8"], dtype="bfloat16", report=False)
+    assert 4 < done.bits_per_weight <= 5.0
+    layers = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
+    assert layers["model.layers.0.mlp.up_proj"]["bits"] == 8
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_measuring_is_told_step_by_step(small, tmp_path):
+    calls = []
+    convert(small, tmp_path / "out", target_bpw=5.0, dtype="bfloat16", measuring=lambda *call: calls.append(call))
+    assert list(dict.fromkeys(what for what, _, _ in calls)) == ["layers", "quality", "plain 4-bit"]
+    for asked in ("layers", "quality", "plain 4-bit"):
+        steps = [(done, total) for what, done, total in calls if what == asked]
+        total = steps[-1][1]
+        assert list(dict.fromkeys(steps)) == [(done, total) for done in range(total + 1)]
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_a_text_for_the_report_asks_for_one(small, tmp_path):
+    (tmp_path / "own.txt").write_text("a text of my own, long enough to be measured on")
+    done = convert(small, tmp_path / "out", dtype="float16", report_text=tmp_path / "own.txt")
+    assert done.quality["text"] == "own.txt"
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
