@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_text_arguments(parser, "texts with a mask, such as [MASK]")
     parser.add_argument("--top-k", type=int, default=5, help="words to show (default: 5)")
     parser.add_argument("--targets", help="words to choose from, with commas between them; by default all")
-    add_model_arguments(parser)
+    add_model_arguments(parser, needed="bert-base-uncased")
     add_output_arguments(parser)
     parser.set_defaults(run=run)
     return parser

@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_text_arguments(parser, "documents to rank")
     parser.add_argument("--instruction", help="what makes a document a good one")
     parser.add_argument("--top-k", type=int, help="documents to show; by default all")
-    add_model_arguments(parser)
+    add_model_arguments(parser, needed="Qwen/Qwen3-Reranker-0.6B")
     add_output_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -25,8 +25,9 @@ def run(args: argparse.Namespace) -> int:
     from ..tasks import Reranker
 
     options: dict[str, Any] = {"instruction": args.instruction} if args.instruction else {}
+    rows = list(read_rows(args))
     task = Reranker(top_k=args.top_k, return_documents=True, **options, **task_options(args))
-    return print_results(args, task(args.query, list(read_rows(args))), ("index", "score", "document"), _cells)
+    return print_results(args, task(args.query, rows), ("index", "score", "document"), _cells)
 
 
 def _cells(result: dict[str, Any]) -> list[tuple[str, ...]]:

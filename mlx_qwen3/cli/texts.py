@@ -1,52 +1,84 @@
-"""Where the verbs for texts take their rows from: arguments, a file (txt, csv, tsv, jsonl) or stdin."""
+"""Where the verbs for texts take their rows from: arguments, a file (txt, csv, tsv, jsonl, json) or stdin."""
 
 import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .standard_streams import not_utf8, utf8_input
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
+READ = "txt (a line a row), csv, tsv, jsonl or json (an array)"
+REFUSED = (
+    *(".doc", ".docx", ".odt", ".pdf", ".rtf", ".html", ".xml", ".yaml", ".yml"),
+    *(".xls", ".xlsx", ".ods", ".parquet", ".npy", ".npz", ".pkl", ".gz", ".zip", ".zst"),
+)
+"""Suffixes of files whose lines are no texts."""
+
+BATCH_TOKENS = {"cpu": 512, "gpu": 8192}
+"""Tokens of a batch by device: on a CPU few, so that results appear and Ctrl-C is heard; a GPU is fast with many."""
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--dtype` and what every task takes."""
-    parser.add_argument(
-        "--model", help="a folder or a Hub repository; by default the model that comes with the package"
-    )
+def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = None) -> None:
+    """`--model`, `--dtype` and what every task takes.
+
+    Args:
+        needed: a model for the message, where the one that comes with the package cannot do what the verb does.
+    """
+    default = f"such as {needed}; needed" if needed else "by default the model that comes with the package"
+    parser.add_argument("--model", help=f"a folder or a Hub repository; {default}")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
-    parser.add_argument("--batch-size", type=int, help="rows that the model sees at once; by default as many as fit")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help=f"rows that the model sees at once; by default as many as {BATCH_TOKENS['gpu']} tokens hold on a GPU, "
+        f"{BATCH_TOKENS['cpu']} on a CPU",
+    )
     parser.add_argument("--max-length", type=int, help="tokens of a row; longer texts are cut")
+    parser.set_defaults(model_needed=needed)
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, what: str, column: str = "text") -> None:
     """The texts themselves, `--file` and `--column`."""
     parser.add_argument("text", nargs="*", help=f"{what}; without any, and without --file, stdin is read, a line a row")
-    parser.add_argument("--file", help="txt (a line a row), csv, tsv or jsonl; - for stdin")
-    parser.add_argument("--column", default=column, help=f"column or key of a csv, tsv or jsonl (default: {column})")
+    parser.add_argument("--file", help=f"{READ}; - for stdin. Blank lines are left out and not counted")
+    parser.add_argument("--column", default=column, help=f"column of a csv or tsv, key of a json (default: {column})")
 
 
 def task_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `pipeline` takes from the arguments of every verb."""
+    """What `pipeline` takes from the arguments of every verb.
+
+    Raises:
+        InputError: no model, for a verb that needs one.
+    """
+    if args.model is None and args.model_needed:
+        raise InputError(
+            f"{args.verb} needs --model, such as {args.model_needed}; the model of the package cannot do it"
+        )
+    import mlx.core as mx
+
     return {
         "model": args.model,
         "model_options": {"dtype": args.dtype} if args.dtype else None,
         "batch_size": args.batch_size,
+        "batch_tokens": BATCH_TOKENS[mx.default_device().type.name],
         "max_length": args.max_length,
         "on_error": "record",
-        "progress": sys.stderr.isatty() and not sys.stdin.isatty(),
+        "progress": not args.text and sys.stderr.isatty() and not (sys.stdout.isatty() and args.format == "json"),
     }
 
 
 def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator[Any]:
-    """The texts; with `columns`, rows of these columns of a file as dictionaries.
+    """The texts; with `columns`, rows of these columns of a file as dictionaries. Blank lines are no rows.
+
+    The first row is read at once, so that a file that cannot be used is refused before a model is loaded.
 
     Raises:
         InputError: a file that cannot be read, a column that it does not have, a line that is no JSON.
@@ -54,28 +86,40 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
     if args.text and args.file:
         raise InputError("give texts or --file, and not both")
     if args.text:
-        yield from args.text
-        return
+        return iter(args.text)
     if args.file in (None, "-"):
-        if sys.stdin.isatty():
-            raise InputError("no text: give texts, --file, or text on stdin")
-        if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="strict")
-        try:
-            yield from (line.rstrip("\r\n") for line in sys.stdin)
-        except UnicodeDecodeError as error:
-            raise InputError(f"stdin: is not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
-        return
-    path = Path(args.file)
+        if columns:
+            raise InputError(f"stdin: rows of {' and '.join(columns)} need a csv, tsv, jsonl or json file")
+        rows = _stdin()
+    else:
+        rows = _file(Path(args.file), columns or (args.column,), bool(columns))
+    return chain(list(islice(rows, 1)), rows)
+
+
+def _stdin() -> Iterator[str]:
+    if sys.stdin.isatty():
+        raise InputError("no text: give texts, --file, or text on stdin")
+    try:
+        yield from _lines(utf8_input())
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from error
+
+
+def _file(path: Path, columns: Sequence[str], several: bool) -> Iterator[Any]:
+    suffix = path.suffix.lower()
+    if suffix in REFUSED:
+        raise InputError(f"{path}: a {suffix} file is not read; give {READ}")
     with _opened(path) as file:
-        if path.suffix.lower() in TABLES:
-            yield from _table(path, file, columns or (args.column,), bool(columns))
-        elif path.suffix.lower() in JSON_LINES:
-            yield from _json_lines(path, file, columns or (args.column,), bool(columns))
-        elif columns:
-            raise InputError(f"{path}: rows of {' and '.join(columns)} need a csv, tsv or jsonl file")
+        if suffix in TABLES:
+            yield from _table(path, file, columns, several)
+        elif suffix in JSON_LINES:
+            yield from _picked(path, _json_lines(path, file), columns, several)
+        elif suffix == ".json":
+            yield from _picked(path, _json_array(path, file), columns, several)
+        elif several:
+            raise InputError(f"{path}: rows of {' and '.join(columns)} need a csv, tsv, jsonl or json file")
         else:
-            yield from (line.rstrip("\r\n") for line in file)
+            yield from _lines(file)
 
 
 @contextmanager
@@ -89,29 +133,54 @@ def _opened(path: Path) -> Iterator[TextIO]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
+def _lines(file: Iterable[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in file if line.strip())
+
+
 def _table(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> Iterator[Any]:
-    reader = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()])
-    for name in columns:
-        if name not in (reader.fieldnames or ()):
-            raise InputError(f"{path}: has no column {name!r}, only {', '.join(reader.fieldnames or ())}")
-    for row in reader:
-        yield {name: row[name] for name in columns} if several else row[columns[0]]
+    reader = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()], restval="")
+    try:
+        for name in columns:
+            if name not in (reader.fieldnames or ()):
+                known = ", ".join(reader.fieldnames or ()) or "nothing"
+                raise InputError(f"{path}: has no column {name!r}, only {known}; name one with --column")
+        for row in reader:
+            if any(cells if isinstance(cells, list) else cells.strip() for cells in row.values()):
+                yield {name: row[name] for name in columns} if several else row[columns[0]]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read after line {reader.line_num} ({error}); try a jsonl file") from error
 
 
-def _json_lines(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> Iterator[Any]:
+def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield f"line {number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: line {number} is not JSON ({error.msg})") from error
+
+
+def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.load(file)
+    except json.JSONDecodeError as error:
+        hint = "a file with a row a line is named .jsonl"
+        raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {hint}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: is no JSON array; write [row, row, …], or a row a line in a .jsonl file")
+    yield from ((f"row {index}", row) for index, row in enumerate(rows))
+
+
+def _picked(path: Path, rows: Iterable[tuple[str, Any]], columns: Sequence[str], several: bool) -> Iterator[Any]:
+    """The texts or columns of JSON rows, each given with its place in the file."""
+    for place, row in rows:
         if isinstance(row, str) and not several:
             yield row
             continue
         if not isinstance(row, dict):
-            raise InputError(f"{path}: line {number} is no JSON object")
+            raise InputError(f"{path}: {place} is no JSON object")
         for name in columns:
             if name not in row:
-                raise InputError(f"{path}: line {number} has no key {name!r}")
+                raise InputError(f"{path}: {place} has no key {name!r}")
         yield {name: row[name] for name in columns} if several else row[columns[0]]

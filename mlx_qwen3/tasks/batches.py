@@ -68,6 +68,7 @@ class Runner:
         compute: Compute,
         *,
         batch_size: int | None = None,
+        batch_tokens: int | None = None,
         per_token: bool = False,
         padding_side: str = "right",
         finished: Callable[[list[int]], None] = lambda indices: None,
@@ -75,7 +76,8 @@ class Runner:
         """What `compute` gives for each piece, float32, padding cut off where it gives something for every token.
 
         Args:
-            batch_size: rows in a batch; None for as many as 8192 tokens hold.
+            batch_size: rows in a batch; None for as many as `batch_tokens` hold.
+            batch_tokens: padded tokens of a batch; None for 8192.
             per_token: whether the second axis of the outputs is the token.
             finished: called with the indices of the pieces of each batch as it is done.
         """
@@ -106,7 +108,7 @@ class Runner:
                 mx.clear_cache()
             finished(indices)
 
-        for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size):
+        for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size, batch_tokens):
             inputs, last = self._inputs([pieces[i] for i in indices], shared, left)
             outputs = self._outputs(compute, inputs, last, prefix)
             mx.async_eval(outputs)
@@ -190,7 +192,9 @@ class Runner:
                 )
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int | None = None) -> list[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int | None = None, batch_tokens: int | None = None
+) -> list[list[int]]:
     """Indices of the rows of each batch: rows of similar length together, the longest first.
 
     The longest go first so that a batch too large for the memory fails at once.
@@ -199,7 +203,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int | None = None) -> 
     batches, start = [], 0
     while start < len(order):
         longest = max(lengths[order[start]], 1)
-        rows = batch_size or max(1, min(ROWS_A_BATCH, TOKENS_A_BATCH // longest))
+        rows = batch_size or max(1, min(ROWS_A_BATCH, (batch_tokens or TOKENS_A_BATCH) // longest))
         batches.append(order[start : start + rows])
         start += rows
     return batches

@@ -75,6 +75,7 @@ class Embedding(Task[EmbeddingOptions]):
             pieces,
             self._compute_all if mean else self._compute,
             batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
             per_token=mean,
             padding_side=options.padding_side,
             finished=finished,

@@ -63,6 +63,7 @@ class FillMask(Task[FillMaskOptions]):
             pieces,
             self._compute,
             batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
             per_token=True,
             padding_side=options.padding_side,
             finished=finished,

@@ -4,7 +4,6 @@ Knows no model and no tokenizer.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 from ..errors import InputError
@@ -35,12 +34,29 @@ def is_stream(inputs: Any) -> bool:
     return not isinstance(inputs, str | dict | list | tuple) and isinstance(inputs, Iterable)
 
 
-def windows(rows: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
-    """(index of the first row, rows), `size` rows at a time, so that a stream of any length needs bounded memory."""
-    rows, start = iter(rows), 0
-    while window := list(islice(rows, size)):
+def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int = 1) -> Iterator[tuple[int, list[Any]]]:
+    """(index of the first row, rows), `size` rows at a time, so that a stream of any length needs bounded memory.
+
+    Args:
+        room: characters after which a window ends sooner, if it has `least` rows; None for no such end.
+    """
+    window: list[Any] = []
+    start = held = 0
+    for row in rows:
+        window.append(row)
+        held += characters(row)
+        if len(window) == size or (room is not None and held >= room and len(window) >= least):
+            yield start, window
+            start += len(window)
+            window, held = [], 0
+    if window:
         yield start, window
-        start += len(window)
+
+
+def characters(row: Any) -> int:
+    """Characters of a row's texts."""
+    parts = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else [row]
+    return sum(len(part) for part in parts if isinstance(part, str))
 
 
 def paired(texts: Any, others: Any, first: str, second: str) -> Any:

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError, RowError
+from ..heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
 from .rows import ON_ERROR, check_choice, check_count, check_text, is_batch, is_stream, windows
@@ -24,12 +25,17 @@ logger = logging.getLogger(__name__)
 WINDOW = 1024
 """Rows read ahead from a stream, to be sorted by length."""
 
+AHEAD = 16
+"""Characters read ahead for each of the `batch_tokens`: about four batches of English."""
+
 
 @dataclass(frozen=True)
 class Options:
     """Keywords of every task, at construction or at a call.
 
-    batch_size: rows that the model sees at once; None for as many as 8192 tokens hold.
+    batch_size: rows that the model sees at once; None for as many as `batch_tokens` hold.
+    batch_tokens: padded tokens that the model sees at once; None for 8192. A number also bounds what is read ahead, so
+        that a stream's results come sooner.
     max_length: tokens of a row; None for what the model can hold. Longer texts are cut, which is said once.
     padding_side: "right" (no mask needed) or "left"; the results are the same.
     progress: whether a progress bar is drawn on stderr.
@@ -37,13 +43,14 @@ class Options:
     """
 
     batch_size: int | None = None
+    batch_tokens: int | None = None
     max_length: int | None = None
     padding_side: str = "right"
     progress: bool = False
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_length"):
+        for name in ("batch_size", "batch_tokens", "max_length"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_choice("padding_side", self.padding_side, ("right", "left"))
@@ -78,6 +85,8 @@ class Task(Generic[O]):
     options_class: ClassVar[type[Options]] = Options
     heads: ClassVar[tuple[type, ...]] = ()
     needs: ClassVar[str] = ""
+    instead: ClassVar[str] = ""
+    """What else a model with a language model head can do here."""
     per_token: ClassVar[bool] = False
     bundled_head: ClassVar[str] = ""
 
@@ -154,18 +163,21 @@ class Task(Generic[O]):
     def _ordered(self, rows: Iterable[Any], options: O, errors: dict[int, str]) -> Iterator[Any]:
         """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
+        room = AHEAD * options.batch_tokens if options.batch_tokens else None
         bar = progress_bar(rows) if options.progress else None
-        for start, window in windows(rows, size):
-            good, bad = [], {}
-            for index, row in enumerate(window):
-                try:
-                    good.append(self._checked(row, options))
-                except InputError as error:
-                    bad[index] = str(error)
-            errors.update({start + index: message for index, message in bad.items()})
-            yield from self._window(start, good, bad, options, errors, bar)
-        if bar is not None:
-            bar.close()
+        try:
+            for start, window in windows(rows, size, room, options.batch_size or 1):
+                good, bad = [], {}
+                for index, row in enumerate(window):
+                    try:
+                        good.append(self._checked(row, options))
+                    except InputError as error:
+                        bad[index] = str(error)
+                errors.update({start + index: message for index, message in bad.items()})
+                yield from self._window(start, good, bad, options, errors, bar)
+        finally:
+            if bar is not None:
+                bar.close()
 
     def _window(
         self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None
@@ -206,6 +218,7 @@ class Task(Generic[O]):
             pieces,
             self._compute,
             batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
             per_token=self.per_token,
             padding_side=options.padding_side,
             finished=finished,
@@ -274,9 +287,10 @@ class Task(Generic[O]):
     def _check_model(self, source: Any) -> None:
         """Raises `InputError` for a model without the head that the task needs, or with one that was never trained."""
         if self.heads and not isinstance(self.model, self.heads):
+            instead = f", or {self.instead}" if self.instead and isinstance(self.model, CausalLM) else ""
             raise InputError(
                 f"{_named(source, self.model)} is {type(self.model).__name__}: it has no {self.needs}; load a "
-                "checkpoint that has one, or train one"
+                f"checkpoint that has one, or train one{instead}"
             )
         if isinstance(source, str | Path) and self.heads:
             fresh = sorted(self.model.fresh_weights)

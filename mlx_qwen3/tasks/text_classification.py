@@ -49,6 +49,7 @@ class TextClassification(Task[TextClassificationOptions]):
     options_class = TextClassificationOptions
     heads = (SequenceClassification,)
     needs = "sequence classification head"
+    instead = "name labels of your own (--labels; the task zero-shot-classification)"
     bundled_head = "library-chapters"
 
     def __call__(self, inputs: Any, text_pair: Any = None, **options: Any) -> Any:

@@ -160,7 +160,13 @@ class ZeroShotClassification(Task[ZeroShotOptions]):
         longest = max(len(piece.ids) for piece in pieces) + len(labels.scorer.tree)
         if window is not None and longest > window:
             return self._scores_by_row(pieces, labels, options, finished)
-        outputs = self._runner.run(pieces, labels.scorer, batch_size=options.batch_size, finished=finished)
+        outputs = self._runner.run(
+            pieces,
+            labels.scorer,
+            batch_size=options.batch_size,
+            batch_tokens=options.batch_tokens,
+            finished=finished,
+        )
         return [scores for (scores,) in outputs]
 
     def _window_size(self) -> int | None:
@@ -175,7 +181,9 @@ class ZeroShotClassification(Task[ZeroShotOptions]):
         results = []
         for index, piece in enumerate(pieces):
             rows = [Piece([*piece.ids, *ids]) for ids in labels.ids]
-            outputs = self._runner.run(rows, scorer, batch_size=options.batch_size, per_token=True)
+            outputs = self._runner.run(
+                rows, scorer, batch_size=options.batch_size, batch_tokens=options.batch_tokens, per_token=True
+            )
             scores = [
                 scorer.score(states, row.ids, len(ids))
                 for (states,), row, ids in zip(outputs, rows, labels.ids, strict=True)

@@ -1,0 +1,206 @@
+"""Files of texts on the command line: what is read, what is refused before a model is loaded, and how a run ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+
+from mlx_qwen3.cli import main
+from mlx_qwen3.cli.texts import task_options
+from mlx_qwen3.tasks.batches import batches_by_length
+from mlx_qwen3.tasks.rows import windows
+
+PAIR = ["hello world", "it"]
+
+
+@pytest.fixture
+def forbid_loading(monkeypatch):
+    """A model must not be loaded."""
+
+    def load(*_, **__):
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("mlx_qwen3.loading.load", load)
+    monkeypatch.setattr("mlx_qwen3.tasks.bundled_heads.load_bundled_head", load)
+
+
+def texts(capsys):
+    return [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", '["hello world", {"text": "it", "n": 1}]'),
+        ("rows.txt", "\nhello world\n \t\r\nit\n\n\n"),
+        ("rows.csv", "text\nhello world\n\n  \nit\n\n"),
+        ("wide.csv", "text,n\nhello world,1\n,\nit,2\n,\n"),
+        ("rows.jsonl", '\n"hello world"\n\n{"text": "it"}\n\n'),
+    ],
+)
+@pytest.mark.parametrize(("verb", "model"), [("classify", "sequence"), ("tag", "token"), ("embed", "causal")])
+def test_blank_lines_are_no_rows(folders, tmp_path, capsys, name, content, verb, model):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert main([verb, "--model", str(folders[model]), "--file", str(tmp_path / name)]) == 0
+    assert texts(capsys) == PAIR
+
+
+def test_blank_lines_of_stdin_are_no_rows(folders):
+    command = [sys.executable, "-m", "mlx_qwen3", "classify", "--model", str(folders["sequence"])]
+    found = subprocess.run(command, input="hello world\n\nit\n\n", capture_output=True, text=True)
+    assert found.returncode == 0
+    assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == PAIR
+
+
+def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("n,text\n1,hello\n2,\n3\n")
+    assert main(["classify", "--model", str(folders["sequence"]), "--file", str(tmp_path / "rows.csv")]) == 1
+    told = capsys.readouterr().err
+    assert "row 1: text is empty" in told
+    assert "row 2: text is empty" in told
+
+
+@pytest.mark.usefixtures("forbid_loading")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["classify", "--file", "none.txt"], "none.txt: cannot be read"),
+        (["classify", "--file", "."], "cannot be read (Is a directory)"),
+        (["classify", "--file", "rows.csv"], "has no column 'text', only a, b; name one with --column"),
+        (["classify", "--file", "rows.csv", "--column", "a", "--pair-column", "c"], "has no column 'c'"),
+        (["classify", "--file", "-", "--pair-column", "b"], "stdin: rows of text and b need a csv"),
+        (["classify", "--file", "empty.csv"], "has no column 'text', only nothing"),
+        (["classify", "--file", "huge.csv"], "huge.csv: cannot be read after line 1 (field larger"),
+        (
+            ["classify", "--labels", "a,b", "--file", "rows.xlsx"],
+            "a .xlsx file is not read; give txt (a line a row)",
+        ),
+        (["classify", "--file", "object.json"], "is no JSON array"),
+        (
+            ["classify", "--file", "lines.json"],
+            "line 2 is not JSON (Extra data); a file with a row a line is named .jsonl",
+        ),
+        (["classify", "--file", "number.json"], "number.json: row 0 is no JSON object"),
+        (["tag", "--file", "none.txt"], "none.txt: cannot be read"),
+        (["answer", "--file", "rows.csv"], "has no column 'question'"),
+        (["embed", "--file", "rows.csv"], "has no column 'text'"),
+        (["rank", "--model", "x", "--query", "q", "--file", "none.txt"], "none.txt: cannot be read"),
+        (["fill-mask", "--model", "x", "--file", "none.txt"], "none.txt: cannot be read"),
+        (
+            ["rank", "--query", "q", "a"],
+            "rank needs --model, such as Qwen/Qwen3-Reranker-0.6B; the model of the package",
+        ),
+        (["fill-mask", "a [MASK]"], "fill-mask needs --model, such as bert-base-uncased; the model of the package"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {
+        "rows.csv": "a,b\n1,2\n",
+        "empty.csv": "",
+        "huge.csv": f"text\n{'x' * 200_000}\n",
+        "rows.xlsx": "PK",
+        "object.json": '{"text": "hello"}',
+        "lines.json": '{"text": "hello"}\n{"text": "it"}\n',
+        "number.json": "[1]",
+    }.items():
+        (tmp_path / name).write_text(content)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["classify", "tag", "answer", "embed", "rank", "fill-mask"])
+def test_help_says_whether_there_is_a_default_model(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("by default the model that comes with the package" in told) == (verb not in ("rank", "fill-mask"))
+    assert "Blank lines are left out" in told
+
+
+def test_a_language_model_without_labels_is_told_of_them(folders, capsys):
+    assert main(["classify", "--model", str(folders["causal"]), "hello"]) == 2
+    told = capsys.readouterr().err
+    assert "has no sequence classification head" in told
+    assert "--labels" in told
+    assert main(["classify", "--model", str(folders["token"]), "hello"]) == 2
+    assert "--labels" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shown", ["json", "table"])
+def test_ctrl_c_ends_a_long_file_soon_and_keeps_what_is_done(folders, tmp_path, shown):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('""\n' + '"the quick brown fox was quick"\n' * 200_000)
+    command = [sys.executable, "-m", "mlx_qwen3", "classify", "--model", str(folders["sequence"]), "--file", str(rows)]
+    with subprocess.Popen(
+        [*command, "--format", shown], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr.readline() == "row 0: text is empty\n"  # the first results are there
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("mlx-qwen3: stopped by Ctrl-C after ")
+    assert errors.count("\n") == 1
+    done = int(errors.split()[-2])
+    assert 1 < done < 200_000
+    if shown == "json":
+        assert len([json.loads(line) for line in output.splitlines()]) == done
+    else:
+        assert output.count("the quick") == done - 1
+
+
+def test_windows_end_at_rows_or_characters():
+    rows = ["a" * 4] * 5
+    assert [len(window) for _, window in windows(rows, 2)] == [2, 2, 1]
+    assert [(start, len(window)) for start, window in windows(rows, 9, 8)] == [(0, 2), (2, 2), (4, 1)]
+    assert [len(window) for _, window in windows(rows, 9, 8, least=3)] == [3, 2]
+    assert [len(window) for _, window in windows([("ab", "cd"), {"a": "abcd"}, None], 9, 4)] == [1, 1, 1]
+    assert list(windows([], 2)) == []
+
+
+def test_batches_hold_few_tokens_if_asked():
+    assert [len(batch) for batch in batches_by_length([10] * 10, None, 40)] == [4, 4, 2]
+    assert [len(batch) for batch in batches_by_length([10] * 10, 5, 40)] == [5, 5]
+
+
+def test_a_command_line_runs_small_batches(folders, tmp_path, monkeypatch, capsys):
+    """A file's rows come to the model some at a time, so that the first results do not wait for the last rows."""
+    seen = []
+    run = "mlx_qwen3.tasks.batches.batches_by_length"
+    monkeypatch.setattr(run, lambda *given: seen.append(batches_by_length(*given)) or seen[-1])
+    (tmp_path / "rows.txt").write_text("the quick brown fox was [MASK]\na quick fox [MASK]\n" * 300)
+    for verb, model, *flags in (
+        ("classify", "sequence"),
+        ("classify", "causal", "--labels", "fox,world"),
+        ("embed", "causal"),
+        ("tag", "token"),
+        ("fill-mask", "bert mask"),
+    ):
+        seen.clear()
+        assert main([verb, "--model", str(folders[model]), *flags, "--file", str(tmp_path / "rows.txt")]) == 0
+        capsys.readouterr()
+        assert len(seen) > 1, verb
+        assert max(len(batch) for batches in seen for batch in batches) < 256, verb
+
+
+@pytest.mark.parametrize(
+    ("texts", "terminals", "shown", "bar"),
+    [
+        ([], "stderr stdout stdin", None, True),
+        ([], "stderr", "json", True),
+        ([], "stderr stdout", "json", False),
+        ([], "", None, False),
+        (["hello"], "stderr stdout stdin", None, False),
+    ],
+)
+def test_a_bar_is_drawn_for_files_where_it_disturbs_nothing(monkeypatch, texts, terminals, shown, bar):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals, raising=False)
+    args = {"model": None, "model_needed": None, "dtype": None, "batch_size": None, "max_length": None}
+    assert task_options(Namespace(**args, text=texts, format=shown))["progress"] is bar
