@@ -37,6 +37,13 @@ def test_the_python_on_the_first_screen_runs():
     assert "pathname components" in printed.getvalue()
 
 
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_that_takes_the_bundled_model_runs(code):
+    if not re.search(r"load\(\)|pipeline\([^,]*\)\(", code):
+        pytest.skip("names a model to download")
+    exec(compile(code, "README.md", "exec"), {})
+
+
 @pytest.mark.parametrize("line", re.findall(r"^mlx-qwen3 .*", README, re.MULTILINE))
 def test_every_command_parses(line):
     arguments = shlex.split(line)[1:]

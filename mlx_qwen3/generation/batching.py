@@ -110,7 +110,7 @@ def batch_generate(
         sampler: logits (B, V) → tokens (B,), in place of the sampling arguments; or one for each prompt.
         stop: strings that end an answer and are not part of it; stops: other ones for each prompt.
         eos_token_ids: ids that end an answer; by default those of the generation_config and of the tokenizer.
-        completion_batch_size: sequences in a pass.
+        completion_batch_size: sequences in a pass; further prompts take the places of those that have ended.
         kv_bits, kv_group_size, quantized_kv_start: of the cache.
 
     Raises:
