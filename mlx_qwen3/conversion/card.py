@@ -5,14 +5,12 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checkpoint.writer import disk_error
 from ..quantization.quality import quality_table
+from .result import Conversion
 from .source import Source
-
-if TYPE_CHECKING:
-    from .pipeline import Conversion
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def pipeline_tag(class_name: str) -> str:
 def write_card(
     folder: Path,
     source: Source,
-    done: "Conversion",
+    done: Conversion,
     config: dict[str, Any],
     command: str | None,
     upload_repo: str | None,
@@ -102,7 +100,7 @@ def _source_metadata(folder: Path) -> dict[str, Any]:
 def _body(
     folder: Path,
     source: Source,
-    done: "Conversion",
+    done: Conversion,
     config: dict[str, Any],
     command: str | None,
     upload_repo: str | None,
@@ -136,7 +134,7 @@ def _body(
     return "\n".join(lines) + "\n"
 
 
-def _snippet(name: str, class_name: str, done: "Conversion") -> list[str]:
+def _snippet(name: str, class_name: str, done: Conversion) -> list[str]:
     lines = ["```python", "from mlx_qwen3 import load", "", f'model, tokenizer = load("{name}")', "```", ""]
     if class_name == "Qwen3ForCausalLM":
         chat = ["```bash", f"mlx-qwen3 chat --model {name}", "```", ""]
@@ -146,7 +144,7 @@ def _snippet(name: str, class_name: str, done: "Conversion") -> list[str]:
     return lines
 
 
-def _notes(done: "Conversion") -> list[str]:
+def _notes(done: Conversion) -> list[str]:
     notes = []
     if done.largest_error is not None:
         notes.append(

@@ -5,9 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import check_target_free, replace_folder
 from ..config.stock_mlx_lm import silently_different
@@ -18,46 +16,13 @@ from .card import write_card
 from .folder import copied_files, copy_files, mlx_config, write_json
 from .plan import Plan, formats_by_path, make_plan
 from .quality import Measuring, has_tokenizer, measure_quality, model_fits
+from .result import Conversion
 from .source import Source, open_source
 from .stream import Converter, Progress
 from .target_bits import formats_for_target
 from .upload import upload_folder
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Conversion:
-    """What a conversion did.
-
-    Attributes:
-        path: the folder that was written.
-        bytes_in: bytes of the source's weights.
-        bytes_out: bytes of the written weights.
-        parameters: numbers that the weights stand for.
-        bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
-        kept: layers left in full precision because the group size does not divide their rows.
-        requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
-        largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
-            if none were.
-        not_finite: weights with NaN or infinite values, converted with `force`.
-        mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
-        quality: the quality report, or None if none was made.
-        seconds: time for the weights.
-    """
-
-    path: Path
-    bytes_in: int
-    bytes_out: int
-    parameters: int
-    bits_per_weight: float
-    kept: list[str] = field(default_factory=list)
-    requantized: dict[str, str] = field(default_factory=dict)
-    largest_error: float | None = None
-    not_finite: list[str] = field(default_factory=list)
-    mlx_lm_differences: list[str] = field(default_factory=list)
-    quality: dict[str, Any] | None = None
-    seconds: float = 0.0
 
 
 def convert(

@@ -1,0 +1,39 @@
+"""What `convert` gives back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        path: the folder that was written.
+        bytes_in: bytes of the source's weights.
+        bytes_out: bytes of the written weights.
+        parameters: numbers that the weights stand for.
+        bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
+        kept: layers left in full precision because the group size does not divide their rows.
+        requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
+        largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
+            if none were.
+        not_finite: weights with NaN or infinite values, converted with `force`.
+        mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
+        quality: the quality report, or None if none was made.
+        seconds: time for the weights.
+    """
+
+    path: Path
+    bytes_in: int
+    bytes_out: int
+    parameters: int
+    bits_per_weight: float
+    kept: list[str] = field(default_factory=list)
+    requantized: dict[str, str] = field(default_factory=dict)
+    largest_error: float | None = None
+    not_finite: list[str] = field(default_factory=list)
+    mlx_lm_differences: list[str] = field(default_factory=list)
+    quality: dict[str, Any] | None = None
+    seconds: float = 0.0
