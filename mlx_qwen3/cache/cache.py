@@ -196,11 +196,12 @@ class Cache:
         What stays in the slots before them has to be hidden by a mask. Snapshots are let go.
 
         Args:
-            places: a row of this cache for each row of `other`.
+            places: a row of this cache for each row of `other`, each its own.
             other: a cache of the same model that holds no more tokens than this one.
 
         Raises:
             CacheError: a cache whose layers slide or pack; more tokens, or another number of rows.
+            InputError: a row that does not exist, or one named twice.
         """
         if not (self.takes_rows and other.takes_rows):
             raise CacheError("rows of layers that slide or pack cannot be put elsewhere: start another cache")
@@ -209,6 +210,8 @@ class Cache:
                 f"cannot put {other.batch_size} rows of {other.offset} tokens into {len(places)} rows of "
                 f"{self.offset} tokens"
             )
+        if len(set(places)) < len(places) or not set(places) <= set(range(self.batch_size or 0)):
+            raise InputError(f"cannot put rows into {list(places)} of a cache with {self.batch_size or 'no'} rows")
         self._snapshots = {}
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for array, new in zip(mine.slots.arrays, theirs.slots.arrays, strict=True):

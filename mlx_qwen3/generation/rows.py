@@ -2,8 +2,8 @@
 
 Rows of one wave end at the same slot. A longer row starts first and shorter ones join on the way, so that hardly any
 padding is computed. A row that has ended stays where it is until a quarter of the rows have: then prompts that wait
-take those places, as long as that does not make the cache mostly padding. Where none can, and half of the rows have
-ended, the rest moves together, which copies the cache at most once over in all.
+take those places, in a cache that keeps all tokens unpacked and until it would be mostly padding. From then on, when
+half of the rows have ended, the rest moves together, which copies the cache at most once over in all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +87,7 @@ def decode_rows(
     waiting = [_Row(i, prompts[i], budgets[i], samplers[i]) for i in range(len(prompts))]
     waiting.sort(key=lambda row: -len(row.prompt))
     while waiting:
-        rows = _taken(waiting, wave_size)
+        rows = _taken(waiting, _together(waiting, wave_size))
         wave = _Wave(model, rows, lambda: new_cache(model.config, **cache_options), prefill_tokens)
         yield from wave.run(waiting, ended)
 
@@ -103,26 +103,36 @@ class _Row:
     alive: bool = True
 
 
-def _taken(waiting: list[_Row], size: int) -> list[_Row]:
-    """Takes the first wave out of rows in falling order of length."""
-    count = len(waves([len(row.prompt) for row in waiting], size)[0])
+def _taken(waiting: list[_Row], count: int) -> list[_Row]:
     taken = waiting[:count]
     del waiting[:count]
     return taken
 
 
+def _together(waiting: list[_Row], size: int) -> int:
+    """How many of the first rows make a wave of at most `size`; rows are in falling order of length."""
+    return _first_wave([len(row.prompt) for row in waiting[: size + 1]], size)
+
+
 def waves(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Prompts in groups of at most `size`, longest first, each group with little padding."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    for row in order:
-        group = groups[-1] if groups else []
-        real = sum(lengths[i] for i in group) + lengths[row]
-        padding = (len(group) + 1) * lengths[group[0]] - real if group else 0
-        if not group or len(group) == size or _mostly(padding, real):
-            groups.append([])
-        groups[-1].append(row)
+    groups = []
+    while order:
+        count = _first_wave([lengths[i] for i in order[: size + 1]], size)
+        groups.append(order[:count])
+        del order[:count]
     return groups
+
+
+def _first_wave(lengths: Sequence[int], size: int) -> int:
+    real = 0
+    for count, length in enumerate(lengths):
+        real += length
+        padding = (count + 1) * lengths[0] - real
+        if count == size or (count and _mostly(padding, real)):
+            return count
+    return len(lengths)
 
 
 def _mostly(padding: int, real: int) -> bool:
@@ -130,11 +140,14 @@ def _mostly(padding: int, real: int) -> bool:
 
 
 class _Wave:
-    """Rows that end at one slot. `padding` is each row's number of slots before its first token."""
+    """Rows that end at one slot. `padding` is each row's number of slots before its first token, `open` whether further
+    rows may join.
+    """
 
     def __init__(self, model: BatchModel, rows: list[_Row], empty: Callable[[], Any], prefill_tokens: int):
         self.model, self.rows, self.prefill_tokens = model, rows, prefill_tokens
         self.empty, self.cache = empty, empty()
+        self.open = self.cache.takes_rows
         self.length = len(rows[0].prompt)
         self.padding = np.array([self.length - len(row.prompt) for row in rows], dtype=np.int32)
         self.ids = np.zeros((len(rows), self.length), dtype=np.int32)
@@ -162,16 +175,17 @@ class _Wave:
     def _take_in(self, waiting: list[_Row], tokens: mx.array) -> mx.array:
         """Rows that wait take the places of ended ones; the next token of each row (B,)."""
         free = [i for i, row in enumerate(self.rows) if not row.alive]
-        if not waiting or len(free) * JOINING_SHARE < len(self.rows) or not self.cache.takes_rows:
+        if not (self.open and waiting) or len(free) * JOINING_SHARE < len(self.rows):
             return tokens
-        slots = self.cache.offset
-        new = waves([len(row.prompt) for row in waiting], len(free))[0]
-        real = slots * (len(self.rows) - len(free)) - sum(int(n) for i, n in enumerate(self.padding) if i not in free)
-        real += sum(len(waiting[i].prompt) for i in new)
+        slots, count = self.cache.offset, _together(waiting, len(free))
+        real = sum(slots - int(n) for row, n in zip(self.rows, self.padding, strict=True) if row.alive)
+        real += sum(len(row.prompt) for row in waiting[:count])
         if _mostly(slots * len(self.rows) - real, real):
+            # for good: with fewer rows there would be less padding, and the wave would go on with hardly any
+            self.open = False
             return tokens
-        joining = _Wave(self.model, _taken(waiting, len(free)), self.empty, self.prefill_tokens)
-        places = free[: len(joining.rows)]
+        joining = _Wave(self.model, _taken(waiting, count), self.empty, self.prefill_tokens)
+        places = free[:count]
         tokens[mx.array(places)] = joining._first_tokens()
         self.cache.put_rows(places, joining.cache)
         for place, row in zip(places, joining.rows, strict=True):

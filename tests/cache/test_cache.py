@@ -111,7 +111,9 @@ def test_rows_of_another_cache_take_places():
     kept = cache.copy()
     logits(model, new[:, :5], other)
     assert cache.takes_rows
+    cache._snapshots = {4: []}
     cache.put_rows([2, 0], other)
+    assert not cache._snapshots  # they were of other rows
     mask = mx.array([[0] * 4 + [1] * 6, [1] * 10, [0] * 4 + [1] * 6])
     positions = mx.array([[5], [9], [5]])
     step = mx.stack([new[1, 5:], ids[1, 9:10], new[0, 5:]])
@@ -132,6 +134,14 @@ def test_rows_that_cannot_take_places():
         cache.put_rows([0], longer)
     with pytest.raises(CacheError, match="into 2 rows"):
         longer.put_rows([0, 0], longer)
+    short = model.make_cache()
+    logits(model, tiny.ids(1, 3), short)
+    for places in ([2], [-1]):
+        with pytest.raises(InputError, match="2 rows"):
+            cache.put_rows(places, short)
+    short.repeat(2)
+    with pytest.raises(InputError, match=r"\[0, 0\]"):
+        cache.put_rows([0, 0], short)
     sliding = model.make_cache(max_kv_size=8)
     assert not sliding.takes_rows
     assert not make_cache(["full_attention"] * 2, kv_bits=8).takes_rows

@@ -134,6 +134,43 @@ def test_a_cache_that_would_be_mostly_padding_takes_nobody_in(monkeypatch):
     assert widths[-2:] == [(3, 3), (3, 1)]  # they ran on their own afterwards
 
 
+class Counted:
+    """No model: every token is 0. Only passes are counted."""
+
+    config = Qwen3Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=8, vocab_size=8
+    )
+
+    def __init__(self):
+        self.steps = self.prefills = 0
+
+    def step_logits(self, ids, cache, keep=1, *rest):
+        count, length = ids.shape
+        self.steps, self.prefills = self.steps + (length == 1), self.prefills + (length > 1)
+        cache.layers[0].update(mx.zeros((count, 1, length, 8)), mx.zeros((count, 1, length, 8)))
+        return mx.zeros((count, keep, 8))
+
+
+def test_a_long_queue_keeps_the_waves_full(monkeypatch):
+    draw = np.random.default_rng(0)
+    prompts = [[1] * n for n in draw.integers(16, 65, 300).tolist()]
+    budgets = draw.integers(2, 65, 300).tolist()
+
+    def passes():
+        model = Counted()
+        found = decode_rows(model, prompts, budgets, [greedy] * 300, lambda token: False, wave_size=32)
+        assert sum(1 for _ in found) == sum(budgets)
+        return model
+
+    joined = passes()
+    monkeypatch.setattr(rows, "JOINING_SHARE", 32)
+    one_by_one = passes()
+    monkeypatch.setattr(Cache, "takes_rows", False)
+    apart = passes()
+    assert joined.steps < 0.8 * apart.steps
+    assert joined.prefills < 0.5 * one_by_one.prefills
+
+
 def test_rows_that_join_have_their_own_sampler():
     model = small_model()
     prompts = mixed_prompts([9, 8, 7, 6, 5, 4])
