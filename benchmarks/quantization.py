@@ -118,7 +118,8 @@ def main() -> None:
         file.write_text("\n".join(lines), encoding="utf-8")
         for number, name in enumerate(args.only):
             folder = Path(temporary) / str(number)
-            done = convert(args.checkpoint, folder, report=False, calibration_text=file, **RECIPES[name])
+            options = RECIPES[name] | ({"calibration_text": file} if "target_bpw" in RECIPES[name] else {})
+            done = convert(args.checkpoint, folder, report=False, **options)
             quality = compare_models(reference, loaded(folder), samples)
             kl = quality["kl_divergence"]
             print(

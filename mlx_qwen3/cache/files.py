@@ -116,6 +116,8 @@ def load_cache(
             message names what differs.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CacheError(f"{path} is a folder, not a saved cache: name a file in it")
     if not path.is_file():
         raise CacheError(f"there is no saved cache {path}: save one first, or check the name")
     try:

@@ -14,9 +14,14 @@ def save_transcript(path: str | Path, system: str | None, messages: list[dict[st
     """Writes the conversation; the file appears under its name when it is complete.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or another kind of file has that name.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
+    if path.is_file():
+        try:
+            load_transcript(path)
+        except InputError:
+            raise InputError(f"{path} is there and is no saved conversation: choose another name") from None
     content = {"format": FORMAT, "version": VERSION, "system": system, "messages": messages}
     part = path.with_name(path.name + ".part")
     try:
@@ -32,7 +37,7 @@ def load_transcript(path: str | Path) -> tuple[str | None, list[dict[str, Any]]]
     Raises:
         InputError: no such file, or no conversation in it.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

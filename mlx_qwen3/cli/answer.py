@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.question:
         return ({"question": args.question, "context": text} for text in read_rows(args))
+    if args.question is not None:
+        raise InputError("the question is empty")
     if not args.file:
         raise InputError("give --question, or a --file with a column of questions")
     rows = read_rows(args, (args.question_column, args.column))

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"
         raise InputError(f"{flag} needs --random SIZE: a checkpoint is measured as it is; mlx-qwen3 convert packs it")
+    if args.output is not None and args.output.is_dir():
+        raise InputError(f"--output {args.output} is a folder: name a file")
     import mlx.core as mx
 
     from ..bench import append_report, compare, markdown_report, this_machine

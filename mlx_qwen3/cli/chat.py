@@ -83,7 +83,7 @@ class Conversation:
 
     def take(self, message: str) -> None:
         """A command or something to say. What goes wrong is said in a line, and the conversation goes on."""
-        word, _, rest = message.strip().partition(" ")
+        word, rest = [*message.split(maxsplit=1), "", ""][:2]
         try:
             if word in COMMANDS:
                 COMMANDS[word][1](self, rest.strip())

@@ -7,8 +7,6 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-
 if TYPE_CHECKING:
     from ..conversion import Conversion
 
@@ -93,8 +91,6 @@ def run(args: argparse.Namespace) -> int:
     """Convert, print what came of it, and give back the exit status."""
     from ..conversion import convert
 
-    if args.calibration_text is not None and args.target_bpw is None:
-        raise InputError("--calibration-text needs --target-bpw; for the quality report there is --report-text")
     bar = ProgressBar()
     started = time.perf_counter()
     try:
@@ -133,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command for the card: all that shapes the folder, and not where it was uploaded to."""
+    """The command for the card, as it was typed but for --force and where it was uploaded to."""
     words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path), "--mlx-path", str(args.mlx_path)]
     values = ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "calibration_text", "dtype", "report_text")
     for flag in (*values, "revision"):
@@ -146,6 +142,8 @@ def _command(args: argparse.Namespace) -> str:
     for flag, word in (("quantize", "-q"), ("dequantize", "-d"), ("quantize_heads", "--quantize-heads")):
         if getattr(args, flag):
             words.append(word)
+    if args.report is not None:
+        words.append("--report" if args.report else "--no-report")
     return shlex.join(words)
 
 

@@ -78,8 +78,8 @@ def read_prompt(given: str | None) -> str:
         raise InputError("there is no prompt: pass --prompt TEXT, or pipe one in")
     try:
         prompt = utf8_input().read().removesuffix("\n") if given is None or given == "-" else given
-    except UnicodeDecodeError as error:
-        raise not_utf8(error) from None
+    except UnicodeDecodeError:
+        raise not_utf8() from None
     if not prompt.strip():
         raise InputError("the prompt is empty: give a text with --prompt, or on standard input")
     return prompt

@@ -44,8 +44,8 @@ def line_reader(keep_history: bool, **streams: Any) -> ReadLine:
 def _read_plain(prompt: str) -> str:
     try:
         line = sys.stdin.readline()
-    except UnicodeDecodeError as error:
-        raise not_utf8(error) from None
+    except UnicodeDecodeError:
+        raise not_utf8() from None
     if not line:
         raise EOFError
     return line.rstrip("\n")

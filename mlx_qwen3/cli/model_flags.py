@@ -122,6 +122,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     from ..memory import check_fit, estimate_fit, wire_memory
     from ..models.registry import model_class
 
+    _check_ignored(args)
     folder = _bundled() if args.model is None else resolve_checkpoint(args.model, revision=args.revision)
     source = args.model or "the bundled model"
     kind = model_class(read_config_file(folder), source)
@@ -136,6 +137,16 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     if args.wired_limit is not None:
         wire_memory(args.wired_limit)
     return load(folder, dtype=args.dtype)
+
+
+def _check_ignored(args: argparse.Namespace) -> None:
+    """Raises `InputError` for flags that would change nothing."""
+    if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
+        raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits")
+    if args.model is None and args.revision is not None:
+        raise InputError("--revision needs --model: the bundled model has one revision")
+    if args.thinking == "off" and args.thinking_budget is not None:
+        raise InputError("--thinking-budget needs thoughts: leave out --thinking off")
 
 
 CONVERSATION = 8192

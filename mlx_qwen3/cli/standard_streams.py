@@ -35,12 +35,15 @@ def fill_closed_streams() -> None:
 
 
 def utf8_input() -> TextIO:
-    """The standard input before its first read: UTF-8 whatever the locale, with an error for other bytes."""
+    """The standard input before its first read: UTF-8 whatever the locale, with an error for other bytes.
+
+    A byte order mark in front is no text.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     return sys.stdin
 
 
-def not_utf8(error: UnicodeDecodeError) -> InputError:
+def not_utf8() -> InputError:
     """What to say when the standard input holds other bytes."""
-    return InputError(f"stdin: is not UTF-8 text (byte {error.start}); convert it to UTF-8")
+    return InputError("stdin: is not UTF-8 text; convert it to UTF-8")

@@ -93,7 +93,10 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
         rows = _stdin()
     else:
         rows = _file(Path(args.file), columns or (args.column,), bool(columns))
-    return chain(list(islice(rows, 1)), rows)
+    first = list(islice(rows, 1))
+    if not first:
+        raise InputError(f"{args.file or 'stdin'}: holds no text")
+    return chain(first, rows)
 
 
 def _stdin() -> Iterator[str]:
@@ -101,8 +104,8 @@ def _stdin() -> Iterator[str]:
         raise InputError("no text: give texts, --file, or text on stdin")
     try:
         yield from _lines(utf8_input())
-    except UnicodeDecodeError as error:
-        raise not_utf8(error) from error
+    except UnicodeDecodeError:
+        raise not_utf8() from None
 
 
 def _file(path: Path, columns: Sequence[str], several: bool) -> Iterator[Any]:
@@ -129,8 +132,8 @@ def _opened(path: Path) -> Iterator[TextIO]:
             yield file
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
 
 
 def _lines(file: Iterable[str]) -> Iterator[str]:
@@ -145,7 +148,7 @@ def _table(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> I
                 known = ", ".join(reader.fieldnames or ()) or "nothing"
                 raise InputError(f"{path}: has no column {name!r}, only {known}; name one with --column")
         for row in reader:
-            if any(cells if isinstance(cells, list) else cells.strip() for cells in row.values()):
+            if any("".join(cells).strip() for cells in row.values()):  # those beyond the columns are a list
                 yield {name: row[name] for name in columns} if several else row[columns[0]]
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read after line {reader.line_num} ({error}); try a jsonl file") from error
@@ -157,13 +160,17 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: line {number} is not JSON ({error.msg})") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: line {number} is not JSON ({getattr(error, 'msg', 'nested too deeply')})"
+            ) from error
 
 
 def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.load(file)
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply; give an array of texts or objects") from error
     except json.JSONDecodeError as error:
         hint = "a file with a row a line is named .jsonl"
         raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {hint}") from error

@@ -1,6 +1,7 @@
 """What a checkpoint is and what it needs, from its configuration and the headers of its files."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ def describe(path_or_id: str | Path, revision: str | None = None) -> ModelDescri
 
 
 def _is_here(path_or_id: str | Path, revision: str | None) -> bool:
-    if Path(path_or_id).expanduser().exists():
+    if os.path.exists(os.path.expanduser(path_or_id)):
         return True
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

@@ -97,15 +97,17 @@ def convert(
     _check_quantizing(asked, quantize, dequantize, target_bpw, quantize_heads)
     if isinstance(quant_predicate, str) and q_bits is not None:
         raise InputError(f"quant_predicate {quant_predicate} has bits of its own beside q_bits: leave one of them out")
+    if calibration_text is not None and target_bpw is None:
+        raise InputError("calibration_text needs target_bpw; for the quality report there is report_text")
     if report is False and report_text is not None:
         raise InputError("report_text is given and the report switched off: leave one of them out")
-    if revision is not None and Path(hf_path).expanduser().is_dir():
+    if revision is not None and os.path.isdir(os.path.expanduser(hf_path)):
         raise InputError(f"{hf_path} is a folder here, which has no revision {revision}: leave revision out")
     report = True if report is None and report_text is not None else report
     quantize = quantize or target_bpw is not None
     recipe = _recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
     source = open_source(hf_path, revision)
-    target = Path(os.path.abspath(Path(mlx_path).expanduser()))
+    target = Path(os.path.abspath(os.path.expanduser(mlx_path)))
     _check_target(source.folder, target)
     explicit = bool(asked) or target_bpw is not None
     if recipe is not None and target_bpw is not None:

@@ -96,7 +96,7 @@ def make_plan(
             f"{source.name} is quantized already: convert the original, or dequantize it first with -d"
         )
     plan = Plan(dtype=_target_dtype(source, dtype, dequantize))
-    weights, renamed, plan.tied = _tied(source)
+    weights, renamed, plan.tied = kept_weights(source)
     if recipe is not None:
         layers = {weight.path: weight.shape for weight in weights if weight.is_layer}
         plan.formats = recipe.formats(layers, source.is_head)
@@ -126,7 +126,7 @@ def _target_dtype(source: Source, dtype: str | None, dequantize: bool) -> mx.Dty
     return named
 
 
-def _tied(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | None]:
+def kept_weights(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | None]:
     """The weights that are kept, new names, and what the config must say of tying (None: as it does)."""
     by_name = {weight.name: weight for weight in source.weights}
     head = by_name.get("lm_head.weight")

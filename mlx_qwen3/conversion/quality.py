@@ -79,8 +79,10 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
     else:
         try:
             content, name = Path(text).read_text(encoding="utf-8"), Path(text).name
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the text {text} ({error}): give a file of UTF-8 text") from error
+        except OSError as error:
+            raise InputError(f"cannot read the text {text} ({error.strerror}): give a file of UTF-8 text") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"the text {text} is not UTF-8 (byte {error.start}): convert it to UTF-8") from None
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(part: str) -> list[int]:

@@ -10,6 +10,7 @@ from ..errors import InputError, QuantizationError
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import Recipe
 from ..quantization.sensitivity import allocate, measure_layers
+from .plan import kept_weights
 from .quality import Measuring, has_tokenizer, log_measuring, read_samples, reference_model
 from .source import Source, SourceWeight
 
@@ -41,14 +42,16 @@ def formats_for_target(
         raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
     vocab_size = int(source.config.get("vocab_size", 151936))
     samples, _, _ = read_samples(source.folder, vocab_size, text, "calibration")
-    given = recipe.formats({w.path: w.shape for w in source.weights if w.is_layer}, source.is_head)
+    weights, _, _ = kept_weights(source)
+    given = recipe.formats({w.path: w.shape for w in weights if w.is_layer}, source.is_head)
     layers = [path for path, form in given.items() if form is not None and not recipe.overridden(path)]
     paths = {path: source.path_in_memory(path) for path in layers}
     heard = partial(measuring or log_measuring, "layers")
     heard(0, len(layers))
     sensitivity = measure_layers(reference_model(source), samples, list(paths.values()), heard)
-    rest = [w for w in source.weights if w.path not in paths and mx.issubdtype(w.dtype, mx.floating)]
-    budget = target_bpw * source.parameters - sum(w.size * _bits(w, given.get(w.path)) for w in rest)
+    numbers = [w for w in weights if mx.issubdtype(w.dtype, mx.floating)]
+    fixed = sum(w.size * _bits(w, given.get(w.path)) for w in numbers if w.path not in paths)
+    budget = target_bpw * sum(w.size for w in numbers) - fixed
     chosen = allocate({path: sensitivity[paths[path]] for path in layers}, budget)
     logger.info("chose formats for %d layers at %.2f bits per weight", len(chosen), target_bpw)
     return dict(chosen)

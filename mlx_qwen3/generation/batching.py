@@ -110,7 +110,8 @@ def batch_generate(
         sampler: logits (B, V) → tokens (B,), in place of the sampling arguments; or one for each prompt.
         stop: strings that end an answer and are not part of it; stops: other ones for each prompt.
         eos_token_ids: ids that end an answer; by default those of the generation_config and of the tokenizer.
-        completion_batch_size: sequences in a pass; further prompts take the places of those that have ended.
+        completion_batch_size: sequences in a pass; further prompts take the places of those that have ended,
+            where the cache keeps all tokens unpacked, and wait for all of them elsewhere.
         kv_bits, kv_group_size, quantized_kv_start: of the cache.
 
     Raises:

@@ -111,8 +111,12 @@ def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, Pa
     packed = {path: cost for path, cost in costs.items() if cost.divergence}
     smallest = {path: min(cost.divergence, key=PackedFormat.bits_per_weight) for path, cost in packed.items()}
     if _bits(packed, smallest) > budget:
-        least = _bits(packed, smallest) / max(sum(cost.size for cost in packed.values()), 1)
-        raise QuantizationError(f"the smallest formats take {least:.2f} bits per weight in the layers: aim higher")
+        size = max(sum(cost.size for cost in packed.values()), 1)
+        least, left = _bits(packed, smallest) / size, max(budget, 0) / size
+        raise QuantizationError(
+            f"what is fixed leaves {left:.2f} bits per weight to the other layers, and their smallest formats take "
+            f"{least:.2f}: aim higher"
+        )
     low, high = -40.0, 40.0
     chosen = smallest
     for _ in range(60):

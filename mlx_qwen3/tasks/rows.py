@@ -31,7 +31,7 @@ def is_batch(inputs: Any) -> bool:
 
 def is_stream(inputs: Any) -> bool:
     """Whether `inputs` is an iterator or a data set, to be read as it goes."""
-    return not isinstance(inputs, str | dict | list | tuple) and isinstance(inputs, Iterable)
+    return not isinstance(inputs, str | bytes | dict | list | tuple) and isinstance(inputs, Iterable)
 
 
 def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int = 1) -> Iterator[tuple[int, list[Any]]]:

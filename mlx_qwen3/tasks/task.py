@@ -35,7 +35,7 @@ class Options:
 
     batch_size: rows that the model sees at once; None for as many as `batch_tokens` hold.
     batch_tokens: padded tokens that the model sees at once; None for 8192. A number also bounds what is read ahead, so
-        that a stream's results come sooner.
+        that a stream's results come sooner. Neither counts where `batch_size` is given.
     max_length: tokens of a row; None for what the model can hold. Longer texts are cut, which is said once.
     padding_side: "right" (no mask needed) or "left"; the results are the same.
     progress: whether a progress bar is drawn on stderr.
@@ -163,7 +163,7 @@ class Task(Generic[O]):
     def _ordered(self, rows: Iterable[Any], options: O, errors: dict[int, str]) -> Iterator[Any]:
         """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
-        room = AHEAD * options.batch_tokens if options.batch_tokens else None
+        room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
         bar = progress_bar(rows) if options.progress else None
         try:
             for start, window in windows(rows, size, room, options.batch_size or 1):

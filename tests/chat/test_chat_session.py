@@ -204,6 +204,13 @@ def test_files_that_are_no_transcripts(tmp_path, content, words):
         session("").load(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot write"):
         session("").save(tmp_path / "none" / "chat.json")
+    other = tmp_path / "table.csv"
+    other.write_text("a,b", encoding="utf-8")
+    with pytest.raises(InputError, match="is no saved conversation"):
+        session("").save(other)
+    assert other.read_text(encoding="utf-8") == "a,b"
+    with pytest.raises(InputError, match="nobody-of-that-name"):
+        session("").save("~nobody-of-that-name/x")
 
 
 def test_messages_that_cannot_be():

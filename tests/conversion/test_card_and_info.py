@@ -192,7 +192,7 @@ def test_a_terminal_sees_what_is_measured(tmp_path, capsys, monkeypatch):
 
 def test_a_text_to_calibrate_on_needs_a_target(tmp_path):
     args = parser().parse_args(["convert", "--model", str(tmp_path), "-q", "--calibration-text", "own.txt"])
-    with pytest.raises(InputError, match="--calibration-text needs --target-bpw"):
+    with pytest.raises(InputError, match="calibration_text needs target_bpw"):
         args.run(args)
 
 

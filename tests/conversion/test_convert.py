@@ -277,6 +277,7 @@ def test_an_asked_for_format_repacks_and_says_so(tmp_path, small):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"] == 8
 
 
+@pytest.mark.usefixtures("short_texts")
 def test_tied_heads(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, tie_word_embeddings=True)
     weights = open_checkpoint(source).read_all()
@@ -285,6 +286,9 @@ def test_tied_heads(tmp_path):
     save_checkpoint(source, {**weights, "lm_head.weight": rows})
     convert(source, tmp_path / "same")
     assert "lm_head.weight" not in open_checkpoint(tmp_path / "same")
+    done = convert(source, tmp_path / "measured", target_bpw=5.0, dtype="bfloat16", report=False)
+    assert 4 < done.bits_per_weight <= 5.0
+    assert "lm_head.weight" not in open_checkpoint(tmp_path / "measured")
     save_checkpoint(source, {**weights, "lm_head.weight": rows + 1})
     convert(source, tmp_path / "different")
     assert "lm_head.weight" in open_checkpoint(tmp_path / "different")

@@ -53,8 +53,9 @@ def test_scores_are_not_rounded_to_bfloat16(as_on_cuda, kind):
     assert mx.abs(found.astype(mx.float32) - want).max().item() < 0.016
 
 
+@pytest.mark.parametrize("kind", ["none", "padding", "booleans", "numbers"])
 @pytest.mark.parametrize("tokens", [13, 16, 23])
-def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch, tokens):
+def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch, tokens, kind):
     seen, plain = [], attention._attend_step_by_step
     monkeypatch.setattr(
         attention, "_attend_step_by_step", lambda *given: seen.append(given[1].shape[2]) or plain(*given)
@@ -63,7 +64,14 @@ def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch,
     model, ids = tiny.model(), tiny.ids(batch=1, length=tokens)
     cache = model.make_cache()
     first = model(ids[:, :9], past_key_values=cache, use_cache=True).logits
-    rest = model(ids[:, 9:], past_key_values=cache, use_cache=True).logits
+    allowed = masks(tokens - 9, tokens)["booleans"] | (mx.arange(tokens) < 2)  # as by default, written out
+    given = {
+        "none": None,
+        "padding": mx.ones((1, tokens), dtype=mx.int32),
+        "booleans": allowed,
+        "numbers": mx.where(allowed, 0.0, -1e9),
+    }[kind]
+    rest = model(ids[:, 9:], past_key_values=cache, use_cache=True, attention_mask=given).logits
     assert mx.allclose(mx.concatenate([first, rest], axis=1), model(ids).logits, atol=1e-4)
     assert set(seen) == {-(-tokens // 8) * 8}
 

@@ -9,8 +9,9 @@ from argparse import Namespace
 
 import pytest
 
+from mlx_qwen3 import InputError
 from mlx_qwen3.cli import main
-from mlx_qwen3.cli.texts import task_options
+from mlx_qwen3.cli.texts import read_rows, task_options
 from mlx_qwen3.tasks.batches import batches_by_length
 from mlx_qwen3.tasks.rows import windows
 
@@ -47,6 +48,20 @@ def test_blank_lines_are_no_rows(folders, tmp_path, capsys, name, content, verb,
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert main([verb, "--model", str(folders[model]), "--file", str(tmp_path / name)]) == 0
     assert texts(capsys) == PAIR
+
+
+def test_a_blank_row_may_have_more_commas_than_columns(folders, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,n\nhello,1\n,,\n", encoding="utf-8")
+    args = Namespace(text=[], file=str(file), column="text")
+    assert list(read_rows(args)) == ["hello"]
+    file.write_text("text\n\n", encoding="utf-8")
+    with pytest.raises(InputError, match="holds no text"):
+        read_rows(args)
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(InputError, match="nested too deeply"):
+        read_rows(Namespace(text=[], file=str(deep), column="text"))
 
 
 def test_blank_lines_of_stdin_are_no_rows(folders):
@@ -153,6 +168,19 @@ def test_ctrl_c_ends_a_long_file_soon_and_keeps_what_is_done(folders, tmp_path, 
         assert len([json.loads(line) for line in output.splitlines()]) == done
     else:
         assert output.count("the quick") == done - 1
+
+
+def test_rows_are_sorted_by_length_whatever_the_size_of_a_batch(folders, monkeypatch):
+    from mlx_qwen3 import pipeline
+    from mlx_qwen3.tasks import task
+
+    seen = []
+    plain = task.windows
+    monkeypatch.setattr(task, "windows", lambda *given: seen.append(given[2]) or plain(*given))
+    classify = pipeline("text-classification", batch_tokens=16)
+    list(classify(iter(["one", "two"]), batch_size=2))
+    list(classify(iter(["one", "two"])))
+    assert seen == [None, 16 * task.AHEAD]
 
 
 def test_windows_end_at_rows_or_characters():
