@@ -235,7 +235,7 @@ class Qwen3Decoder(nn.Module):
                 window, sinks = min(store.window, window or store.window), store.sinks
             kind = ranges, window, sinks
             if kind not in masks:
-                masks[kind] = decoder_mask(length, past, ranges, window, attention_mask, segments, sinks)
+                masks[kind] = decoder_mask(length, past, ranges, window, attention_mask, segments, sinks, x.dtype)
             if output_hidden_states:
                 states.append(x)
             x, weight = layer(x, rotation, masks[kind], store, output_attentions)

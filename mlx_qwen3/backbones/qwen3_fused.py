@@ -73,7 +73,7 @@ class FusedDecoder:
             rotation = self._rotary.at(past, length, x.dtype)
         else:
             rotation = self._rotary.at_positions(position_ids, x.dtype)
-        masks = self._masks(cache, past, batch, length, attention_mask)
+        masks = self._masks(cache, past, batch, length, attention_mask, x.dtype)
         heads, head_dim, eps, scale = self._heads, self._head_dim, self._eps, self._scale
         turned = heads + self._kv_heads
         all_heads, width = turned + self._kv_heads, heads * head_dim
@@ -104,7 +104,15 @@ class FusedDecoder:
             x = x + mlp(rms_norm(x, mlp_norm, eps))
         return self._norm(x).reshape(batch, length, -1)
 
-    def _masks(self, cache: Cache, past: int, batch: int, length: int, attention_mask: mx.array | None) -> list[Mask]:
+    def _masks(
+        self,
+        cache: Cache,
+        past: int,
+        batch: int,
+        length: int,
+        attention_mask: mx.array | None,
+        dtype: mx.Dtype,
+    ) -> list[Mask]:
         """A mask a layer; layers of one kind share theirs."""
         if attention_mask is not None:
             check_padding_mask(attention_mask, batch, past, length)
@@ -114,7 +122,7 @@ class FusedDecoder:
             if store.window is not None:
                 window = min(store.window, window or store.window)
             ranges = store.slot_ranges(length)
-            made[index] = decoder_mask(length, past, ranges, window, attention_mask, None, store.sinks)
+            made[index] = decoder_mask(length, past, ranges, window, attention_mask, None, store.sinks, dtype)
         return [made[index] for index in self._first_alike]
 
     def _fused(self, layer: Any) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from .devices import on_cuda
-from .masks import Mask
+from .masks import Mask, additive
 
 MOST_NEW_TOKENS = 128
 """On CUDA, up to so many tokens behind a cache are attended to without cuDNN; see `attends_step_by_step`."""
@@ -22,7 +22,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
         (B, H, L, D).
     """
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-        mask = mask.astype(queries.dtype)
+        mask = additive(mask, queries.dtype)
     if attends_step_by_step(queries, keys):
         return _attend_step_by_step(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
@@ -60,7 +60,7 @@ def aligned(slots: int) -> int:
 
 
 def masked(scores: mx.array, mask: Mask) -> mx.array:
-    """Scores (B, H, L, S) with the mask applied: numbers are added, False becomes the least finite number."""
+    """Apply a mask to scores (B, H, L, S): numbers are added, False becomes half of the least finite number."""
     length, slots = scores.shape[-2:]
     if isinstance(mask, str):
         order = mx.arange(slots)
@@ -68,8 +68,8 @@ def masked(scores: mx.array, mask: Mask) -> mx.array:
     if mask is None:
         return scores
     if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    return scores + mask.astype(scores.dtype)
+        return mx.where(mask, scores, mx.finfo(scores.dtype).min / 2)
+    return scores + additive(mask, scores.dtype)
 
 
 def attend_with_weights(

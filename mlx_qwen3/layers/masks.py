@@ -1,8 +1,8 @@
-"""Which key slots a query may see, as boolean arrays: causal order, sliding windows, padding, packed sequences.
+"""Attention masks: causal order, sliding windows, padding and packed sequences.
 
-A slot is a place in the cached sequence, padding included; windows and causal order count slots, not position ids, as
-the reference does. Masks are boolean because an additive −inf mask turns a row that sees nothing into NaN; here such a
-row sees itself.
+A slot is an index into the cached sequence, padding included; windows and causal order count slots, not position ids,
+as the reference does. Masks made here are boolean. Additive masks given by the caller are clipped (`additive`), because
+an infinite value turns a row that sees nothing into NaN. A row that sees nothing sees itself.
 """
 
 import mlx.core as mx
@@ -14,6 +14,18 @@ Mask = mx.array | str | None
 
 SlotRanges = tuple[tuple[int, int], ...]
 """Half-open ranges of slots, ascending: where a layer's keys come from."""
+
+HIDDEN = -32752.0
+"""An additive mask hides a key at or below this number, half of the least float16, whatever dtype computes."""
+
+
+def additive(mask: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Return a mask of numbers to add, in `dtype`, finite even after a kernel has multiplied it by log2(e).
+
+    Metal's attention kernel does that multiplication for more than 8 queries: finfo.min would become −inf, and a row
+    of nothing but −inf becomes NaN. Half of finfo.min stays finite.
+    """
+    return mx.maximum(mask.astype(dtype), mx.array(mx.finfo(dtype).min / 2, dtype))
 
 
 def key_slots(ranges: SlotRanges) -> mx.array:
@@ -47,8 +59,9 @@ def decoder_mask(
     attention_mask: mx.array | None = None,
     segments: mx.array | None = None,
     sinks: int = 0,
+    dtype: mx.Dtype | None = None,
 ) -> Mask:
-    """The mask of one kind of layer.
+    """Return the mask of one kind of layer.
 
     Args:
         length: L, the new tokens; their slots are past … past+L−1.
@@ -57,9 +70,10 @@ def decoder_mask(
         attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), used as it is.
         segments: (B, L) numbers of packed sequences; attention stays within one. Needs past = 0.
         sinks: how many first slots every query sees, whatever the window.
+        dtype: what the scores are computed in; numbers to add are brought to it.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
-        return _given(attention_mask, ranges, past + length)
+        return _given(attention_mask, ranges, past, length, dtype)
     first, last = ranges[0][0], ranges[-1][1]
     contiguous = len(ranges) == 1
     oldest = max(ranges[-1][0], sinks)  # the first key that the window may hide: a range before the last holds sinks
@@ -91,7 +105,7 @@ def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.ar
     """The mask for L new tokens and S slots, as an array for `hidden` more slots, which nobody may see."""
     if isinstance(mask, mx.array):
         mask = mx.broadcast_to(mask, (*mask.shape[:-1], slots))
-        no = mx.array(False) if mask.dtype == mx.bool_ else mx.array(mx.finfo(mask.dtype).min, mask.dtype)
+        no = mx.array(False) if mask.dtype == mx.bool_ else mx.array(mx.finfo(mask.dtype).min / 2, mask.dtype)
         return mx.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, hidden)], constant_values=no)
     newest = slots - 1 if mask is None else mx.arange(slots - length, slots)[:, None]
     return mx.arange(slots + hidden)[None] <= newest
@@ -105,13 +119,18 @@ def packed_segments(position_ids: mx.array) -> mx.array:
     return mx.concatenate([start, mx.cumsum(steps.astype(mx.int32), axis=1)], axis=1)
 
 
-def _given(mask: mx.array, ranges: SlotRanges, total: int) -> mx.array:
-    """A four-dimensional mask, cut to the keys that the layer still has."""
+def _given(mask: mx.array, ranges: SlotRanges, past: int, length: int, dtype: mx.Dtype | None) -> mx.array:
+    """Return a 4-D mask, cut to the keys that the layer still has; rows that see nothing see themselves."""
+    total = past + length
     if mask.shape[-1] == total and ranges != ((0, total),):
         mask = mx.concatenate([mask[..., a:b] for a, b in ranges], axis=-1)
     keys = sum(b - a for a, b in ranges)
     if mask.shape[-1] not in (1, keys):
         raise InputError(f"attention_mask covers {mask.shape[-1]} keys, expected {total} (or the {keys} that are kept)")
+    itself = mx.arange(past, total)[:, None] == key_slots(ranges)[None, :]
     if mx.issubdtype(mask.dtype, mx.floating):
-        return mx.maximum(mask, mx.finfo(mask.dtype).min)
-    return mask if mask.dtype == mx.bool_ else mask != 0
+        blind = mx.max(mask, axis=-1, keepdims=True) <= HIDDEN
+        mask = mx.where(blind & itself, mx.array(0, mask.dtype), mask)
+        return additive(mask, dtype or mask.dtype)
+    allowed = mask if mask.dtype == mx.bool_ else mask != 0
+    return allowed | (mx.logical_not(mx.any(allowed, axis=-1, keepdims=True)) & itself)

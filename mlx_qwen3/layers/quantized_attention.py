@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .attention import attend
+from .attention import attend, masked
 from .fake_quantizer import TensorQuantizer
 from .quant_linear import LayerDescriptors, QuantLinear
 
@@ -86,9 +86,7 @@ class QuantSelfAttention(nn.Module):
                 keys = mx.concatenate([past[0], keys], axis=2)
                 values = mx.concatenate([past[1], values], axis=2)
         if not need_weights and head_mask is None and self._can_fuse():
-            # half the mask: the Metal kernel scales it by log2(e), which would overflow to −inf and give NaN
-            bias = None if mask is None else mask * 0.5
-            mixed, weights = attend(queries, keys, values, 1 / math.sqrt(self.head_size), bias), None
+            mixed, weights = attend(queries, keys, values, 1 / math.sqrt(self.head_size), mask), None
         else:
             mixed, weights = self._attend(queries, keys, values, mask, head_mask, offset)
         batch, _, length, _ = mixed.shape
@@ -108,8 +106,7 @@ class QuantSelfAttention(nn.Module):
         if self.position_embedding_type != "absolute":
             scores = scores + self._relative_scores(queries, keys, offset)
         scores = scores / math.sqrt(self.head_size)
-        if mask is not None:
-            scores = scores + mask
+        scores = masked(scores, mask)
         weights = self.dropout(mx.softmax(scores, axis=-1, precise=True))
         if head_mask is not None:
             weights = weights * head_mask
