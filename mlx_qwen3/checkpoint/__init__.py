@@ -10,7 +10,7 @@ from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantiz
 from mlx_qwen3.checkpoint.header import TensorEntry, read_header
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
 from mlx_qwen3.checkpoint.source import resolve_checkpoint
-from mlx_qwen3.checkpoint.writer import CheckpointWriter, check_target_free, replace_folder, save_checkpoint
+from mlx_qwen3.checkpoint.writer import CheckpointWriter, is_weight_file, save_checkpoint, write_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -18,13 +18,13 @@ __all__ = [
     "DecodedCheckpoint",
     "ForeignWeight",
     "TensorEntry",
-    "check_target_free",
     "foreign_weights",
+    "is_weight_file",
     "open_checkpoint",
     "open_decoded_checkpoint",
     "quantization_settings",
     "read_header",
-    "replace_folder",
     "resolve_checkpoint",
     "save_checkpoint",
+    "write_checkpoint",
 ]

@@ -4,7 +4,6 @@
 `awq`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from mlx_qwen3.checkpoint.fp8 import Fp8Weight
 from mlx_qwen3.checkpoint.gptq import GptqWeight
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
+from mlx_qwen3.files import read_json
 
 METHODS = ("fp8", "gptq", "awq")
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
@@ -74,10 +74,7 @@ def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, 
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {file} ({error}): download it again") from None
+        content = read_json(file)
         if isinstance(content, dict):
             method = "awq" if "w_bit" in content or content.get("quant_method") == "awq" else "gptq"
             return {"quant_method": method, **content}

@@ -4,18 +4,17 @@ Opening reads headers only. Nothing in the folder is trusted: shard names are pl
 checked against the files, and pickle files are refused.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3.checkpoint.header import MLX_DTYPES, TensorEntry, read_header
 from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -203,10 +202,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {index} ({error}): download it again") from None
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
+from mlx_qwen3.folders import finish_update, recover_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ def resolve_checkpoint(
         raise InputError(f"{path_or_id!r} names no model: give a folder, or a Hub id such as Qwen/Qwen3-0.6B")
     text = str(path_or_id)
     path = Path(os.path.expanduser(path_or_id))  # unlike Path.expanduser it takes the name of an unknown user as it is
+    recover_folder(path)
     if path.is_dir():
+        finish_update(path)
         return path
     if path.exists():
         raise CheckpointError(f"{text} is a file; give the folder that it lies in: {path.parent}")

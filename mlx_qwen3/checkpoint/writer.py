@@ -1,16 +1,13 @@
-"""Safetensors written as a stream: the shapes are planned first, then each tensor goes straight to its place.
+"""Safetensors written as a stream: the shapes are planned first, then each tensor is written at its offset.
 
-Nothing but the tensor at hand is in memory. A folder is built beside its target and renamed when it is
-complete, so a run that dies leaves the target as it was.
+Nothing but the tensor at hand is in memory.
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +17,8 @@ import numpy as np
 from mlx_qwen3.checkpoint.header import BYTES_PER_ELEMENT, SAFETENSORS_DTYPES, encode_header
 from mlx_qwen3.checkpoint.reader import INDEX_NAME
 from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import disk_errors
+from mlx_qwen3.folders import update_folder
 
 MAX_SHARD_BYTES = 5 << 30
 MLX_METADATA = {"format": "mlx"}
@@ -72,19 +71,12 @@ class CheckpointWriter:
                 file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             table = {name: (SAFETENSORS_DTYPES[dtype], shape) for name, (shape, dtype) in shard.items()}
             head, offsets = encode_header(table, dict(MLX_METADATA if metadata is None else metadata))
-            with self._disk_errors():
+            with disk_errors(self._folder):
                 file = (folder / file_name).open("wb")
                 self._files[file_name] = file
                 file.write(head)
             for name, offset in offsets.items():
                 self._place[name] = (file_name, offset)
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise disk_error(self._folder, error) from error
 
     def write(self, name: str, array: mx.array) -> int:
         """Evaluate and write one tensor; gives back its bytes.
@@ -118,7 +110,7 @@ class CheckpointWriter:
         raw = mx.contiguous(array).reshape(-1).view(mx.uint8)
         mx.eval(raw)
         file = self._files[file_name]
-        with self._disk_errors():
+        with disk_errors(self._folder):
             file.seek(offset + skip)
             file.write(np.asarray(raw).data)
         self._left[name] -= raw.nbytes
@@ -137,7 +129,7 @@ class CheckpointWriter:
         if self._total_parameters is not None:
             metadata["total_parameters"] = self._total_parameters
         weight_map = {name: self._place[name][0] for name in sorted(self._place)}
-        with self._disk_errors():
+        with disk_errors(self._folder):
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -152,92 +144,18 @@ class CheckpointWriter:
                 file.close()
 
 
-def disk_error(folder: Path, error: OSError) -> CheckpointError:
-    """The error that says what a failed write into `folder` means for the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CheckpointError(f"the disk of {folder} is full: free some space or choose another target")
-    return CheckpointError(f"cannot write {folder}: {error.strerror or error}")
+def is_weight_file(name: str) -> bool:
+    """Whether a file of this name holds weights of a model, or their index."""
+    return name == INDEX_NAME or (name.startswith("model") and name.endswith(".safetensors"))
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _recover(target: Path) -> None:
-    """Tidy up after runs that were killed: put a set-aside target back, drop half-written folders."""
-    for kind in ("replaced", "partial"):
-        for left in sorted(target.parent.glob(f".{target.name}.{kind}-*")):
-            pid = left.name.rpartition("-")[2]
-            if pid.isdigit() and _alive(int(pid)) and int(pid) != os.getpid():
-                continue
-            if kind == "replaced" and not target.exists():
-                left.rename(target)
-            else:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def check_target_free(target: Path, force: bool = False) -> None:
-    """Raises `CheckpointError` where there is something already and `force` is off."""
-    if target.exists() and not force:
-        raise CheckpointError(f"{target} exists: choose another target, delete it, or replace it with --force")
-
-
-@contextlib.contextmanager
-def replace_folder(target: str | Path, force: bool = False) -> Iterator[Path]:
-    """A new, empty folder beside `target` that takes its place when the block ends without an error.
-
-    An error, Ctrl-C included, removes the new folder and leaves the target as it was. What a killed run left
-    beside the target is removed by the next run on the same target.
-
-    Raises:
-        CheckpointError: the target exists and `force` is off, or cannot be written.
-    """
-    target = Path(os.path.abspath(target))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _recover(target)
-        check_target_free(target, force)
-        if target.exists() and not target.is_dir():
-            raise CheckpointError(f"{target} is a file, not a folder: choose another target")
-        partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-        partial.mkdir()
-    except OSError as error:
-        raise disk_error(target, error) from error
-    try:
-        yield partial
-        replaced = target.parent / f".{target.name}.replaced-{os.getpid()}"
-        try:
-            if target.exists():
-                target.rename(replaced)
-            try:
-                partial.rename(target)
-            except OSError:
-                if replaced.exists():
-                    replaced.rename(target)
-                raise
-        except OSError as error:
-            raise disk_error(target, error) from error
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def save_checkpoint(
-    folder: str | Path,
+def write_checkpoint(
+    folder: Path,
     weights: Mapping[str, mx.array],
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write weights into a folder as `model.safetensors` or shards, with an index, one tensor at a time.
-
-    The folder may exist and may hold other files (the config, a tokenizer): those stay. The weight files are
-    written beside and moved in at the end; weight files from an earlier save are removed.
+    """Write weights into an existing folder as `model.safetensors` or shards, with an index, one tensor at a time.
 
     Args:
         weights: `{name: array}`; lazy arrays are evaluated one by one.
@@ -247,30 +165,29 @@ def save_checkpoint(
     Raises:
         CheckpointError: the folder cannot be written, or the disk is full.
     """
-    folder = Path(folder)
     plan = {name: (tuple(array.shape), array.dtype) for name, array in weights.items()}
+    writer = CheckpointWriter(folder, plan, metadata, max_shard_size)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".weights.partial-{os.getpid()}"
-        partial.mkdir()
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
-        writer = CheckpointWriter(partial, plan, metadata, max_shard_size)
-        try:
-            for name, array in weights.items():
-                writer.write(name, array)
-            writer.finish()
-        finally:
-            writer.abandon()
-        try:
-            fresh = {file.name for file in partial.iterdir()}
-            for file in partial.iterdir():
-                os.replace(file, folder / file.name)
-            for file in folder.glob("model*.safetensors"):
-                if file.name not in fresh:
-                    file.unlink()
-        except OSError as error:
-            raise disk_error(folder, error) from error
+        for name, array in weights.items():
+            writer.write(name, array)
+        writer.finish()
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        writer.abandon()
+
+
+def save_checkpoint(
+    folder: str | Path,
+    weights: Mapping[str, mx.array],
+    metadata: Mapping[str, str] | None = None,
+    max_shard_size: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write weights into a folder as `write_checkpoint` does; all weight files are replaced together.
+
+    The folder may exist and may hold other files (the config, a tokenizer): those stay. Weight files from an earlier
+    save are removed.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the disk is full; it is as it was.
+    """
+    with update_folder(folder, replaces=is_weight_file) as staging:
+        write_checkpoint(staging, weights, metadata, max_shard_size)

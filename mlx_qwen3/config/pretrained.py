@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
+from ..files import read_json_object, write_atomically
 from .fields import Field, boolean, one_of, optional, token_ids
 
 ELSEWHERE = {
@@ -202,9 +203,7 @@ class PretrainedConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `folder`/config.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+        write_atomically(Path(folder) / "config.json", self.to_json_string())
 
     def to_json_string(self) -> str:
         values = self.to_dict()
@@ -228,13 +227,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"{path}: there is no config.json; name a folder that holds a model")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error}); download or write the file again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: holds no mapping of fields; download or write the file again")
-    return values
+    return read_json_object(file)
 
 
 def _own(value: Any) -> Any:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.writer import disk_error
+from ..files import disk_error
 from ..quantization.quality import quality_table
 from .result import Conversion
 from .source import Source

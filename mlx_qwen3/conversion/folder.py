@@ -9,9 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.writer import disk_error
 from ..config.qwen3 import Qwen3Config
 from ..config.stock_mlx_lm import MODEL_FILE, silently_different
+from ..files import disk_error
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantization_entry
 from .source import Source

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..checkpoint import check_target_free, replace_folder
 from ..config.stock_mlx_lm import silently_different
 from ..errors import CheckpointError, InputError
+from ..folders import check_target_free, replace_folder
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
 from .card import write_card

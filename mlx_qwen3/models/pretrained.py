@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoint import Checkpoint, open_decoded_checkpoint, resolve_checkpoint, save_checkpoint
+from ..checkpoint import Checkpoint, is_weight_file, open_decoded_checkpoint, resolve_checkpoint, write_checkpoint
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..config.stock_mlx_lm import check_model_file
 from ..errors import CheckpointError, InputError
+from ..folders import update_folder
 from ..heads.backbone import OnBackbone
 from ..layers.parameters import flat
 from .weight_names import QWEN3_WEIGHTS, WeightRules, names_in_memory
@@ -190,24 +191,28 @@ class PreTrainedModel(nn.Module):
     # saving
 
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
-        """Writes config.json and the weights under their Hugging Face names, so that transformers loads them.
+        """Write config.json and the weights under their Hugging Face names, so that transformers loads them.
+
+        The files are replaced together: after an error, Ctrl-C or a kill the folder holds the old model or the new one.
 
         Args:
             max_shard_size: bytes of weights in one file.
 
         Raises:
-            InputError: this is no folder, and none can be made there.
-            CheckpointError: the weights cannot be written, or the disk is full.
+            InputError: `folder` is not a path.
+            CheckpointError: the folder cannot be made or written, or the disk is full.
         """
-        folder = _folder_made(folder)
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
+        if not isinstance(folder, str | os.PathLike) or not str(folder):
+            raise InputError(f"cannot save to {folder!r}: give the path of a folder")
         weights = dict(self._to_disk())
         packed = any(name.endswith(".scales") for name in weights)
-        save_checkpoint(folder, weights, {"format": "mlx" if packed else "pt"}, max_shard_size)
         generation = getattr(self, "generation_config", None)
-        if generation is not None:
-            generation.save_pretrained(folder)
+        with update_folder(folder, replaces=is_weight_file) as staging:
+            self.config.architectures = [type(self).__name__]
+            self.config.save_pretrained(staging)
+            if generation is not None:
+                generation.save_pretrained(staging)
+            write_checkpoint(staging, weights, {"format": "mlx" if packed else "pt"}, max_shard_size)
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
         """Every weight with its name on disk."""
@@ -240,19 +245,6 @@ class PreTrainedModel(nn.Module):
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
-
-
-def _folder_made(folder: str | Path) -> Path:
-    """The folder, made where it was missing. Raises `InputError`."""
-    if not isinstance(folder, str | os.PathLike) or not str(folder):
-        raise InputError(f"cannot save to {folder!r}: give the path of a folder")
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file is in the way" if in_the_way else error.strerror
-        raise InputError(f"cannot save to {folder}: {reason}; give another folder") from None
-    return Path(folder)
 
 
 class _Shapes(Mapping[str, Any]):

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import normalizers
 
 from ..errors import TokenizerError
+from ..files import write_atomically
+from ..folders import update_folder
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
 def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Writes `tokenizer.json`, `tokenizer_config.json` and the chat templates; -> their paths.
+    """Write `tokenizer.json`, `tokenizer_config.json` and the chat templates; return their paths.
 
-    Each file appears whole or not at all. Raises TokenizerError when the folder cannot be written.
+    The files are replaced together. Raises TokenizerError when the folder cannot be written; it is as it was.
     """
     root = Path(folder)
     texts = {
@@ -24,15 +26,9 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike[str]) -> tu
         "tokenizer_config.json": json.dumps(_config(tokenizer), indent=2, ensure_ascii=False) + "\n",
         **_templates(tokenizer.chat_template),
     }
-    try:
+    with update_folder(root, error=TokenizerError) as staging:
         for name, text in texts.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-    except OSError as error:
-        raise TokenizerError(f"the tokenizer cannot be saved to {root}: {error.strerror}") from error
+            write_atomically(staging / name, text, error=TokenizerError)
     return tuple(str(root / name) for name in texts)
 
 

@@ -8,9 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_qwen3.checkpoint import CheckpointWriter, open_checkpoint, replace_folder, save_checkpoint
-from mlx_qwen3.checkpoint.writer import disk_error
+from mlx_qwen3.checkpoint import CheckpointWriter, open_checkpoint, save_checkpoint
 from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import disk_error
+from mlx_qwen3.folders import replace_folder
 
 DTYPES = [mx.float32, mx.float16, mx.bfloat16, mx.uint32, mx.int32, mx.uint8, mx.int64, mx.bool_]
 
@@ -123,20 +124,22 @@ def test_an_interrupted_run_leaves_the_target(tmp_path, error):
 
 
 def test_what_a_killed_run_left_is_tidied_up(tmp_path):
-    gone = 2**22 + 1  # above the largest process id of Linux and macOS
-    half = tmp_path / f".target.partial-{gone}"
+    half = tmp_path / ".target.partial"
     half.mkdir()
-    aside = tmp_path / f".target.replaced-{gone}"
+    aside = tmp_path / ".target.replaced"
     aside.mkdir()
     (aside / "a").write_text("old")
     with pytest.raises(CheckpointError, match="exists"), replace_folder(tmp_path / "target"):
         raise AssertionError("the old target is back, so it is refused")
     assert (tmp_path / "target" / "a").read_text() == "old"
-    assert not half.exists()
+    with replace_folder(tmp_path / "target", force=True) as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "target" / "a").read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["target"]
 
 
 def test_disk_errors_say_what_to_do(tmp_path):
-    assert "free some space" in str(disk_error(tmp_path, OSError(errno.ENOSPC, "x")))
+    assert "the disk is full" in str(disk_error(tmp_path, OSError(errno.ENOSPC, "x")))
     assert "Permission" in str(disk_error(tmp_path, OSError(errno.EACCES, "Permission denied")))
     file = tmp_path / "file"
     file.write_text("")

@@ -1,0 +1,264 @@
+"""Read JSON and text that nobody has checked, and write files that appear whole or not at all.
+
+The only JSON reader and, with `folders`, the only atomic writer of the package. Every function takes the class of the
+errors that it raises, so that a caller's users see the caller's kind of error; whatever is wrong with a file is
+reported as a one-line error of that class.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mlx_qwen3.errors import CheckpointError, MlxQwen3Error
+
+ErrorClass = type[MlxQwen3Error]
+
+MAX_JSON_BYTES = 200 << 20
+MAX_JSON_DEPTH = 200
+
+
+# reading
+
+
+def read_bytes(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Return the content of a regular file. A pipe, a device or a file above `max_bytes` is refused.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the file is missing, not readable, not a regular file, or too large.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise error(f"{path} is not a regular file. Give the name of a file")
+            if found.st_size > max_bytes:
+                raise error(f"{path} is too large: {found.st_size} bytes, at most {max_bytes} are read. Check the file")
+            return file.read(max_bytes)
+    except MlxQwen3Error:
+        raise
+    except IsADirectoryError:
+        raise error(f"{path} is a folder, not a file. Give the name of a file") from None
+    except FileNotFoundError:
+        raise error(f"there is no file {path}. Check the name") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL character in the name
+        raise error(f"cannot read {path}: {reason_of(problem)}. Check the name and its permissions") from None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_text(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the file cannot be read or is not UTF-8.
+    """
+    content = read_bytes(path, error=error, max_bytes=max_bytes)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is not UTF-8 (byte {problem.start}). Convert it to UTF-8 or download it again") from None
+
+
+def read_json(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the file cannot be read, is not JSON, or is nested too deeply.
+    """
+    return parse_json(read_text(path, error=error, max_bytes=max_bytes), str(path), error=error)
+
+
+def read_json_object(
+    path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Raises:
+        MlxQwen3Error: as `read_json`, and where the file holds something other than a mapping.
+    """
+    content = read_json(path, error=error, max_bytes=max_bytes)
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no mapping of names to values. Download or write the file again")
+    return content
+
+
+def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -> Any:
+    """Return what a JSON text holds; `source` names it in messages.
+
+    Raises:
+        MlxQwen3Error: the class `error`; not JSON, nested too deeply, or text that UTF-8 cannot represent.
+    """
+    again = "Download or write it again"
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise error(f"{source} is nested too deeply. {again}") from None
+    except ValueError as problem:
+        raise error(f"{source} is not valid JSON ({_first_line(problem)}). {again}") from None
+    if _deeper_than(content, MAX_JSON_DEPTH):
+        raise error(f"{source} is nested more than {MAX_JSON_DEPTH} levels deep. {again}")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise error(f"{source} holds half of a surrogate pair, which is no text. {again}") from None
+    return content
+
+
+def _deeper_than(content: Any, limit: int) -> bool:
+    level = [content]
+    for _ in range(limit):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def json_text(content: Any) -> str:
+    """Return indented JSON with a final newline, as this package writes it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+# errors
+
+
+def disk_error(path: str | Path, problem: OSError, error: ErrorClass = CheckpointError) -> MlxQwen3Error:
+    """Return the error that says what a failed write to `path` means for the user."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error(f"cannot write {path}: the disk is full. Free some space or choose another target")
+    if isinstance(problem, FileExistsError | NotADirectoryError):
+        return error(f"cannot write {path}: a file is in the way. Give another name or move the file")
+    return error(f"cannot write {path}: {reason_of(problem)}. Check its permissions or choose another target")
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path, error: ErrorClass = CheckpointError) -> Iterator[None]:
+    """Turn an `OSError` of the block into the class `error`, naming `path`."""
+    try:
+        yield
+    except OSError as problem:
+        raise disk_error(path, problem, error) from problem
+
+
+def reason_of(problem: Exception) -> str:
+    """Return in a few words what the system said."""
+    return (problem.strerror if isinstance(problem, OSError) else None) or _first_line(problem)
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().partition("\n")[0][:200] or type(problem).__name__
+
+
+# one file
+
+
+def write_atomically(path: str | Path, content: str | bytes, *, error: ErrorClass = CheckpointError) -> None:
+    """Write a file that appears under its name when it is complete; an older file of that name is replaced.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the file cannot be written. The older file stays, and nothing else is left.
+    """
+    try:
+        data = content.encode("utf-8") if isinstance(content, str) else content
+    except UnicodeEncodeError:
+        raise error(f"cannot write {path}: the text holds half of a surrogate pair. Remove it") from None
+    with open_atomically(path, error=error) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | Path, *, error: ErrorClass = CheckpointError) -> Iterator[IO[bytes]]:
+    """Open a file to write that takes the place of `path` when the block ends without an error.
+
+    Missing parent folders are made.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the file cannot be written.
+    """
+    path = Path(path)
+    made: list[Path] = []
+    partial = path.parent / f".part-{os.getpid()}-{os.urandom(4).hex()}"
+    complete = False
+    try:
+        if "\0" in str(path):
+            raise error(f"cannot write {str(path)!r}: the name holds a NUL character. Choose another name")
+        made = make_folders(path.parent)
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise error(f"cannot write {path}: it is {kind}. Choose another name")
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):
+            os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
+        os.replace(partial, path)
+        complete = True
+    except OSError as problem:
+        raise disk_error(path, problem, error) from problem
+    finally:
+        if not complete:
+            remove(partial)
+            remove_empty(made)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and its parents; return those that were not there, the innermost first."""
+    missing = []
+    above = folder
+    while not above.exists() and above != above.parent:
+        missing.append(above)
+        above = above.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except BaseException:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, with a second attempt where the first one fails or is interrupted."""
+    try:
+        _remove_once(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            _remove_once(path)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Make sure that a file's bytes are on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,262 @@
+"""Replace several files of a folder, or a whole folder, so that it is the old one or the new one at any moment.
+
+- `update_folder`: some files of a folder that other files share, replaced together (`save_pretrained`).
+- `replace_folder`: a whole folder, built beside its target and exchanged with it (`convert`).
+
+Whoever reads a folder that these functions write calls `finish_update` and `recover_folder` first; both cost one look
+at the folder where nothing was interrupted.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import (
+    ErrorClass,
+    disk_error,
+    make_folders,
+    read_json_object,
+    reason_of,
+    remove,
+    remove_empty,
+    sync_file,
+)
+
+UPDATE_NAME = ".mlx_qwen3-update"
+"""The folder in which a complete set of new files waits to be moved into the folder around it."""
+_MANIFEST = "manifest.json"
+
+
+# several files of a folder
+
+
+@contextlib.contextmanager
+def update_folder(
+    folder: str | Path, *, replaces: Callable[[str], bool] | None = None, error: ErrorClass = CheckpointError
+) -> Iterator[Path]:
+    """Yield an empty folder whose files replace those of `folder` together when the block ends without an error.
+
+    The files are written beside, then their folder is renamed to `UPDATE_NAME`: with this step the update is decided.
+    Moving the files into place follows; should the process be killed before it ends, the next reader or writer of the
+    folder (`finish_update`) ends it. So the folder holds the old files or the new ones.
+
+    Args:
+        folder: made where it is missing; other files in it stay.
+        replaces: whether an existing file of this name belongs to what is replaced, and is removed where the block has
+            not written it again.
+        error: the class of the errors.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the folder cannot be written. It is as it was.
+    """
+    folder = Path(folder)
+    made: list[Path] = []
+    staging = folder / f"{UPDATE_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
+    decided = False
+    try:
+        made = make_folders(folder)
+        finish_update(folder, error=error)
+        _remove_abandoned(folder)
+        staging.mkdir()
+        yield staging
+        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+        for name in names:
+            sync_file(staging / name)
+        old = [path.name for path in folder.iterdir() if replaces and replaces(path.name) and path.name not in names]
+        (staging / _MANIFEST).write_text(json.dumps({"files": names, "remove": sorted(old)}), encoding="utf-8")
+        sync_file(staging / _MANIFEST)
+        os.rename(staging, folder / UPDATE_NAME)
+        decided = True
+        finish_update(folder, error=error)
+    except OSError as problem:
+        raise disk_error(folder, problem, error) from problem
+    finally:
+        if not decided and (folder / UPDATE_NAME).is_dir():  # interrupted just after the rename
+            finish_update(folder, error=error)
+        elif not decided:
+            remove(staging)
+            remove_empty(made)
+
+
+def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) -> None:
+    """Move the files of an update that was decided and interrupted into place. Does nothing where there is none.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the folder cannot be written, or the update is not one of this package.
+    """
+    folder = Path(folder)
+    update = folder / UPDATE_NAME
+    if not update.is_dir():
+        return
+    try:
+        _move_into_place(folder, update, error)
+    except OSError as problem:
+        try:
+            _move_into_place(folder, update, error)
+        except OSError:
+            raise error(
+                f"an interrupted save into {folder} cannot be completed: {reason_of(problem)}. "
+                "Make the folder writable and try again"
+            ) from problem
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            _move_into_place(folder, update, error)
+        raise
+
+
+def _move_into_place(folder: Path, update: Path, error: ErrorClass) -> None:
+    if not (update / _MANIFEST).is_file():  # everything was moved
+        remove(update)
+        return
+    manifest = read_json_object(update / _MANIFEST, error=error)
+    names, old = manifest.get("files"), manifest.get("remove")
+    for listed in (names, old):
+        if not isinstance(listed, list) or not all(_is_inside(name) for name in listed):
+            raise error(f"{update} is not an update of this package. Delete it")
+    for name in old or []:
+        if (folder / name).is_file() or (folder / name).is_symlink():
+            (folder / name).unlink(missing_ok=True)
+    for name in names or []:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent.is_symlink():
+            raise error(f"{target.parent} is a symbolic link, which is not written to. Delete {update}")
+        with contextlib.suppress(FileNotFoundError):  # moved already, or by another reader of the folder
+            os.replace(update / name, target)
+    (update / _MANIFEST).unlink(missing_ok=True)
+    remove(update)
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name is that of a file in a folder or in a direct subfolder of it."""
+    parts = name.split("/") if isinstance(name, str) else []
+    return 0 < len(parts) < 3 and all(part not in ("", ".", "..") and "\0" not in part for part in parts)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left."""
+    for left in folder.glob(f"{UPDATE_NAME}-*"):
+        pid = left.name.removeprefix(f"{UPDATE_NAME}-").partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            remove(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# a whole folder
+
+
+def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> None:
+    """Raise where there is something already and `force` is off."""
+    if os.path.lexists(target) and not force:
+        raise error(f"{target} exists. Choose another target, delete it, or replace it with --force")
+
+
+@contextlib.contextmanager
+def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> Iterator[Path]:
+    """Yield a new, empty folder beside `target` that takes its place when the block ends without an error.
+
+    An error, Ctrl-C included, removes the new folder and leaves the target as it was. Where the system can exchange
+    two folders in one step (Linux, macOS) the target is whole at any moment; elsewhere the next use of it
+    (`recover_folder`) puts the old one back after a kill between two renames. A second process that writes the same
+    target at the same time is refused.
+
+    Raises:
+        MlxQwen3Error: the class `error`; the target exists and `force` is off, is being written, or cannot be.
+    """
+    target = Path(os.path.abspath(target))
+    made: list[Path] = []
+    partial = target.parent / f".{target.name}.partial"
+    replaced = target.parent / f".{target.name}.replaced"
+    lock = -1
+    try:
+        made = make_folders(target.parent)
+        recover_folder(target)
+        check_target_free(target, force, error=error)
+        if os.path.lexists(target) and not target.is_dir():
+            raise error(f"{target} is a file, not a folder. Choose another target")
+        lock = _lock_new_folder(partial, target, error)
+    except OSError as problem:
+        remove_empty(made)
+        raise disk_error(target, problem, error) from problem
+    done = False
+    try:
+        yield partial
+        if os.path.lexists(target) and not force:
+            check_target_free(target, error=error)  # it appeared meanwhile
+        if not target.exists():
+            os.rename(partial, target)
+        elif not _exchange(partial, target):
+            os.rename(target, replaced)
+            try:
+                os.rename(partial, target)
+            except BaseException:
+                os.rename(replaced, target)
+                raise
+        done = True
+    except OSError as problem:
+        raise disk_error(target, problem, error) from problem
+    finally:
+        remove(partial)
+        if target.exists():
+            remove(replaced)
+        os.close(lock)
+        if not done:
+            remove_empty(made)
+
+
+def _lock_new_folder(partial: Path, target: Path, error: ErrorClass) -> int:
+    """Make `partial` anew and return a descriptor whose lock says that this process writes it."""
+    busy = f"{target} is being written by another process. Wait for it, or choose another target"
+    while True:
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir()
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise error(busy) from None
+        except (OSError, ImportError):  # a system without locks
+            return descriptor
+        if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
+            for left in list(partial.iterdir()):  # what a killed run left
+                remove(left)
+            return descriptor
+        os.close(descriptor)
+
+
+def recover_folder(target: str | Path) -> None:
+    """Put back a folder that a killed process had set aside to replace it, where it is missing."""
+    target = Path(os.path.abspath(target))
+    replaced = target.parent / f".{target.name}.replaced"
+    if target.name and not os.path.lexists(target) and replaced.is_dir():
+        with contextlib.suppress(OSError):
+            os.rename(replaced, target)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step. Return False where the system cannot."""
+    libc = ctypes.CDLL(None)
+    names = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        call = getattr(libc, "renamex_np", None)  # <sys/stdio.h>: RENAME_SWAP is 2
+        return call is not None and call(names[0], names[1], ctypes.c_uint(2)) == 0
+    call = getattr(libc, "renameat2", None)  # <linux/fs.h>: AT_FDCWD is -100, RENAME_EXCHANGE is 2
+    return call is not None and call(-100, names[0], -100, names[1], ctypes.c_uint(2)) == 0

@@ -1,0 +1,170 @@
+"""Files that nobody has checked are read with one-line errors; what is written is old or new, never a mixture."""
+
+import json
+import os
+
+import pytest
+from strikes import fork, strike_everywhere
+
+from mlx_qwen3.errors import CheckpointError, InputError
+from mlx_qwen3.files import open_atomically, read_json, read_json_object, read_text, write_atomically
+from mlx_qwen3.folders import UPDATE_NAME, finish_update, replace_folder, update_folder
+
+BAD_JSON = {
+    "empty": b"",
+    "cut": b'{"a": 1',
+    "deep": b"[" * 200_000,
+    "nested": b"[" * 500 + b"]" * 500,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "latin": '{"a": "é"}'.encode("latin-1"),
+    "utf-16": '{"a": 1}'.encode("utf-16"),
+    "surrogate": b'{"a": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_bad_json_is_a_one_line_error(tmp_path, name):
+    file = tmp_path / "a.json"
+    file.write_bytes(BAD_JSON[name])
+    with pytest.raises(InputError) as caught:
+        read_json(file, error=InputError)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", "a\0b", tmp_path / ("n" * 300)):
+        with pytest.raises(CheckpointError):
+            read_json(path)
+    file = tmp_path / "list.json"
+    file.write_text("[1]")
+    with pytest.raises(CheckpointError, match="no mapping"):
+        read_json_object(file)
+    with pytest.raises(CheckpointError, match="too large"):
+        read_text(file, max_bytes=2)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json_object(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "sub" / "a.txt"
+    write_atomically(file, "one")
+    file.chmod(0o640)
+
+    def fail_in_the_middle():
+        with open_atomically(file) as out:
+            out.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_in_the_middle()
+    assert file.read_text() == "one"
+    write_atomically(file, b"two")
+    assert file.read_text() == "two"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(file.parent) == ["a.txt"]
+
+
+def test_names_that_cannot_be_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "a", tmp_path / ("n" * 300), f"{tmp_path}/a\0b"):
+        with pytest.raises(InputError, match="cannot write"):
+            write_atomically(path, "x", error=InputError)
+    with pytest.raises(InputError, match="surrogate"):
+        write_atomically(tmp_path / "a", "\ud800", error=InputError)
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+def contents(folder):
+    finish_update(folder)
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_file_is_old_or_new_wherever_writing_is_struck(tmp_path):
+    def prepare(root):
+        (root / "a").write_text("old")
+
+    strikes = strike_everywhere(tmp_path, prepare, lambda root: write_atomically(root / "a", "new"), state, ERRORS)
+    assert min(strikes.values()) >= 3
+
+
+def test_files_of_a_folder_change_together_wherever_writing_is_struck(tmp_path):
+    def prepare(root):
+        for name in ("config", "model-1", "model-2", "mine"):
+            (root / name).write_text("old")
+
+    def act(root):
+        with update_folder(root, replaces=lambda name: name.startswith("model")) as staging:
+            for name in ("config", "model-2", "sub/more"):
+                write_atomically(staging / name, "new")
+
+    strikes = strike_everywhere(tmp_path, prepare, act, state, ERRORS)
+    assert min(strikes.values()) > 10
+
+
+def test_a_folder_is_old_or_new_wherever_replacing_is_struck(tmp_path):
+    def prepare(root):
+        (root / "target").mkdir()
+        (root / "target" / "a").write_text("old")
+
+    def act(root):
+        with replace_folder(root / "target", force=True) as folder:
+            write_atomically(folder / "a", "new")
+            write_atomically(folder / "b", "new")
+
+    def look(root):
+        return contents(root / "target")
+
+    strikes = strike_everywhere(tmp_path, prepare, act, look, ERRORS)
+    assert min(strikes.values()) > 6
+
+
+ERRORS = (CheckpointError,)
+
+
+def state(root):
+    return {name: text for name, text in contents(root).items() if not name.startswith((".part-", UPDATE_NAME))}
+
+
+def test_an_update_cannot_reach_outside_its_folder(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    folder = tmp_path / "folder"
+    update = folder / UPDATE_NAME
+    update.mkdir(parents=True)
+    for manifest in (
+        {"files": ["../precious"], "remove": []},
+        {"files": [], "remove": ["../precious"]},
+        {"files": "config.json", "remove": []},
+        {"files": ["/etc/passwd"], "remove": []},
+    ):
+        (update / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match="Delete it"):
+            finish_update(folder)
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_two_writers_of_one_target(tmp_path):
+    with replace_folder(tmp_path / "target") as folder:
+        (folder / "a").write_text("first")
+        child = fork()
+        if not child:
+            try:
+                with replace_folder(tmp_path / "target"):
+                    os._exit(1)
+            except CheckpointError as error:
+                os._exit(0 if "another process" in str(error) else 2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "target" / "a").read_text() == "first"
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_another_folder_with_a_similar_name_is_left_alone(tmp_path):
+    (tmp_path / ".mine.replaced").mkdir()
+    with replace_folder(tmp_path / "m*") as folder:
+        (folder / "a").write_text("x")
+    assert sorted(os.listdir(tmp_path)) == [".mine.replaced", "m*"]
