@@ -11,7 +11,7 @@ mx.random.seed(0)
 folder = bundled_model_path()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = Qwen3ForSequenceClassification.from_pretrained(folder, id2label={0: "file", 1: "thread"}, unpack=True)
-model.backbone.freeze()
+model.base_model.freeze()
 
 verbs = ["Open", "Close", "Name", "Count", "Start", "Lock"]
 rows = [(f"{verb} a {word}", label) for verb in verbs for label, word in enumerate(("file", "thread"))]

@@ -120,7 +120,7 @@ class Source:
     def path_in_memory(self, path: str) -> str:
         """The path of a layer in the model, which may stand under another prefix than on disk."""
         name = f"{path}.weight"
-        names = names_in_memory([name], self.model.backbone_prefix(), self.model.weight_rules)
+        names = names_in_memory([name], self.model.weight_prefix(), self.model.weight_rules)
         return names[name].removesuffix(".weight")
 
 

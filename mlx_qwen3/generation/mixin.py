@@ -194,13 +194,13 @@ class DecoderGenerationMixin(GenerationMixin):
         position_ids: mx.array | None = None,
     ) -> mx.array:
         """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
-        backbone: Any = self.backbone  # pyright: ignore[reportAttributeAccessIssue]
+        backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         hidden, _, _ = backbone.run(backbone.embed_tokens(ids), cache, attention_mask, position_ids)
         return self.logits(hidden[:, -keep:])  # pyright: ignore[reportAttributeAccessIssue]
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
         """Puts the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
-        backbone: Any = self.backbone  # pyright: ignore[reportAttributeAccessIssue]
+        backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         backbone.run(backbone.embed_tokens(ids), cache)
 
     def _empty_cache(self) -> Any:

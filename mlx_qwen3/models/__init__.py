@@ -1,4 +1,4 @@
-"""The Hugging Face classes: a backbone, or a backbone and a head, with loading and saving."""
+"""Qwen3's classes, with loading and saving, and the registry of all model classes."""
 
 import importlib
 from typing import Any
@@ -10,14 +10,6 @@ _HOME = {
     "Qwen3ForSequenceClassification": "qwen3",
     "Qwen3ForTokenClassification": "qwen3",
     "Qwen3Model": "qwen3",
-    "QDQBertForMaskedLM": "qdqbert",
-    "QDQBertForMultipleChoice": "qdqbert",
-    "QDQBertForNextSentencePrediction": "qdqbert",
-    "QDQBertForQuestionAnswering": "qdqbert",
-    "QDQBertForSequenceClassification": "qdqbert",
-    "QDQBertForTokenClassification": "qdqbert",
-    "QDQBertLMHeadModel": "qdqbert",
-    "QDQBertModel": "qdqbert",
     "model_class": "registry",
 }
 

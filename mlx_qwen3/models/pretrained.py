@@ -18,7 +18,6 @@ from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other
 from ..config.stock_mlx_lm import check_model_file
 from ..errors import CheckpointError, InputError
 from ..folders import update_folder
-from ..heads.backbone import OnBackbone
 from ..layers.parameters import flat
 from .weight_names import QWEN3_WEIGHTS, WeightRules, names_in_memory
 
@@ -35,7 +34,22 @@ class PreTrainedModel(nn.Module):
     fresh_weights: frozenset[str] = frozenset()
     """Names of the head's weights that the checkpoint did not hold."""
     weight_rules: ClassVar[WeightRules] = QWEN3_WEIGHTS
+    base_model_prefix: ClassVar[str] = "model"
+    """The name of the model below the head; "" for a model without a head."""
     config: Any
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    @property
+    def base_model(self) -> Any:
+        """The model below the head, or this model where it has none."""
+        return self[self.base_model_prefix] if self.base_model_prefix else self
+
+    @property
+    def backbone(self) -> Any:
+        return self.base_model
 
     # loading
 
@@ -102,9 +116,9 @@ class PreTrainedModel(nn.Module):
         """Takes what else the folder holds for this kind of model."""
 
     @classmethod
-    def backbone_prefix(cls) -> str:
-        """What stands before the backbone's weights in memory: "model.", or "" for a bare model."""
-        return f"{cls.backbone_name}." if issubclass(cls, OnBackbone) else ""
+    def weight_prefix(cls) -> str:
+        """Return what stands before the base model's weights in memory: "model.", or "" for a model without a head."""
+        return f"{cls.base_model_prefix}." if cls.base_model_prefix else ""
 
     @classmethod
     def _take_options(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +133,7 @@ class PreTrainedModel(nn.Module):
         source: str,
         ignore_mismatched_sizes: bool,
     ) -> None:
-        renamed = names_in_memory(checkpoint.names, self.backbone_prefix(), self.weight_rules)
+        renamed = names_in_memory(checkpoint.names, self.weight_prefix(), self.weight_rules)
         by_name = {memory: disk for disk, memory in renamed.items()}
         self._tie(by_name, checkpoint, source)
         if quantization:

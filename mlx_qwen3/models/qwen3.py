@@ -1,4 +1,7 @@
-"""The Qwen3 classes: the decoder, and the decoder under each head."""
+"""Qwen3, top-down: attention, MLP, layer, `Qwen3Model`, and the classes with a head.
+
+Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
+"""
 
 import logging
 from typing import Any, ClassVar, Self
@@ -6,40 +9,150 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backbones.qwen3 import Qwen3Decoder
-from ..backbones.qwen3_fused import FusedDecoder, can_fuse
+from ..cache import Cache, LayerCache, make_cache
 from ..checkpoint import Checkpoint
-from ..config.qwen3 import Qwen3Config
+from ..config.qwen3 import SLIDING, Qwen3Config
 from ..errors import InputError
 from ..generation.mixin import DecoderGenerationMixin
-from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
-from ..heads.backbone import OnBackbone
+from ..layers.activations import Activation, activation
+from ..layers.arguments import as_array, check_range
+from ..layers.attention import attend, attend_with_weights
+from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
+from ..layers.rotary import RotaryPositions, Rotation, SinglePosition
+from ..outputs import BaseModelOutputWithPast
+from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
 from .pretrained import PreTrainedModel, initialise
-from .qwen3_inference import FusedQwen3
+from .qwen3_fused import FusedDecoder, FusedQwen3, can_fuse
 
 logger = logging.getLogger(__name__)
 
+FLASH_ATTENTION_ARGUMENTS = {
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "num_items_in_batch",
+}
+"""What the reference's signature lets pass and its plain attention does not use."""
 
-class Qwen3PreTrainedModel(PreTrainedModel):
-    """What all Qwen3 classes share: their configuration, their first weights and their embedding."""
 
-    config_class = Qwen3Config
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention; queries and keys are normed by head before they are turned."""
+
+    def __init__(self, config: Qwen3Config, layer_idx: int):
+        super().__init__()
+        width, size, bias = config.hidden_size, config.head_dim, config.attention_bias
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            size,
+        )
+        self.scale = size**-0.5
+        self.dropout = config.attention_dropout
+        self.sliding = config.layer_types[layer_idx] == SLIDING
+        self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.q_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: Rotation | SinglePosition,
+        mask: Mask,
+        cache: LayerCache | None = None,
+        output_weights: bool = False,
+    ) -> tuple[mx.array, mx.array | None]:
+        """x (B, L, M) → (B, L, M), and the weights (B, H, L, S) if asked for."""
+        batch, length, _ = x.shape
+        queries = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, -1)).swapaxes(1, 2)
+        keys = self.k_norm(self.k_proj(x).reshape(batch, length, self.kv_heads, -1)).swapaxes(1, 2)
+        values = self.v_proj(x).reshape(batch, length, self.kv_heads, -1).swapaxes(1, 2)
+        queries, keys = rotation(queries), rotation(keys)
+        weights = None
+        if cache is not None:
+            keys, values = cache.update(keys, values)
+        dropout = self.dropout if self.training else 0.0
+        if output_weights or dropout:
+            if cache is not None:
+                keys, values = cache.unpacked(keys, values)
+            mixed, weights = attend_with_weights(queries, keys, values, self.scale, mask, dropout)
+        elif cache is not None:
+            mixed = cache.attend(queries, keys, values, self.scale, mask)
+        else:
+            mixed = attend(queries, keys, values, self.scale, mask)
+        return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1)), weights
+
+
+class Qwen3MLP(nn.Module):
+    """down(act(gate(x)) · up(x))."""
 
     def __init__(self, config: Qwen3Config):
-        super().__init__(config)  # type: ignore[call-arg]  # nn.Module's stub hides the next class in line
-        initialise(self, config.initializer_range, config.pad_token_id)
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self._hidden_act = config.hidden_act
 
     @property
-    def _decoder(self) -> Any:
-        return self.backbone if isinstance(self, OnBackbone) else self
+    def act_fn(self) -> Activation:
+        """The activation; looked up each time, because a model that held a compiled function could not be copied."""
+        return activation(self._hidden_act)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Attention, then the MLP, each behind a norm and added to what came in."""
+
+    def __init__(self, config: Qwen3Config, layer_idx: int):
+        super().__init__()
+        self.self_attn = Qwen3Attention(config, layer_idx)
+        self.mlp = Qwen3MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(
+        self,
+        x: mx.array,
+        rotation: Rotation | SinglePosition,
+        mask: Mask,
+        cache: LayerCache | None = None,
+        output_weights: bool = False,
+    ) -> tuple[mx.array, mx.array | None]:
+        mixed, weights = self.self_attn(self.input_layernorm(x), rotation, mask, cache, output_weights)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+class Qwen3PreTrainedModel(PreTrainedModel):
+    """Shared by all Qwen3 classes: configuration, initial weights, caches, and the vocabulary."""
+
+    config_class = Qwen3Config
+    config: Qwen3Config
+
+    def post_init(self) -> None:
+        """Draw the initial weights; every class calls this at the end of its constructor."""
+        initialise(self, self.config.initializer_range, self.config.pad_token_id)
+
+    def make_cache(self, **options: Any) -> Cache:
+        """Return an empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
+        cache = make_cache(self.config.layer_types, self.config.sliding_window, **options)
+        for layer in cache.layers:
+            if layer.form is not None:
+                layer.form.check_head_dim(self.config.head_dim)
+        return cache
 
     def get_input_embeddings(self) -> nn.Module:
         """The layer that turns token ids into vectors."""
-        return self._decoder.embed_tokens
+        return self.base_model.embed_tokens
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
         """Puts another layer in its place; a tied output head follows."""
-        self._decoder.embed_tokens = layer
+        self.base_model.embed_tokens = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
         """Cuts or grows the vocabulary, the output head included; new rows start as fresh weights do.
@@ -49,7 +162,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         """
         if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
             raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
-        layers = [self._decoder.embed_tokens, *([self["lm_head"]] if "lm_head" in self else [])]
+        layers = [self.base_model.embed_tokens, *([self["lm_head"]] if "lm_head" in self else [])]
         for layer in layers:
             if not isinstance(layer, nn.Embedding | nn.Linear):
                 raise InputError("a quantized vocabulary cannot be resized: resize before converting")
@@ -62,14 +175,10 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         self.config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
-    def make_cache(self, **options: Any) -> Any:
-        """An empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
-        return Qwen3Decoder.make_cache(self._decoder, **options)
-
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         if not self.config.tie_word_embeddings or "lm_head.weight" not in by_name:
             return
-        embedding = f"{self.backbone_prefix()}embed_tokens.weight"
+        embedding = f"{self.weight_prefix()}embed_tokens.weight"
         if embedding not in by_name:
             by_name[embedding] = by_name.pop("lm_head.weight")
             return
@@ -83,15 +192,175 @@ class Qwen3PreTrainedModel(PreTrainedModel):
             self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
 
 
-class Qwen3Model(Qwen3PreTrainedModel, Qwen3Decoder):
-    """The bare decoder: token ids → hidden states."""
+class Qwen3Model(Qwen3PreTrainedModel):
+    """The bare decoder: token ids → hidden states. Embeddings, layers and the final norm.
+
+    `causal`: no token sees what comes after it, so padding on the right needs no mask.
+    """
+
+    base_model_prefix = ""
+    causal: ClassVar[bool] = True
+
+    def __init__(self, config: Qwen3Config):
+        config.check_model()
+        activation(config.hidden_act)  # layers look it up when they are called: refuse a wrong name here
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Qwen3DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._rotary = RotaryPositions(
+            config.rope_parameters,
+            config.head_dim,
+            config.max_position_embeddings,
+            getattr(config, "original_max_position_embeddings", None),
+        )
+        self.post_init()
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The hidden states of a batch, as `BaseModelOutputWithPast` (a tuple when `return_dict` is false).
+
+        Args:
+            input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M), not both.
+            attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), booleans or numbers to add.
+            position_ids: (B, L), (1, L) or (L,); by default counted from the cached length, padding included.
+                Given without a mask and without a cache, a step other than 1 starts another packed sequence.
+            past_key_values: a `Cache`, or the older (keys, values) tuples.
+            use_cache: whether the cache comes back; by default `config.use_cache`.
+            cache_position: accepted and not needed: the cache knows its length.
+
+        Raises:
+            InputError: arguments that disagree, ids outside the vocabulary, shapes that do not fit.
+        """
+        refuse_unknown(kwargs)
+        config: Any = self.config
+        use_cache = bool(config.use_cache if use_cache is None else use_cache)
+        want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
+        want_states = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        x = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
+        cache = self._cache(past_key_values, use_cache, x.shape[0])
+        mask = as_array(attention_mask, "attention_mask")
+        positions = as_array(position_ids, "position_ids")
+        x, states, weights = self.run(x, cache, mask, positions, want_states, want_weights)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache if use_cache else None,
+            hidden_states=states,
+            attentions=weights,
+        )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def run(
+        self,
+        x: mx.array,
+        cache: Cache | None = None,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[mx.array, tuple[mx.array, ...] | None, tuple[mx.array, ...] | None]:
+        """The layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
+
+        The way in for loops that have already checked their input.
+        """
+        batch, length, _ = x.shape
+        past = cache.offset if cache is not None else 0
+        if attention_mask is not None:
+            check_padding_mask(attention_mask, batch, past, length)
+        segments = None
+        if position_ids is None:
+            rotation = self._rotary.at(past, length, x.dtype)
+        else:
+            _check_positions(position_ids, batch, length)
+            rotation = self._rotary.at_positions(position_ids, x.dtype)
+            if cache is None and attention_mask is None and length > 1:
+                segments = packed_segments(position_ids)
+        masks: dict[tuple[Any, ...], Mask] = {}
+        states: list[mx.array] = []
+        weights: list[mx.array] = []
+        for index, layer in enumerate(self.layers):
+            store = cache.layers[index] if cache is not None else None
+            ranges = store.slot_ranges(length) if store is not None else ((0, length),)
+            window, sinks = self.config.sliding_window if layer.self_attn.sliding else None, 0
+            if store is not None and store.window is not None:
+                window, sinks = min(store.window, window or store.window), store.sinks
+            kind = ranges, window, sinks
+            if kind not in masks:
+                masks[kind] = decoder_mask(length, past, ranges, window, attention_mask, segments, sinks, x.dtype)
+            if output_hidden_states:
+                states.append(x)
+            x, weight = layer(x, rotation, masks[kind], store, output_attentions)
+            if weight is not None and output_attentions:
+                weights.append(weight)
+        x = self.norm(x)
+        if output_hidden_states:
+            states.append(x)
+        return (
+            x,
+            tuple(states) if output_hidden_states else None,
+            tuple(weights) if output_attentions else None,
+        )
+
+    def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
+        if (ids is None) == (embeds is None):
+            raise InputError("give either input_ids or inputs_embeds, and not both")
+        if ids is not None:
+            check_ids(ids, self.config.vocab_size)
+            return self.embed_tokens(ids)
+        assert embeds is not None
+        if embeds.ndim != 3 or embeds.shape[-1] != self.config.hidden_size or not embeds.shape[1]:
+            raise InputError(
+                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})"
+            )
+        return embeds
+
+    def _cache(self, past: Any, use_cache: bool, batch: int) -> Cache | None:
+        if isinstance(past, Cache):
+            if len(past) != len(self.layers):
+                raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(self.layers)}")
+            if past.batch_size not in (None, batch):
+                raise InputError(f"past_key_values holds {past.batch_size} rows, the input has {batch}")
+            return past
+        if past is not None:
+            cache = Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)
+            expected = (batch, self.config.num_key_value_heads, self.config.head_dim)
+            for index, (keys, _) in enumerate(cache):
+                if keys is not None and (*keys.shape[:2], keys.shape[3]) != expected:
+                    raise InputError(
+                        f"past_key_values holds keys {tuple(keys.shape)} in layer {index}, "
+                        f"expected ({expected[0]}, {expected[1]}, tokens, {expected[2]})"
+                    )
+            return cache
+        return self.make_cache() if use_cache else None
 
 
-class Qwen3ForCausalLM(DecoderGenerationMixin, Qwen3PreTrainedModel, CausalLM):
+class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
     """Qwen3 that predicts the next token."""
 
-    backbone_class: ClassVar[Any] = Qwen3Model
     _fused: FusedDecoder | None = None
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__(config)
+        self.model = Qwen3Model(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Map hidden states (..., M) to logits (..., V); a tied model multiplies with its embedding."""
+        return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
 
     def for_inference(self) -> Any:
         """This model for one generation: over joined matrices where all its layers are plain ones, else itself.
@@ -100,8 +369,8 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, Qwen3PreTrainedModel, CausalLM):
         """
         if self.training:
             return self
-        if self._fused is None or not self._fused.is_current(self.backbone):
-            self._fused = FusedDecoder(self.backbone) if can_fuse(self.backbone) else None
+        if self._fused is None or not self._fused.is_current(self.model):
+            self._fused = FusedDecoder(self.model) if can_fuse(self.model) else None
         return self if self._fused is None else FusedQwen3(self, self._fused)
 
     def train(self, mode: bool = True) -> Self:
@@ -118,20 +387,59 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, Qwen3PreTrainedModel, CausalLM):
         return self
 
 
-class Qwen3ForSequenceClassification(Qwen3PreTrainedModel, SequenceClassification):
+class Qwen3ForSequenceClassification(SequenceClassification, Qwen3PreTrainedModel):
     """Qwen3 that labels a sequence by its last token."""
 
-    backbone_class: ClassVar[Any] = Qwen3Model
+    def __init__(self, config: Qwen3Config):
+        super().__init__(config)
+        self.model = Qwen3Model(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.dropout = nn.Dropout(0.0)
+        self.post_init()
 
 
-class Qwen3ForTokenClassification(Qwen3PreTrainedModel, TokenClassification):
+class Qwen3ForTokenClassification(TokenClassification, Qwen3PreTrainedModel):
     """Qwen3 that labels every token."""
 
-    backbone_class: ClassVar[Any] = Qwen3Model
+    def __init__(self, config: Qwen3Config):
+        super().__init__(config)
+        self.model = Qwen3Model(config)
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
 
 
-class Qwen3ForQuestionAnswering(Qwen3PreTrainedModel, QuestionAnswering):
-    """Qwen3 that marks the span of an answer."""
+class Qwen3ForQuestionAnswering(QuestionAnswering, Qwen3PreTrainedModel):
+    """Qwen3 that marks the span of an answer. The reference calls its decoder `transformer`."""
 
-    backbone_class: ClassVar[Any] = Qwen3Model
-    backbone_name = "transformer"
+    base_model_prefix = "transformer"
+    model: Any = property(lambda self: self.transformer)
+    """The decoder, for the call in `heads.py`."""
+
+    def __init__(self, config: Qwen3Config):
+        super().__init__(config)
+        self.transformer = Qwen3Model(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+def check_ids(ids: mx.array, vocab_size: int) -> None:
+    """Raises `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
+    if ids.ndim != 2:
+        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
+    if not ids.size:
+        raise InputError("input_ids is empty: there is no token to start from")
+    check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
+
+
+def _check_positions(position_ids: mx.array, batch: int, length: int) -> None:
+    shape = tuple(position_ids.shape)
+    if shape not in ((length,), (1, length), (batch, length)):
+        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
+
+
+def refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Raises `InputError` for an argument that no Qwen3 model takes."""
+    unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}; see help(Qwen3Model.__call__)")

@@ -28,11 +28,11 @@ DEFAULTS = {"qwen3": "Qwen3ForCausalLM", "qdqbert": "QDQBertModel", "bert": "QDQ
 """The class for a configuration that names no architecture."""
 
 CLASSES: dict[str, tuple[str, str]] = {
-    **{name: ("qwen3", name) for name in _QWEN3},
-    **{name: ("qdqbert", name) for name in _QDQBERT},
+    **{name: ("models.qwen3", name) for name in _QWEN3},
+    **{name: ("qdq", name) for name in _QDQBERT},
     # plain BERT runs in the same classes, its quantizers off or uncalibrated
-    **{name.removeprefix("QDQ"): ("qdqbert", name) for name in _QDQBERT},
-    "BertForPreTraining": ("qdqbert", "QDQBertForMaskedLM"),
+    **{name.removeprefix("QDQ"): ("qdq", name) for name in _QDQBERT},
+    "BertForPreTraining": ("qdq", "QDQBertForMaskedLM"),
 }
 """Architecture → (module, class)."""
 
@@ -49,10 +49,10 @@ def model_class(config: dict[str, Any], source: str) -> Any:
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
     if model_type is None and architectures and architectures[0] in CLASSES:
-        model_type = CLASSES[architectures[0]][0]
+        model_type = "qwen3" if architectures[0] in _QWEN3 else "qdqbert"
     refuse_other_architecture(model_type, MODEL_TYPES, source)
     name = architectures[0] if architectures else DEFAULTS[str(model_type)]
     if name not in CLASSES:
         raise UnsupportedModelError(f"{source}: architecture {name!r} is not one of {', '.join([*_QWEN3, *_QDQBERT])}")
     module, attribute = CLASSES[name]
-    return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+    return getattr(importlib.import_module(f"mlx_qwen3.{module}"), attribute)

@@ -13,7 +13,6 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError
-from ..layers.quant_linear import PackedLinear, QuantLinear
 from .formats import PackedFormat, infer_format
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,8 @@ def _packed_twin(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) 
         twin.output_dtype = dtype
         return twin
     plain = nn.QuantizedLinear(columns, rows, bias="bias" in module, **settings)
-    return PackedLinear.around(plain, module) if isinstance(module, QuantLinear) else plain
+    around: Callable[[nn.Module], nn.Module] | None = getattr(module, "packed_around", None)
+    return plain if around is None else around(plain)
 
 
 def _packable(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -173,8 +173,8 @@ def unpack_quantized(model: nn.Module, dtype: mx.Dtype = mx.float32) -> int:
         rows, columns = weight.shape
         if isinstance(module, nn.QuantizedEmbedding):
             layer: nn.Module = nn.Embedding(rows, columns)
-        elif isinstance(module, PackedLinear):
-            layer = module.unpacked(weight)
+        elif (unpacked := getattr(module, "unpacked", None)) is not None:
+            layer = unpacked(weight)
         else:
             layer = nn.Linear(columns, rows, bias="bias" in module)
             if "bias" in module:

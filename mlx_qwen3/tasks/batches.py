@@ -57,8 +57,8 @@ class Runner:
     _shapes: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.backbone = getattr(self.model, "backbone", self.model)
-        self.causal: bool = self.backbone.causal
+        self.base_model = getattr(self.model, "backbone", self.model)
+        self.causal: bool = self.base_model.causal
         if self.compiled is None:
             self.compiled = mx.default_device().type == mx.DeviceType.gpu
 
@@ -146,11 +146,11 @@ class Runner:
 
     def _prefix(self, ids: list[int], compute: Compute | None) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
         """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if wanted."""
-        cache = tight_cache(len(self.backbone.layers))
+        cache = tight_cache(len(self.base_model.layers))
         inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
         call = self._call(inputs)
         if compute is None:
-            self.backbone(**call)
+            self.base_model(**call)
             outputs: tuple[mx.array, ...] = ()
         else:
             outputs = compute(call, mx.array([len(ids) - 1]))

@@ -49,7 +49,7 @@ def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = Non
     stored = causal.config.to_dict()
     config = type(causal.config).from_dict(stored, id2label=values["id2label"], architectures=[cls.__name__])
     model = cls(config)
-    setattr(model, cls.backbone_name, causal.backbone)
+    setattr(model, cls.base_model_prefix, causal.model)
     _merge(model, {key: value.astype(mx.float32) for key, value in weights.items()}, str(folder / name))
     model.set_dtype(computing_dtype(dtype, None))
     model.eval()

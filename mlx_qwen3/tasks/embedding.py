@@ -82,11 +82,11 @@ class Embedding(Task[EmbeddingOptions]):
         )
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        states = self._runner.backbone(**call).last_hidden_state
+        states = self._runner.base_model(**call).last_hidden_state
         return (states[mx.arange(states.shape[0]), last].astype(mx.float32),)
 
     def _compute_all(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        return (self._runner.backbone(**call).last_hidden_state.astype(mx.float32),)
+        return (self._runner.base_model(**call).last_hidden_state.astype(mx.float32),)
 
     def _result(
         self,

@@ -28,7 +28,7 @@ class FeatureExtraction(Task[FeatureExtractionOptions]):
     per_token = True
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        return (self._runner.backbone(**call).last_hidden_state.astype(mx.float32),)
+        return (self._runner.base_model(**call).last_hidden_state.astype(mx.float32),)
 
     def _result(
         self,

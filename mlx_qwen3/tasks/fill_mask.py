@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads.masked_lm import MaskedLM
+from ..qdq.heads import QDQBertForMaskedLM
 from .batches import Piece
 from .rows import check_count, check_text
 from .task import Options, Task
@@ -35,7 +35,7 @@ class FillMask(Task[FillMaskOptions]):
     """`[{"score", "token", "token_str", "sequence"}]`, best first; where there are several masks, a list of such."""
 
     options_class = FillMaskOptions
-    heads = (MaskedLM,)
+    heads = (QDQBertForMaskedLM,)
     needs = "masked language model head"
 
     def _check_model(self, source: Any) -> None:
@@ -74,7 +74,7 @@ class FillMask(Task[FillMaskOptions]):
         return results
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        return (self._runner.backbone(**call).last_hidden_state.astype(mx.float32),)
+        return (self._runner.base_model(**call).last_hidden_state.astype(mx.float32),)
 
     def _result(
         self,

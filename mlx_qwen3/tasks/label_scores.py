@@ -62,7 +62,7 @@ class LabelScorer:
 
     def __call__(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         model, tree = self.model, self.tree
-        backbone = model.backbone
+        backbone = model.base_model
         cache = call.get("past_key_values") or tight_cache(len(backbone.layers))
         past, width = cache.offset, call["inputs_embeds"].shape[1]
         states = backbone(**{**call, "past_key_values": cache}).last_hidden_state
@@ -107,7 +107,7 @@ class RowScorer:
         self.model = model
 
     def __call__(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        return (self.model.backbone(**call).last_hidden_state.astype(mx.float32),)
+        return (self.model.base_model(**call).last_hidden_state.astype(mx.float32),)
 
     def score(self, states: np.ndarray, ids: Sequence[int], count: int) -> float:
         """log P of the last `count` of ids, from the row's states (L, M)."""

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads import QuestionAnswering as QuestionAnsweringHead
+from ..models.heads import QuestionAnswering as QuestionAnsweringHead
 from .batches import Piece
 from .rows import check_count, check_text, paired
 from .task import Options, Task

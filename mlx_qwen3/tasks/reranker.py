@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads import CausalLM, SequenceClassification
+from ..models.heads import CausalLM, SequenceClassification
 from .batches import Piece
 from .rows import check_count, check_text, is_batch
 from .task import Options, Task
@@ -119,7 +119,7 @@ class Reranker(Task[RerankerOptions]):
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         if self._has_label:
             return (self.model(**call, last_positions=last).logits[:, 0].astype(mx.float32),)
-        states = self._runner.backbone(**call).last_hidden_state
+        states = self._runner.base_model(**call).last_hidden_state
         logits = self.model.logits(states[mx.arange(states.shape[0]), last])
         no, yes = (logits[:, token].astype(mx.float32) for token in self._answers)
         return (yes - no,)

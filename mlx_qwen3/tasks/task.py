@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError, RowError
-from ..heads import CausalLM
+from ..models.heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
 from .rows import ON_ERROR, check_choice, check_count, check_text, is_batch, is_stream, windows

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads import SequenceClassification
+from ..models.heads import SequenceClassification
 from .batches import Piece
 from .rows import check_choice, check_count, check_text, paired
 from .task import Options, Task

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads import CausalLM
+from ..models.heads import CausalLM
 from .batches import Piece, batches_by_length
 from .rows import check_text
 from .task import Options, Task

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..heads import TokenClassification as TokenClassificationHead
+from ..models.heads import TokenClassification as TokenClassificationHead
 from .batches import Piece
 from .rows import check_choice, check_count, check_text
 from .task import Options, Task

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..heads import CausalLM
+from ..models.heads import CausalLM
 from .batches import Piece
 from .label_scores import LabelScorer, LabelTree, RowScorer
 from .rows import check_text
@@ -72,7 +72,7 @@ class ZeroShotClassification(Task[ZeroShotOptions]):
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
         self._labels: dict[Any, Labels] = {}
-        if not self.model.backbone.causal:
+        if not self.model.base_model.causal:
             raise InputError("zero-shot classification needs a decoder; this backbone looks both ways")
 
     def __call__(self, inputs: Any, candidate_labels: str | Sequence[str] | None = None, **options: Any) -> Any:

@@ -29,11 +29,11 @@ class Spy:
 
     def __call__(self, call, last):
         self.calls.append({**call, "past": call["past_key_values"].offset if "past_key_values" in call else 0})
-        states = self.model.backbone(**call).last_hidden_state
+        states = self.model.base_model(**call).last_hidden_state
         return (states[mx.arange(states.shape[0]), last],)
 
     def every(self, call, last):
-        return (self.model.backbone(**call).last_hidden_state,)
+        return (self.model.base_model(**call).last_hidden_state,)
 
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.none() | st.integers(1, 9))
@@ -66,7 +66,7 @@ def test_a_row_of_a_batch_is_the_row_alone(model, shared, lengths, side):
     last = runner.run(pieces, spy, padding_side=side, batch_size=4)
     every = runner.run(pieces, spy.every, padding_side=side, per_token=True)
     for piece, (end,), (states,) in zip(pieces, last, every, strict=True):
-        alone = np.array(model.backbone([piece.ids]).last_hidden_state)[0]
+        alone = np.array(model.base_model([piece.ids]).last_hidden_state)[0]
         np.testing.assert_allclose(states, alone, atol=1e-4)
         np.testing.assert_allclose(end, alone[-1], atol=1e-4)
 

@@ -15,7 +15,7 @@ def embed(folders):
 
 
 def states(task, text):
-    return np.array(task._runner.backbone([task.tokenizer.encode(text)]).last_hidden_state)[0]
+    return np.array(task._runner.base_model([task.tokenizer.encode(text)]).last_hidden_state)[0]
 
 
 def test_a_vector_is_the_last_tokens_state_of_length_one(embed):

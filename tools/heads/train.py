@@ -163,9 +163,9 @@ def train(recipe: Any, folder: Path, output: Path, options: argparse.Namespace) 
         folder, dtype="float32", unpack=True, id2label=dict(enumerate(recipe.labels))
     )
     if options.rank:
-        add_low_rank(model.backbone, options.rank)
+        add_low_rank(model.base_model, options.rank)
     else:
-        model.backbone.freeze()
+        model.base_model.freeze()
     steps = options.epochs * -(-len(examples) // options.batch_size)
     warm = max(1, steps // 20)
     schedule = optimizers.join_schedules(

@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM, generate_step
-from mlx_qwen3.models.qwen3_inference import FusedQwen3
+from mlx_qwen3.models.qwen3_fused import FusedQwen3
 from mlx_qwen3.quantization import PackedFormat, quantize_model
 
 PROMPT = mx.array([[3, 5, 7, 9, 11, 2, 4]])

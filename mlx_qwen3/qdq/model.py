@@ -1,7 +1,7 @@
-"""QDQBert's backbone: token ids → hidden states, with a fake quantizer at every matrix input and residual add.
+"""QDQBert without a head: token ids → hidden states, with a fake quantizer at every matrix input and residual add.
 
 Source: transformers 4.50 `models/deprecated/qdqbert/modeling_qdqbert.py`. Module names are the reference's,
-so every weight and every quantizer has its name on disk. Knows no head and no file.
+so every weight and every quantizer has its name on disk.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from ..config.qdqbert import QDQBertConfig
 from ..errors import ContextError, InputError
 from ..layers.activations import activation
 from ..layers.arguments import as_array, check_range
-from ..layers.fake_quantizer import QuantDescriptor, TensorQuantizer
-from ..layers.quant_linear import LayerDescriptors, QuantLinear
-from ..layers.quantized_attention import KeysAndValues, QuantSelfAttention
 from ..outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from .attention import KeysAndValues, QuantSelfAttention
+from .fake_quantizer import QuantDescriptor, TensorQuantizer
+from .linear import LayerDescriptors, QuantLinear
+from .pretrained import QDQBertPreTrainedModel
 
 
 class LayerCaches(tuple):
@@ -151,8 +152,8 @@ class QDQBertPooler(nn.Module):
         return mx.tanh(self.dense(hidden_states[:, 0]))
 
 
-class QDQBertBackbone(nn.Module):
-    """Embeddings, layers and (optionally) the pooler.
+class QDQBertModel(QDQBertPreTrainedModel):
+    """The bare model: token ids → hidden states. Embeddings, layers and (optionally) the pooler.
 
     Args:
         config: `is_decoder` makes attention causal, `add_cross_attention` adds cross attention.
@@ -163,18 +164,19 @@ class QDQBertBackbone(nn.Module):
         QuantizationError: a quantization descriptor that cannot be used.
     """
 
+    base_model_prefix = ""
     causal: ClassVar[bool] = False
     """Padding must be masked; a decoder, which would not need it, loses nothing by it."""
 
     def __init__(self, config: QDQBertConfig, add_pooling_layer: bool = True):
-        super().__init__()
         config.check_model()
-        self.config = config
+        super().__init__(config)
         self.embeddings = QDQBertEmbeddings(config)
         self.encoder = QDQBertEncoder(config)
         if add_pooling_layer:
             self.pooler = QDQBertPooler(config)
         self.add_pooling_layer = add_pooling_layer
+        self.post_init()
 
     def __call__(
         self,
@@ -213,7 +215,7 @@ class QDQBertBackbone(nn.Module):
             ContextError: more tokens than `max_position_embeddings`.
         """
         if unknown:
-            raise InputError(f"unknown argument {next(iter(unknown))!r}; see help({QDQBertBackbone.__name__}.__call__)")
+            raise InputError(f"unknown argument {next(iter(unknown))!r}; see help({QDQBertModel.__name__}.__call__)")
         config: Any = self.config
         embeds = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         batch, length, _ = embeds.shape

@@ -16,10 +16,10 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import QuantizationError
-from ..layers.calibrators import TINY_AMAX
-from ..layers.quant_linear import PackedLinear, QuantLinear, range_shape
-from .formats import AFFINE_GROUP_SIZES, PackedFormat
-from .packing import quantization_entry
+from ..quantization.formats import AFFINE_GROUP_SIZES, PackedFormat
+from ..quantization.packing import quantization_entry
+from .calibrators import TINY_AMAX
+from .linear import PackedLinear, QuantLinear, range_shape
 
 logger = logging.getLogger(__name__)
 

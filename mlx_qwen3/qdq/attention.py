@@ -9,9 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from .attention import attend, masked
+from ..layers.attention import attend, masked
 from .fake_quantizer import TensorQuantizer
-from .quant_linear import LayerDescriptors, QuantLinear
+from .linear import LayerDescriptors, QuantLinear
 
 KeysAndValues = tuple[mx.array, mx.array]
 """(B, H, S, D) each, not quantized: the quantizers run on the whole of them at every step."""

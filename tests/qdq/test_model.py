@@ -210,9 +210,7 @@ def test_a_range_is_state_and_no_parameter():
 
 def test_attention_is_fused_only_where_its_quantizers_are_off(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "mlx_qwen3.layers.quantized_attention.attend", lambda q, k, v, *_: calls.append(1) or mx.zeros_like(q)
-    )
+    monkeypatch.setattr("mlx_qwen3.qdq.attention.attend", lambda q, k, v, *_: calls.append(1) or mx.zeros_like(q))
     model = tiny_bert.model()
     model(tiny_bert.ids())
     assert not calls

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import QuantizationError
-from .devices import on_cuda
+from ..layers.devices import on_cuda
 from .fake_quantizer import QuantDescriptor, TensorQuantizer
 
 
@@ -58,6 +58,10 @@ class QuantLinear(nn.Linear):
         This is MLX's own rounding of the plain weight; `packing.pack` is the exact one. The input quantizer stays.
         """
         plain = nn.Linear.to_quantized(self, group_size, bits, mode, quantize_input)
+        return PackedLinear.around(plain, self)
+
+    def packed_around(self, plain: nn.QuantizedLinear) -> "PackedLinear":
+        """Return `plain`, the packed form of this layer, with this layer's input quantizer."""
         return PackedLinear.around(plain, self)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3's decoder for inference, with fewer and larger operations: the fast twin of `Qwen3Decoder.run`.
+"""Qwen3's decoder for inference, with fewer and larger operations: the fast twin of `Qwen3Model.run`.
 
 The rows of q/k/v and of gate/up become one matrix each, and queries and keys share one norm and one turn. The
 model's own parameters become views of the joined matrices, so that they keep their names, nothing is stored twice,
@@ -26,12 +26,12 @@ swiglu = mx.compile(lambda gate, up: nn.silu(gate) * up, shapeless=True)
 
 
 class FusedDecoder:
-    """The layers and the last norm of a `Qwen3Decoder`, for inference alone: no dropout, no gradients.
+    """The layers and the last norm of a `Qwen3Model`, for inference alone: no dropout, no gradients.
 
     It is right as long as the decoder holds the arrays that it was made from; `is_current` tells.
 
     Args:
-        decoder: a `Qwen3Decoder` for which `can_fuse` holds; its parameters become views.
+        decoder: a `Qwen3Model` for which `can_fuse` holds; its parameters become views.
     """
 
     def __init__(self, decoder: Any):
@@ -65,7 +65,7 @@ class FusedDecoder:
     ) -> mx.array:
         """Embedded tokens x (B, L, M) → hidden states of the newest `keep`, (B, keep, M); of all by default.
 
-        They are those of `Qwen3Decoder.run`. In the last layer the other tokens attend to nothing and skip the MLP.
+        They are those of `Qwen3Model.run`. In the last layer the other tokens attend to nothing and skip the MLP.
         """
         batch, length, _ = x.shape
         past = cache.offset
@@ -259,3 +259,36 @@ def _fused_mlp(mlp: Any) -> Linear:
         return lambda x: down(both(one(x), other(x)))
     joined, split = _joined([gate, up]), mx.split
     return lambda x: down(both(*split(joined(x), 2, -1)))
+
+
+class FusedQwen3:
+    """What generation asks of a model, by the fast way. It holds for one generation: weights that change afterwards
+    do not reach it.
+    """
+
+    def __init__(self, model: Any, decoder: FusedDecoder):
+        self.config = model.config
+        self._embed = model.model.embed_tokens
+        self._decoder = decoder
+        self._logits = model.logits
+
+    def for_inference(self) -> "FusedQwen3":
+        """Itself."""
+        return self
+
+    def step_logits(
+        self,
+        ids: mx.array,
+        cache: Any,
+        keep: int = 1,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+    ) -> mx.array:
+        """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
+        newest = self._decoder(self._embed(ids), cache, attention_mask, position_ids, keep)
+        rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all of them
+        return self._logits(rows).reshape(*newest.shape[:2], -1)
+
+    def fill_cache(self, ids: mx.array, cache: Any) -> None:
+        """Puts the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
+        self._decoder(self._embed(ids), cache)

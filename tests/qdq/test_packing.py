@@ -10,9 +10,9 @@ import tiny_bert
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
-import mlx_qwen3.layers.quant_linear
+import mlx_qwen3.qdq.linear
 from mlx_qwen3 import QuantizationError
-from mlx_qwen3.quantization.exact_packing import words_of_codes
+from mlx_qwen3.qdq.packing import words_of_codes
 
 
 def dense_bytes(model: nn.Module) -> int:
@@ -40,7 +40,7 @@ def test_packed_weights_are_the_fake_quantized_ones(bits):
     want = {
         path: np.array(layer._weight_quantizer(layer.weight))
         for path, layer in model.named_modules()
-        if isinstance(layer, mlx_qwen3.layers.quant_linear.QuantLinear)
+        if isinstance(layer, mlx_qwen3.qdq.linear.QuantLinear)
     }
     model.pack(bits)
     layers = dict(model.named_modules())

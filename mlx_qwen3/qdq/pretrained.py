@@ -1,4 +1,4 @@
-"""The QDQBert classes: the backbone, and the backbone under each head.
+"""Shared by all QDQBert classes: files with quantizer ranges in them, packing, and the vocabulary.
 
 On disk a quantizer's range stands beside its layer as `<quantizer>._amax`; in memory it is state of the
 quantizer, which no optimizer sees. Any BERT checkpoint loads, whatever its age.
@@ -8,40 +8,25 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backbones.qdqbert import QDQBertBackbone
 from ..checkpoint import Checkpoint
 from ..config.qdqbert import QDQBertConfig
-from ..errors import CheckpointError, ConfigError, InputError
-from ..generation.mixin import GenerationMixin
-from ..generation.results import GenerateOutput
-from ..heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification
-from ..heads.backbone import OnBackbone
-from ..heads.masked_lm import MaskedLM, PredictsVocabulary
-from ..heads.multiple_choice import MultipleChoice
-from ..heads.next_sentence import NextSentencePrediction
-from ..heads.sequence_classification import pooled
-from ..layers.fake_quantizer import TensorQuantizer
-from ..layers.quant_linear import PackedLinear
-from ..outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutput
-from ..quantization.calibration import named_quantizers, switch_quantizers
-from ..quantization.exact_packing import PackReport, pack_calibrated
+from ..errors import CheckpointError, InputError
+from ..models.pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
+from ..models.weight_names import BERT_WEIGHTS
 from ..quantization.packing import unpack_quantized
-from .pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
-from .weight_names import BERT_WEIGHTS
+from .calibration import named_quantizers, switch_quantizers
+from .fake_quantizer import TensorQuantizer
+from .linear import PackedLinear
+from .packing import PackReport, pack_calibrated
 
 logger = logging.getLogger(__name__)
 
 AMAX = "._amax"
-
-
-def dropout_before_head(config: QDQBertConfig) -> float:
-    """BERT's `classifier_dropout`, else `hidden_dropout_prob`."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 class QDQBertPreTrainedModel(PreTrainedModel):
@@ -50,10 +35,13 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     config_class = QDQBertConfig
     weight_rules = BERT_WEIGHTS
 
-    def __init__(self, config: QDQBertConfig, **options: Any):
-        super().__init__(config, **options)  # pyright: ignore[reportCallIssue]  # the backbone or head beside it
+    base_model_prefix = "bert"
+
+    def post_init(self) -> None:
+        """Draw the initial weights and name the quantizers; every class calls this at the end of its constructor."""
+        config = self.config
         initialise(self, config.initializer_range)
-        words = self._bert.embeddings.word_embeddings
+        words = self.base_model.embeddings.word_embeddings
         if config.pad_token_id is not None:
             row = mx.arange(config.vocab_size)[:, None] == config.pad_token_id % config.vocab_size
             words.weight = mx.where(row, 0.0, words.weight)
@@ -61,10 +49,6 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             quantizer.name = name
         for pattern in config.disabled_quantizers or []:
             self.disable_quantizers(pattern)
-
-    @property
-    def _bert(self) -> Any:
-        return self.backbone if isinstance(self, OnBackbone) else self
 
     # quantizers
 
@@ -103,7 +87,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
 
     def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
         words, decoder = (
-            f"{self.backbone_prefix()}embeddings.word_embeddings.weight",
+            f"{self.weight_prefix()}embeddings.word_embeddings.weight",
             "cls.predictions.decoder.weight",
         )
         bias, alias = "cls.predictions.bias", "cls.predictions.decoder.bias"
@@ -113,7 +97,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             return
         if words not in by_name:
             by_name[words] = by_name[decoder]
-        elif isinstance(self, PredictsVocabulary):
+        elif "predictions" in self.get("cls", {}):
             rows, other = checkpoint.read(by_name[words]), checkpoint.read(by_name[decoder])
             if rows.shape != other.shape or not mx.array_equal(rows, other).item():
                 logger.warning(
@@ -159,7 +143,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
         """Writes config.json and the weights with the quantizers' ranges; which ones are off stays known."""
         names = self.named_quantizers()
-        off = [name.removeprefix(self.backbone_prefix()) for name, quantizer in names if not quantizer.enabled]
+        off = [name.removeprefix(self.weight_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
         self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
         self.config.dtype = str(self.dtype).rpartition(".")[2]  # a conversion keeps exact scales only if it knows
@@ -169,11 +153,11 @@ class QDQBertPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The layer that turns token ids into vectors."""
-        return self._bert.embeddings.word_embeddings
+        return self.base_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
         """Puts another layer in its place; a tied decoder follows."""
-        self._bert.embeddings.word_embeddings = layer
+        self.base_model.embeddings.word_embeddings = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
         """Cuts or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
@@ -183,8 +167,8 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         if isinstance(words, nn.QuantizedEmbedding):
             raise InputError("a packed vocabulary cannot be resized: resize before converting")
         words.weight = self._resized(words.weight, new_num_tokens)
-        if isinstance(self, PredictsVocabulary):
-            predictions = self.cls.predictions
+        if "predictions" in self.get("cls", {}):
+            predictions = self["cls"].predictions
             missing = max(new_num_tokens - predictions.bias.size, 0)
             zeros = mx.zeros((missing,), predictions.bias.dtype)
             predictions.bias = mx.concatenate([predictions.bias[:new_num_tokens], zeros])
@@ -197,95 +181,3 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         missing = max(rows - weight.shape[0], 0)
         fresh = mx.random.normal((missing, weight.shape[1])) * self.config.initializer_range
         return mx.concatenate([weight[:rows], fresh.astype(weight.dtype)])
-
-
-class QDQBertModel(QDQBertPreTrainedModel, QDQBertBackbone):
-    """The bare model: token ids → hidden states, and the pooled first token if `add_pooling_layer`."""
-
-
-class QDQBertLMHeadModel(GenerationMixin, QDQBertPreTrainedModel, PredictsVocabulary, CausalLM):
-    """QDQBert that predicts the next token. Attention is causal only where `config.is_decoder`."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
-    output_class = CausalLMOutputWithCrossAttentions
-    counts_positions_by_mask = False
-
-    def __init__(self, config: QDQBertConfig):
-        super().__init__(config)
-        if not config.is_decoder:
-            logger.warning("QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order")
-
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Logits (B, L, V), and with `labels` the shifted loss and no cache.
-
-        Args:
-            **inputs: `labels` (B, L), `logits_to_keep`, and what the backbone's call takes.
-        """
-        if inputs.get("labels") is not None:
-            inputs["use_cache"] = False
-        return super().__call__(*args, **inputs)
-
-    def generate(self, input_ids: Any = None, *args: Any, **options: Any) -> mx.array | GenerateOutput:
-        """The prompts (B, L) with what the model adds to them; see `GenerationMixin.generate`.
-
-        Raises:
-            ConfigError: the config is no decoder's.
-        """
-        if not self.config.is_decoder:
-            raise ConfigError("config field 'is_decoder' is false: only a decoder generates; load with is_decoder=True")
-        return super().generate(input_ids, *args, **options)
-
-
-class QDQBertForMaskedLM(QDQBertPreTrainedModel, MaskedLM):
-    """QDQBert that fills in masked words."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
-
-
-class QDQBertForNextSentencePrediction(QDQBertPreTrainedModel, NextSentencePrediction):
-    """QDQBert that tells whether the second sentence follows the first."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-
-
-class QDQBertForMultipleChoice(QDQBertPreTrainedModel, MultipleChoice):
-    """QDQBert that picks one of several texts."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    dropout_of = staticmethod(dropout_before_head)
-
-
-class QDQBertForSequenceClassification(QDQBertPreTrainedModel, SequenceClassification):
-    """QDQBert that labels a sequence by its pooled first token."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    head_name = "classifier"
-    head_bias = True
-    pooling = staticmethod(pooled)
-    output_class = SequenceClassifierOutput
-    dropout_of = staticmethod(dropout_before_head)
-
-
-class QDQBertForTokenClassification(QDQBertPreTrainedModel, TokenClassification):
-    """QDQBert that labels every token."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
-    head_name = "classifier"
-    dropout_of = staticmethod(dropout_before_head)
-
-
-class QDQBertForQuestionAnswering(QDQBertPreTrainedModel, QuestionAnswering):
-    """QDQBert that marks the span of an answer."""
-
-    backbone_class: ClassVar[Any] = QDQBertModel
-    backbone_name = "bert"
-    backbone_options: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}

@@ -1,1 +1,0 @@
-"""Token ids → hidden states."""

@@ -1,0 +1,251 @@
+"""The calls of the heads, each written once for both model families.
+
+A head's class stands before the family's base class in the list of bases. It reads its decoder as `self.model` and its
+layers as `self.score`, `self.qa_outputs` or `self.logits`, which the family's class builds in its constructor.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..layers.arguments import as_array, check_range
+from ..outputs import (
+    CausalLMOutputWithPast,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from .losses import binary_cross_entropy, cross_entropy, mean_squared_error, shifted_cross_entropy, span_loss
+
+
+class Head:
+    """What the calls below read from the class that they are part of."""
+
+    config: Any
+    model: Any
+
+    def _output(self, kind: type[ModelOutput], base: ModelOutput, return_dict: bool | None, **results: Any) -> Any:
+        """Return `kind` with the head's results and whatever the decoder's output has under the same names."""
+        fields = kind.__dataclass_fields__
+        shared = {name: getattr(base, name) for name in fields if name not in results and hasattr(base, name)}
+        output = kind(**results, **shared)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class CausalLM(Head):
+    """Predicts the next token."""
+
+    output_class: ClassVar[type[ModelOutput]] = CausalLMOutputWithPast
+
+    if TYPE_CHECKING:
+
+        def logits(self, hidden: mx.array) -> mx.array: ...
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: Any = None,
+        logits_to_keep: Any = 0,
+        return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+        shift_labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits, and with `labels` the loss, as `CausalLMOutputWithPast`.
+
+        Args:
+            labels: (B, L) token ids, −100 where a position does not count; position i predicts label i + 1.
+            logits_to_keep: n for the last n positions (0 for all), or the positions themselves: (n,) for every row,
+                (B, n) by row, or booleans (L,).
+            num_items_in_batch: divide the summed loss by this.
+            shift_labels: labels that are shifted already; `labels` must be given as well.
+            The others: see the decoder's call.
+        """
+        base = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            cache_position=cache_position,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.logits(kept_positions(base.last_hidden_state, logits_to_keep))
+        loss = None
+        targets = as_array(labels, "labels")
+        if targets is not None:
+            count = as_array(num_items_in_batch, "num_items_in_batch")
+            loss = shifted_cross_entropy(logits, targets, as_array(shift_labels, "shift_labels"), count)
+        return self._output(self.output_class, base, return_dict, loss=loss, logits=logits)
+
+
+class SequenceClassification(Head):
+    """One answer per sequence: a label, several labels, or numbers."""
+
+    output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutputWithPast
+    score: Any
+    dropout: Any
+
+    def pool(self, base: Any, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
+        """Return one vector per sequence, (B, M): the last token's; see `last_token`."""
+        return last_token(self.config, base.last_hidden_state, input_ids, last_positions)
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        labels: Any = None,
+        last_positions: Any = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Logits (B, num_labels), and with `labels` the loss.
+
+        Args:
+            labels: (B,) numbers for regression or label ids; (B, num_labels) zeros and ones for several labels.
+                `config.problem_type` says which; when unset, one label means regression, whole numbers one label,
+                and fractions several.
+            last_positions: (B,) where each row's last token stands, for a caller who knows; by default the rightmost
+                id that is not padding.
+            **inputs: what the decoder's call takes.
+        """
+        ids = as_array(input_ids, "input_ids")
+        base = self.model(ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        vector = self.pool(base, ids, as_array(last_positions, "last_positions"))
+        logits = self.score(self.dropout(vector))
+        targets = as_array(labels, "labels")
+        loss = None if targets is None else self.loss(logits, targets)
+        return self._output(self.output_class, base, return_dict, loss=loss, logits=logits)
+
+    def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
+        """The loss that `config.problem_type` names, or the one that the labels' type and number imply."""
+        problem = self.config.problem_type
+        if problem is None:
+            whole = mx.issubdtype(labels.dtype, mx.integer)
+            problem = "single_label_classification" if whole else "multi_label_classification"
+            problem = "regression" if self.config.num_labels == 1 else problem
+        if problem == "regression":
+            return mean_squared_error(logits, labels)
+        if problem == "single_label_classification":
+            return cross_entropy(logits, labels)
+        return binary_cross_entropy(logits, labels)
+
+
+class TokenClassification(Head):
+    """One label per token: a linear layer with a bias on every hidden state; dropout in training only."""
+
+    score: Any
+    dropout: Any
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        labels: Any = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Logits (B, L, num_labels), and with `labels` (B, L) the loss; −100 marks a token that does not count."""
+        base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        logits = self.score(self.dropout(base.last_hidden_state))
+        targets = as_array(labels, "labels")
+        loss = None if targets is None else cross_entropy(logits, targets)
+        return self._output(TokenClassifierOutput, base, return_dict, loss=loss, logits=logits)
+
+
+class QuestionAnswering(Head):
+    """A span of the sequence: where the answer starts and where it ends."""
+
+    qa_outputs: Any
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        *,
+        start_positions: Any = None,
+        end_positions: Any = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """`start_logits` and `end_logits` (B, L); with both positions (B,), the loss.
+
+        A position beyond the sequence is ignored; a negative one counts as 0.
+        """
+        base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        logits = self.qa_outputs(base.last_hidden_state)
+        starts, ends = as_array(start_positions, "start_positions"), as_array(end_positions, "end_positions")
+        loss = None
+        if starts is not None and ends is not None:
+            loss = span_loss(logits[..., 0], logits[..., 1], starts, ends)
+        return self._output(
+            QuestionAnsweringModelOutput,
+            base,
+            return_dict,
+            loss=loss,
+            start_logits=logits[..., 0],
+            end_logits=logits[..., 1],
+        )
+
+
+def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
+    """The positions of hidden (B, L, M) that `logits_to_keep` names."""
+    if isinstance(keep, int) and not isinstance(keep, bool):
+        if keep < 0:
+            raise InputError(f"logits_to_keep is {keep}, expected 0 or more, or a list of positions")
+        return hidden[:, -keep:] if 0 < keep < hidden.shape[1] else hidden
+    positions = as_array(keep, "logits_to_keep")
+    if positions is None or positions.ndim not in (1, 2):
+        raise InputError("logits_to_keep must be a number, or a list of positions")
+    if positions.dtype == mx.bool_:
+        chosen = np.array(positions if positions.ndim == 1 else positions[0])
+        positions = mx.array(np.flatnonzero(chosen).astype(np.int32))
+    length = hidden.shape[1]
+    check_range(positions, -length, length, "logits_to_keep", f"the {length} positions")
+    if positions.ndim == 1:
+        return hidden[:, positions]
+    return mx.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+def last_token(config: Any, hidden: mx.array, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
+    """Return, from hidden (B, L, M), the state of the rightmost token that is not padding, or at `last_positions` (B,).
+
+    Without those it looks at the ids, never at the attention mask; a row of nothing but padding uses its first
+    position. Without a padding id, or with embeddings instead of ids, the last position; without a padding id a batch
+    is refused.
+    Source: transformers 5.23 `modeling_layers.py`, GenericForSequenceClassification.
+    """
+    batch, length, _ = hidden.shape
+    if last_positions is not None:
+        return hidden[mx.arange(batch), last_positions]
+    if config.pad_token_id is None and batch != 1:
+        raise InputError("cannot handle a batch of more than one row without a padding token: set config.pad_token_id")
+    if config.pad_token_id is None or input_ids is None:
+        return hidden[:, -1]
+    positions = mx.where(input_ids != config.pad_token_id, mx.arange(length), 0)
+    return hidden[mx.arange(batch), mx.max(positions, axis=-1)]
+
+
+def classifier_dropout(config: Any) -> float:
+    """`classifier_dropout`, else `hidden_dropout`, else 0.1, as the reference's generic head."""
+    for name in ("classifier_dropout", "hidden_dropout"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return 0.1
