@@ -11,12 +11,17 @@ from ..errors import InputError
 from ..layers.attention import attend, masked
 from ..layers.devices import on_cuda
 from ..layers.masks import Mask
+from ..layers.variants import variants
 
 Packed = tuple[mx.array, mx.array, mx.array]
 """Packed bits (B, K, S, D·bits/32) as uint32, scales and biases (B, K, S, D/group_size)."""
 
 MULTIPLIED_QUERIES = 8
 """Up to here attention multiplies the packed keys; from here on it unpacks them once and uses the fused kernel."""
+
+SINGLE_ROWS_FROM = 4
+"""Query heads per key head from which "auto" multiplies packed values by one row per head: Metal's vector kernel ends
+at 4 rows, and its kernel for more rows does not split the slots."""
 
 
 def multiplies_packed_views() -> bool:
@@ -80,5 +85,9 @@ class KVFormat:
         scores = mx.quantized_matmul(rows, *keys, transpose=True, group_size=self.group_size, bits=self.bits)
         scores = masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
         weights = mx.softmax(scores, axis=-1, precise=True)
+        rows = variants().packed_values
+        if rows == "single" or (rows == "auto" and heads // kv_heads >= SINGLE_ROWS_FROM):
+            weights = weights.reshape(batch, kv_heads, heads // kv_heads, length, slots)
+            values = tuple(mx.expand_dims(part, 2) for part in values)  # pyright: ignore[reportAssignmentType]
         mixed = mx.quantized_matmul(weights, *values, transpose=False, group_size=self.group_size, bits=self.bits)
         return mixed.reshape(batch, heads, length, size)

@@ -4,9 +4,7 @@ from typing import Any
 
 from ..cache import Cache, make_cache
 from ..errors import ContextError, InputError
-
-DEFAULT_PREFILL_STEP = 2048
-"""Tokens of a prompt that are computed at once."""
+from ..layers.variants import variants
 
 SLACK = 32
 """Tokens that a window which has moved on can still give back: the one computed ahead, and rejected drafts."""
@@ -52,7 +50,7 @@ def prefill_step_for(config: Any, asked: int | None) -> int | None:
             raise InputError(f"prefill_step_size is {asked}, expected a whole number above 0")
         return asked
     rope = getattr(config, "rope_parameters", None) or {}
-    return None if rope.get("rope_type") in MOVING_FREQUENCIES else DEFAULT_PREFILL_STEP
+    return None if rope.get("rope_type") in MOVING_FREQUENCIES else variants().prefill_step_size
 
 
 def new_cache(

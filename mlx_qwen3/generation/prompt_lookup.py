@@ -7,12 +7,8 @@ Copying, editing and tool calls repeat what the prompt holds; free text does not
 from collections.abc import Sequence
 from typing import Any
 
-import mlx.core as mx
-
-from .speculation import LONGEST_DRAFT, Gate, Speculation
-
-CPU_LONGEST = 6
-"""Tokens proposed at once on a CPU, where the time of a pass grows with its tokens (benchmarks/RESULTS.md)."""
+from ..layers.variants import variants
+from .speculation import Gate, Speculation
 
 WORD = 3
 """Tokens that must have occurred before, in a row, to guess what comes after them."""
@@ -81,6 +77,5 @@ def prompt_lookup(longest: int | None = None, **gate: Any) -> Speculation:
         longest: tokens proposed at once, at most; by default 16, and 6 on a CPU, where each of them costs.
         **gate: the fields of `Gate`.
     """
-    if longest is None:
-        longest = CPU_LONGEST if mx.default_device().type == mx.DeviceType.cpu else LONGEST_DRAFT
+    longest = variants().longest_draft if longest is None else longest
     return Speculation(PromptLookup(), longest, Gate(**gate))

@@ -18,7 +18,8 @@ from ..layers.activations import Activation, activation
 from ..layers.arguments import as_array, check_range
 from ..layers.attention import attend, attend_with_weights
 from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
-from ..layers.rotary import RotaryPositions, Rotation, SinglePosition
+from ..layers.pipelining import Pipeline
+from ..layers.rotary import ConsecutivePositions, RotaryPositions, Rotation, SinglePosition
 from ..outputs import BaseModelOutputWithPast
 from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
 from .pretrained import PreTrainedModel, initialise
@@ -60,7 +61,7 @@ class Qwen3Attention(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        rotation: Rotation | SinglePosition,
+        rotation: Rotation | ConsecutivePositions | SinglePosition,
         mask: Mask,
         cache: LayerCache | None = None,
         output_weights: bool = False,
@@ -118,7 +119,7 @@ class Qwen3DecoderLayer(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        rotation: Rotation | SinglePosition,
+        rotation: Rotation | ConsecutivePositions | SinglePosition,
         mask: Mask,
         cache: LayerCache | None = None,
         output_weights: bool = False,
@@ -290,6 +291,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         masks: dict[tuple[Any, ...], Mask] = {}
         states: list[mx.array] = []
         weights: list[mx.array] = []
+        evaluate = Pipeline(batch * length, x.shape[-1], length, self.training)
         for index, layer in enumerate(self.layers):
             store = cache.layers[index] if cache is not None else None
             ranges = store.slot_ranges(length) if store is not None else ((0, length),)
@@ -302,6 +304,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
             if output_hidden_states:
                 states.append(x)
             x, weight = layer(x, rotation, masks[kind], store, output_attentions)
+            evaluate(x)
             if weight is not None and output_attentions:
                 weights.append(weight)
         x = self.norm(x)

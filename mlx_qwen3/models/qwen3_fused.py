@@ -14,6 +14,8 @@ import mlx.nn as nn
 
 from ..cache import Cache
 from ..layers.masks import Mask, check_padding_mask, decoder_mask
+from ..layers.pipelining import Pipeline
+from ..layers.variants import variants
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +80,28 @@ class FusedDecoder:
         turned = heads + self._kv_heads
         all_heads, width = turned + self._kv_heads, heads * head_dim
         rms_norm, split = mx.fast.rms_norm, mx.split
+        evaluate = Pipeline(batch * length, x.shape[-1], length)
+        separate = variants().head_norms == "separate"
         # one row a token: kernels for packed weights read those once for all rows of a matrix, not for a batch of them
         x = x.reshape(batch * length, -1)
         for layer, store, mask in zip(self._layers, cache.layers, masks, strict=True):
-            norm, project, qk_weight, output, mlp_norm, mlp = layer
+            norm, project, qk_weight, q_weight, k_weight, output, mlp_norm, mlp = layer
             joined = project(rms_norm(x, norm, eps))
-            if length == 1:
+            if separate:
+                parts = split(joined.reshape(batch, length, all_heads, head_dim), (heads, turned), 2)
+                queries, keys, values = (part.swapaxes(1, 2) for part in parts)
+                queries = rotation(rms_norm(queries, q_weight, eps))
+                keys = rotation(rms_norm(keys, k_weight, eps))
+            elif length == 1:
                 # a single token's heads are rows already: nothing has to be moved
                 queries_keys, values = split(joined.reshape(batch, all_heads, 1, head_dim), (turned,), 1)
-                queries_keys = rms_norm(queries_keys, None, eps) * qk_weight
+                queries, keys = split(rotation(rms_norm(queries_keys, None, eps) * qk_weight), (heads,), 1)
             else:
                 # norming the values as well is cheaper than copying the rest out
                 joined = joined.reshape(batch, length, all_heads, head_dim)
                 values = joined[:, :, turned:].swapaxes(1, 2)
                 queries_keys = rms_norm(joined, None, eps)[:, :, :turned].swapaxes(1, 2) * qk_weight
-            queries, keys = split(rotation(queries_keys), (heads,), 1)
+                queries, keys = split(rotation(queries_keys), (heads,), 1)
             keys, values = store.update(keys, values)
             if keep is not None and 0 < keep < length and layer is self._layers[-1]:
                 x, queries, mask = _newest(keep, x.reshape(batch, length, -1), queries, mask)
@@ -102,6 +111,7 @@ class FusedDecoder:
                 mixed = mixed.swapaxes(1, 2)
             x = x + output(mixed.reshape(batch * length, width))
             x = x + mlp(rms_norm(x, mlp_norm, eps))
+            evaluate(x)
         return self._norm(x).reshape(batch, length, -1)
 
     def _masks(
@@ -139,6 +149,8 @@ class FusedDecoder:
             layer.input_layernorm["weight"],
             _projection([attention.q_proj, attention.k_proj, attention.v_proj]),
             qk_weight,
+            q_weight,
+            k_weight,
             _product(attention.o_proj),
             layer.post_attention_layernorm["weight"],
             _fused_mlp(layer.mlp),

@@ -14,6 +14,7 @@ from ..config.qdqbert import QDQBertConfig
 from ..errors import ContextError, InputError
 from ..layers.activations import activation
 from ..layers.arguments import as_array, check_range
+from ..layers.pipelining import Pipeline
 from ..outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from .attention import KeysAndValues, QuantSelfAttention
 from .fake_quantizer import QuantDescriptor, TensorQuantizer
@@ -242,6 +243,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_states, weights, cross_weights, caches = [x], [], [], []
+        evaluate = Pipeline(batch * length, x.shape[-1], length, self.training)
         for i, layer in enumerate(self.encoder.layer):
             x, own, cross, cached = layer(
                 x,
@@ -253,7 +255,9 @@ class QDQBertModel(QDQBertPreTrainedModel):
                 offset=offset,
                 need_weights=want_attentions,
             )
-            all_states.append(x)
+            evaluate(x)
+            if want_states:
+                all_states.append(x)
             weights.append(own)
             cross_weights.append(cross)
             caches.append(cached)

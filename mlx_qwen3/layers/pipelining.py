@@ -1,0 +1,57 @@
+"""Pipelined passes over many tokens: while the device computes one layer, Python builds the graph of the next.
+
+A pass is one lazy graph. Evaluated at its end, the host runs so far ahead of the device that the intermediates of all
+layers are in memory at once, and the device waits until the whole graph is built. Evaluating layer by layer avoids
+both. The results are the same arrays.
+"""
+
+import mlx.core as mx
+
+from .variants import variants
+
+LEAST_WORK = 1 << 18
+"""Tokens times width below which a pass stays one graph: there the waiting costs more than it saves."""
+
+WORK_PER_STEP = 1 << 20
+"""Tokens times width of the layers that are evaluated together."""
+
+
+def layers_per_step(tokens: int, width: int) -> int:
+    """Return how many layers to evaluate together for `tokens` rows of `width` numbers; 0 for all at the end."""
+    chosen = variants().layers_per_step
+    if chosen is not None:
+        return chosen if tokens > 1 else 0
+    work = tokens * width
+    return 0 if work < LEAST_WORK else -(-WORK_PER_STEP // work)
+
+
+class Pipeline:
+    """Evaluate the layers of one pass with one step of them in flight.
+
+    Call it with the output of each layer. Inside a function transformation (`mx.grad`, `mx.vmap`, `mx.compile`, …)
+    nothing can be evaluated: there it does nothing.
+
+    Args:
+        tokens: rows that each layer computes, B·L. width: numbers per row, M.
+        length: L; a pass over one token per row is decoding, which is overlapped by its caller.
+        training: whether the pass belongs to a training step, whose intermediates are needed again.
+    """
+
+    def __init__(self, tokens: int, width: int, length: int, training: bool = False):
+        self._stride = 0 if training or length == 1 else layers_per_step(tokens, width)
+        self._built = 0
+        self._previous: mx.array | None = None
+
+    def __call__(self, x: mx.array) -> None:
+        """Start the evaluation of x, the output of a layer, and wait for that of the step before."""
+        self._built += 1
+        if not self._stride or self._built % self._stride:
+            return
+        try:
+            mx.async_eval(x)
+        except ValueError:  # "Not allowed inside a graph transformation"
+            self._stride = 0
+            return
+        if self._previous is not None:
+            mx.eval(self._previous)
+        self._previous = x
