@@ -1,4 +1,4 @@
-"""Whether a model and its cache fit into this machine, said before anything is loaded. Wiring memory is opt-in."""
+"""Estimate whether a model and its cache fit into this machine, before anything is loaded; wire memory on request."""
 
 import logging
 import os
@@ -11,6 +11,8 @@ import mlx.core as mx
 from .cache import cache_bytes
 from .checkpoint import open_checkpoint
 from .errors import InputError, MemoryFitError
+from .layers.pipelining import layers_per_step
+from .layers.variants import variants
 
 logger = logging.getLogger(__name__)
 
@@ -19,25 +21,38 @@ TIGHT = 0.9
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
+OUT_OF_MEMORY = ("alloc", "insufficient memory", "outofmemory", "out of memory")
+"""Words of MLX's RuntimeError when memory runs out: the CPU and CUDA allocators', and Metal's command buffers'."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out; MLX raises RuntimeError then, never MemoryError."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Bytes that a model needs and bytes that there are.
+    """Bytes that a model needs and bytes that this machine has.
 
-    weights: in the computing dtype; packed ones as they are.
-    cache: of `tokens` tokens.
-    memory: what the device or the machine has.
+    Args:
+        weights: in the computing dtype; packed ones as they are.
+        cache: for `tokens` tokens.
+        memory: of the device or the machine.
+        working: intermediates of the largest pass over a prompt.
     """
 
     weights: int
     cache: int
     tokens: int
     memory: int
+    working: int = 0
 
     @property
     def needed(self) -> int:
-        """Weights and cache."""
-        return self.weights + self.cache
+        """Weights, cache and intermediates."""
+        return self.weights + self.cache + self.working
 
     @property
     def fits(self) -> bool:
@@ -46,20 +61,29 @@ class MemoryFit:
 
     @property
     def tight(self) -> bool:
-        """Whether little or nothing would be left."""
+        """Whether more than 90 % of the memory would be in use."""
         return self.needed > TIGHT * self.memory
 
     def __str__(self) -> str:
+        working = f" + intermediates {self.working / 1e9:.2f} GB" if self.working else ""
         return (
-            f"weights {self.weights / 1e9:.2f} GB + cache for {self.tokens:,} tokens {self.cache / 1e9:.2f} GB "
-            f"= {self.needed / 1e9:.2f} GB of {self.memory / 1e9:.1f} GB"
+            f"weights {self.weights / 1e9:.2f} GB"
+            f" + cache for {self.tokens:,} tokens {self.cache / 1e9:.2f} GB{working}"
+            f" = {self.needed / 1e9:.2f} GB of {self.memory / 1e9:.1f} GB"
         )
 
 
+def gpu_info() -> dict[str, Any]:
+    """Return what MLX knows of the GPU, whatever the default device is; nothing where there is no GPU."""
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        return {}
+    return dict(mx.device_info(mx.Device(mx.gpu, 0)))
+
+
 def machine_memory() -> int:
-    """Bytes that a model may use here: a GPU's working set, or the machine's memory within the container's limit."""
+    """Return the bytes that a model may use: a GPU's working set, or the machine's memory within its container."""
     if mx.default_device().type == mx.DeviceType.gpu:
-        info: dict[str, Any] = mx.device_info()
+        info = gpu_info()
         for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if info.get(name):
                 return int(info[name])
@@ -71,10 +95,31 @@ def machine_memory() -> int:
     return memory
 
 
+def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None = None) -> int:
+    """Return about how many bytes the intermediates of a pass over a prompt take at once.
+
+    Of every layer in flight the projections of gate and up with their product, the queries, keys and values, and the
+    attention's output are alive; two steps of layers are in flight, or as many as run ahead where nothing bounds them.
+
+    Args:
+        config: of a decoder. tokens: of the prompt. itemsize: bytes of a number in the computing dtype.
+        step: tokens per pass; by default that of this device.
+    """
+    passed = min(tokens, step or variants().prefill_step_size)
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    per_token = 3 * config.intermediate_size + 3 * heads * config.head_dim + 4 * config.hidden_size
+    layers = 2 * layers_per_step(passed, config.hidden_size) or UNBOUNDED_LAYERS
+    return min(layers, config.num_hidden_layers) * passed * per_token * itemsize
+
+
+UNBOUNDED_LAYERS = 2
+"""Layers whose intermediates are alive where a pass is one graph: on a CPU, MLX keeps ten operations in flight."""
+
+
 def estimate_fit(
     folder: str | Path, config: Any, tokens: int, *, dtype: mx.Dtype | str | None = None, **cache_options: Any
 ) -> MemoryFit:
-    """What a checkpoint needs with a cache of `tokens` tokens; only headers are read.
+    """Return what a checkpoint needs with a cache of `tokens` tokens; only headers are read.
 
     Args:
         dtype: what it will be computed in; by default what `from_pretrained` takes on this device.
@@ -93,36 +138,47 @@ def estimate_fit(
         # packed codes stay as they are; numbers are brought to the computing dtype
         weights += count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
     name = str(computed).rpartition(".")[2]
-    return MemoryFit(weights, cache_bytes(config, tokens, dtype=name, **cache_options), tokens, machine_memory())
+    cache = cache_bytes(config, tokens, dtype=name, **cache_options)
+    working = working_bytes(config, tokens, computed.size)
+    return MemoryFit(weights, cache, tokens, machine_memory(), working)
 
 
-def check_fit(fit: MemoryFit, source: str) -> None:
-    """Logs a warning for a tight fit.
+def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:
+    """Log a warning for a fit above 90 % of the memory, and refuse what does not fit.
+
+    Args:
+        source: what the messages call the model.
+        force: warn where it would be refused.
 
     Raises:
-        MemoryFitError: it does not fit; the message has the numbers and says what would.
+        MemoryFitError: it does not fit; the message has the numbers and the next step.
     """
+    if fit.fits:
+        if fit.tight:
+            logger.warning("%s barely fits: %s", source, fit)
+        return
+    if force:
+        logger.warning("%s does not fit and may end the process or make the machine slow: %s", source, fit)
+        return
     if fit.weights > fit.memory:
-        raise MemoryFitError(f"{source} does not fit: {fit}; take a smaller model, or convert it to 4 bits")
-    if not fit.fits:
+        advice = "Take a smaller model, or convert it to 4 bits"
+    else:
         per_token = fit.cache / max(fit.tokens, 1)
-        room = int((TIGHT * fit.memory - fit.weights) / per_token)
-        hint = f"--max-kv-size {room}" if room >= 256 else "a smaller model"
-        raise MemoryFitError(f"{source} does not fit: {fit}; try {hint}, or --kv-bits 8")
-    if fit.tight:
-        logger.warning("%s barely fits: %s", source, fit)
+        room = int((TIGHT * fit.memory - fit.weights - fit.working) / per_token) if per_token else 0
+        advice = f"Try {f'--max-kv-size {room}' if room >= 256 else 'a smaller model'}, or --kv-bits 8"
+    raise MemoryFitError(f"{source} does not fit: {fit}. {advice}; --force loads it all the same.")
 
 
 def wire_memory(gigabytes: float) -> None:
-    """Lets MLX keep up to this much memory wired, so that macOS does not page it out. Nothing does so by itself.
+    """Let MLX keep up to this much memory wired, so that macOS does not page it out. Nothing is wired by default.
 
     Raises:
         InputError: no Metal device, or more than the device recommends.
     """
     if not mx.metal.is_available():
-        raise InputError("wired memory is a matter of Metal, and there is no Metal device here; leave it out")
-    limit = int(mx.device_info()["max_recommended_working_set_size"])
+        raise InputError("memory can be wired on Metal only, and there is no Metal device here. Leave it out.")
+    limit = int(gpu_info()["max_recommended_working_set_size"])
     wanted = int(gigabytes * 1e9)
     if not 0 < wanted <= limit:
-        raise InputError(f"cannot wire {gigabytes} GB: expected more than 0 and at most {limit / 1e9:.1f} GB")
+        raise InputError(f"cannot wire {gigabytes} GB. Give more than 0 and at most {limit / 1e9:.1f} GB.")
     mx.set_wired_limit(wanted)

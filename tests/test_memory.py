@@ -7,8 +7,18 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny import model as tiny_model
 
-from mlx_qwen3 import InputError, MemoryFitError
-from mlx_qwen3.memory import MemoryFit, check_fit, estimate_fit, machine_memory, wire_memory
+from mlx_qwen3 import InputError, MemoryFitError, Qwen3ForCausalLM, convert
+from mlx_qwen3.layers.variants import using
+from mlx_qwen3.memory import (
+    MemoryFit,
+    check_fit,
+    estimate_fit,
+    gpu_info,
+    is_out_of_memory,
+    machine_memory,
+    wire_memory,
+    working_bytes,
+)
 
 
 @pytest.fixture
@@ -43,8 +53,114 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_way_out(caplog):
     assert "weights 14.00 GB + cache for 8,192 tokens 1.00 GB = 15.00 GB of 16.0 GB" in caplog.text
     with pytest.raises(MemoryFitError, match="--max-kv-size 3276"):
         check_fit(MemoryFit(weights=14 * 10**9, cache=10**9 * 10, tokens=81920, memory=16 * 10**9), "x")
-    with pytest.raises(MemoryFitError, match="smaller model"):
-        check_fit(MemoryFit(weights=20 * 10**9, cache=10**9, tokens=8192, memory=16 * 10**9), "x")
+    too_large = MemoryFit(weights=20 * 10**9, cache=10**9, tokens=8192, memory=16 * 10**9)
+    with pytest.raises(MemoryFitError, match=r"21.00 GB of 16.0 GB. Take a smaller model.*--force"):
+        check_fit(too_large, "x")
+    check_fit(too_large, "x", force=True)
+    assert "x does not fit and may" in caplog.text
+
+
+@pytest.mark.parametrize(("share", "warns"), [(0.89, False), (0.91, True), (1.0, True)])
+def test_a_warning_from_nine_tenths_on(caplog, share, warns):
+    total = int(share * 10**10)
+    check_fit(MemoryFit(weights=total // 2, cache=0, tokens=1, memory=10**10, working=total - total // 2), "x")
+    assert bool(caplog.records) is warns
+    assert not warns or "intermediates" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", [64, 500])
+def test_the_intermediates_of_a_prompt_are_about_what_is_estimated(tokens):
+    model = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6, max_position_embeddings=1024)
+    path, ids = model.for_inference(), mx.ones((1, tokens), dtype=mx.int32)
+    cache = model.make_cache()
+    mx.eval(path.step_logits(ids, model.make_cache()))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(path.step_logits(ids, cache))
+    used = mx.get_peak_memory() - before - cache.nbytes
+    assert 0.3 * used < working_bytes(model.config, tokens, 4) < 3 * used
+
+
+def test_a_pipelined_pass_needs_less():
+    config = tiny_model().config
+    with using(layers_per_step=1):
+        one = working_bytes(config, 4096, 2)
+        assert one == working_bytes(config, 2048, 2)  # as many tokens as a pass has
+    config.num_hidden_layers = 36
+    with using(layers_per_step=4):
+        assert working_bytes(config, 4096, 2) == 4 * one
+    with using(layers_per_step=1, prefill_step_size=4096):
+        assert working_bytes(config, 4096, 2) == 2 * one
+
+
+METAL_INFO = {"max_recommended_working_set_size": 5 * 10**9, "memory_size": 7 * 10**9}
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """The facts that MLX gives on a Mac; the default device may be either."""
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    described = mx.device_info
+
+    def device_info(device=None):
+        gpu = device is not None and device.type == mx.DeviceType.gpu
+        return METAL_INFO if gpu else described(mx.Device(mx.cpu, 0))
+
+    monkeypatch.setattr(mx, "device_info", device_info)
+    limits = []
+    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
+    return limits
+
+
+def test_the_working_set_is_that_of_the_gpu(mac, monkeypatch):
+    assert gpu_info() == METAL_INFO
+    assert machine_memory() != 5 * 10**9  # the CPU computes here
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    assert machine_memory() == 5 * 10**9
+
+
+def test_memory_is_wired_whatever_the_default_device(mac):
+    wire_memory(4.5)
+    assert mac == [4500000000]
+    with pytest.raises(InputError, match=r"at most 5.0 GB"):
+        wire_memory(6)
+
+
+MESSAGES = [
+    "[malloc] Unable to allocate 12 bytes.",
+    "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size",
+    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackError…)",
+    "cudaMallocAsync(&data, size, stream) failed: out of memory",
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_running_out_of_memory_is_recognized(message):
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(ValueError(message))
+
+
+def test_other_runtime_errors_are_not_taken_for_it():
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("[matmul] shapes do not match"))
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_loading_holds_one_layer_twice_at_most(tmp_path, bits):
+    model = tiny_model(hidden_size=128, intermediate_size=512, num_hidden_layers=8, head_dim=32)
+    model.save_pretrained(tmp_path / "source")
+    folder = tmp_path / "source"
+    if bits < 16:
+        folder = convert(folder, tmp_path / "packed", quantize=True, q_bits=bits, q_group_size=32, report=False).path
+    del model
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    loaded = Qwen3ForCausalLM.from_pretrained(folder)
+    mx.eval(loaded.parameters())
+    loaded.for_inference()
+    layer = sum(array.nbytes for _, array in tree_flatten(loaded.model.layers[0].parameters()))
+    held = mx.get_active_memory() - before
+    assert mx.get_peak_memory() - before < held + 1.5 * layer
 
 
 def test_a_container_has_its_own_limit(tmp_path, monkeypatch):
@@ -62,5 +178,5 @@ def test_wiring_is_refused_where_there_is_no_metal():
         with pytest.raises(InputError, match="cannot wire"):
             wire_memory(1e6)
     else:
-        with pytest.raises(InputError, match="no Metal"):
+        with pytest.raises(InputError, match="no Metal device"):
             wire_memory(1.0)

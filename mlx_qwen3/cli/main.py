@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return _fail(f"{error.filename or 'the output'}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "alloc" not in str(error).lower():
+        from ..memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory: take a smaller model, --max-kv-size, or --kv-bits 8")
 

@@ -23,6 +23,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prefill-step-size", type=int, metavar="N", help="tokens of a prompt in one pass (2048)")
     group.add_argument("--prompt-cache-file", metavar="FILE", help="take up the cache that is kept here, and keep it")
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
+    group.add_argument("--force", action="store_true", help="load the model although it does not fit into memory")
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
 
 
@@ -133,7 +134,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     fit = estimate_fit(folder, config, min(tokens or CONVERSATION, limit), dtype=args.dtype, **cache_options(args))
     if args.verbose or tell:
         print(f"{source}: {fit}", file=sys.stderr)
-    check_fit(fit, source)
+    check_fit(fit, source, force=args.force)
     if args.wired_limit is not None:
         wire_memory(args.wired_limit)
     return load(folder, dtype=args.dtype)

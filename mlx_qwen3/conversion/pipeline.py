@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config.stock_mlx_lm import silently_different
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, MemoryFitError
 from ..folders import check_target_free, replace_folder
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
@@ -140,10 +140,18 @@ def convert(
             mlx_lm_differences=silently_different(config),
             seconds=seconds,
         )
+        no_report: MemoryFitError | None = None
         if _wants_report(report, recipe, source, plan):
-            done.quality = measure_quality(source, folder, report_text, target_bpw is not None, measuring)
-            write_json(folder / "quality.json", done.quality)
+            try:
+                done.quality = measure_quality(source, folder, report_text, target_bpw is not None, measuring)
+                write_json(folder / "quality.json", done.quality)
+            except MemoryFitError as error:
+                no_report = error  # the converted model is complete, and stays
         write_card(folder, source, done, config, command, upload_repo)
+    if no_report is not None and report:
+        raise MemoryFitError(f"{target} is converted, but has no quality report: {no_report}")
+    if no_report is not None:
+        logger.warning("no quality report: %s", no_report)
     if upload_repo is not None:
         upload_folder(target, upload_repo)
     return done

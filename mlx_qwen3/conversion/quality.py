@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError, InputError, MemoryFitError
+from ..memory import is_out_of_memory, machine_memory
 from ..models.pretrained import computing_dtype
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantize_model, unpack_quantized
@@ -52,11 +53,12 @@ def available_memory() -> int:
 
 
 def model_fits(source: Source, plan: Plan) -> bool:
-    """Whether the unquantized and the converted model fit into memory together."""
+    """Return whether the unquantized and the converted model fit together: into memory, and a GPU's working set."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     per_weight = 4 if on_cpu else 2
     converted = source.parameters * per_weight if on_cpu else plan.bytes_out
-    return source.parameters * per_weight + converted < _SHARE_OF_MEMORY * available_memory()
+    room = available_memory() if on_cpu else min(available_memory(), machine_memory())
+    return source.parameters * per_weight + converted < _SHARE_OF_MEMORY * room
 
 
 def reference_model(source: Source) -> Any:
@@ -154,10 +156,10 @@ def measure_quality(
     samples, name, tokens = read_samples(source.folder, vocab_size, text, "report")
     measuring = measuring or log_measuring
     measuring("quality", 0, len(samples))
-    reference = reference_model(source)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    candidate = source.model.from_pretrained(converted, unpack=on_cpu)
     try:
+        reference = reference_model(source)
+        candidate = source.model.from_pretrained(converted, unpack=on_cpu)
         quality = compare_models(reference, candidate, samples, partial(measuring, "quality"))
         if compare_plain:
             del candidate
@@ -168,6 +170,8 @@ def measure_quality(
                 unpack_quantized(plain, computing_dtype(None, None))
             again = partial(measuring, "plain 4-bit")
             quality["plain_4bit"] = compare_models(reference, plain, samples, again)
-    except MemoryError as error:
-        raise MemoryFitError("the quality report needs more memory than there is: convert without it") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryFitError("the quality report needs more memory than there is. Convert without it.") from error
     return {"text": name, "tokens": tokens, **quality}

@@ -140,6 +140,12 @@ def test_what_does_not_fit_is_refused_with_numbers(generate, capsys, monkeypatch
     assert "does not fit: weights" in capsys.readouterr().err
 
 
+def test_what_does_not_fit_can_be_forced(generate, monkeypatch, caplog):
+    monkeypatch.setattr("mlx_qwen3.memory.machine_memory", lambda: 1000)
+    assert main([*generate, "--prompt", "hi", "--max-tokens", "2", "--force"]) == 0
+    assert "does not fit and may end the process" in caplog.text
+
+
 def test_ctrl_c_exits_130(generate, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -149,9 +155,16 @@ def test_ctrl_c_exits_130(generate, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_out_of_memory_is_one_line(generate, monkeypatch, capsys):
+OUT_OF_MEMORY = [
+    "[malloc] Unable to allocate 1 bytes.",
+    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackError…)",
+]
+
+
+@pytest.mark.parametrize("message", OUT_OF_MEMORY, ids=["allocator", "metal"])
+def test_out_of_memory_is_one_line(generate, monkeypatch, capsys, message):
     def fails(*_, **__):
-        raise RuntimeError("[malloc] Unable to allocate 1 bytes.")
+        raise RuntimeError(message)
 
     monkeypatch.setattr("mlx_qwen3.generation.stream.decode_steps", fails)
     assert main([*generate, "--prompt", "hi"]) == 2

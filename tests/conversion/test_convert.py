@@ -14,7 +14,7 @@ from mlx_qwen3 import convert
 from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
 from mlx_qwen3.conversion import quality
 from mlx_qwen3.conversion.stream import is_finite
-from mlx_qwen3.errors import QuantizationError
+from mlx_qwen3.errors import MemoryFitError, QuantizationError
 from mlx_qwen3.quantization import PackedFormat
 from mlx_qwen3.quantization.quality import shipped_text
 
@@ -325,6 +325,42 @@ def test_a_report_is_written_and_shown(causal, tmp_path):
     assert set(pairs.quality["exact_answers"]) == {"reference", "converted"}
     assert pairs.quality["positions"] < pairs.quality["tokens"]
     assert own.quality["kl_divergence"]["mean"] < written["kl_divergence"]["mean"]
+
+
+@pytest.mark.usefixtures("short_texts")
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[metal::malloc] Attempting to allocate 9 bytes")])
+def test_a_report_that_runs_out_of_memory_leaves_the_model(causal, tmp_path, monkeypatch, caplog, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(quality, "compare_models", fails)
+    done = convert(causal, tmp_path / "out", quantize=True)
+    assert done.quality is None
+    assert "no quality report" in caplog.text
+    with pytest.raises(MemoryFitError, match="is converted, but has no quality report"):
+        convert(causal, tmp_path / "asked", quantize=True, report=True)
+    for folder in ("out", "asked"):
+        assert {"config.json", "model.safetensors", "README.md"} <= {f.name for f in (tmp_path / folder).iterdir()}
+
+
+def test_other_errors_of_a_report_are_not_hidden(causal, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("another fault")
+
+    monkeypatch.setattr(quality, "compare_models", fails)
+    with pytest.raises(RuntimeError, match="another fault"):
+        convert(causal, tmp_path / "out", quantize=True, report=True)
+
+
+def test_the_working_set_of_a_gpu_bounds_the_report(monkeypatch):
+    class Some:
+        parameters, bytes_out = 10**9, 10**9
+
+    monkeypatch.setattr(quality, "available_memory", lambda: 10**10)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    for working_set, fits in ((10**10, True), (4 * 10**9, False)):
+        monkeypatch.setattr(quality, "machine_memory", lambda size=working_set: size)
+        assert quality.model_fits(Some, Some) is fits
 
 
 @pytest.mark.usefixtures("short_texts")
