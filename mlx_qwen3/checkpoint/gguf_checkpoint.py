@@ -1,0 +1,265 @@
+"""A GGUF file as a `Checkpoint`: Hugging Face names, MLX's packed layout, one block of rows at a time."""
+
+import logging
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen3.checkpoint.gguf import GgufFile, open_gguf
+from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode
+from mlx_qwen3.checkpoint.gguf_names import Rows, weight_rows
+from mlx_qwen3.checkpoint.header import TensorEntry
+from mlx_qwen3.checkpoint.reader import Checkpoint
+from mlx_qwen3.errors import CheckpointError, QuantizationError
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_VALUES = 4 << 20
+_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+_NUMBERS = {number_of.name: number for number, number_of in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """What packing a weight again cost: the kind it has in the file and the largest error of one weight."""
+
+    kind: str
+    error: float
+
+
+class GgufCheckpoint(Checkpoint):
+    """The tensors of a GGUF model under their Hugging Face names.
+
+    Packed kinds appear as `weight`, `scales` and `biases` in MLX's layout. `read` gives arrays, not lazy ones.
+
+    Attributes:
+        file: the header.
+        formats: layer path -> (bits, mode) of the layers that are packed; the groups are of 32.
+        repacked: layer path -> what packing it again cost, for kinds that no layout of MLX holds; filled by reading.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        self.formats: dict[str, tuple[int, str]] = {}
+        self.repacked: dict[str, Repacked] = {}
+        self._rows: dict[str, Rows] = {}
+        self._parts: dict[str, tuple[str, str]] = {}
+        self._answers = _answer_rows(file)
+        self._stash: dict[str, mx.array] = {}
+        self._last = threading.local()
+        self._lock = threading.Lock()
+        entries: dict[str, TensorEntry] = {}
+        for name, rows in weight_rows(file).items():
+            for entry_name, part, shape, dtype in self._entries_of(name, rows):
+                size = math.prod(shape) * _BYTES.get(dtype, 4)
+                entries[entry_name] = TensorEntry(rows.tensor.file, dtype, shape, rows.tensor.offset, size)
+                self._parts[entry_name] = (name, part)
+            self._rows[name] = rows
+        super().__init__(file.path, entries, {}, file.files)
+
+    def _entries_of(self, name: str, rows: Rows) -> list[tuple[str, str, tuple[int, ...], str]]:
+        """(name, part, shape, dtype) of what a weight appears as."""
+        kind = rows.tensor.kind
+        if name == "score.weight" and self._answers:
+            return [(name, "difference", (1, rows.shape[1]), "F32")]
+        if not kind.bits:
+            return [(name, "plain", rows.shape, kind.scales)]
+        if len(rows.shape) == 1 or not name.endswith(".weight"):
+            return [(name, "decoded", rows.shape, "F32")]
+        path = name.removesuffix(".weight")
+        self.formats[path] = (kind.bits, kind.mode)
+        count, columns = rows.shape
+        found = [
+            (name, "weight", (count, columns * kind.bits // 32), "U32"),
+            (f"{path}.scales", "scales", (count, columns // GROUP), kind.scales),
+        ]
+        if kind.mode == "affine":
+            found.append((f"{path}.biases", "biases", (count, columns // GROUP), kind.scales))
+        return found
+
+    @property
+    def format_name(self) -> str:
+        """The kinds of the matrices, those that hold most weights first."""
+        sizes: dict[str, int] = {}
+        for rows in self._rows.values():
+            if len(rows.shape) == 2:
+                name = rows.tensor.kind.name
+                sizes[name] = sizes.get(name, 0) + math.prod(rows.shape)
+        return f"GGUF {', '.join(sorted(sizes, key=lambda name: -sizes[name]))}"
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype that holds every matrix, or its scales, without rounding."""
+        kinds = {rows.tensor.kind.scales for rows in self._rows.values() if len(rows.shape) == 2} - {"U8"}
+        names = {"F16": "float16", "BF16": "bfloat16"}
+        return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32" if kinds else "bfloat16"
+
+    def nbytes(self, name: str) -> int:
+        """The bytes that a weight takes in its file; they count once for the parts of a packed weight."""
+        self.entry(name)
+        weight, part = self._parts[name]
+        rows = self._rows[weight]
+        if part in ("scales", "biases"):
+            return 0
+        return math.prod(rows.shape) // rows.tensor.kind.block * rows.tensor.kind.block_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all tensors in the file together."""
+        return sum(self.nbytes(name) for name in self.names)
+
+    def read(self, name: str) -> mx.array:
+        """One tensor, read now. The other parts of a packed weight are kept until they are asked for.
+
+        Raises:
+            CheckpointError: no tensor has this name, or its file cannot be read.
+            QuantizationError: scales that are not finite.
+        """
+        self.entry(name)
+        if name in self._stash:
+            return self._stash.pop(name)
+        weight, _ = self._parts[name]
+        self._stash.clear()
+        found = self._read_weight(weight)
+        array = found.pop(name)
+        self._stash.update(found)
+        return array
+
+    def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
+        """The named tensors (default: all), read now; weights that were packed again are reported once."""
+        tensors = {name: self.read(name) for name in (self.names if names is None else names)}
+        self._stash.clear()
+        if self.repacked:
+            kinds = ", ".join(sorted({found.kind for found in self.repacked.values()}))
+            error = max(found.error for found in self.repacked.values())
+            logger.warning(
+                "%s: %d matrices (%s) are packed again in 8 bits, groups of 32; no weight moved by more than %.2g",
+                self.file.path.name,
+                len(self.repacked),
+                kinds,
+                error,
+            )
+        return tensors
+
+    def read_now(self, name: str) -> mx.array:
+        """One tensor, from any thread."""
+        self.entry(name)
+        return self._read_weight(self._parts[name][0])[name]
+
+    def read_rows(self, name: str, start: int, stop: int) -> mx.array:
+        """Rows `start` to `stop` of a tensor, and nothing else of it.
+
+        Raises:
+            CheckpointError: no tensor has this name, or its file cannot be read.
+            QuantizationError: scales that are not finite.
+        """
+        self.entry(name)
+        weight, _ = self._parts[name]
+        key = (weight, start, stop)
+        # The parts of a packed weight are asked for one after the other: what was read for the first serves all.
+        if getattr(self._last, "key", None) != key:
+            self._last.parts, self._last.key = self._convert(weight, start, stop), key
+        return mx.array(self._last.parts[name]).view(self.dtype(name))
+
+    def _read_weight(self, weight: str) -> dict[str, mx.array]:
+        """All parts of a weight, converted a block of rows at a time."""
+        rows = self._rows[weight]
+        names = [name for name, (owner, _) in self._parts.items() if owner == weight]
+        if len(rows.shape) == 1 or self._parts[weight][1] == "difference":
+            return {name: self._array(name, part) for name, part in self._convert(weight, 0, rows.shape[0]).items()}
+        results: dict[str, np.ndarray] = {}
+        step = max(_BLOCK_VALUES // rows.shape[1], 1)
+        for start in range(0, rows.shape[0], step):
+            stop = min(start + step, rows.shape[0])
+            for name, part in self._convert(weight, start, stop).items():
+                if name not in results:
+                    results[name] = np.empty(self.shape(name), dtype=part.dtype)
+                results[name][start:stop] = part
+        return {name: self._array(name, results.pop(name)) for name in names}
+
+    def _array(self, name: str, values: np.ndarray) -> mx.array:
+        return mx.array(values).view(self.dtype(name))
+
+    def _convert(self, weight: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows of all parts of a weight; bfloat16 as uint16."""
+        rows, part = self._rows[weight], self._parts[weight][1]
+        kind = rows.tensor.kind
+        if part == "difference":
+            values = _decoded(rows.tensor.kind, rows.tensor.read_rows(0, 2))
+            yes, no = self._answers
+            return {weight: values[yes : yes + 1] - values[no : no + 1]}
+        if len(rows.shape) == 1:
+            raw = rows.tensor.read_rows(0, 1)
+            values = _decoded(kind, raw)[0] if part == "decoded" else raw[0].view(_numpy_dtype(kind))
+            return {weight: values[rows.start + start : rows.start + stop]}
+        raw = rows.tensor.read_rows(rows.start + start, rows.start + stop)
+        if part == "decoded":
+            return {weight: _decoded(kind, raw)}
+        if kind.pack is None:
+            return {weight: raw.view(_numpy_dtype(kind))}
+        return self._pack(weight, kind, raw)
+
+    def _pack(self, weight: str, kind: Kind, raw: np.ndarray) -> dict[str, np.ndarray]:
+        assert kind.pack is not None
+        count, path = len(raw), weight.removesuffix(".weight")
+        with np.errstate(all="ignore"):
+            packed = kind.pack(raw.reshape(-1, kind.block_bytes))
+        if packed.biases is None:
+            usable = not bool((packed.scales == 255).any())  # this exponent is NaN in MLX and 2**127 in ggml
+        else:
+            usable = bool(np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all())
+        if not usable:
+            raise QuantizationError(
+                f"{self._rows[weight].tensor.name} ({kind.name}) in {self.file.path} has scales that are not finite or "
+                "beyond float16: the file is damaged; download it again"
+            )
+        if not kind.exact:
+            with self._lock:
+                before = self.repacked.get(path)
+                self.repacked[path] = Repacked(kind.name, max(packed.error, before.error if before else 0.0))
+        parts = {weight: packed.words.reshape(count, -1), f"{path}.scales": packed.scales.reshape(count, -1)}
+        if packed.biases is not None:
+            parts[f"{path}.biases"] = packed.biases.reshape(count, -1)
+        return parts
+
+
+def _numpy_dtype(kind: Kind) -> str:
+    return {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind.name]
+
+
+def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
+    """Rows of bytes as float32 numbers."""
+    if kind.name == "F32":
+        return raw.view("<f4")
+    if kind.name == "F16":
+        return raw.view("<f2").astype(np.float32)
+    return decode(_NUMBERS[kind.name], raw)
+
+
+def _answer_rows(file: GgufFile) -> tuple[int, int] | tuple[()]:
+    """The rows of "yes" and "no" in the head of a reranker that was cut out of a language model's head.
+
+    llama.cpp's converter keeps only these two rows of the output matrix; the probability of "yes" against "no" is the
+    sigmoid of the difference of their logits, so one row, their difference, is the head.
+    """
+    labels = [label.lower() for label in file.texts(f"{file.architecture}.classifier.output_labels", [])]
+    head = file.tensors.get("cls.output.weight")
+    if head is None or sorted(labels) != ["no", "yes"] or len(head.shape) != 2 or head.shape[0] != 2:
+        return ()
+    return labels.index("yes"), labels.index("no")
+
+
+def open_gguf_checkpoint(path: str | Path) -> GgufCheckpoint:
+    """The checkpoint in a GGUF file; only the header is read.
+
+    Raises:
+        CheckpointError: a broken file, or tensors that Qwen3 does not have; names what is wrong.
+    """
+    return GgufCheckpoint(open_gguf(path))
+
+

@@ -1,0 +1,256 @@
+"""The weight formats of GGUF and their translation into MLX's packed layouts.
+
+A GGUF block holds 32 or 256 values of a row with their scales. MLX keeps the codes of a row, and one scale (and in
+affine mode one bias) per group of 32: `w = scale * code + bias`. Most kinds fit exactly:
+
+| kind | MLX layout | scales |
+| --- | --- | --- |
+| Q4_0, Q4_1 | affine, 4 bits | float16 |
+| Q5_0, Q5_1 | affine, 5 bits | float16 |
+| Q8_0, IQ4_NL | affine, 8 bits | float16 |
+| Q4_K | affine, 4 bits | float32 |
+| Q5_K | affine, 5 bits | float32 |
+| Q3_K, IQ4_XS | affine, 8 bits | float32 |
+| MXFP4 | mxfp4 | 8-bit exponents |
+
+Scales are float32 where they are products of a float16 and an integer of 6 or 8 bits. Q2_K and Q6_K scale 16 values at
+a time, with unrelated scales in one group of 32; they are decoded and rounded to 8 bits, which moves a weight by at
+most 1/510 of the range of its group. Layouts: `ggml-common.h` and `ggml-quants.c` of ggml.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+GROUP = 32
+
+
+class Packed(NamedTuple):
+    """Groups in MLX's layout.
+
+    words: (groups, bits) uint32.
+    scales: (groups,) float16 or float32, or uint8 for mxfp4.
+    biases: (groups,), None for mxfp4.
+    error: the largest distance of a weight from what the block defines.
+    """
+
+    words: np.ndarray
+    scales: np.ndarray
+    biases: np.ndarray | None
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One weight format.
+
+    Attributes:
+        name: as llama.cpp spells it.
+        block: values per block.
+        block_bytes: bytes per block.
+        bits: of the packed layout, 0 for plain numbers.
+        mode: of the packed layout.
+        scales: safetensors dtype of the packed scales; for plain kinds the dtype of the numbers.
+        exact: whether the packed weights are bit for bit those of the file.
+        pack: blocks (n, block_bytes) -> groups in MLX's layout.
+    """
+
+    name: str
+    block: int
+    block_bytes: int
+    bits: int
+    scales: str
+    pack: Callable[[np.ndarray], Packed] | None = None
+    mode: str = "affine"
+    exact: bool = True
+
+
+def _half(blocks: np.ndarray, start: int) -> np.ndarray:
+    """The float16 number at byte `start` of each block, (n,)."""
+    return blocks[:, start : start + 2].copy().view("<f2")[:, 0]
+
+
+def _affine(codes: np.ndarray, bits: int, scales: np.ndarray, biases: np.ndarray, error: float = 0.0) -> Packed:
+    """Pack codes (groups, 32) uint8: a row is one little-endian stream of bits, cut into words of 32."""
+    if bits == 8:
+        raw = codes
+    elif bits == 4:
+        raw = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    else:
+        eight = codes.reshape(-1, 8)
+        stream = eight[:, 0].astype("<u8")
+        for position in range(1, 8):
+            stream |= eight[:, position].astype("<u8") << np.uint64(bits * position)
+        raw = stream.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(len(codes), -1)
+    words = np.ascontiguousarray(raw).view("<u4").reshape(len(codes), bits)
+    return Packed(words, scales.reshape(-1), biases.reshape(-1), error)
+
+
+def _nibbles(quants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes (..., 2m), whose low halves and high halves are runs of values, as two packed runs (..., m)."""
+    pairs = quants.view("<u2")
+    low = ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
+    high = (((pairs >> 4) & 0x0F) | ((pairs >> 8) & 0xF0)).astype(np.uint8)
+    return low, high
+
+
+def _halves_as_words(quants: np.ndarray) -> np.ndarray:
+    """16 bytes per group, value j low in byte j and value j + 16 high, as MLX's 4-bit words (n, 4)."""
+    return np.ascontiguousarray(np.concatenate(_nibbles(quants), axis=1)).view("<u4")
+
+
+def _halves(quants: np.ndarray) -> np.ndarray:
+    """The same as codes (n, 32)."""
+    return np.concatenate((quants & 15, quants >> 4), axis=1)
+
+
+def _q4_0(blocks: np.ndarray) -> Packed:
+    scale = _half(blocks, 0)
+    return Packed(_halves_as_words(blocks[:, 2:]), scale, scale * np.float16(-8))
+
+
+def _q4_1(blocks: np.ndarray) -> Packed:
+    return Packed(_halves_as_words(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2))
+
+
+def _fifth_bits(raw: np.ndarray) -> np.ndarray:
+    """4 bytes per group, bit j of value j, as (n, 32) of 0 or 16."""
+    return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << 4
+
+
+def _q5_0(blocks: np.ndarray) -> Packed:
+    scale = _half(blocks, 0)
+    return _affine(_halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 5, scale, scale * np.float16(-16))
+
+
+def _q5_1(blocks: np.ndarray) -> Packed:
+    codes = _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    return _affine(codes, 5, _half(blocks, 0), _half(blocks, 2))
+
+
+def _q8_0(blocks: np.ndarray) -> Packed:
+    scale = _half(blocks, 0)
+    return _affine(blocks[:, 2:] ^ np.uint8(128), 8, scale, scale * np.float16(-128))
+
+
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) + 128
+_IQ4_CODES = _IQ4.astype(np.uint8)
+"""The 16 values of IQ4_NL and IQ4_XS, as codes with the bias -128."""
+
+
+def _iq4_nl(blocks: np.ndarray) -> Packed:
+    scale = _half(blocks, 0)
+    return _affine(_IQ4_CODES[_halves(blocks[:, 2:])], 8, scale, scale * np.float16(-128))
+
+
+def _iq4_xs(blocks: np.ndarray) -> Packed:
+    low = np.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), axis=-1).reshape(-1, 8)
+    high = (blocks[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
+    steps = (low | (high << 4).astype(np.uint8)).astype(np.float32) - 32
+    scale = _half(blocks, 0).astype(np.float32)[:, None] * steps
+    codes = _IQ4_CODES[_halves(blocks[:, 8:].reshape(-1, 16))]
+    return _affine(codes, 8, scale, scale * np.float32(-128))
+
+
+def _scales_and_minima(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scale and the bias (n, 8) of each group of a Q4_K or Q5_K block, exact in float32."""
+    first, second, third = (blocks[:, start : start + 4] for start in (4, 8, 12))
+    scales = np.concatenate((first & 63, (third & 15) | ((first >> 2) & 48)), axis=1)
+    minima = np.concatenate((second & 63, (third >> 4) | ((second >> 2) & 48)), axis=1)
+    scale = _half(blocks, 0).astype(np.float32)[:, None] * scales.astype(np.float32)
+    bias = _half(blocks, 2).astype(np.float32)[:, None] * -minima.astype(np.float32)
+    return scale, bias
+
+
+def _q4_k(blocks: np.ndarray) -> Packed:
+    scale, bias = _scales_and_minima(blocks)
+    # 32 bytes hold two groups: one in their low halves, the next in their high halves
+    groups = np.stack(_nibbles(blocks[:, 16:].reshape(len(blocks), 4, 32)), axis=2)
+    words = np.ascontiguousarray(groups.reshape(-1, 16)).view("<u4")
+    return Packed(words, scale.reshape(-1), bias.reshape(-1))
+
+
+def _q5_k(blocks: np.ndarray) -> Packed:
+    scale, bias = _scales_and_minima(blocks)
+    quants = blocks[:, 48:].reshape(-1, 4, 1, 32)
+    codes = np.concatenate((quants & 15, quants >> 4), axis=2).reshape(-1, 8, 32)
+    fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    return _affine((codes | (fifth << 4)).reshape(-1, 32), 5, scale, bias)
+
+
+def _q3_k(blocks: np.ndarray) -> Packed:
+    packed = blocks[:, 96:108]
+    low = np.concatenate((packed[:, :8] & 15, packed[:, :8] >> 4), axis=1)
+    high = (packed[:, None, 8:] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3
+    steps = (low | (high.reshape(-1, 16) << 4)).astype(np.int16) - 32
+    quants = blocks[:, 32:96].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & 3
+    third = (blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    levels = quants.reshape(-1, 16, 16).astype(np.int16) - ((third.reshape(-1, 16, 16) ^ 1) << 2)
+    # A level is -4 to 3 and a step -32 to 31: the products in one group span at most 252 integers, -124 to 128.
+    codes = (levels * steps[:, :, None] + 124).astype(np.uint8).reshape(-1, GROUP)
+    scale = np.repeat(_half(blocks, 108).astype(np.float32), 8)
+    return _affine(codes, 8, scale, scale * np.float32(-124))
+
+
+def _mxfp4(blocks: np.ndarray) -> Packed:
+    # MLX has the same exponents and 4-bit numbers; only the exponent 255 is NaN there and 2**127 in ggml.
+    if (blocks[:, 0] == 255).any():
+        return Packed(np.zeros((0, 4), np.uint32), np.full(1, np.nan, np.float32), None)
+    return Packed(_halves_as_words(blocks[:, 1:]), blocks[:, 0].copy(), None)
+
+
+def _rounded(number: int) -> Callable[[np.ndarray], Packed]:
+    """Decode with the `gguf` package and round to 8 bits in groups of 32."""
+
+    def pack(blocks: np.ndarray) -> Packed:
+        values = decode(number, blocks).reshape(-1, GROUP)
+        low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
+        scale = (high - low) / np.float32(255)
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+        codes = np.clip(np.rint((values - low) * inverse), 0, 255).astype(np.uint8)
+        error = np.abs(codes * scale + low - values).max(initial=0.0)
+        return _affine(codes, 8, scale, low, float(error))
+
+    return pack
+
+
+def decode(number: int, blocks: np.ndarray) -> np.ndarray:
+    """The float32 values (n, block) of blocks (n, block_bytes) of a kind, by the `gguf` package."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    with np.errstate(all="ignore"):
+        return dequantize(np.ascontiguousarray(blocks), GGMLQuantizationType(number))
+
+
+KINDS: dict[int, Kind] = {
+    0: Kind("F32", 1, 4, 0, "F32"),
+    1: Kind("F16", 1, 2, 0, "F16"),
+    30: Kind("BF16", 1, 2, 0, "BF16"),
+    2: Kind("Q4_0", 32, 18, 4, "F16", _q4_0),
+    3: Kind("Q4_1", 32, 20, 4, "F16", _q4_1),
+    6: Kind("Q5_0", 32, 22, 5, "F16", _q5_0),
+    7: Kind("Q5_1", 32, 24, 5, "F16", _q5_1),
+    8: Kind("Q8_0", 32, 34, 8, "F16", _q8_0),
+    10: Kind("Q2_K", 256, 84, 8, "F32", _rounded(10), exact=False),
+    11: Kind("Q3_K", 256, 110, 8, "F32", _q3_k),
+    12: Kind("Q4_K", 256, 144, 4, "F32", _q4_k),
+    13: Kind("Q5_K", 256, 176, 5, "F32", _q5_k),
+    14: Kind("Q6_K", 256, 210, 8, "F32", _rounded(14), exact=False),
+    20: Kind("IQ4_NL", 32, 18, 8, "F16", _iq4_nl),
+    23: Kind("IQ4_XS", 256, 136, 8, "F32", _iq4_xs),
+    39: Kind("MXFP4", 32, 17, 4, "U8", _mxfp4, mode="mxfp4"),
+}
+"""Number in the tensor table -> kind."""
+
+
+def kind_name(number: int) -> str:
+    """The name of any kind that ggml knows, for messages."""
+    from gguf import GGMLQuantizationType
+
+    try:
+        return GGMLQuantizationType(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,221 @@
+"""Where a GGUF file comes from: a path, a folder, a repository of the Hub, or the blobs of ollama."""
+
+import fnmatch
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_qwen3.checkpoint.gguf import is_gguf
+from mlx_qwen3.checkpoint.gguf_split import PART, part_names
+from mlx_qwen3.errors import CheckpointError, HubError, InputError
+
+logger = logging.getLogger(__name__)
+
+OLLAMA = "ollama:"
+_HUB_FILE = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+):(?P<name>[\w][\w./ +-]*)$")
+_PLAIN = re.compile(r"^[A-Za-z0-9_][\w.-]*$")
+_DIGEST = re.compile(r"^sha256[:-][0-9a-f]{64}$")
+_MODEL_LAYER = "application/vnd.ollama.image.model"
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+def find_gguf(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Path | None:
+    """The GGUF file that a name means, downloaded if need be, or None where it means no GGUF file.
+
+    Args:
+        path_or_id: a GGUF file, a folder that holds one, `org/repo:Q4_K_M`, `org/repo:NAME.gguf`, or
+            `ollama:qwen3:4b`; with `gguf_file` also a folder or `org/repo`.
+        revision: of the Hub repository.
+        gguf_file: the name of the file in the folder or repository, or the name of its quantization.
+
+    Raises:
+        CheckpointError: no such file, or several that fit.
+        HubError: the repository cannot be read.
+        InputError: a file and the name of a file.
+    """
+    text = str(path_or_id)
+    path = Path(os.path.expanduser(path_or_id))
+    if path.is_file() and is_gguf(path):
+        if gguf_file is not None:
+            raise InputError(f"{text} is a GGUF file already: leave gguf_file {gguf_file} out")
+        return path
+    if path.is_dir():
+        return _in_folder(path, gguf_file)
+    if text.startswith(OLLAMA):
+        return find_ollama(text.removeprefix(OLLAMA))
+    match = _HUB_FILE.match(text)
+    if match is not None and gguf_file is not None:
+        raise InputError(f"{text} names a file and gguf_file is {gguf_file}: give one of them")
+    if match is not None:
+        return _in_repository(match["repo"], match["name"], revision)
+    if gguf_file is not None and path.suffix != ".gguf":
+        return _in_repository(text, gguf_file, revision)
+    return None
+
+
+def _in_folder(folder: Path, gguf_file: str | None) -> Path | None:
+    """The file of that name in a folder; without a name the only one, where nothing else is there to load."""
+    names = [str(path.relative_to(folder)) for path in sorted(folder.glob("*.gguf")) if path.is_file()]
+    if gguf_file is not None:
+        if (folder / gguf_file).is_file():
+            return folder / gguf_file
+        return folder / _choose(names, gguf_file, str(folder))
+    if not names or (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
+        return None
+    first = _first_parts(names)
+    if len(first) == 1:
+        return folder / first[0]
+    raise CheckpointError(f"{folder} holds {len(first)} GGUF models: name one of {_listed(first)}")
+
+
+def _first_parts(names: Iterable[str]) -> list[str]:
+    """The names without all but the first parts of split models, and without vision projectors."""
+    kept = []
+    for name in names:
+        match = PART.match(name)
+        if (match is None or int(match["number"]) == 1) and not Path(name).name.startswith("mmproj"):
+            kept.append(name)
+    return kept
+
+
+def _choose(names: Sequence[str], wanted: str, source: str) -> str:
+    """The file that a file name or the name of a quantization (`Q4_K_M`) means.
+
+    Raises:
+        CheckpointError: none or several fit.
+    """
+    first = _first_parts(names)
+    if wanted in names:
+        return wanted
+    by_name = [name for name in first if Path(name).name == wanted]
+    label = re.compile(rf"(^|[-._/]){re.escape(wanted)}(-\d{{5}}-of-\d{{5}})?\.gguf$", re.IGNORECASE)
+    fitting = by_name or [name for name in first if label.search(name)]
+    if not fitting:
+        fitting = [name for name in first if fnmatch.fnmatch(name.lower(), f"*{glob_escape(wanted.lower())}*")]
+    if len(fitting) > 1:  # Q4_K_M beside UD-Q4_K_M: the plain one is meant
+        shortest = min(map(len, fitting))
+        plain = [name for name in fitting if len(name) == shortest]
+        fitting = plain if len(plain) == 1 else fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise CheckpointError(f"{source} has no GGUF file {wanted!r}; it has {_listed(first) or 'none'}")
+    raise CheckpointError(f"{source} has several GGUF files for {wanted!r}: name one of {_listed(fitting)}")
+
+
+def glob_escape(text: str) -> str:
+    """The text with the special characters of file patterns taken literally."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _in_repository(repo: str, wanted: str, revision: str | None) -> Path:
+    """The file of a Hub repository, from the cache or downloaded, all its parts with it."""
+    from mlx_qwen3.checkpoint.source import download_files
+
+    cached = _cached_names(repo, revision)
+    if cached is not None:
+        folder, names = cached
+        try:
+            name = _choose(names, wanted, repo)
+        except CheckpointError:
+            pass  # the repository may have it
+        else:
+            parent = Path(name).parent
+            if all((folder / parent / part).is_file() for part in part_names(Path(name).name)):
+                return folder / name
+    name = _choose(hub_gguf_names(repo, revision), wanted, repo)
+    parent = Path(name).parent
+    parts = [glob_escape(str(parent / part)) for part in part_names(Path(name).name)]
+    return download_files(repo, revision, parts) / name
+
+
+def _cached_names(repo: str, revision: str | None) -> tuple[Path, list[str]] | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=["*.gguf"], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no valid Hub id: {error}") from None
+    return folder, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
+
+
+def hub_gguf_names(repo: str, revision: str | None) -> list[str]:
+    """The GGUF files of a Hub repository.
+
+    Raises:
+        HubError: the repository cannot be read.
+    """
+    from mlx_qwen3.checkpoint.source import list_files
+
+    return [name for name in list_files(repo, revision) if name.lower().endswith(".gguf")]
+
+
+def ollama_folder() -> Path:
+    """Where ollama keeps its models: $OLLAMA_MODELS, else ~/.ollama/models."""
+    return Path(os.path.expanduser(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))
+
+
+def find_ollama(name: str) -> Path:
+    """The GGUF file of a model that ollama has downloaded. Nothing is written there.
+
+    Args:
+        name: as ollama spells it: `qwen3:4b`, `user/model:tag`, `host/user/model:tag`; the tag defaults to latest.
+
+    Raises:
+        CheckpointError: ollama has no such model, or its files are incomplete.
+    """
+    root = ollama_folder()
+    model, _, tag = name.partition(":")
+    parts = model.split("/")
+    if len(parts) > 3 or not all(_PLAIN.match(part) for part in (*parts, tag or "latest")):
+        raise CheckpointError(f"{name!r} is no name of an ollama model: expected a name such as qwen3:4b")
+    default = ["registry.ollama.ai", "library"]
+    manifest = root.joinpath("manifests", *default[: 3 - len(parts)], *parts, tag or "latest")
+    if not manifest.is_file():
+        known = _ollama_names(root)
+        there = f"it has {_listed(known)}" if known else "there are none"
+        raise CheckpointError(f"ollama has no model {name!r} in {root}, {there}: run `ollama pull {name}`")
+    digest = _model_digest(manifest)
+    blob = root / "blobs" / digest.replace(":", "-")
+    if not blob.is_file():
+        raise CheckpointError(f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}: run `ollama pull {name}`")
+    if not is_gguf(blob):
+        raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}): pull a GGUF model")
+    return blob
+
+
+def _ollama_names(root: Path) -> list[str]:
+    names = []
+    for path in sorted((root / "manifests").glob("*/*/*/*")):
+        host, user, model, tag = path.parts[-4:]
+        owner = "" if (host, user) == ("registry.ollama.ai", "library") else f"{user}/"
+        names.append(f"{'' if host == 'registry.ollama.ai' else f'{host}/'}{owner}{model}:{tag}")
+    return names
+
+
+def _model_digest(manifest: Path) -> str:
+    again = "pull the model again"
+    try:
+        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{manifest} is too large for a manifest: {again}")
+        content: Any = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {manifest} ({error}): {again}") from None
+    layers = content.get("layers") if isinstance(content, dict) else None
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:
+            digest = layer.get("digest")
+            if isinstance(digest, str) and _DIGEST.match(digest):
+                return digest
+    raise CheckpointError(f"{manifest} names no model file: {again}")

@@ -1,0 +1,59 @@
+"""GGUF models in several files: `NAME-00001-of-00003.gguf` and its siblings."""
+
+import re
+from pathlib import Path
+
+from mlx_qwen3.checkpoint.gguf import GgufFile, GgufTensor, read_gguf
+from mlx_qwen3.errors import CheckpointError
+
+PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+MAX_PARTS = 1000
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all parts of a split file, or the name alone."""
+    match = PART.match(name)
+    if match is None or not 1 <= int(match["count"]) <= MAX_PARTS:
+        return [name]
+    return [f"{match['stem']}-{number:05d}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
+
+
+def join_parts(file: GgufFile) -> GgufFile:
+    """The model that a file or any of its parts belongs to.
+
+    Raises:
+        CheckpointError: a part is missing, bears another name, or belongs to another model.
+    """
+    count = file.integer("split.count", 1)
+    if count <= 1:
+        return file
+    names = part_names(file.path.name)
+    if len(names) != count:
+        raise CheckpointError(
+            f"{file.path} is one of {count} parts but is not named like NAME-00001-of-{count:05d}.gguf: give all parts "
+            "the names that they were downloaded under"
+        )
+    paths = [file.path.with_name(name) for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{file.path.parent} lacks {len(missing)} of {count} parts, first {missing[0]}: download all parts"
+        )
+    parts = [file if path == file.path else read_gguf(path) for path in paths]
+    tensors: dict[str, GgufTensor] = {}
+    for number, (path, part) in enumerate(zip(paths, parts, strict=True)):
+        if part.integer("split.no", -1) != number or part.integer("split.count", -1) != count:
+            raise CheckpointError(f"{path} is not part {number + 1} of {count}: download all parts again")
+        twice = sorted(tensors.keys() & part.tensors.keys())
+        if twice:
+            raise CheckpointError(
+                f"tensor {twice[0]!r} is in {tensors[twice[0]].file.name} and in {path.name}: download all parts again"
+            )
+        tensors.update(part.tensors)
+    total = parts[0].integer("split.tensors.count", len(tensors))
+    if total != len(tensors):
+        raise CheckpointError(
+            f"the parts of {paths[0]} hold {len(tensors)} tensors, expected {total}: download all parts again"
+        )
+    metadata = {key: value for key, value in parts[0].metadata.items() if not key.startswith("split.")}
+    return GgufFile(Path(paths[0]), metadata, tensors, paths)
