@@ -12,12 +12,20 @@ from .tokenizer import AutoTokenizer
 logger = logging.getLogger(__name__)
 
 
-def load(path_or_id: str | Path | None = None, *, revision: str | None = None, **options: Any) -> tuple[Any, Any]:
+def load(
+    path_or_id: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
     """The model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
 
     Args:
-        path_or_id: a folder, or a Hub repository such as "Qwen/Qwen3-0.6B"; None for the small model that comes with
-            this package.
+        path_or_id: a folder, a Hub repository such as "Qwen/Qwen3-0.6B", a GGUF file, a quantization in a repository
+            such as "org/repo:Q4_K_M", or a model of ollama such as "ollama:qwen3:4b"; None for the small model that
+            comes with this package.
+        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
         **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields.
 
     Raises:
@@ -29,6 +37,6 @@ def load(path_or_id: str | Path | None = None, *, revision: str | None = None, *
         folder = bundled_model_path()
         logger.warning(BUNDLED_NOTE)
     else:
-        folder = resolve_checkpoint(path_or_id, revision=revision)
+        folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
     model = model_class(read_config_file(folder), str(path_or_id or folder)).from_pretrained(folder, **options)
     return model, AutoTokenizer.from_pretrained(folder)

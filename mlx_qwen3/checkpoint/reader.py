@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwen3.checkpoint.gguf import is_gguf
 from mlx_qwen3.checkpoint.header import MLX_DTYPES, TensorEntry, read_header
 from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.files import read_json
@@ -166,7 +167,7 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """The checkpoint in a folder; only headers are read.
+    """The checkpoint in a folder or in a GGUF file; only headers are read.
 
     The folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or any
     `model*.safetensors` without an index. Python files and `auto_map` entries are ignored, never run.
@@ -176,6 +177,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             the files contradict one another; names the file and the tensor.
     """
     folder = Path(folder)
+    if is_gguf(folder):
+        from mlx_qwen3.checkpoint.gguf_checkpoint import open_gguf_checkpoint
+
+        return open_gguf_checkpoint(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder with a checkpoint; check the path")
     index = folder / INDEX_NAME

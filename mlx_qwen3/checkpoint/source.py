@@ -6,9 +6,11 @@ The Hub's cache is asked first, so a model that is here already needs no network
 import logging
 import os
 import re
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mlx_qwen3.checkpoint.gguf_source import find_gguf
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
 from mlx_qwen3.folders import finish_update, recover_folder
 
@@ -25,15 +27,19 @@ def _looks_like_path(text: str) -> bool:
 
 
 def resolve_checkpoint(
-    path_or_id: str | Path, revision: str | None = None, allow_patterns: Sequence[str] | None = None
+    path_or_id: str | Path,
+    revision: str | None = None,
+    allow_patterns: Sequence[str] | None = None,
+    gguf_file: str | None = None,
 ) -> Path:
-    """The folder of a checkpoint: an existing folder as it is, a Hub id from the cache or downloaded.
+    """Return the folder or GGUF file of a checkpoint: what exists as it is, a Hub id from the cache or downloaded.
 
     Args:
-        path_or_id: a folder, or an id such as `Qwen/Qwen3-0.6B`.
+        path_or_id: a folder, an id such as `Qwen/Qwen3-0.6B`, a GGUF file, `org/repo:Q4_K_M`, or `ollama:qwen3:4b`.
         revision: a branch, tag or commit of the Hub repository; default its main branch.
         allow_patterns: the files to fetch; default configuration, tokenizer and safetensors. Weights in
             pickle files and Python files are never fetched.
+        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
 
     Raises:
         InputError: this is no name at all.
@@ -45,6 +51,9 @@ def resolve_checkpoint(
     text = str(path_or_id)
     path = Path(os.path.expanduser(path_or_id))  # unlike Path.expanduser it takes the name of an unknown user as it is
     recover_folder(path)
+    gguf = find_gguf(path_or_id, revision, gguf_file)
+    if gguf is not None:
+        return gguf
     if path.is_dir():
         finish_update(path)
         return path
@@ -86,10 +95,42 @@ def _complete(folder: Path) -> bool:
 
 
 def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(repo, revision) as where:
+        logger.info("downloading %s from the Hub", where)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+
+
+def download_files(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Download the files of a repository that fit patterns; returns the folder of the snapshot.
+
+    Raises:
+        HubError: no network, no such repository or revision, or no access to it.
+    """
+    return _download(repo, revision, patterns)
+
+
+def list_files(repo: str, revision: str | None) -> list[str]:
+    """Return the names of all files of a repository.
+
+    Raises:
+        HubError: no network, no such repository or revision, or no access to it.
+    """
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repo, revision):
+        return HfApi().list_repo_files(repo, revision=revision)
+
+
+@contextlib.contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[str]:
+    """Turn every error of the Hub's client into a `HubError`; gives the name of what is fetched."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -105,9 +146,10 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise HubError(offline)
     where = repo if revision is None else f"{repo} at revision {revision}"
-    logger.info("downloading %s from the Hub", where)
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        yield where
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from None
     except GatedRepoError:
         raise HubError(
             f"{repo} is gated: accept its terms on https://huggingface.co/{repo} and run `hf auth login`"

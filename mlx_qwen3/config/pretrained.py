@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..checkpoint.gguf import is_gguf
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 from ..files import read_json_object, write_atomically
 from .fields import Field, boolean, one_of, optional, token_ids
@@ -170,7 +171,7 @@ class PretrainedConfig:
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> Self:
-        """The configuration in a folder, in a config.json, or in a Hub repository.
+        """The configuration in a folder, a config.json, a GGUF file, or a Hub repository.
 
         Raises:
             UnsupportedModelError: the file describes another architecture.
@@ -178,7 +179,7 @@ class PretrainedConfig:
             ConfigError: a field has a wrong value.
         """
         path = Path(path_or_id)
-        if not path.exists():
+        if not path.is_file():
             from ..checkpoint import resolve_checkpoint
 
             path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"])
@@ -222,8 +223,17 @@ class PretrainedConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a config.json, given the file or its folder. Raises `CheckpointError`."""
+    """Return the mapping in a config.json, given the file or its folder; of a GGUF file what it would be.
+
+    Raises:
+        CheckpointError: there is no such file, or it cannot be used.
+        UnsupportedModelError: a GGUF file of another architecture.
+    """
     path = Path(path)
+    if is_gguf(path):
+        from .gguf import config_from_gguf
+
+        return config_from_gguf(path)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"{path}: there is no config.json; name a folder that holds a model")

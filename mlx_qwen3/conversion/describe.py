@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..cache import cache_bytes
 from ..checkpoint import resolve_checkpoint
+from ..checkpoint.gguf_checkpoint import GgufCheckpoint
 from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
 from ..config.pretrained import read_config_file
 from ..config.qwen3 import Qwen3Config
@@ -133,6 +134,8 @@ def _resident(source: Source, names: tuple[str, ...]) -> int:
 
 
 def _format(source: Source) -> str:
+    if isinstance(source.checkpoint, GgufCheckpoint):
+        return source.checkpoint.format_name
     if source.method == "mlx":
         settings = source.config["quantization"]
         mode = settings.get("mode", "affine")

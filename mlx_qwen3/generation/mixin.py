@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 
 from ..cache import Cache
+from ..checkpoint.gguf import is_gguf
+from ..config.gguf import generation_from_gguf
 from ..errors import InputError
 from .batch import BatchPrompt, BatchRun, stop_check
 from .config import FILE_NAME, GenerationConfig
@@ -37,8 +39,10 @@ class GenerationMixin:
         self.generation_config = GenerationConfig.from_model_config(self.config)
 
     def _read_companions(self, folder: Path) -> None:
-        """Takes the generation_config.json beside the weights, if there is one."""
-        if (folder / FILE_NAME).is_file():
+        """Take the generation_config.json beside the weights, if there is one, or what a GGUF file says."""
+        if is_gguf(folder):
+            self.generation_config = GenerationConfig(**generation_from_gguf(folder))
+        elif (folder / FILE_NAME).is_file():
             self.generation_config = GenerationConfig.from_pretrained(folder)
 
     def generate(

@@ -62,14 +62,18 @@ class PreTrainedModel(nn.Module):
         dtype: Any = None,
         torch_dtype: Any = None,
         revision: str | None = None,
+        gguf_file: str | None = None,
         ignore_mismatched_sizes: bool = False,
         unpack: bool = False,
         trust_remote_code: bool = False,
         **config_overrides: Any,
     ) -> Self:
-        """The model in a folder or a Hub repository, in evaluation mode. Weights are read when they are first used.
+        """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
+
+        Weights are read when they are first used; those of a GGUF file at once.
 
         Args:
+            gguf_file: the GGUF file in the folder or repository, by its name or its quantization ("Q4_K_M").
             config: used instead of the checkpoint's own configuration.
             dtype: "float32", "bfloat16", "float16" or an mx.Dtype; by default float32 on a CPU device and the
                 checkpoint's type on a GPU. Packed weights keep their codes; their scales take the type.
@@ -86,7 +90,7 @@ class PreTrainedModel(nn.Module):
         if trust_remote_code:
             raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run; leave it out")
         extra = cls._take_options(config_overrides)
-        folder = resolve_checkpoint(path_or_id, revision=revision)
+        folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
         values = read_config_file(folder)
         source = str(path_or_id)
         check_model_file(values, source)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken
 
+from ..checkpoint.gguf import is_gguf
 from ..errors import InputError, TokenizerError
 from .backend import BERT, add_bert_template, build_backend, family_of, read_json
 from .tokenizer import Tokenizer
@@ -52,9 +53,16 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | os.PathLike[str], *, revision: str | None = None, **overrides: Any
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        **overrides: Any,
     ) -> Tokenizer:
-        """The tokenizer of a folder or of a repository on the Hugging Face Hub (there, of a `revision`).
+        """The tokenizer of a folder, of a GGUF file, or of a repository on the Hugging Face Hub (of a `revision`).
+
+        `gguf_file` names a GGUF file in the folder or repository; GGUF files themselves need no such name.
 
         `overrides` replace fields of `tokenizer_config.json`, e.g. `padding_side="left"`. A chat template in
         `chat_template.jinja` wins over one in `tokenizer_config.json`; `special_tokens_map.json` counts
@@ -64,17 +72,20 @@ class AutoTokenizer:
         unknown = sorted(set(overrides) - _OVERRIDES - _WITHOUT_EFFECT)
         if unknown:
             raise InputError(f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}")
-        folder = _folder(path_or_id, revision)
-        return _load(folder, {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT})
+        folder = _folder(path_or_id, revision, gguf_file)
+        fields = {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT}
+        if is_gguf(folder):
+            from .gguf import tokenizer_from_gguf
+
+            return tokenizer_from_gguf(folder, fields)
+        return _load(folder, fields)
 
 
-def _folder(path_or_id: str | os.PathLike[str], revision: str | None) -> Path:
-    if Path(path_or_id).is_dir():
-        return Path(path_or_id)
-    from ..checkpoint import resolve_checkpoint  # only the Hub needs it
+def _folder(path_or_id: str | os.PathLike[str], revision: str | None, gguf_file: str | None) -> Path:
+    from ..checkpoint import resolve_checkpoint
 
     name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
-    return resolve_checkpoint(name, revision=revision, allow_patterns=list(_FILES))
+    return resolve_checkpoint(name, revision=revision, allow_patterns=list(_FILES), gguf_file=gguf_file)
 
 
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
