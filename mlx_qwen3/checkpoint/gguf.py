@@ -178,11 +178,11 @@ class _Header:
         start, end = self.position, self.position + count
         if end > self.size:
             raise CheckpointError(
-                f"{self.path} is truncated or damaged: {what} needs {count} bytes, {self.size - start} are left; {_AGAIN}"
+                f"{self.path} is truncated or damaged: {what} needs {count} bytes of {self.size - start}; {_AGAIN}"
             )
         if end > MAX_HEADER_BYTES:
             raise CheckpointError(
-                f"{self.path} has a header of more than {MAX_HEADER_BYTES >> 20} MB ({what}): no model needs that; {_AGAIN}"
+                f"{self.path} has a header of more than {MAX_HEADER_BYTES >> 20} MB ({what}): {_AGAIN}"
             )
         if end > len(self._data):
             wanted = max(end - len(self._data), _CHUNK, len(self._data))
@@ -341,7 +341,9 @@ def _entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kind, in
     if not all(shape) or math.prod(shape) >= 1 << 60:
         raise CheckpointError(f"{where} has the shape {shape}: {_AGAIN}")
     if shape[-1] % kind.block:
-        raise CheckpointError(f"{where}: rows of {shape[-1]} are no whole blocks of {kind.name} ({kind.block}): {_AGAIN}")
+        raise CheckpointError(
+            f"{where}: rows of {shape[-1]} are no whole blocks of {kind.name} ({kind.block}): {_AGAIN}"
+        )
     return name, shape, kind, offset
 
 
@@ -353,7 +355,8 @@ def _check_ranges(path: Path, tensors: dict[str, GgufTensor], size: int) -> None
         end, previous = tensor.offset + tensor.nbytes, tensor.name
         if end > size:
             raise CheckpointError(
-                f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at {size}; {_AGAIN}"
+                f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at "
+                f"{size}; {_AGAIN}"
             )
 
 
@@ -378,4 +381,3 @@ def _open(path: Path, size: int, modified: int) -> GgufFile:
     from mlx_qwen3.checkpoint.gguf_split import join_parts
 
     return join_parts(read_gguf(path))
-

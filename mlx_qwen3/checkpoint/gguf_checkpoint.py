@@ -15,7 +15,7 @@ from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode
 from mlx_qwen3.checkpoint.gguf_names import Rows, weight_rows
 from mlx_qwen3.checkpoint.header import TensorEntry
 from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError, QuantizationError
+from mlx_qwen3.errors import QuantizationError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _NUMBERS = {number_of.name: number for number, number_of in KINDS.items()}
 
 @dataclass(frozen=True)
 class Repacked:
-    """What packing a weight again cost: the kind it has in the file and the largest error of one weight."""
+    """A weight in more bits than its kind has: the kind, and the largest error of one weight (0: exact)."""
 
     kind: str
     error: float
@@ -40,7 +40,8 @@ class GgufCheckpoint(Checkpoint):
     Attributes:
         file: the header.
         formats: layer path -> (bits, mode) of the layers that are packed; the groups are of 32.
-        repacked: layer path -> what packing it again cost, for kinds that no layout of MLX holds; filled by reading.
+        repacked: layer path -> what packing it in 8 bits cost, for kinds without a layout of the same size in MLX;
+            filled by reading.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -94,10 +95,20 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype that holds every matrix, or its scales, without rounding."""
+        """The dtype that holds every matrix, or its scales, and every vector without rounding.
+
+        Vectors are float32 in most files, with values that a shorter dtype holds too; these few are read for this.
+        """
         kinds = {rows.tensor.kind.scales for rows in self._rows.values() if len(rows.shape) == 2} - {"U8"}
-        names = {"F16": "float16", "BF16": "bfloat16"}
-        return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32" if kinds else "bfloat16"
+        dtype = {("F16",): mx.float16, ("BF16",): mx.bfloat16, (): mx.bfloat16}.get(tuple(kinds), mx.float32)
+        if dtype == mx.float32:
+            return "float32"
+        for name, rows in self._rows.items():
+            if len(rows.shape) == 1 and self.dtype(name) == mx.float32:
+                vector = self.read_now(name)
+                if not mx.array_equal(vector.astype(dtype).astype(mx.float32), vector).item():
+                    return "float32"
+        return str(dtype).rpartition(".")[2]
 
     def nbytes(self, name: str) -> int:
         """The bytes that a weight takes in its file; they count once for the parts of a packed weight."""
@@ -131,16 +142,17 @@ class GgufCheckpoint(Checkpoint):
         return array
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """The named tensors (default: all), read now; weights that were packed again are reported once."""
+        """The named tensors (default: all), read now; weights that were rounded are reported once."""
         tensors = {name: self.read(name) for name in (self.names if names is None else names)}
         self._stash.clear()
-        if self.repacked:
-            kinds = ", ".join(sorted({found.kind for found in self.repacked.values()}))
-            error = max(found.error for found in self.repacked.values())
+        rounded = [found for found in self.repacked.values() if found.error]
+        if rounded:
+            kinds = ", ".join(sorted({found.kind for found in rounded}))
+            error = max(found.error for found in rounded)
             logger.warning(
                 "%s: %d matrices (%s) are packed again in 8 bits, groups of 32; no weight moved by more than %.2g",
                 self.file.path.name,
-                len(self.repacked),
+                len(rounded),
                 kinds,
                 error,
             )
@@ -190,6 +202,7 @@ class GgufCheckpoint(Checkpoint):
         rows, part = self._rows[weight], self._parts[weight][1]
         kind = rows.tensor.kind
         if part == "difference":
+            assert self._answers is not None
             values = _decoded(rows.tensor.kind, rows.tensor.read_rows(0, 2))
             yes, no = self._answers
             return {weight: values[yes : yes + 1] - values[no : no + 1]}
@@ -218,7 +231,7 @@ class GgufCheckpoint(Checkpoint):
                 f"{self._rows[weight].tensor.name} ({kind.name}) in {self.file.path} has scales that are not finite or "
                 "beyond float16: the file is damaged; download it again"
             )
-        if not kind.exact:
+        if kind.widened:
             with self._lock:
                 before = self.repacked.get(path)
                 self.repacked[path] = Repacked(kind.name, max(packed.error, before.error if before else 0.0))
@@ -241,7 +254,7 @@ def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
     return decode(_NUMBERS[kind.name], raw)
 
 
-def _answer_rows(file: GgufFile) -> tuple[int, int] | tuple[()]:
+def _answer_rows(file: GgufFile) -> tuple[int, int] | None:
     """The rows of "yes" and "no" in the head of a reranker that was cut out of a language model's head.
 
     llama.cpp's converter keeps only these two rows of the output matrix; the probability of "yes" against "no" is the
@@ -250,7 +263,7 @@ def _answer_rows(file: GgufFile) -> tuple[int, int] | tuple[()]:
     labels = [label.lower() for label in file.texts(f"{file.architecture}.classifier.output_labels", [])]
     head = file.tensors.get("cls.output.weight")
     if head is None or sorted(labels) != ["no", "yes"] or len(head.shape) != 2 or head.shape[0] != 2:
-        return ()
+        return None
     return labels.index("yes"), labels.index("no")
 
 
@@ -261,5 +274,3 @@ def open_gguf_checkpoint(path: str | Path) -> GgufCheckpoint:
         CheckpointError: a broken file, or tensors that Qwen3 does not have; names what is wrong.
     """
     return GgufCheckpoint(open_gguf(path))
-
-

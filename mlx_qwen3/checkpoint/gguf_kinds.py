@@ -53,7 +53,7 @@ class Kind:
         bits: of the packed layout, 0 for plain numbers.
         mode: of the packed layout.
         scales: safetensors dtype of the packed scales; for plain kinds the dtype of the numbers.
-        exact: whether the packed weights are bit for bit those of the file.
+        widened: whether the packed layout has more bits than the kind.
         pack: blocks (n, block_bytes) -> groups in MLX's layout.
     """
 
@@ -64,7 +64,7 @@ class Kind:
     scales: str
     pack: Callable[[np.ndarray], Packed] | None = None
     mode: str = "affine"
-    exact: bool = True
+    widened: bool = False
 
 
 def _half(blocks: np.ndarray, start: int) -> np.ndarray:
@@ -234,13 +234,13 @@ KINDS: dict[int, Kind] = {
     6: Kind("Q5_0", 32, 22, 5, "F16", _q5_0),
     7: Kind("Q5_1", 32, 24, 5, "F16", _q5_1),
     8: Kind("Q8_0", 32, 34, 8, "F16", _q8_0),
-    10: Kind("Q2_K", 256, 84, 8, "F32", _rounded(10), exact=False),
-    11: Kind("Q3_K", 256, 110, 8, "F32", _q3_k),
+    10: Kind("Q2_K", 256, 84, 8, "F32", _rounded(10), widened=True),
+    11: Kind("Q3_K", 256, 110, 8, "F32", _q3_k, widened=True),
     12: Kind("Q4_K", 256, 144, 4, "F32", _q4_k),
     13: Kind("Q5_K", 256, 176, 5, "F32", _q5_k),
-    14: Kind("Q6_K", 256, 210, 8, "F32", _rounded(14), exact=False),
-    20: Kind("IQ4_NL", 32, 18, 8, "F16", _iq4_nl),
-    23: Kind("IQ4_XS", 256, 136, 8, "F32", _iq4_xs),
+    14: Kind("Q6_K", 256, 210, 8, "F32", _rounded(14), widened=True),
+    20: Kind("IQ4_NL", 32, 18, 8, "F16", _iq4_nl, widened=True),
+    23: Kind("IQ4_XS", 256, 136, 8, "F32", _iq4_xs, widened=True),
     39: Kind("MXFP4", 32, 17, 4, "U8", _mxfp4, mode="mxfp4"),
 }
 """Number in the tensor table -> kind."""

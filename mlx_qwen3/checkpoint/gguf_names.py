@@ -46,7 +46,8 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.stop - self.start, *self.tensor.shape[1:])
+        rows, rest = self.stop - self.start, self.tensor.shape[1:]
+        return (rows, *rest)
 
 
 def weight_rows(file: GgufFile) -> dict[str, Rows]:
@@ -66,7 +67,9 @@ def weight_rows(file: GgufFile) -> dict[str, Rows]:
 
 def _named(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
     if len(tensor.shape) > 2:
-        raise CheckpointError(f"tensor {name!r} in {tensor.file} has the shape {tensor.shape}, expected 1 or 2 dimensions")
+        raise CheckpointError(
+            f"tensor {name!r} in {tensor.file} has the shape {tensor.shape}, expected 1 or 2 dimensions"
+        )
     whole = Rows(tensor, 0, tensor.shape[0])
     path, _, part = name.rpartition(".")
     if path in TOP and part in ("weight", "bias"):

@@ -189,7 +189,9 @@ def find_ollama(name: str) -> Path:
     digest = _model_digest(manifest)
     blob = root / "blobs" / digest.replace(":", "-")
     if not blob.is_file():
-        raise CheckpointError(f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}: run `ollama pull {name}`")
+        raise CheckpointError(
+            f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}: run `ollama pull {name}`"
+        )
     if not is_gguf(blob):
         raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}): pull a GGUF model")
     return blob

@@ -3,10 +3,10 @@
 The Hub's cache is asked first, so a model that is here already needs no network.
 """
 
+import contextlib
 import logging
 import os
 import re
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -20,9 +20,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "convert",
         help="convert and quantize a checkpoint",
-        description="Convert a Hugging Face Qwen3 or QDQBert checkpoint (bf16, fp16, fp32, FP8, GPTQ, AWQ) to MLX.",
+        description="Convert a Qwen3 or QDQBert checkpoint (bf16, fp16, fp32, FP8, GPTQ, AWQ, GGUF) to MLX.",
     )
-    parser.add_argument("--hf-path", "--model", required=True, help="a folder or a Hub id")
+    parser.add_argument("--hf-path", "--model", required=True, help="a folder, a GGUF file or a Hub id")
     parser.add_argument("--mlx-path", default="mlx_model", help="the folder to write (default: mlx_model)")
     parser.add_argument("-q", "--quantize", action="store_true", help="pack the weights")
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4)")
@@ -155,6 +155,9 @@ def _print(done: "Conversion", seconds: float) -> None:
     if done.requantized:
         path, reason = next(iter(done.requantized.items()))
         print(f"{len(done.requantized)} layers were decoded and quantized again, as {path}: {reason}")
+    if done.repacked:
+        print("in 8 bits, groups of 32, because MLX has no smaller layout for their kind; largest error of a weight:")
+        print("\n".join(f"  {path} ({found.kind}): {found.error:.2g}" for path, found in sorted(done.repacked.items())))
     if done.kept:
         print("in full precision, because the group size does not divide their rows:")
         print("\n".join(f"  {path}" for path in done.kept))

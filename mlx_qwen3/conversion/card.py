@@ -124,7 +124,7 @@ def _body(
             "of running it wrongly. No code comes with it; mlx-qwen3 loads it as it is.",
             "",
         ]
-    if done.kept or done.requantized or done.largest_error is not None or done.not_finite:
+    if done.kept or done.requantized or done.repacked or done.largest_error is not None or done.not_finite:
         lines += ["## Conversion", "", *_notes(done), ""]
     if done.quality is not None:
         lines += ["## Quality", "", quality_table(done.quality), ""]
@@ -153,6 +153,12 @@ def _notes(done: Conversion) -> list[str]:
         )
     if done.requantized:
         notes.append(f"- Decoded and quantized again: {_listed(done.requantized)}.")
+    if done.repacked:
+        error = max(found.error for found in done.repacked.values())
+        notes.append(
+            "- In 8 bits, groups of 32, because MLX has no smaller layout for their kind; no weight moved by more than "
+            f"{error:.3g}: {_listed(f'{path} ({found.kind})' for path, found in done.repacked.items())}."
+        )
     if done.kept:
         notes.append(f"- In full precision, because the group size does not divide their rows: {_listed(done.kept)}.")
     if done.not_finite:

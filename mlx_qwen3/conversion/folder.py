@@ -9,11 +9,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.gguf import is_gguf
+from ..config.gguf import generation_from_gguf
 from ..config.qwen3 import Qwen3Config
 from ..config.stock_mlx_lm import MODEL_FILE, silently_different
 from ..files import disk_error
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantization_entry
+from ..tokenizer import AutoTokenizer
 from .source import Source
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,9 @@ def copy_files(source: Path, target: Path) -> None:
     Raises:
         CheckpointError: the disk is full.
     """
+    if is_gguf(source):
+        write_gguf_companions(source, target)
+        return
     for file in copied_files(source):
         place = target / file.relative_to(source)
         try:
@@ -43,6 +49,19 @@ def copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(file, place)
         except OSError as error:
             raise disk_error(target, error) from error
+
+
+def write_gguf_companions(source: Path, target: Path) -> None:
+    """Write the tokenizer's files and generation_config.json of a GGUF file.
+
+    Raises:
+        TokenizerError: the file has no tokenizer that can be used.
+        CheckpointError: the disk is full.
+    """
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    values = generation_from_gguf(source)
+    if values:
+        write_json(target / "generation_config.json", values)
 
 
 def mlx_config(

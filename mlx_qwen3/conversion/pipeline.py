@@ -52,7 +52,7 @@ def convert(
     """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
 
     Args:
-        hf_path: a folder or a Hub id: bf16, fp16, fp32, FP8, GPTQ or AWQ, or a folder that MLX quantized.
+        hf_path: a folder, a Hub id or a GGUF file: bf16, fp16, fp32, FP8, GPTQ, AWQ, or a folder that MLX quantized.
         mlx_path: the folder to write.
         quantize: pack linear layers and embeddings; heads other than the language model's only with
             `quantize_heads`.
@@ -136,6 +136,7 @@ def convert(
             kept=plan.kept,
             requantized=plan.requantized,
             largest_error=converter.largest_error if any(step.mapped for step in plan.steps) else None,
+            repacked=source.repacked,
             not_finite=converter.not_finite,
             mlx_lm_differences=silently_different(config),
             seconds=seconds,

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint.gguf import is_gguf, open_gguf
 from ..errors import CheckpointError, InputError, MemoryFitError
 from ..memory import is_out_of_memory, machine_memory
 from ..models.pretrained import computing_dtype
@@ -122,7 +123,9 @@ def _prompts_and_completions(content: str, name: str) -> list[tuple[str, str]]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a tokenizer to turn a text into tokens."""
+    """Whether a folder or GGUF file has a tokenizer to turn a text into tokens."""
+    if is_gguf(folder):
+        return "tokenizer.ggml.tokens" in open_gguf(folder).metadata
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
 
 

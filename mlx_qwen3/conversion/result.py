@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.gguf_checkpoint import Repacked
+
 
 @dataclass
 class Conversion:
@@ -19,6 +21,7 @@ class Conversion:
         requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
         largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
             if none were.
+        repacked: layer -> kind and largest error, for kinds of GGUF that MLX has no layout for but 8 bits.
         not_finite: weights with NaN or infinite values, converted with `force`.
         mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
         quality: the quality report, or None if none was made.
@@ -33,6 +36,7 @@ class Conversion:
     kept: list[str] = field(default_factory=list)
     requantized: dict[str, str] = field(default_factory=dict)
     largest_error: float | None = None
+    repacked: dict[str, Repacked] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
     mlx_lm_differences: list[str] = field(default_factory=list)
     quality: dict[str, Any] | None = None

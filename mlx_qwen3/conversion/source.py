@@ -19,6 +19,7 @@ from ..checkpoint import (
     quantization_settings,
     resolve_checkpoint,
 )
+from ..checkpoint.gguf_checkpoint import GgufCheckpoint, Repacked
 from ..config.pretrained import read_config_file
 from ..config.stock_mlx_lm import check_model_file
 from ..errors import QuantizationError
@@ -112,6 +113,11 @@ class Source:
     def parameters(self) -> int:
         """How many numbers the weights stand for."""
         return sum(weight.size for weight in self.weights if mx.issubdtype(weight.dtype, mx.floating))
+
+    @property
+    def repacked(self) -> dict[str, Repacked]:
+        """Layer -> what packing it again has cost so far; empty for other sources than GGUF."""
+        return dict(self.checkpoint.repacked) if isinstance(self.checkpoint, GgufCheckpoint) else {}
 
     def is_head(self, path: str) -> bool:
         """Whether a layer belongs to a head other than the language model's."""

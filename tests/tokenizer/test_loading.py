@@ -142,7 +142,7 @@ def test_unusable_files_are_named_in_one_line(tmp_path, name, content, message):
 def test_a_name_that_is_no_folder_is_resolved_as_a_checkpoint(byte_level_folder, monkeypatch):
     asked = {}
 
-    def resolve_checkpoint(path_or_id, revision, allow_patterns):
+    def resolve_checkpoint(path_or_id, revision, allow_patterns, gguf_file):
         asked[path_or_id, revision] = allow_patterns
         return byte_level_folder
 
