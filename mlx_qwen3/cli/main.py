@@ -24,6 +24,7 @@ VERBS = {
     "rank": ("rank", "order documents by a query"),
     "fill-mask": ("fill_mask", "fill in masked words"),
     "bench": ("bench", "measure speed and memory"),
+    "doctor": ("doctor", "check this machine and test every kernel"),
 }
 """Verb → its module here, imported when it is asked for, and one line of help."""
 

@@ -1,0 +1,190 @@
+"""Self-tests of whole models: padding, caches, generation and a training step, against NumPy and the CPU."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..config import Qwen3Config
+from ..generation import batch_generate, generate_step
+from ..generation.prompt_lookup import prompt_lookup
+from ..layers.variants import using
+from ..models import Qwen3ForCausalLM
+from ..quantization import PackedFormat, quantize_model
+from . import reference
+from .comparison import DTYPES, Comparison, as_numpy, on_cpu
+
+
+def small_config(**fields: Any) -> Qwen3Config:
+    """Return the shape of a model that takes milliseconds and uses the real kernels."""
+    shape: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    return Qwen3Config(**{**shape, **fields})
+
+
+def small_model(dtype: str = "float32", **fields: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    """Return a causal model with random weights, and these by name."""
+    model = Qwen3ForCausalLM(small_config(**fields))
+    random = np.random.default_rng(7)
+    weights = []
+    parameters: Any = tree_flatten(model.parameters())
+    for name, array in parameters:
+        if name.endswith("norm.weight"):
+            values = random.uniform(0.5, 1.5, array.shape)
+        else:
+            values = random.standard_normal(array.shape) * 1.5 / np.sqrt(array.shape[-1])
+        weights.append((name, mx.array(values.astype(np.float32)).astype(DTYPES[dtype])))
+    model.load_weights(weights)
+    model.eval()
+    mx.eval(model.parameters())
+    return model, {name: as_numpy(value) for name, value in weights}
+
+
+def token_ids(length: int, seed: int = 3) -> np.ndarray[Any, Any]:
+    """Return random ids (L,) of the small model."""
+    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+
+
+def masks_of_models() -> Iterator[Comparison]:
+    """Padding changes no token's logits, and no token sees what comes after it."""
+    model, _ = small_model()
+    ids = token_ids(9)
+    alone = model(mx.array(ids[None])).logits
+    for side, padded in (("left", np.r_[0, 0, 0, ids]), ("right", np.r_[ids, 0, 0, 0])):
+        real: Any = np.arange(12) >= 3 if side == "left" else np.arange(12) < 9
+        positions = np.maximum(np.cumsum(real) - 1, 0)
+        output = model(
+            mx.array(padded[None]), attention_mask=mx.array(real[None]), position_ids=mx.array(positions[None])
+        )
+        yield Comparison(f"padding on the {side}", "float32", as_numpy(output.logits)[:, real], alone)
+    for path in (model, model.for_inference()):
+        longer = path.step_logits(mx.array(np.r_[ids, 1, 2][None]), model.make_cache(), 11)
+        yield Comparison("tokens see only earlier ones", "float32", longer[:, :9], alone)
+
+
+def caches_family() -> Iterator[Comparison]:
+    """A model in parts behind its caches gives what NumPy gives for the whole: growing and sliding."""
+    ids = token_ids(40)
+    for kind, fields, window in (
+        ("growing", {}, None),
+        ("sliding", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, 8),
+    ):
+        model, weights = small_model(**fields)
+        want = reference.decoder_logits(weights, model.config, ids, window)
+        for name, path in (("plain", model), ("fused", model.for_inference())):
+            cache, parts, start = model.make_cache(), [], 0
+            for length in (11, 1, 1, 20, 1, 6):
+                parts.append(path.step_logits(mx.array(ids[None, start : start + length]), cache, length))
+                start += length
+            yield Comparison(f"{kind}, {name}", "float32", mx.concatenate(parts, axis=1)[0], want)
+
+
+def models_family() -> Iterator[Comparison]:
+    """A whole model against NumPy: plain and fused, each dtype, whole and evaluated layer by layer, packed weights."""
+    ids = token_ids(33)
+    for dtype in DTYPES:
+        model, weights = small_model(dtype)
+        want = reference.decoder_logits(weights, model.config, ids)
+        for name, path in (("plain", model), ("fused", model.for_inference())):
+            for layers in (0, 1):
+                with using(layers_per_step=layers):
+                    got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
+                yield Comparison(f"{name}, {layers} layers per step", dtype, got, want)
+    for bits in (8, 4):
+        model, _ = small_model()
+        quantize_model(model, PackedFormat(bits, 64))
+
+        def logits(model: Any = model) -> mx.array:
+            return model.for_inference().step_logits(mx.array(ids[None]), model.make_cache(), len(ids))
+
+        yield Comparison(f"packed, {bits} bits, against the CPU", "float32", logits(), on_cpu(logits))
+
+
+def generation_family() -> Iterator[Comparison]:
+    """Greedy tokens against NumPy: one by one, by prompt lookup, and in a batch."""
+    model, weights = small_model()
+    prompts = [token_ids(12), token_ids(7, seed=5)]
+    wanted = [greedy(weights, model.config, prompt, 8) for prompt in prompts]
+    for prompt, want in zip(prompts, wanted, strict=True):
+        yield Comparison("one by one", "exact", list(generate_step(model, prompt, max_tokens=8)), want)
+        ahead = generate_step(model, prompt, max_tokens=8, decoding=prompt_lookup(patience=0))
+        yield Comparison("prompt lookup", "exact", list(ahead), want)
+    tokenizer: Any = _NoText()
+    found = batch_generate(
+        model, tokenizer, [prompt.tolist() for prompt in prompts], 8, temperature=0, eos_token_ids=[]
+    )
+    for got, want in zip(found.token_ids, wanted, strict=True):
+        yield Comparison("in a batch", "exact", got, want)
+
+
+def greedy(
+    weights: Mapping[str, np.ndarray[Any, Any]], config: Any, prompt: np.ndarray[Any, Any], count: int
+) -> list[int]:
+    """Return the tokens that NumPy takes for the best ones."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(reference.decoder_logits(weights, config, np.array(ids))[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+class _NoText:
+    """A tokenizer for ids alone."""
+
+    eos_token_id = None
+
+    class _Detokenizer:
+        last_segment = ""
+
+        def add_token(self, token: int) -> None:
+            """Ignore it."""
+
+        def finalize(self) -> None:
+            """Do nothing."""
+
+    def make_detokenizer(self) -> Any:
+        """Return a detokenizer that gives no text."""
+        return self._Detokenizer()
+
+
+def training_family() -> Iterator[Comparison]:
+    """A training step: loss against NumPy, gradients against the CPU, and along a direction against differences."""
+    model, weights = small_model()
+    model.train()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    direction = np.random.default_rng(11).standard_normal(weights[name].shape)
+    for length in (4, 8, 9, 64):
+        ids = token_ids(length)
+        batch = mx.array(ids[None])
+
+        mask = mx.ones(batch.shape, mx.int32)
+
+        def step(batch: mx.array = batch, mask: mx.array = mask) -> Any:
+            function = nn.value_and_grad(model, lambda given: model(given, attention_mask=mask, labels=given).loss)
+            return function(batch)
+
+        loss, gradients = step()
+        flat: Any = dict(tree_flatten(gradients))
+        want = reference.next_token_loss(reference.decoder_logits(weights, model.config, ids), ids)
+        yield Comparison(f"loss, {length} tokens", "float32", loss, want)
+        losses = []
+        for sign in (1e-5, -1e-5):
+            moved = {**weights, name: weights[name] + sign * direction}
+            losses.append(reference.next_token_loss(reference.decoder_logits(moved, model.config, ids), ids))
+        slope = np.array((losses[0] - losses[1]) / 2e-5)
+        yield Comparison(f"slope, {length} tokens", "float16", (as_numpy(flat[name]) * direction).sum(), slope)
+        others: Any = dict(tree_flatten(on_cpu(step)[1]))
+        for key, value in flat.items():
+            yield Comparison(f"gradient of {key}, {length} tokens", "float32", value, others[key])
