@@ -44,6 +44,9 @@ class RowError(InputError):
         self.errors = errors
         self.results = results
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a process pool sends errors by pickle, which would drop the two
+        return type(self), (self.args[0], self.errors, self.results)
+
 
 class CheckpointError(MlxQwen3Error):
     """A checkpoint's files cannot be used; the message names the file or the weight."""

@@ -12,6 +12,17 @@ from .tokenizer import AutoTokenizer
 logger = logging.getLogger(__name__)
 
 
+def _run_as_plain_bert(model: Any, source: str) -> None:
+    """Switch the fake quantizers off where the checkpoint is plain BERT: none of them has a calibrated range."""
+    if all(quantizer.amax is None for _, quantizer in model.named_quantizers()):
+        model.disable_quantizers("")
+        logger.warning(
+            "%s is plain BERT without calibrated ranges: its fake quantizers are switched off; "
+            "QDQBert classes asked for by name keep them on",
+            source,
+        )
+
+
 def load(
     path_or_id: str | Path | None = None,
     *,
@@ -38,5 +49,8 @@ def load(
         logger.warning(BUNDLED_NOTE)
     else:
         folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
-    model = model_class(read_config_file(folder), str(path_or_id or folder)).from_pretrained(folder, **options)
+    values = read_config_file(folder)
+    model = model_class(values, str(path_or_id or folder)).from_pretrained(folder, **options)
+    if values.get("model_type") == "bert":
+        _run_as_plain_bert(model, str(path_or_id))
     return model, AutoTokenizer.from_pretrained(folder)

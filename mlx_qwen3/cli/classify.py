@@ -57,7 +57,7 @@ def _rows(args: argparse.Namespace) -> Iterator[Any]:
     return ({"text": row[args.column], "text_pair": row[args.pair_column]} for row in rows)
 
 
-def _ranked(result: dict[str, Any], top_k: int | None) -> Any:
+def _ranked(result: Any, top_k: int | None) -> Any:
     if "error" in result:
         return result
     pairs = zip(result["labels"], result["scores"], strict=True)

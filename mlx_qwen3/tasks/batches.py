@@ -57,7 +57,7 @@ class Runner:
     _shapes: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.base_model = getattr(self.model, "backbone", self.model)
+        self.base_model = self.model.base_model
         self.causal: bool = self.base_model.causal
         if self.compiled is None:
             self.compiled = mx.default_device().type == mx.DeviceType.gpu

@@ -1,16 +1,21 @@
-"""One vector a text, for search and clustering, as Qwen3-Embedding makes it."""
+"""One vector per text: as Qwen3-Embedding makes it, or as a sentence-transformers folder says."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
 from .batches import Piece
-from .rows import check_count, check_text, is_batch
+from .rows import as_rows, check_choice, check_count, check_text, is_batch
+from .sentence_transformers import SentenceSettings, pool, read_sentence_settings, unit_length
 from .task import Options, Task
+
+POOLING = {"last": "lasttoken", "mean": "mean", "cls": "cls", "max": "max"}
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 
 
 @dataclass(frozen=True)
@@ -18,68 +23,207 @@ class EmbeddingOptions(Options):
     """Besides the options of every task:
 
     instruction: what a query is for; it goes before queries, and never before the documents that they look for.
-    dimensions: how many of the vector's numbers are kept; None for all.
-    normalize: whether vectors have length 1, so that a dot product is the cosine.
-    pooling: "last" token, or "mean" of all tokens for encoders that were trained so.
+    prompt: text before each row; "" for none.
+    prompt_name: the name of one of the folder's prompts, such as "query".
+    dimensions: how many of the vector's numbers are kept; None for all, or for the folder's truncate_dim.
+    normalize: whether vectors have length 1, so that a dot product is the cosine; None for what the folder says, else
+        True.
+    pooling: "last" token, "mean", "cls" or "max"; None for what the folder says, else "last".
+    precision: "float32"; "int8" or "uint8", each number scaled by the range of the call's vectors; "binary" or
+        "ubinary", a bit per number, eight in a byte.
     """
 
     instruction: str | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
     dimensions: int | None = None
-    normalize: bool = True
-    pooling: str = "last"
+    normalize: bool | None = None
+    pooling: str | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling not in ("last", "mean"):
-            raise InputError(f"pooling is {self.pooling!r}, expected 'last' or 'mean'")
+        if self.pooling is not None:
+            check_choice("pooling", self.pooling, POOLING)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.instruction is not None:
             check_text(self.instruction, "instruction")
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise InputError(f"prompt must be a string, not {type(self.prompt).__name__}")
+        if self.instruction is not None and (self.prompt is not None or self.prompt_name is not None):
+            raise InputError("instruction and a prompt are given. An instruction makes a prompt of its own: give one")
         if self.dimensions is not None:
             check_count("dimensions", self.dimensions)
 
 
-class Embedding(Task[EmbeddingOptions]):
-    """A vector (M,) for a text, a matrix (N, M) for a list, an iterator of vectors for a stream; float32.
+class Embedding(Task[EmbeddingOptions, np.ndarray]):
+    """A vector (D,) for a text, a matrix (N, D) for a list, an iterator of vectors for an iterator; float32.
 
-    The state of the last token, normed to length 1. A query with an instruction reads
-    `Instruct: {instruction}\\nQuery:{query}`. Source: the model card of Qwen/Qwen3-Embedding-0.6B.
+    By default the state of the last token, normalized to length 1. A folder of sentence-transformers (with a
+    `modules.json`) is honoured: its pooling, Dense, Normalize and LayerNorm steps, prompts, longest text, truncated
+    dimension and similarity function. A query with an instruction reads `Instruct: {instruction}\\nQuery:{query}`.
+    Source: the model card of Qwen/Qwen3-Embedding-0.6B.
 
     >>> embed = Embedding("Qwen/Qwen3-Embedding-0.6B")  # doctest: +SKIP
     >>> queries = embed(["capital of China"], instruction="Given a question, find its answer")  # doctest: +SKIP
-    >>> queries @ embed(["Beijing is the capital of China."]).T  # doctest: +SKIP
+    >>> embed.similarity(queries, embed(["Beijing is the capital of China."]))  # doctest: +SKIP
     """
 
     options_class = EmbeddingOptions
+    _settings: SentenceSettings | None = None
 
+    @overload
+    def __call__(self, inputs: str, **options: Any) -> np.ndarray: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, inputs: Collection[Any], **options: Any) -> np.ndarray: ...
+    @overload
+    def __call__(self, inputs: Iterable[Any], **options: Any) -> Iterator[np.ndarray]: ...
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """The vectors of a text, of a list of texts, or of a stream.
+        """Return the vector of a text, the vectors of a container of texts, or an iterator of vectors.
+
+        With `on_error="record"` and rows that cannot be used, a list in place of the matrix.
 
         Raises:
-            InputError: an unknown option, more dimensions than the model has. RowError: rows that are no text.
+            InputError: an unknown option or prompt name, more dimensions than the model has.
+            RowError: rows that are no text.
         """
+        chosen = self.options.replaced(options)
+        width = self._width(chosen)
+        if is_batch(inputs):
+            inputs = as_rows(inputs)
+            results = self._list(inputs, chosen)
+            if all(isinstance(row, np.ndarray) for row in results):
+                return quantize(np.stack(results) if results else np.zeros((0, width), np.float32), chosen.precision)
+            return results
+        if chosen.precision in ("int8", "uint8"):
+            raise InputError(f"precision={chosen.precision!r} takes its ranges from a list of texts. Pass a list")
         results = super().__call__(inputs, **options)
-        if is_batch(inputs) and results and all(isinstance(row, np.ndarray) for row in results):
-            return np.stack(results)
-        return results
+        if isinstance(results, np.ndarray):
+            return quantize(results, chosen.precision)
+        return (quantize(row, chosen.precision) if isinstance(row, np.ndarray) else row for row in results)
 
-    def _checked(self, row: Any, options: EmbeddingOptions) -> str:
+    def encode(self, inputs: Any, **options: Any) -> np.ndarray:
+        """Return the vectors of a text or of a list of texts, with the options of sentence-transformers' `encode`.
+
+        Args:
+            **options: `prompt`, `prompt_name`, `batch_size`, `show_progress_bar`, `precision`,
+                `truncate_dim` (cut as it is, not normalized again), `normalize_embeddings`, and those of a call.
+        """
+        cut, normalize = options.pop("truncate_dim", None), options.pop("normalize_embeddings", False)
+        if "show_progress_bar" in options:
+            options["progress"] = bool(options.pop("show_progress_bar"))
+        fixed_values = {"convert_to_numpy": True, "convert_to_tensor": False, "output_value": "sentence_embedding"}
+        for name, fixed in fixed_values.items():
+            if options.pop(name, fixed) != fixed:
+                raise InputError(f"{name} is not supported: vectors are numpy arrays. Leave it out")
+        precision = options.pop("precision", self.options.precision)
+        if cut is not None:
+            check_count("truncate_dim", cut)
+        vectors = np.asarray(self(inputs, **options, precision="float32"))[..., :cut]
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        check_choice("precision", precision, PRECISIONS)
+        return quantize(vectors, precision)
+
+    def encode_query(self, inputs: Any, **options: Any) -> np.ndarray:
+        """Return the vectors of queries: with the folder's prompt "query" where it has one."""
+        return self.encode(inputs, **self._for_kind(("query",), options))
+
+    def encode_document(self, inputs: Any, **options: Any) -> np.ndarray:
+        """Return the vectors of documents: with the folder's prompt "document", "passage" or "corpus", if any."""
+        return self.encode(inputs, **self._for_kind(("document", "passage", "corpus"), options))
+
+    def similarity(self, first: Any, second: Any) -> np.ndarray:
+        """Return the similarity (N, M) of vectors (N, D) and (M, D), by the folder's function, else the cosine.
+
+        Raises:
+            InputError: vectors of different widths.
+        """
+        a, b = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (first, second))
+        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+            raise InputError(f"vectors of shape {a.shape} and {b.shape} cannot be compared: their widths must agree")
+        kind = "cosine" if self._settings is None else self._settings.similarity
+        if kind == "euclidean":
+            return -np.sqrt(np.maximum(np.square(a[:, None] - b[None]).sum(-1), 0))
+        if kind == "manhattan":
+            return -np.abs(a[:, None] - b[None]).sum(-1)
+        if kind == "cosine":
+            a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (a, b))
+        return a @ b.T
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The folder's prompts by name."""
+        return {} if self._settings is None else dict(self._settings.prompts)
+
+    def limit(self, options: EmbeddingOptions) -> int:
+        """Return how many tokens a text may have, the folder's `max_seq_length` included."""
+        limit = super().limit(options)
+        longest = None if self._settings is None else self._settings.max_seq_length
+        return limit if longest is None else min(limit, longest)
+
+    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
+        if isinstance(model, str | Path):
+            folder = self._folder_of(model, model_options)
+            self._settings = None if folder is None else read_sentence_settings(folder)
+            if self._settings is not None and self._settings.encoder != folder:
+                model = self._settings.encoder
+        return super()._loaded(model, tokenizer, model_options)
+
+    def _for_kind(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        if any(options.get(name) is not None for name in ("prompt", "prompt_name", "instruction")):
+            return options
+        found = next((name for name in names if name in self.prompts), None)
+        return {**options, "prompt": "" if found is None else self.prompts[found]}
+
+    def _prompt(self, options: EmbeddingOptions) -> str:
+        settings = self._settings
+        if options.instruction is not None:
+            return f"Instruct: {options.instruction}\nQuery:"
+        if options.prompt is not None:
+            return options.prompt
+        name = options.prompt_name
+        if name is None:
+            name = None if settings is None else settings.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "no prompts"
+            raise InputError(f"prompt_name is {name!r}, the model has {known}. Pass prompt= with the text itself")
+        return self.prompts[name]
+
+    def _width(self, options: EmbeddingOptions) -> int:
+        """The number of dimensions of a result."""
+        self._prompt(options)
+        settings = self._settings
         width = self.model.config.hidden_size
+        if settings is not None and settings.dimensions is not None:
+            width = settings.dimensions
         if options.dimensions is not None and options.dimensions > width:
             raise InputError(f"dimensions is {options.dimensions}, the model has {width}")
-        text = check_text(row)
-        return text if options.instruction is None else f"Instruct: {options.instruction}\nQuery:{text}"
+        kept = options.dimensions or (None if settings is None else settings.truncate_dim)
+        return min(width, kept or width)
+
+    def _checked(self, row: Any, options: EmbeddingOptions) -> str:
+        text = self._prompt(options) + check_text(row)
+        return text.lower() if self._settings is not None and self._settings.do_lower_case else text
 
     def _run(self, pieces: list[Piece], options: EmbeddingOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
-        mean = options.pooling == "mean"
+        every = self._modes(options) != ("lasttoken",)
         return self._runner.run(
             pieces,
-            self._compute_all if mean else self._compute,
+            self._compute_all if every else self._compute,
             batch_size=options.batch_size,
             batch_tokens=options.batch_tokens,
-            per_token=mean,
+            per_token=every,
             padding_side=options.padding_side,
             finished=finished,
         )
+
+    def _modes(self, options: EmbeddingOptions) -> tuple[str, ...]:
+        if options.pooling is not None:
+            return (POOLING[options.pooling],)
+        return ("lasttoken",) if self._settings is None else self._settings.pooling
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         states = self._runner.base_model(**call).last_hidden_state
@@ -95,10 +239,54 @@ class Embedding(Task[EmbeddingOptions]):
         outputs: Sequence[tuple[np.ndarray, ...]],
         options: EmbeddingOptions,
     ) -> np.ndarray:
-        vector = outputs[0][0]
-        if options.pooling == "mean":
-            vector = vector.mean(axis=0)
-        vector = vector[: options.dimensions]
-        if not options.normalize:
-            return vector
-        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+        modes, settings, states = self._modes(options), self._settings, outputs[0][0]
+        if modes == ("lasttoken",):
+            vector = states
+        else:
+            skip = 0
+            if settings is not None and not settings.include_prompt and options.pooling is None:
+                skip = self._prompt_tokens(self._prompt(options))
+            vector = np.concatenate([pool(states, mode, skip) for mode in modes])
+        if settings is not None and options.pooling is None:
+            steps = settings.steps
+            if options.normalize is False and settings.normalized:
+                steps = steps[:-1]
+            for step in steps:
+                vector = step(vector)
+        vector = vector[: self._width(options)]
+        normalize = options.normalize
+        if normalize is None:
+            cut = options.dimensions is not None  # asked for at the call: as long as the whole vector was
+            normalize = settings is None or (settings.normalized and cut) or options.pooling is not None
+        return unit_length(vector) if normalize else vector
+
+    def _prompt_tokens(self, prompt: str) -> int:
+        """Tokens of the prompt as a text of its own, without a special token that ends it."""
+        if not prompt:
+            return 0
+        ids = self.tokenizer.encode(prompt)
+        special = set(self.tokenizer.all_special_ids)
+        return len(ids) - (1 if ids and ids[-1] in special else 0)
+
+
+def quantize(vectors: np.ndarray, precision: str) -> np.ndarray:
+    """Return vectors (N, D) or (D,) in `precision`; int8 and uint8 scale each column by its own range.
+
+    Source: sentence-transformers 6.2 `util/quantization.py`, quantize_embeddings.
+
+    Raises:
+        InputError: int8 or uint8 of fewer than two vectors, which have no range.
+    """
+    if precision == "float32":
+        return vectors
+    if precision.endswith("binary"):
+        bits = np.packbits(vectors > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+    if len(vectors) == 1:
+        raise InputError(f"precision={precision!r} takes its ranges from the texts: a single one has none. Pass more")
+    if not len(vectors):
+        return vectors.astype(precision)
+    low = vectors.min(axis=0)
+    step = (vectors.max(axis=0) - low) / 255
+    levels = np.clip(np.floor((vectors - low) / np.where(step == 0, 1, step)), 0, 255)
+    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)

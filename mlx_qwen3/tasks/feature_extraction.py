@@ -21,7 +21,7 @@ class FeatureExtractionOptions(Options):
     return_tensors: bool = False
 
 
-class FeatureExtraction(Task[FeatureExtractionOptions]):
+class FeatureExtraction(Task[FeatureExtractionOptions, Any]):
     """The last hidden states (1, L, M) of a text, from a checkpoint with any head or none."""
 
     options_class = FeatureExtractionOptions

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import mlx.core as mx
 import numpy as np
@@ -10,9 +10,18 @@ import numpy as np
 from ..errors import InputError
 from ..qdq.heads import QDQBertForMaskedLM
 from .batches import Piece
-from .rows import check_count, check_text
+from .rows import check_count, check_text, is_batch
 from .task import Options, Task
 from .text_classification import softmax
+
+
+class Filling(TypedDict):
+    """A word in place of the mask, its probability, and the whole text with it."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,23 @@ class FillMaskOptions(Options):
         check_count("top_k", self.top_k)
 
 
-class FillMask(Task[FillMaskOptions]):
+class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
     """`[{"score", "token", "token_str", "sequence"}]`, best first; where there are several masks, a list of such."""
 
     options_class = FillMaskOptions
     heads = (QDQBertForMaskedLM,)
     needs = "masked language model head"
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Return the words for a text, or for each text of a container or an iterator.
+
+        A list of one text gives the result of that text, as the reference does.
+
+        Raises:
+            InputError: an unknown option, a target that is no word. RowError: rows without a mask.
+        """
+        results = super().__call__(inputs, **options)
+        return results[0] if isinstance(results, list) and is_batch(inputs) and len(results) == 1 else results
 
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)

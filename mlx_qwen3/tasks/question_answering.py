@@ -4,9 +4,9 @@ Results are shaped as those of the pipeline that transformers had until 5.3; sou
 `pipelines/question_answering.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, overload
 
 import mlx.core as mx
 import numpy as np
@@ -14,9 +14,18 @@ import numpy as np
 from ..errors import InputError
 from ..models.heads import QuestionAnswering as QuestionAnsweringHead
 from .batches import Piece
-from .rows import check_count, check_text, paired
+from .rows import check_count, check_text, is_batch, paired
 from .task import Options, Task
 from .text_classification import softmax
+
+
+class Answer(TypedDict):
+    """An answer: its score (0 to 1), and where it stands in the context (characters, end excluded)."""
+
+    score: float
+    start: int
+    end: int
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Window:
     null: int
 
 
-class QuestionAnswering(Task[QuestionAnsweringOptions]):
+class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"]):
     """`{"score", "start", "end", "answer"}`; `context[start:end]` is the answer, white space around it left out.
 
     `answer(question=…, context=…)`, each a text or a list, or rows {"question": …, "context": …}.
@@ -68,17 +77,51 @@ class QuestionAnswering(Task[QuestionAnsweringOptions]):
     bundled_head = "docstring-answers"
     per_token = True
 
-    def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
-        """The answer to a question, or the answers to a list or a stream of them.
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, question: str, context: str, *, top_k: int, **options: Any
+    ) -> list[Answer]: ...
+    @overload
+    def __call__(self, question: str, context: str, **options: Any) -> Answer: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, question: Collection[str], context: str | Collection[str], **options: Any) -> list[Answer]: ...
+    @overload
+    def __call__(self, question: dict[str, str], **options: Any) -> Answer: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, question: Collection[dict[str, str]], **options: Any
+    ) -> list[Answer]: ...
+    @overload
+    def __call__(self, question: Iterable[dict[str, str]], **options: Any) -> Iterator[Answer]: ...
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *arguments: Any, question: Any = None, context: Any = None, inputs: Any = None, **options: Any
+    ) -> Any:
+        """Return the answer to a question, or the answers to a list or an iterator of them.
+
+        Args:
+            question: a question or several, with `context`; or rows {"question": …, "context": …}.
+            context: the text to read, one for all questions or one for each.
+            inputs: rows, by the reference's name.
+            **options: see the class; with `top_k` above 1 each answer is a list, best first.
 
         Raises:
             InputError: a missing question or context, lists of different lengths, an unknown option.
             RowError: rows that cannot be used; it names them and holds the results of the others.
         """
+        if len(arguments) > 2:
+            raise InputError(f"{len(arguments)} arguments are given; expected a question and a context, or rows")
+        if len(arguments) == 2:
+            if question is not None or context is not None:
+                raise InputError("question and context are given twice. Give each once")
+            question, context = arguments
+        elif arguments and (isinstance(arguments[0], str) or context is not None) and question is None:
+            question = arguments[0]
+        elif arguments:
+            inputs = arguments[0]
         if inputs is None:
             if question is None or context is None:
-                raise InputError("give question= and context=, or rows with 'question' and 'context'")
-            if isinstance(question, list | tuple) and isinstance(context, str):
+                raise InputError("question or context is missing. Give both, or rows with 'question' and 'context'")
+            if is_batch(question) and isinstance(context, str):
                 context = [context] * len(question)
             inputs = paired(question, context, "question", "context")
         elif question is not None or context is not None:

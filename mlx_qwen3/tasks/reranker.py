@@ -1,8 +1,8 @@
 """How well a document answers a query, as Qwen3-Reranker judges it: the probability of "yes" against "no"."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, overload
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..models.heads import CausalLM, SequenceClassification
 from .batches import Piece
-from .rows import check_count, check_text, is_batch
+from .rows import as_rows, check_choice, check_count, check_text, is_batch
 from .task import Options, Task
 from .text_classification import sigmoid
 
@@ -22,6 +22,14 @@ OPENING = (
 CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
+class Ranked(TypedDict):
+    """A document's index in the list that was given, and its score."""
+
+    index: int
+    score: float
+    document: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class RerankerOptions(Options):
     """Besides the options of every task:
@@ -29,20 +37,23 @@ class RerankerOptions(Options):
     instruction: what makes a document a good one.
     top_k: how many documents come back; None for all.
     return_documents: whether a result holds the document too.
+    activation: "sigmoid" for scores from 0 to 1, or "none" for the logit itself.
     """
 
     instruction: str = INSTRUCTION
     top_k: int | None = None
     return_documents: bool = False
+    activation: str = "sigmoid"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_text(self.instruction, "instruction")
+        check_choice("activation", self.activation, ("sigmoid", "none"))
         if self.top_k is not None:
             check_count("top_k", self.top_k)
 
 
-class Reranker(Task[RerankerOptions]):
+class Reranker(Task[RerankerOptions, float]):
     """Scores documents for a query, 0 to 1.
 
     `rerank(query, documents)` gives `[{"index", "score"}]`, best first, `index` counting in the list that was given;
@@ -54,6 +65,11 @@ class Reranker(Task[RerankerOptions]):
     options_class = RerankerOptions
     heads = (CausalLM, SequenceClassification)
     needs = "language model head, nor a sequence classification head"
+
+    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
+        if model is None:
+            raise InputError('no reranker comes with this package. Name one: model="Qwen/Qwen3-Reranker-0.6B"')
+        return super()._loaded(model, tokenizer, model_options)
 
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
@@ -70,8 +86,18 @@ class Reranker(Task[RerankerOptions]):
             raise InputError(f"the tokenizer has no token for {word!r}; a reranker needs one for 'yes' and for 'no'")
         return ids[0]
 
-    def __call__(self, inputs: Any, documents: Any = None, **options: Any) -> Any:
-        """The ranking of `documents` for the query `inputs`; or scores of pairs, listed or streamed.
+    @overload
+    def __call__(self, inputs: str, documents: Collection[str], **options: Any) -> list[Ranked]: ...
+    @overload
+    def __call__(self, inputs: dict[str, str], documents: None = None, **options: Any) -> float: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, inputs: Collection[Any], documents: None = None, **options: Any) -> list[float]: ...
+    @overload
+    def __call__(self, inputs: Iterable[Any], documents: None = None, **options: Any) -> Iterator[float]: ...
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, documents: Any = None, **options: Any
+    ) -> Any:
+        """Return the ranking of `documents` for the query `inputs`; or the scores of pairs.
 
         Raises:
             InputError: an unknown option, documents that are no list. RowError: rows that cannot be used.
@@ -82,6 +108,7 @@ class Reranker(Task[RerankerOptions]):
         query = check_text(inputs, "query")
         if not is_batch(documents):
             raise InputError(f"documents must be a list of texts, not {type(documents).__name__}")
+        documents = as_rows(documents)
         scores = self._list([(query, document) for document in documents], chosen)
         if not all(isinstance(score, float) for score in scores):
             bad = [score for score in scores if not isinstance(score, float)]
@@ -94,6 +121,10 @@ class Reranker(Task[RerankerOptions]):
             for result in results:
                 result["document"] = documents[result["index"]]
         return results + bad
+
+    def rank(self, query: str, documents: Any, **options: Any) -> list[Ranked]:
+        """Return the ranking of `documents` for `query`: what a call gives, by the name of sentence-transformers."""
+        return self(query, documents, **options)
 
     def _checked(self, row: Any, options: RerankerOptions) -> tuple[str, str]:
         if isinstance(row, dict) and set(row) == {"query", "document"}:
@@ -131,4 +162,5 @@ class Reranker(Task[RerankerOptions]):
         outputs: Sequence[tuple[np.ndarray, ...]],
         options: RerankerOptions,
     ) -> float:
-        return float(sigmoid(outputs[0][0]))
+        logit = outputs[0][0]
+        return float(sigmoid(logit) if options.activation == "sigmoid" else logit)

@@ -3,10 +3,11 @@
 Knows no model and no tokenizer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from ..errors import InputError
+from ..outputs import ModelOutput
 
 ON_ERROR = ("raise", "record")
 
@@ -14,6 +15,10 @@ ON_ERROR = ("raise", "record")
 def check_text(text: Any, name: str = "text") -> str:
     """`text`, if it is a text with something in it; raises `InputError` with `name` otherwise."""
     if not isinstance(text, str):
+        if text is None or type(text).__name__ in ("NAType", "NaTType") or (isinstance(text, float) and text != text):
+            raise InputError(f"{name} is missing ({text}). Drop such rows or fill them in")
+        if isinstance(text, set | frozenset):
+            raise InputError(f"{name} must be a string, not a {type(text).__name__}. A set has no order: pass a list")
         raise InputError(f"{name} must be a string, not {type(text).__name__}")
     if not text.strip():
         raise InputError(f"{name} is empty")
@@ -25,13 +30,48 @@ def check_text(text: Any, name: str = "text") -> str:
 
 
 def is_batch(inputs: Any) -> bool:
-    """Whether `inputs` is a list of rows, and not one row or a stream."""
-    return isinstance(inputs, list | tuple)
+    """Whether `inputs` is a sized, ordered container of rows, and not one row or an iterator.
+
+    Lists, tuples, numpy arrays, pandas and polars Series, pyarrow arrays and data sets are containers.
+    """
+    if isinstance(inputs, str | bytes | Mapping | ModelOutput | set | frozenset):
+        return False
+    return isinstance(inputs, Sized) and (isinstance(inputs, Iterable) or hasattr(inputs, "column_names"))
 
 
 def is_stream(inputs: Any) -> bool:
-    """Whether `inputs` is an iterator or a data set, to be read as it goes."""
-    return not isinstance(inputs, str | bytes | dict | list | tuple) and isinstance(inputs, Iterable)
+    """Whether `inputs` is an iterator, to be read as it goes."""
+    return isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | Sized)
+
+
+def as_rows(inputs: Any) -> list[Any]:
+    """Return the rows of a container (see `is_batch`) as a list of Python objects.
+
+    Raises:
+        InputError: a table of several columns, whose rows are not texts.
+    """
+    if isinstance(inputs, list):
+        return inputs
+    if hasattr(inputs, "columns") or hasattr(inputs, "column_names"):
+        names = [str(name) for name in getattr(inputs, "column_names", getattr(inputs, "columns", ()))]
+        if not _iterates_rows(inputs):
+            name = names[0] if names else "text"
+            raise InputError(
+                f"a {type(inputs).__name__} with the columns {', '.join(names) or '(none)'} is not rows of text. "
+                f"Pass one column, such as table[{name!r}]"
+            )
+    shape = getattr(inputs, "shape", None)
+    if isinstance(shape, tuple) and not shape:
+        raise InputError("a zero-dimensional array is given, not rows. Pass a string or a list of strings")
+    for method in ("to_pylist", "tolist", "to_list"):
+        if hasattr(inputs, method):
+            return list(getattr(inputs, method)())
+    return list(inputs)
+
+
+def _iterates_rows(table: Any) -> bool:
+    """Whether iterating a table gives its rows, as mappings: so do the data sets of Hugging Face's `datasets`."""
+    return isinstance(table, Iterable) and isinstance(next(iter(table), None), Mapping)
 
 
 def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int = 1) -> Iterator[tuple[int, list[Any]]]:
@@ -66,6 +106,7 @@ def paired(texts: Any, others: Any, first: str, second: str) -> Any:
         InputError: the lists differ in length, or only one of the two is a list.
     """
     if is_batch(texts) and is_batch(others):
+        texts, others = as_rows(texts), as_rows(others)
         if len(texts) != len(others):
             raise InputError(f"{first} has {len(texts)} rows and {second} has {len(others)}; they must be as many")
         return [{first: a, second: b} for a, b in zip(texts, others, strict=True)]

@@ -5,11 +5,12 @@ a row looks like. Everything else happens here.
 """
 
 import dataclasses
+import difflib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,8 @@ from ..errors import InputError, RowError
 from ..models.heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
-from .rows import ON_ERROR, check_choice, check_count, check_text, is_batch, is_stream, windows
+from .keywords import TO_LOADING, drop_harmless, split_loading_options
+from .rows import ON_ERROR, as_rows, check_choice, check_count, check_text, is_batch, is_stream, windows
 
 logger = logging.getLogger(__name__)
 
@@ -56,26 +58,38 @@ class Options:
         check_choice("padding_side", self.padding_side, ("right", "left"))
         check_choice("on_error", self.on_error, ON_ERROR)
 
-    def replaced(self, keywords: dict[str, Any]) -> Any:
-        """These options with some of them replaced; raises `InputError` for an unknown name."""
+    def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Self:
+        """Return these options with some of them replaced.
+
+        Args:
+            others: further names that the message lists.
+
+        Raises:
+            InputError: an unknown name.
+        """
         known = [field.name for field in dataclasses.fields(self)]
+        keywords = drop_harmless(keywords)
         for name in keywords:
             if name not in known:
-                raise InputError(f"unknown option {name!r}; expected one of {', '.join(known)}")
+                close = difflib.get_close_matches(name, [*known, *others], 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise InputError(f"unknown option {name!r}; expected one of {', '.join([*known, *others])}.{hint}")
         return dataclasses.replace(self, **keywords)
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
+R = TypeVar("R")
 
 
-class Task(Generic[O]):
-    """A model, its tokenizer and what they are used for.
+class Task(Generic[O, R]):
+    """A model, its tokenizer and what they are used for: options `O`, one result `R` per row.
 
     Args:
         model: a model of this package, a folder or a Hub repository; None for the model that comes with the package,
             under its example head where the task needs one.
         tokenizer: by default the model's own; needed when `model` is an object.
-        model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`.
+        model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`; `dtype`, `revision` and the Hub's
+            options may also be given directly.
         **options: the task's options, which a call may replace.
 
     Raises:
@@ -98,18 +112,43 @@ class Task(Generic[O]):
         model_options: dict[str, Any] | None = None,
         **options: Any,
     ):
-        self.options: O = self.options_class().replaced(options)  # pyright: ignore[reportAttributeAccessIssue]
-        self.model, self.tokenizer = self._loaded(model, tokenizer, model_options or {})
+        loading = split_loading_options(options, model_options)
+        defaults: Any = self.options_class()
+        self.options: O = defaults.replaced(options, ("model_options",))
+        self.model, self.tokenizer = self._loaded(model, tokenizer, loading)
         self._check_model(model)
         pad = self.tokenizer.pad_token_id
         self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
         self._said: set[str] = set()
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "options_class" in cls.__dict__:
+            cls.__doc__ = (
+                f"{cls.__doc__}\n\n    Options, at construction or at a call:\n{_options_help(cls.options_class)}"
+            )
+
+    def __repr__(self) -> str:
+        changed = ", ".join(
+            f"{field.name}={getattr(self.options, field.name)!r}" for field in dataclasses.fields(self.options)
+        )
+        return f"{type(self).__name__}({type(self.model).__name__}, {changed})"
+
+    @overload
+    def __call__(self, inputs: str, **options: Any) -> R: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, inputs: Collection[Any], **options: Any) -> list[R]: ...
+    @overload
+    def __call__(self, inputs: Iterable[Any], **options: Any) -> Iterator[R]: ...
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """The result of one row, a list of results for a list of rows, an iterator of results for a stream."""
+        """Return the result of one row, a list of results for a container of rows, an iterator for an iterator.
+
+        Raises:
+            InputError: an unknown option, or a table in place of rows. RowError: rows that cannot be used.
+        """
         chosen: O = self.options.replaced(options)
         if is_batch(inputs):
-            return self._list(inputs, chosen)
+            return self._list(as_rows(inputs), chosen)
         if is_stream(inputs):
             return self._stream(inputs, chosen)
         return self._single(inputs, chosen)
@@ -284,6 +323,15 @@ class Task(Generic[O]):
         model.eval()
         return model, tokenizer
 
+    def _folder_of(self, model: str | Path, loading: dict[str, Any]) -> Path | None:
+        """Return the folder of a model given by its path or Hub id; None for a single file."""
+        from ..checkpoint import resolve_checkpoint
+
+        if Path(model).is_file():
+            return None
+        hub = {name: value for name, value in loading.items() if name in TO_LOADING and "dtype" not in name}
+        return resolve_checkpoint(model, **hub)
+
     def _check_model(self, source: Any) -> None:
         """Raises `InputError` for a model without the head that the task needs, or with one that was never trained."""
         if self.heads and not isinstance(self.model, self.heads):
@@ -299,6 +347,23 @@ class Task(Generic[O]):
                     f"{source} has no trained {self.needs} ({fresh[0]} is missing); load a checkpoint that has one, "
                     "or train one"
                 )
+
+
+def _options_help(options: type[Options]) -> str:
+    """Return a line per option: its name, its default, and what its class's docstring says of it."""
+    said: dict[str, str] = {}
+    for parent in (Options, options):
+        for line in (parent.__doc__ or "").splitlines():
+            name, colon, text = line.strip().partition(": ")
+            if colon and name.isidentifier():
+                said[name] = text
+            elif said and line.startswith("        ") and line.strip():
+                said[list(said)[-1]] += " " + line.strip()
+    lines = []
+    for field in dataclasses.fields(options):
+        default = field.default if field.default is not dataclasses.MISSING else "{}"
+        lines.append(f"        {field.name} (default {default!r}): {said.get(field.name, '')}".rstrip(": "))
+    return "\n".join(lines)
 
 
 def progress_bar(rows: Iterable[Any]) -> Any:

@@ -1,8 +1,8 @@
 """Labels of a text, or of a pair of texts, with their scores."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, overload
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,13 @@ from .rows import check_choice, check_count, check_text, paired
 from .task import Options, Task
 
 FUNCTIONS = ("sigmoid", "softmax", "none")
+
+
+class LabelScore(TypedDict):
+    """A label and its score."""
+
+    label: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class TextClassificationOptions(Options):
             check_choice("function_to_apply", self.function_to_apply, FUNCTIONS)
 
 
-class TextClassification(Task[TextClassificationOptions]):
+class TextClassification(Task[TextClassificationOptions, "LabelScore | list[LabelScore]"]):
     """`{"label", "score"}` for a text.
 
     Results are shaped as those of transformers: a single text gives a list with one result; with `top_k` a result is
@@ -52,8 +59,22 @@ class TextClassification(Task[TextClassificationOptions]):
     instead = "name labels of your own (--labels; the task zero-shot-classification)"
     bundled_head = "library-chapters"
 
-    def __call__(self, inputs: Any, text_pair: Any = None, **options: Any) -> Any:
-        """The labels of a text or a pair, of a list of them, or of a stream.
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, inputs: str | dict[str, str], text_pair: str | None = None, **options: Any
+    ) -> list[LabelScore]: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, inputs: Collection[Any], text_pair: Any = None, *, top_k: int | None, **options: Any
+    ) -> list[list[LabelScore]]: ...
+    @overload
+    def __call__(self, inputs: Collection[Any], text_pair: Any = None, **options: Any) -> list[LabelScore]: ...
+    @overload
+    def __call__(self, inputs: Iterable[Any], text_pair: None = None, **options: Any) -> Iterator[LabelScore]: ...
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, text_pair: Any = None, **options: Any
+    ) -> Any:
+        """Return the labels of a text or a pair, of a list of them, or of an iterator.
 
         Raises:
             InputError: something other than texts, pairs of different numbers, an unknown option.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +15,12 @@ from .rows import check_text
 from .task import Options, Task
 
 ROWS_AT_ONCE = 16
+
+
+class GeneratedText(TypedDict):
+    """The generated text; for a chat, its messages with the answer added."""
+
+    generated_text: Any
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,15 @@ class TextGenerationOptions(Options):
     generate: dict[str, Any] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
 
-    def replaced(self, keywords: dict[str, Any]) -> Any:
+    def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
         """These options with some replaced; a name that is none of them goes to `model.generate`."""
         known = {option.name for option in dataclasses.fields(self)}
         own = {name: value for name, value in keywords.items() if name in known}
-        others = {name: value for name, value in keywords.items() if name not in known}
-        return dataclasses.replace(self, **{**own, "generate": {**own.get("generate", self.generate), **others}})
+        rest = {name: value for name, value in keywords.items() if name not in known}
+        return dataclasses.replace(self, **{**own, "generate": {**own.get("generate", self.generate), **rest}})
 
 
-class TextGeneration(Task[TextGenerationOptions]):
+class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
     """`[{"generated_text": …}]` for a prompt or a chat (a list of messages with 'role' and 'content')."""
 
     options_class = TextGenerationOptions

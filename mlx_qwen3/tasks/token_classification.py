@@ -20,6 +20,8 @@ from .text_classification import softmax
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 Entity = dict[str, Any]
+"""With the strategy "none": `entity`, `score`, `index`, `word`, `start`, `end`; else `entity_group` for
+the first, and no `index`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class TokenClassificationOptions(Options):
                 )
 
 
-class TokenClassification(Task[TokenClassificationOptions]):
+class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
     """The entities of a text, as dictionaries.
 
     With the strategy "none": `entity`, `score`, `index` (of the token), `word` (the token), `start`, `end`; with the

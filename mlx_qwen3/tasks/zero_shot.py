@@ -5,9 +5,9 @@ frequent anyway gains nothing by it. Sources: Zhao et al. 2021, "Calibrate Befor
 al. 2021, "Surface Form Competition" (arXiv 2104.08315).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, overload
 
 import numpy as np
 
@@ -15,12 +15,20 @@ from ..errors import InputError
 from ..models.heads import CausalLM
 from .batches import Piece
 from .label_scores import LabelScorer, LabelTree, RowScorer
-from .rows import check_text
+from .rows import as_rows, check_text, is_batch
 from .task import Options, Task
 from .text_classification import sigmoid, softmax
 
 TEMPLATE = "This text is about {}"
 CONTENT_FREE = ("N/A", "[MASK]", "Text")
+
+
+class ZeroShotResult(TypedDict):
+    """A text, its labels, best first, and their scores in the same order."""
+
+    sequence: str
+    labels: list[str]
+    scores: list[float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class ZeroShotOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.hypothesis_template, str):
+            kind = type(self.hypothesis_template).__name__
+            raise InputError(f"hypothesis_template must be a text with one {{}}, not {kind}. Leave it out")
         if self.hypothesis_template.count("{}") != 1:
             raise InputError(f"hypothesis_template is {self.hypothesis_template!r}, expected a text with one {{}}")
         if self.candidate_labels is not None:
@@ -58,7 +69,7 @@ class Labels:
     prior: np.ndarray | float = field(default=0.0)
 
 
-class ZeroShotClassification(Task[ZeroShotOptions]):
+class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
     """`{"sequence", "labels", "scores"}`, the best label first, from any causal checkpoint.
 
     >>> classify = ZeroShotClassification("Qwen/Qwen3-0.6B")  # doctest: +SKIP
@@ -75,8 +86,20 @@ class ZeroShotClassification(Task[ZeroShotOptions]):
         if not self.model.base_model.causal:
             raise InputError("zero-shot classification needs a decoder; this backbone looks both ways")
 
-    def __call__(self, inputs: Any, candidate_labels: str | Sequence[str] | None = None, **options: Any) -> Any:
-        """The labels of a text, of a list of texts, or of a stream, with their scores.
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, inputs: str, candidate_labels: str | Collection[str] | None = None, **options: Any
+    ) -> ZeroShotResult: ...
+    @overload
+    def __call__(
+        self, inputs: Collection[Any], candidate_labels: str | Collection[str] | None = None, **options: Any
+    ) -> list[ZeroShotResult]: ...
+    @overload
+    def __call__(
+        self, inputs: Iterable[Any], candidate_labels: str | Collection[str] | None = None, **options: Any
+    ) -> Iterator[ZeroShotResult]: ...
+    def __call__(self, inputs: Any, candidate_labels: Any = None, **options: Any) -> Any:
+        """Return the labels of a text, of a list of texts, or of an iterator, with their scores.
 
         Raises:
             InputError: no labels, the same one twice, a template without {}, an unknown option.
@@ -197,8 +220,9 @@ def check_labels(labels: Any) -> tuple[str, ...]:
     """The labels as a tuple; raises `InputError` when there is none, one is empty, or one comes twice."""
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",") if label.strip()]
+    labels = as_rows(labels) if is_batch(labels) else labels
     if not isinstance(labels, list | tuple) or not labels:
-        raise InputError("candidate_labels must be a list of at least one label")
+        raise InputError(f"candidate_labels is {labels!r}, expected a list of at least one label")
     checked = tuple(check_text(label, f"candidate label {index}") for index, label in enumerate(labels))
     for index, label in enumerate(checked):
         if label in checked[:index]:

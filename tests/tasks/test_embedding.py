@@ -54,8 +54,8 @@ def test_fewer_dimensions_have_length_one_again(embed):
     np.testing.assert_allclose(short, whole[:8] / np.linalg.norm(whole[:8]), atol=1e-5)
     with pytest.raises(InputError, match="dimensions is 33, the model has 32"):
         embed("hello", dimensions=33)
-    with pytest.raises(InputError, match="pooling is 'max'"):
-        embed("hello", pooling="max")
+    with pytest.raises(InputError, match="pooling is 'first'"):
+        embed("hello", pooling="first")
 
 
 def test_streams_and_bad_rows(embed):

@@ -84,7 +84,7 @@ def test_spans_run_forward_and_are_no_longer_than_allowed():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: a(question="x"), "give question= and context="),
+        (lambda a: a(question="x"), "question or context is missing"),
         (lambda a: a([{"question": "x", "context": "y"}], question="z"), "and not both"),
         (lambda a: a(question=["x"], context=["y", "z"]), "question has 1 rows and context has 2"),
         (lambda a: a(question="x", context=["y"]), "context is a list, so question must be a list"),

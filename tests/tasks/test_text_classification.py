@@ -113,7 +113,7 @@ def test_bad_rows_are_named_and_the_others_are_not_lost(classify):
     with pytest.raises(RowError, match=r"row 1: text is empty \(and 3 more rows\)") as caught:
         classify(rows)
     assert list(caught.value.errors) == [1, 3, 4, 5]
-    assert "NoneType" in caught.value.errors[3]
+    assert "missing (None)" in caught.value.errors[3]
     assert caught.value.results[2]["label"] == classify("it")[0]["label"]
     assert caught.value.results[1] is None
     recorded = classify(rows, on_error="record")

@@ -1,0 +1,92 @@
+"""Keywords of the reference's pipelines: passed on to loading, accepted where they change nothing here, or refused.
+
+Source: transformers 5.23 `pipelines/__init__.py` and `pipelines/base.py`.
+"""
+
+import logging
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+TO_LOADING = (
+    "dtype",
+    "torch_dtype",
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "subfolder",
+    "force_download",
+)
+"""Keywords of the constructor that `mlx_qwen3.load` takes."""
+
+HARMLESS = ("num_workers", "use_fast", "padding", "clean_up_tokenization_spaces", "binary_output")
+"""Keywords that change no result: batches are padded and prepared here in one way."""
+
+REFUSED = {
+    "framework": "models run in MLX; leave it out",
+    "feature_extractor": "no model here takes images or sound; leave it out",
+    "image_processor": "no model here takes images; leave it out",
+    "processor": "no model here takes images or sound; pass tokenizer=",
+    "config": "load the model with from_pretrained(path, config=...) and pass it as model=",
+    "device_map": "MLX computes on one device; leave it out",
+}
+
+
+def split_loading_options(options: dict[str, Any], model_options: dict[str, Any] | None) -> dict[str, Any]:
+    """Take what loading needs out of a constructor's `options`, in place, and return it with `model_options`.
+
+    Raises:
+        InputError: a keyword is given in two places, or has no meaning here.
+    """
+    loading = dict(model_options or {})
+    given = {name: options.pop(name) for name in TO_LOADING if name in options}
+    given |= options.pop("model_kwargs", None) or {}
+    for name, value in given.items():
+        name = "dtype" if name == "torch_dtype" else name
+        if value is None:
+            continue
+        if name in loading and loading[name] != value:
+            raise InputError(f"{name} is {value!r} and in model_options {loading[name]!r}. Give it once")
+        loading[name] = value
+    _check_device(options.pop("device", None))
+    if options.pop("trust_remote_code", False):
+        raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run. Leave it out")
+    return loading
+
+
+def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without the reference's keywords that change nothing here.
+
+    Raises:
+        InputError: a keyword of the reference that has no meaning here.
+    """
+    for name in options:
+        if name in REFUSED:
+            raise InputError(f"the option {name!r} is not supported: {REFUSED[name]}")
+    if options.get("truncation", True) is False:
+        raise InputError(
+            "truncation=False is not supported: texts over the limit are cut, with a warning. Check their lengths first"
+        )
+    return {name: value for name, value in options.items() if name not in (*HARMLESS, "truncation")}
+
+
+def _check_device(device: Any) -> None:
+    """Accept a device by the reference's names; say so where it is another than the one that MLX computes on."""
+    if device is None:
+        return
+    name = str(getattr(device, "type", device)).lower().partition(":")[0].rpartition(".")[2]
+    wants_cpu = name in ("cpu", "-1")
+    if not wants_cpu and name not in ("gpu", "mps", "cuda", "auto") and not name.isdigit():
+        raise InputError(f"device is {device!r}. Expected 'cpu' or 'gpu', or leave it out")
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    if wants_cpu != on_cpu and name != "auto":
+        logger.warning(
+            "device=%r is ignored: MLX computes on its default device, the %s; mx.set_default_device changes it",
+            device,
+            "CPU" if on_cpu else "GPU",
+        )
