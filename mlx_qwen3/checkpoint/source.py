@@ -16,7 +16,16 @@ from mlx_qwen3.folders import finish_update, recover_folder
 
 logger = logging.getLogger(__name__)
 
-ALLOW_PATTERNS = ("*.json", "model*.safetensors", "*/model.safetensors", "*.txt", "*.jinja", "*.model", "README.md", "LICENSE*")
+ALLOW_PATTERNS = (
+    "*.json",
+    "model*.safetensors",
+    "*/model.safetensors",
+    "*.txt",
+    "*.jinja",
+    "*.model",
+    "README.md",
+    "LICENSE*",
+)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
