@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import resolve_checkpoint
+from .checkpoint import resolve_checkpoint, take_hub_options
 from .config.pretrained import read_config_file
 from .models.registry import model_class
 from .tokenizer import AutoTokenizer
@@ -37,7 +37,7 @@ def load(
             such as "org/repo:Q4_K_M", or a model of ollama such as "ollama:qwen3:4b"; None for the small model that
             comes with this package.
         gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
-        **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields.
+        **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields, and the arguments of the Hub.
 
     Raises:
         InputError, CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.
@@ -48,7 +48,8 @@ def load(
         folder = bundled_model_path()
         logger.warning(BUNDLED_NOTE)
     else:
-        folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
+        hub = take_hub_options(options, "load")
+        folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub, tokenizer=True)
     values = read_config_file(folder)
     model = model_class(values, str(path_or_id or folder)).from_pretrained(folder, **options)
     if values.get("model_type") == "bert":

@@ -6,25 +6,33 @@ checkpoint is never run.
 """
 
 from mlx_qwen3.checkpoint.decoded import DecodedCheckpoint, open_decoded_checkpoint
-from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
+from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, mlx_quantization, quantization_settings
 from mlx_qwen3.checkpoint.header import TensorEntry, read_header
+from mlx_qwen3.checkpoint.hub import HUB_NAMES, HubOptions
+from mlx_qwen3.checkpoint.keywords import refuse_unknown_fields, take_hub_options
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
-from mlx_qwen3.checkpoint.source import resolve_checkpoint
+from mlx_qwen3.checkpoint.source import refuse_adapter, resolve_checkpoint
 from mlx_qwen3.checkpoint.writer import CheckpointWriter, is_weight_file, save_checkpoint, write_checkpoint
 
 __all__ = [
+    "HUB_NAMES",
     "Checkpoint",
     "CheckpointWriter",
     "DecodedCheckpoint",
     "ForeignWeight",
+    "HubOptions",
     "TensorEntry",
     "foreign_weights",
     "is_weight_file",
+    "mlx_quantization",
     "open_checkpoint",
     "open_decoded_checkpoint",
     "quantization_settings",
     "read_header",
+    "refuse_adapter",
+    "refuse_unknown_fields",
     "resolve_checkpoint",
     "save_checkpoint",
+    "take_hub_options",
     "write_checkpoint",
 ]

@@ -31,6 +31,13 @@ class DecodedCheckpoint(Checkpoint):
         self._weights = {f"{path}.weight": weight for path, weight in weights.items()}
         self._dtype = dtype
 
+    def is_decoded(self, name: str) -> bool:
+        return name in self._weights
+
+    def foreign(self, name: str) -> ForeignWeight | None:
+        """Return what a decoded tensor is decoded from, None for a plain one."""
+        return self._weights.get(name)
+
     def read(self, name: str) -> mx.array:
         """One tensor; a packed one is decoded in float32 a block of rows at a time and kept in `dtype`."""
         weight = self._weights.get(name)

@@ -66,10 +66,17 @@ def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, 
     files.
     """
     settings = config.get("quantization_config")
-    if isinstance(settings, Mapping) and "quant_method" in settings:
+    if isinstance(settings, Mapping) and str(settings.get("quant_method", "mlx")).lower() != "mlx":
         return dict(settings)
-    if isinstance(settings, Mapping) or "quantization" in config:
+    if settings is not None or config.get("quantization") is not None:
         return None
+    modelopt = folder / "hf_quant_config.json"
+    if modelopt.is_file():
+        content = read_json(modelopt)
+        settings = content.get("quantization") if isinstance(content, dict) else None
+        algorithm = settings.get("quant_algo") if isinstance(settings, dict) else None
+        if algorithm is not None:
+            return {"quant_method": f"modelopt {algorithm}"}
     for name in _SIDE_FILES:
         file = folder / name
         if not file.is_file():
@@ -79,6 +86,25 @@ def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, 
             method = "awq" if "w_bit" in content or content.get("quant_method") == "awq" else "gptq"
             return {"quant_method": method, **content}
     return None
+
+
+def mlx_quantization(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return what config.json says about layers that MLX packed; empty where it says nothing.
+
+    It is a hint: the formats are read off the arrays.
+
+    Raises:
+        CheckpointError: the entry is no mapping.
+    """
+    for name in ("quantization", "quantization_config"):
+        entry = config.get(name)
+        if entry is None:
+            continue
+        if not isinstance(entry, Mapping):
+            raise CheckpointError(f"{source}: {name!r} in config.json is no mapping. Correct or remove it")
+        if str(entry.get("quant_method", "mlx")).lower() == "mlx":
+            return dict(entry)
+    return {}
 
 
 def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, ForeignWeight]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_qwen3.checkpoint.gguf import is_gguf
 from mlx_qwen3.checkpoint.gguf_split import PART, part_names
+from mlx_qwen3.checkpoint.hub import HubOptions, download_files, list_files
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 logger = logging.getLogger(__name__)
@@ -23,13 +24,13 @@ _MODEL_LAYER = "application/vnd.ollama.image.model"
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
-def find_gguf(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Path | None:
+def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None = None) -> Path | None:
     """The GGUF file that a name means, downloaded if need be, or None where it means no GGUF file.
 
     Args:
         path_or_id: a GGUF file, a folder that holds one, `org/repo:Q4_K_M`, `org/repo:NAME.gguf`, or
             `ollama:qwen3:4b`; with `gguf_file` also a folder or `org/repo`.
-        revision: of the Hub repository.
+        options: how files are fetched from the Hub.
         gguf_file: the name of the file in the folder or repository, or the name of its quantization.
 
     Raises:
@@ -51,9 +52,9 @@ def find_gguf(path_or_id: str | Path, revision: str | None = None, gguf_file: st
     if match is not None and gguf_file is not None:
         raise InputError(f"{text} names a file and gguf_file is {gguf_file}: give one of them")
     if match is not None:
-        return _in_repository(match["repo"], match["name"], revision)
+        return _in_repository(match["repo"], match["name"], options)
     if gguf_file is not None and path.suffix != ".gguf":
-        return _in_repository(text, gguf_file, revision)
+        return _in_repository(text, gguf_file, options)
     return None
 
 
@@ -116,11 +117,9 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _in_repository(repo: str, wanted: str, revision: str | None) -> Path:
+def _in_repository(repo: str, wanted: str, options: HubOptions) -> Path:
     """The file of a Hub repository, from the cache or downloaded, all its parts with it."""
-    from mlx_qwen3.checkpoint.source import download_files
-
-    cached = _cached_names(repo, revision)
+    cached = _cached_names(repo, options)
     if cached is not None:
         folder, names = cached
         try:
@@ -131,18 +130,24 @@ def _in_repository(repo: str, wanted: str, revision: str | None) -> Path:
             parent = Path(name).parent
             if all((folder / parent / part).is_file() for part in part_names(Path(name).name)):
                 return folder / name
-    name = _choose(hub_gguf_names(repo, revision), wanted, repo)
+    name = _choose(hub_gguf_names(repo, options), wanted, repo)
     parent = Path(name).parent
     parts = [glob_escape(str(parent / part)) for part in part_names(Path(name).name)]
-    return download_files(repo, revision, parts) / name
+    return download_files(repo, parts, options) / name
 
 
-def _cached_names(repo: str, revision: str | None) -> tuple[Path, list[str]] | None:
+def _cached_names(repo: str, options: HubOptions) -> tuple[Path, list[str]] | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=["*.gguf"], local_files_only=True))
+        folder = Path(snapshot_download(
+                repo,
+                revision=options.revision,
+                cache_dir=options.cache_dir,
+                allow_patterns=["*.gguf"],
+                local_files_only=True,
+            ))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -150,15 +155,13 @@ def _cached_names(repo: str, revision: str | None) -> tuple[Path, list[str]] | N
     return folder, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
 
 
-def hub_gguf_names(repo: str, revision: str | None) -> list[str]:
+def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
     """The GGUF files of a Hub repository.
 
     Raises:
         HubError: the repository cannot be read.
     """
-    from mlx_qwen3.checkpoint.source import list_files
-
-    return [name for name in list_files(repo, revision) if name.lower().endswith(".gguf")]
+    return [name for name in list_files(repo, options) if name.lower().endswith(".gguf")]
 
 
 def ollama_folder() -> Path:

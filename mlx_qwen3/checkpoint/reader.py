@@ -79,6 +79,10 @@ class Checkpoint:
         """The dtype that `read` gives: 8-bit floats come as uint8, float64 as float32."""
         return MLX_DTYPES[self.entry(name).dtype]
 
+    def is_decoded(self, name: str) -> bool:
+        """Whether the tensor is not stored as such but decoded from what another tool packed."""
+        return False
+
     def nbytes(self, name: str) -> int:
         """The bytes a tensor takes in its file."""
         return self.entry(name).nbytes

@@ -1,5 +1,6 @@
-"""What a configuration field may hold. Each check returns the value to keep, or says what is expected."""
+"""What a configuration field may hold. Each check says what is expected, or returns None for a good value."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,31 +17,48 @@ class Field:
     check: Check
 
 
+MOST = 2**31 - 1
+MOST_LAYERS = 10_000
+MOST_LABELS = 1_000_000
+"""Bounds that no model reaches: a file that exceeds them is refused before memory is spent on it."""
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut to a line's length."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) and abs(value) < 1e300) or (isinstance(value, float) and math.isfinite(value))
+
+
 def positive_int(value: Any) -> str | None:
-    return None if _is_int(value) and value > 0 else "a whole number above 0"
+    return None if _is_int(value) and 0 < value <= MOST else f"a whole number from 1 to {MOST}"
+
+
+def layer_count(value: Any) -> str | None:
+    return None if _is_int(value) and 0 < value <= MOST_LAYERS else f"a whole number from 1 to {MOST_LAYERS}"
 
 
 def natural_int(value: Any) -> str | None:
-    return None if _is_int(value) and value >= 0 else "a whole number, 0 or more"
+    return None if _is_int(value) and 0 <= value <= MOST else f"a whole number from 0 to {MOST}"
 
 
 def positive_number(value: Any) -> str | None:
-    good = (_is_int(value) or isinstance(value, float)) and value > 0
-    return None if good else "a number above 0"
+    return None if _is_number(value) and value > 0 else "a number above 0"
 
 
 def natural_number(value: Any) -> str | None:
-    good = (_is_int(value) or isinstance(value, float)) and value >= 0
-    return None if good else "a number, 0 or more"
+    return None if _is_number(value) and value >= 0 else "a number, 0 or more"
 
 
 def probability(value: Any) -> str | None:
-    good = (_is_int(value) or isinstance(value, float)) and 0 <= value <= 1
-    return None if good else "a number from 0 to 1"
+    return None if _is_number(value) and 0 <= value <= 1 else "a number from 0 to 1"
 
 
 def boolean(value: Any) -> str | None:
@@ -48,12 +66,18 @@ def boolean(value: Any) -> str | None:
 
 
 def token_id(value: Any) -> str | None:
-    return None if _is_int(value) else "a token id"
+    return None if _is_int(value) and abs(value) <= MOST else "a token id"
 
 
 def token_ids(value: Any) -> str | None:
-    good = _is_int(value) or (isinstance(value, list | tuple) and all(_is_int(v) for v in value))
+    values = value if isinstance(value, list | tuple) else [value]
+    good = all(token_id(v) is None for v in values)
     return None if good else "a token id or a list of them"
+
+
+def names(value: Any) -> str | None:
+    good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    return None if good else "a list of names"
 
 
 def anything(value: Any) -> str | None:
@@ -62,7 +86,7 @@ def anything(value: Any) -> str | None:
 
 def one_of(*names: str) -> Check:
     def check(value: Any) -> str | None:
-        return None if value in names else "one of " + ", ".join(names)
+        return None if isinstance(value, str) and value in names else "one of " + ", ".join(names)
 
     return check
 

@@ -6,13 +6,17 @@ written again loses nothing.
 
 import copy
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+from ..checkpoint import HUB_NAMES, refuse_adapter, refuse_unknown_fields, resolve_checkpoint, take_hub_options
 from ..checkpoint.gguf import is_gguf
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 from ..files import read_json_object, write_atomically
-from .fields import Field, boolean, one_of, optional, token_ids
+from .fields import MOST_LABELS, Field, boolean, names, one_of, optional, shown, token_ids
 
 ELSEWHERE = {
     "qwen3_moe": "a mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
@@ -28,6 +32,28 @@ ELSEWHERE = {
 """Architectures that people ask for and this package does not run -> where to go."""
 
 DTYPES = ("float32", "float16", "bfloat16")
+_RESERVED = ("fields", "shared_fields", "accepted_model_types", "known_fields")
+_MORE_FIELDS = (
+    "classifier_dropout",
+    "dtype",
+    "finetuning_task",
+    "hidden_dropout",
+    "id2label",
+    "is_causal",
+    "label2id",
+    "num_labels",
+    "original_max_position_embeddings",
+    "prefix",
+    "quantization",
+    "quantization_config",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+)
+"""Fields of the reference besides those that a class checks."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -35,11 +61,10 @@ def refuse_other_architecture(model_type: Any, expected: tuple[str, ...], source
     """Raises `UnsupportedModelError` when `model_type` is none of `expected`; the message names the place to go."""
     if model_type in expected:
         return
-    hint = ELSEWHERE.get(model_type, "run it with mlx-lm (pip install mlx-lm) if that supports it")
+    known = isinstance(model_type, str) and model_type in ELSEWHERE
+    hint = f"it is {ELSEWHERE[model_type]}" if known else "run it with mlx-lm (pip install mlx-lm) if that supports it"
     raise UnsupportedModelError(
-        f"{source}: model_type {model_type!r} is not {' or '.join(map(repr, expected))}; it is {hint}"
-        if model_type in ELSEWHERE
-        else f"{source}: model_type {model_type!r} is not {' or '.join(map(repr, expected))}; {hint}"
+        f"{source}: model_type {shown(model_type)} is not {' or '.join(map(repr, expected))}; {hint}"
     )
 
 
@@ -62,7 +87,7 @@ class PretrainedConfig:
         "output_hidden_states": Field(False, boolean),
         "problem_type": Field(None, optional(one_of(*PROBLEM_TYPES))),
         "eos_token_id": Field(None, optional(token_ids)),
-        "architectures": Field(None, optional(lambda v: None if isinstance(v, list | tuple) else "a list")),
+        "architectures": Field(None, optional(names)),
     }
 
     return_dict: bool
@@ -76,7 +101,12 @@ class PretrainedConfig:
     def __init__(self, **fields: Any):
         model_type = fields.pop("model_type", None) or self.model_type
         if model_type not in self.accepted_model_types:
-            raise ConfigError(f"model_type is {model_type!r}, expected {self.model_type!r}")
+            raise ConfigError(f"model_type is {shown(model_type)}, expected {self.model_type!r}")
+        for name in fields:
+            if name in HUB_NAMES:
+                raise ConfigError(f"{name!r} is no field of a configuration. Pass it to from_pretrained")
+            if name.startswith("__") or name in _RESERVED:
+                raise ConfigError(f"config field {name!r} cannot be set: the name is reserved. Remove it")
         known = {**self.shared_fields, **self.fields}
         for name, field in known.items():
             setattr(self, name, self._checked(name, fields.pop(name, copy.copy(field.default))))
@@ -84,7 +114,8 @@ class PretrainedConfig:
         self._set_labels(fields)
         self._derive(fields)
         for name, value in fields.items():
-            if callable(getattr(type(self), name, None)) or name == "use_return_dict":
+            own = getattr(type(self), name, None)
+            if callable(own) or (isinstance(own, property) and own.fset is None):
                 raise ConfigError(f"config field {name!r} cannot be set: the configuration has a method of this name")
             setattr(self, name, value)
         self._check_labels()
@@ -96,7 +127,7 @@ class PretrainedConfig:
     def _checked(cls, name: str, value: Any) -> Any:
         expected = ({**cls.shared_fields, **cls.fields})[name].check(value)
         if expected:
-            raise ConfigError(f"config field {name!r} is {value!r}, expected {expected}")
+            raise ConfigError(f"config field {name!r} is {shown(value)}, expected {expected}")
         return value
 
     # labels
@@ -105,7 +136,12 @@ class PretrainedConfig:
         id2label, label2id = fields.pop("id2label", None), fields.pop("label2id", None)
         num_labels = fields.pop("num_labels", None)
         if id2label is None and isinstance(label2id, dict) and label2id:
-            id2label = {index: label for label, index in label2id.items()}
+            try:
+                id2label = {index: label for label, index in label2id.items()}
+            except TypeError:
+                raise ConfigError(
+                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index"
+                ) from None
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
             return
@@ -113,16 +149,22 @@ class PretrainedConfig:
             id2label = dict(enumerate(id2label))
         try:
             self.id2label = {int(index): str(label) for index, label in id2label.items()}
-        except (AttributeError, TypeError, ValueError):
-            raise ConfigError(f"config field 'id2label' is {id2label!r}, expected a map of index to name") from None
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            raise ConfigError(
+                f"config field 'id2label' is {shown(id2label)}, expected a map of index to name"
+            ) from None
         if num_labels is not None and num_labels != len(self.id2label):
-            raise ConfigError(f"config field 'num_labels' is {num_labels!r} but 'id2label' has {len(self.id2label)}")
+            raise ConfigError(
+                f"config field 'num_labels' is {shown(num_labels)} but 'id2label' has {len(self.id2label)}"
+            )
         self.label2id = {label: index for index, label in self.id2label.items()}
         if label2id:
             try:
                 self.label2id = {str(label): int(index) for label, index in label2id.items()}
-            except (AttributeError, TypeError, ValueError):
-                raise ConfigError(f"config field 'label2id' is {label2id!r}, expected a map of name to index") from None
+            except (AttributeError, TypeError, ValueError, OverflowError):
+                raise ConfigError(
+                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index"
+                ) from None
 
     @property
     def num_labels(self) -> int:
@@ -131,8 +173,10 @@ class PretrainedConfig:
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ConfigError(f"config field 'num_labels' is {count!r}, expected a whole number above 0")
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
+            raise ConfigError(
+                f"config field 'num_labels' is {shown(count)}, expected a whole number above 0, at most {MOST_LABELS}"
+            )
         if len(getattr(self, "id2label", ())) != count:
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
             self.label2id = {label: i for i, label in self.id2label.items()}
@@ -161,7 +205,9 @@ class PretrainedConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """The configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
-        named = len(values.get("id2label") or values.get("label2id") or ())
+        values = {name: value for name, value in values.items() if name not in HUB_NAMES}
+        labels = values.get("id2label") or values.get("label2id") or ()
+        named = len(labels) if isinstance(labels, dict | list | tuple) else 0
         # the file's names belong to another number of labels, or are replaced
         if overrides.get("num_labels", named) != named or "id2label" in overrides or "label2id" in overrides:
             values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
@@ -170,20 +216,30 @@ class PretrainedConfig:
         return cls(**{**values, **overrides})
 
     @classmethod
+    def known_fields(cls, values: Mapping[str, Any] = MappingProxyType({})) -> frozenset[str]:
+        """Return the names that a keyword may change: the class's fields, the reference's, and those in `values`."""
+        return frozenset((*cls.shared_fields, *cls.fields, *_MORE_FIELDS, *values)) - HUB_NAMES
+
+    @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> Self:
-        """The configuration in a folder, a config.json, a GGUF file, or a Hub repository.
+        """Load the configuration in a folder, a config.json, a GGUF file, or a Hub repository.
+
+        Args:
+            **overrides: fields to change, and the arguments of the Hub (`revision`, `token`, `cache_dir`, …).
 
         Raises:
             UnsupportedModelError: the file describes another architecture.
             CheckpointError: there is no config.json, or it is not JSON.
             ConfigError: a field has a wrong value.
+            InputError: an unknown argument.
+            HubError: the repository cannot be fetched.
         """
-        path = Path(path_or_id)
-        if not path.is_file():
-            from ..checkpoint import resolve_checkpoint
-
-            path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"])
+        hub = take_hub_options(overrides, f"{cls.__name__}.from_pretrained")
+        path = Path(path_or_id) if isinstance(path_or_id, str | os.PathLike) and str(path_or_id) else None
+        if path is None or not path.is_file():
+            path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"], hub=hub)
         values = read_config_file(path)
+        refuse_unknown_fields(overrides, cls.known_fields(values), f"{cls.__name__}.from_pretrained")
         model_type = values.get("model_type", cls.model_type)
         refuse_other_architecture(model_type, cls.accepted_model_types, str(path_or_id))
         return cls.from_dict(values, **overrides)
@@ -234,6 +290,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         from .gguf import config_from_gguf
 
         return config_from_gguf(path)
+    if path.is_dir():
+        refuse_adapter(path, str(path))
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"{path}: there is no config.json; name a folder that holds a model")
@@ -250,5 +308,5 @@ def _dtype_name(value: Any, older: Any) -> str | None:
         return None
     name = str(value).rpartition(".")[2]  # 'torch.bfloat16' and mlx.core.bfloat16 both end in the name
     if name not in DTYPES:
-        raise ConfigError(f"config field 'dtype' is {value!r}, expected one of {', '.join(DTYPES)}")
+        raise ConfigError(f"config field 'dtype' is {shown(value)}, expected one of {', '.join(DTYPES)}")
     return name

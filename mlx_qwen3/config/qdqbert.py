@@ -3,6 +3,7 @@
 Source: transformers 4.50 `models/deprecated/qdqbert/configuration_qdqbert.py`.
 """
 
+import re
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
@@ -10,6 +11,7 @@ from .fields import (
     Field,
     anything,
     boolean,
+    layer_count,
     natural_number,
     one_of,
     optional,
@@ -29,8 +31,17 @@ def _mapping(value: Any) -> str | None:
 
 
 def _patterns(value: Any) -> str | None:
-    good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    return None if good else "a list of regular expressions"
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        return "a list of regular expressions"
+    for pattern in value:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            return "a list of regular expressions"
+        # a pattern comes from a file: one that takes time without bound to match is refused
+        if len(pattern) > 1000 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 3:
+            return "regular expressions without repeated groups"
+    return None
 
 
 class QDQBertConfig(PretrainedConfig):
@@ -50,7 +61,7 @@ class QDQBertConfig(PretrainedConfig):
     fields: ClassVar[dict[str, Field]] = {
         "vocab_size": Field(30522, positive_int),
         "hidden_size": Field(768, positive_int),
-        "num_hidden_layers": Field(12, positive_int),
+        "num_hidden_layers": Field(12, layer_count),
         "num_attention_heads": Field(12, positive_int),
         "intermediate_size": Field(3072, positive_int),
         "hidden_act": Field("gelu", anything),

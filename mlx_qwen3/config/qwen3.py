@@ -10,17 +10,24 @@ from .fields import (
     Field,
     anything,
     boolean,
+    layer_count,
     natural_int,
     natural_number,
     optional,
     positive_int,
     positive_number,
     probability,
+    shown,
     token_id,
     token_ids,
 )
 from .pretrained import PretrainedConfig
 from .rope_settings import gather_rope_settings
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -42,7 +49,7 @@ class Qwen3Config(PretrainedConfig):
         "vocab_size": Field(151936, positive_int),
         "hidden_size": Field(4096, positive_int),
         "intermediate_size": Field(22016, positive_int),
-        "num_hidden_layers": Field(32, positive_int),
+        "num_hidden_layers": Field(32, layer_count),
         "num_attention_heads": Field(32, positive_int),
         "num_key_value_heads": Field(32, optional(positive_int)),
         "head_dim": Field(128, positive_int),
@@ -53,6 +60,7 @@ class Qwen3Config(PretrainedConfig):
         "use_cache": Field(True, boolean),
         "tie_word_embeddings": Field(False, boolean),
         "attention_bias": Field(False, boolean),
+        "is_causal": Field(True, boolean),
         "use_sliding_window": Field(False, boolean),
         "sliding_window": Field(4096, optional(positive_int)),
         "max_window_layers": Field(28, natural_int),
@@ -76,6 +84,7 @@ class Qwen3Config(PretrainedConfig):
     use_cache: bool
     tie_word_embeddings: bool
     attention_bias: bool
+    is_causal: bool
     use_sliding_window: bool
     sliding_window: int | None
     max_window_layers: int
@@ -94,7 +103,7 @@ class Qwen3Config(PretrainedConfig):
         """The configuration in `values`; any rotary setting among `overrides` replaces all those of the file."""
         if "rope_parameters" in overrides or "rope_scaling" in overrides:
             drop = ("rope_parameters", "rope_scaling", "rope_theta")
-            theta = values.get("rope_theta") or (values.get("rope_parameters") or {}).get("rope_theta")
+            theta = values.get("rope_theta") or _mapping(values.get("rope_parameters")).get("rope_theta")
             values = {k: v for k, v in values.items() if k not in drop}
             if "rope_scaling" in overrides and theta is not None:
                 overrides.setdefault("rope_theta", theta)  # scaling changes, the base stays
@@ -103,8 +112,8 @@ class Qwen3Config(PretrainedConfig):
                 k: {**v, "rope_theta": overrides["rope_theta"]} if k.startswith("rope_") and isinstance(v, dict) else v
                 for k, v in values.items()
             }
-        kinds = overrides.get("layer_types") or values.get("layer_types") or ()
-        if overrides.get("sliding_window") is not None and SLIDING in kinds:
+        kinds = overrides.get("layer_types") or values.get("layer_types")
+        if overrides.get("sliding_window") is not None and isinstance(kinds, list | tuple) and SLIDING in kinds:
             overrides.setdefault("use_sliding_window", True)  # a window given for layers that slide is meant
         return super().from_dict(values, **overrides)
 
@@ -126,14 +135,14 @@ class Qwen3Config(PretrainedConfig):
                 f"config field 'pad_token_id' is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}"
             )
         if callable(self.hidden_act) is False and not isinstance(self.hidden_act, str):
-            raise ConfigError(f"config field 'hidden_act' is {self.hidden_act!r}, expected a name or a function")
+            raise ConfigError(f"config field 'hidden_act' is {shown(self.hidden_act)}, expected a name or a function")
         self.rope_parameters = gather_rope_settings(rest, self.max_position_embeddings, self.head_dim)
 
     def _check_layer_types(self) -> None:
         names = self.layer_types
         if not isinstance(names, list | tuple) or any(name not in (FULL, SLIDING) for name in names):
             raise ConfigError(
-                f"config field 'layer_types' is {self.layer_types!r}, expected a list of {FULL}, {SLIDING}"
+                f"config field 'layer_types' is {shown(self.layer_types)}, expected a list of {FULL}, {SLIDING}"
             )
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
@@ -179,6 +188,8 @@ class Qwen3Config(PretrainedConfig):
         """Every field; the rotary settings in the current spelling and in the older one that mlx-lm reads."""
         values = super().to_dict()
         scaling = {k: v for k, v in self.rope_parameters.items() if k != "rope_theta"}
+        if self.is_causal:
+            del values["is_causal"]  # the reference has no such field; only an encoder says it
         values["rope_theta"] = self.rope_theta
         values["rope_scaling"] = None if self.rope_scaling is None else scaling
         return values

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
+from .fields import positive_number, shown
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 DEFAULT_THETA = 10000.0
@@ -36,11 +37,11 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
     theta = rest.pop("rope_theta", None)
     source, name = (scaling, "rope_scaling") if scaling else (parameters, "rope_parameters")
     if source is not None and not isinstance(source, dict):
-        raise ConfigError(f"config field {name!r} is {source!r}, expected a mapping or null")
+        raise ConfigError(f"config field {name!r} is {shown(source)}, expected a mapping or null")
     settings = dict(source or {})
     kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise ConfigError(f"config field '{name}.rope_type' is {kind!r}, expected one of {', '.join(ROPE_TYPES)}")
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        raise ConfigError(f"config field '{name}.rope_type' is {shown(kind)}, expected one of {', '.join(ROPE_TYPES)}")
     settings["rope_type"] = kind
     if settings.get("rope_theta") is None:
         settings["rope_theta"] = DEFAULT_THETA if theta is None else theta
@@ -52,7 +53,7 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
 
 def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
     def refuse(key: str, expected: str) -> None:
-        raise ConfigError(f"config field '{name}.{key}' is {settings.get(key)!r}, expected {expected}")
+        raise ConfigError(f"config field '{name}.{key}' is {shown(settings.get(key))}, expected {expected}")
 
     kind = settings["rope_type"]
     for key in _REQUIRED[kind]:
@@ -63,7 +64,7 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
         value = settings.get(key)
         if value is None and may_be_null:
             return
-        if not isinstance(value, int | float) or isinstance(value, bool) or not good(value):
+        if positive_number(value) is not None or not good(value):
             refuse(key, expected)
 
     if kind == "dynamic" and head_dim == 2:
@@ -80,7 +81,7 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
         refuse("high_freq_factor", "more than low_freq_factor")
     for key in ("short_factor", "long_factor") if kind == "longrope" else ():
         value = settings[key]
-        if not isinstance(value, list | tuple) or not all(isinstance(v, int | float) and v > 0 for v in value):
+        if not isinstance(value, list | tuple) or not all(positive_number(v) is None for v in value):
             refuse(key, "a list of numbers above 0")
         if len(value) != head_dim // 2:
             raise ConfigError(f"config field '{name}.{key}' has {len(value)} numbers, expected {head_dim // 2}")

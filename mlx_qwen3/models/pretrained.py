@@ -1,7 +1,6 @@
 """Loading, saving and the small services that every model offers, whatever its backbone and head.
 
-A checkpoint's weights are matched by name before anything is replaced: what is wrong is named, what may be missing or
-left over stands in one table (`weight_names.py`).
+A checkpoint's weights are matched by name before anything is replaced (`content.py`).
 """
 
 import logging
@@ -13,13 +12,23 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoint import Checkpoint, is_weight_file, open_decoded_checkpoint, resolve_checkpoint, write_checkpoint
+from ..checkpoint import (
+    Checkpoint,
+    is_weight_file,
+    mlx_quantization,
+    open_decoded_checkpoint,
+    refuse_unknown_fields,
+    resolve_checkpoint,
+    take_hub_options,
+    write_checkpoint,
+)
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..config.stock_mlx_lm import check_model_file
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..folders import update_folder
 from ..layers.parameters import flat
-from .weight_names import QWEN3_WEIGHTS, WeightRules, names_in_memory
+from .content import Content, check_scale, match_content, names_of
+from .weight_names import QWEN3_WEIGHTS, WeightRules
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +74,7 @@ class PreTrainedModel(nn.Module):
         gguf_file: str | None = None,
         ignore_mismatched_sizes: bool = False,
         unpack: bool = False,
-        trust_remote_code: bool = False,
-        **config_overrides: Any,
+        **keywords: Any,
     ) -> Self:
         """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
 
@@ -79,37 +87,48 @@ class PreTrainedModel(nn.Module):
                 checkpoint's type on a GPU. Packed weights keep their codes; their scales take the type.
             ignore_mismatched_sizes: a head of another size starts fresh instead of being refused.
             unpack: turn packed (quantized) weights into plain ones, which is faster on some CPUs.
-            **config_overrides: fields of the configuration to change; `num_labels=3`, `rope_scaling={…}`, …
+            **keywords: fields of the configuration to change (`num_labels=3`, `rope_scaling={…}`, …) and arguments of
+                the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`.
 
         Raises:
             CheckpointError: files are missing, damaged or unsafe, or a weight is missing, left over or misshapen.
             UnsupportedModelError: another architecture; the message says where to go.
             ConfigError: a configuration field is wrong.
-            HubError: the repository cannot be had.
+            InputError: an unknown argument, or one that cannot be honoured.
+            HubError: the repository cannot be fetched.
         """
-        if trust_remote_code:
-            raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run; leave it out")
-        extra = cls._take_options(config_overrides)
-        folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
+        what = f"{cls.__name__}.from_pretrained"
+        hub = take_hub_options(keywords, what)
+        extra = cls._take_options(keywords)
+        folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub)
         values = read_config_file(folder)
         source = str(path_or_id)
         check_model_file(values, source)
         accepted = cls.config_class.accepted_model_types
         refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
+        if config is not None and not isinstance(config, cls.config_class):
+            raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}")
+        refuse_unknown_fields(keywords, cls.config_class.known_fields(values), what)
         if config is None:
-            config = cls.config_class.from_dict(values, **config_overrides)
-        elif config_overrides:
-            config = type(config).from_dict(config.to_dict(), **config_overrides)
+            config = cls.config_class.from_dict(values, **keywords)
+        elif keywords:
+            config = type(config).from_dict(config.to_dict(), **keywords)
         target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
         checkpoint = open_decoded_checkpoint(folder, values, target)
-        model = cls(config, **extra)  # type: ignore[call-arg]  # nn.Module's stub hides the constructors
-        model._load(checkpoint, values.get("quantization"), target, source, ignore_mismatched_sizes)
+        by_name = names_of(checkpoint, cls.weight_prefix(), cls.weight_rules, source)
+        check_scale(config, checkpoint, by_name, source)
+        model = cls(config, **extra)
+        quantization = mlx_quantization(values, source)
+        content = match_content(
+            model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
+        model._load(checkpoint, content, target, source)
         config.dtype = str(target).rpartition(".")[2]
         if unpack:
             from ..quantization import unpack_quantized
 
             unpack_quantized(model, target)
-        if unpack or checkpoint.decoded:
+        if unpack or not content.packed:
             for field in ("quantization", "quantization_config"):
                 config.__dict__.pop(field, None)
         model._read_companions(folder)
@@ -129,82 +148,29 @@ class PreTrainedModel(nn.Module):
         """Takes out of the keywords what the constructor wants besides the configuration."""
         return {}
 
-    def _load(
-        self,
-        checkpoint: Checkpoint,
-        quantization: dict[str, Any] | None,
-        dtype: mx.Dtype,
-        source: str,
-        ignore_mismatched_sizes: bool,
-    ) -> None:
-        renamed = names_in_memory(checkpoint.names, self.weight_prefix(), self.weight_rules)
-        by_name = {memory: disk for disk, memory in renamed.items()}
-        self._tie(by_name, checkpoint, source)
-        if quantization:
-            from ..quantization import prepare_quantized
-
-            prepare_quantized(self, quantization, _Shapes(checkpoint, by_name), dtype)
-        expected = {name: tuple(array.shape) for name, array in flat(self.parameters()).items()}
-        everything = by_name
-        by_name = {name: disk for name, disk in by_name.items() if not self.weight_rules.is_state(name)}
-        by_name = self._accepted(by_name, expected, source)
-        fresh = self._check(checkpoint, by_name, expected, source, ignore_mismatched_sizes)
-        self.fresh_weights = frozenset(fresh)
-        weights = {name: array for name, array in flat(self.parameters()).items() if name in fresh}
-        read = [name for name in expected if name in by_name and name not in fresh]
-        arrays = checkpoint.read_all([by_name[name] for name in read])
-        weights.update((name, arrays[by_name[name]]) for name in read)
+    def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
+        """Read the weights that `content` names; what it calls fresh keeps its initial values."""
+        self.fresh_weights = content.fresh
+        parameters = flat(self.parameters())
+        arrays = checkpoint.read_all(content.weights.values())
+        weights = {name: parameters[name] for name in content.fresh}
+        weights.update((name, arrays[disk]) for name, disk in content.weights.items())
         self.load_weights([(name, _cast(array, dtype)) for name, array in weights.items()], strict=False)
-        self._load_state(checkpoint, everything, source)
-        if fresh:
-            heads = ", ".join(sorted(fresh))
+        self._load_state(checkpoint, content, source)
+        if content.fresh:
+            heads = ", ".join(sorted(content.fresh))
             logger.warning("%s has no %s: a fresh head starts from random weights; train it", source, heads)
 
-    def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
-        """Settles which of embedding and output head the file really holds, for models that tie them."""
+    def tie_from(self, checkpoint: Checkpoint, by_name: dict[str, str], left_out: list[str], source: str) -> bool:
+        """Settle which of embedding and output head the file really holds, for models that tie them.
 
-    def _load_state(self, checkpoint: Checkpoint, by_name: dict[str, str], source: str) -> None:
-        """Reads what the file holds beside weights; `by_name` is every name in memory → name on disk."""
+        Changes `by_name` (name in memory -> on disk) and adds to `left_out`. Returns whether the two differ and are
+        both kept: then the model has an output head of its own from here on.
+        """
+        return False
 
-    def _accepted(self, by_name: dict[str, str], expected: Mapping[str, Any], source: str) -> dict[str, str]:
-        """Leaves out what no model needs; raises for a weight that belongs to nothing here."""
-        kept = {}
-        for name, disk in by_name.items():
-            if name in expected:
-                kept[name] = disk
-            elif not self.weight_rules.is_head(name) and not self.weight_rules.is_ignored(name):
-                hint = "set attention_bias in the config" if name.endswith("_proj.bias") else "is the config its own?"
-                raise CheckpointError(f"{source}: weight {disk!r} has no place in {type(self).__name__}; {hint}")
-        return kept
-
-    def _check(
-        self,
-        checkpoint: Checkpoint,
-        by_name: Mapping[str, str],
-        expected: Mapping[str, tuple[int, ...]],
-        source: str,
-        ignore_mismatched_sizes: bool,
-    ) -> set[str]:
-        """The names of heads that must start fresh; raises for what is missing or misshapen."""
-        fresh = set()
-        for name, shape in expected.items():
-            head = self.weight_rules.may_start_fresh(name)
-            if name not in by_name:
-                if not head:
-                    raise CheckpointError(f"{source}: weight {name!r} is missing; download or convert the model again")
-                fresh.add(name)
-                continue
-            found = checkpoint.shape(by_name[name])
-            if found == shape:
-                continue
-            if head and ignore_mismatched_sizes:
-                fresh.add(name)
-                continue
-            hint = "pass ignore_mismatched_sizes=True for a fresh head" if head else "is the config its own?"
-            raise CheckpointError(
-                f"{source}: weight {by_name[name]!r} has shape {tuple(found)}, the config asks for {shape}; {hint}"
-            )
-        return fresh
+    def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
+        """Read what the file holds beside weights."""
 
     # saving
 
@@ -263,22 +229,6 @@ class PreTrainedModel(nn.Module):
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
-
-
-class _Shapes(Mapping[str, Any]):
-    """Names in memory → something with a shape and a dtype, without reading a weight."""
-
-    def __init__(self, checkpoint: Checkpoint, by_name: Mapping[str, str]):
-        self._checkpoint, self._by_name = checkpoint, by_name
-
-    def __getitem__(self, name: str) -> Any:
-        return self._checkpoint.entry(self._by_name[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
-
-    def __len__(self) -> int:
-        return len(self._by_name)
 
 
 def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:

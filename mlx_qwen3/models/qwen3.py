@@ -21,6 +21,7 @@ from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segmen
 from ..layers.pipelining import Pipeline
 from ..layers.rotary import ConsecutivePositions, RotaryPositions, Rotation, SinglePosition
 from ..outputs import BaseModelOutputWithPast
+from .content import settle_tie
 from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
 from .pretrained import PreTrainedModel, initialise
 from .qwen3_fused import FusedDecoder, FusedQwen3, can_fuse
@@ -176,21 +177,19 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         self.config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
-    def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
-        if not self.config.tie_word_embeddings or "lm_head.weight" not in by_name:
-            return
-        embedding = f"{self.weight_prefix()}embed_tokens.weight"
-        if embedding not in by_name:
-            by_name[embedding] = by_name.pop("lm_head.weight")
-            return
-        if not isinstance(self, CausalLM) or "lm_head.scales" in by_name:
-            return
-        rows, head = checkpoint.read(by_name[embedding]), checkpoint.read(by_name["lm_head.weight"])
-        if rows.shape != head.shape or not mx.array_equal(rows, head).item():
-            # transformers 5 keeps both when a file says "tied" and holds two different matrices
-            logger.warning("%s: embedding and output head differ though the config ties them; both are kept", source)
-            self.config.tie_word_embeddings = False
-            self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+    def tie_from(self, checkpoint: Checkpoint, by_name: dict[str, str], left_out: list[str], source: str) -> bool:
+        if not self.config.tie_word_embeddings:
+            return False
+        embedding = f"{self.weight_prefix()}embed_tokens"
+        if not isinstance(self, CausalLM) and f"{embedding}.weight" in by_name:
+            return False  # the head of another class
+        if not settle_tie(checkpoint, by_name, embedding, "lm_head", left_out):
+            return False
+        # transformers 5 keeps both when a file says "tied" and holds two different matrices
+        logger.warning("%s: embedding and output head differ though the config ties them; both are kept", source)
+        self.config.tie_word_embeddings = False
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        return True
 
 
 class Qwen3Model(Qwen3PreTrainedModel):

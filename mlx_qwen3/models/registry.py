@@ -48,6 +48,10 @@ def model_class(config: dict[str, Any], source: str) -> Any:
     """
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UnsupportedModelError(
+            f"{source}: config field 'architectures' is not a list of names. Correct config.json"
+        )
     if model_type is None and architectures and architectures[0] in CLASSES:
         model_type = "qwen3" if architectures[0] in _QWEN3 else "qdqbert"
     refuse_other_architecture(model_type, MODEL_TYPES, source)

@@ -15,7 +15,8 @@ BACKBONE_PREFIXES = ("model.", "transformer.", "bert.")
 class WeightRules:
     """One model family's table of what a file may lack or hold beyond the model's weights.
 
-    heads: names of heads, whichever model they belong to: a missing one starts fresh, another's is ignored.
+    heads: names of heads, whichever model they belong to: a missing one starts fresh.
+    known_heads: patterns of the weights that heads of this family have: those of another head are left out.
     ignored: patterns of what older files hold and no model needs.
     fresh: patterns of backbone weights that a file may lack; they start fresh, as a head does.
     renamed: patterns of older names, and what stands in their place.
@@ -23,6 +24,7 @@ class WeightRules:
     """
 
     heads: tuple[str, ...]
+    known_heads: tuple[str, ...]
     ignored: tuple[str, ...]
     fresh: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -30,6 +32,9 @@ class WeightRules:
 
     def is_head(self, name: str) -> bool:
         return name.startswith(self.heads)
+
+    def is_known_head(self, name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in self.known_heads)
 
     def is_ignored(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)
@@ -49,6 +54,7 @@ class WeightRules:
 
 QWEN3_WEIGHTS = WeightRules(
     heads=("lm_head.", "score.", "qa_outputs.", "classifier."),
+    known_heads=(r"^lm_head\.(weight|scales|biases)$", r"^(score|qa_outputs)\.(weight|bias|scales|biases)$"),
     ignored=(r"rotary_emb\.inv_freq$",),
 )
 
@@ -56,6 +62,11 @@ _BERT_OPTIONAL = (r"(^|\.)pooler\.", r"\.crossattention\.", r"\.distance_embeddi
 
 BERT_WEIGHTS = WeightRules(
     heads=("cls.", "qa_outputs.", "classifier."),
+    known_heads=(
+        r"^cls\.predictions\.(bias|decoder\.bias)$",
+        r"^cls\.predictions\.(decoder|transform\.dense|transform\.LayerNorm)\.(weight|bias|scales|biases)$",
+        r"^(cls\.seq_relationship|qa_outputs|classifier)\.(weight|bias|scales|biases)$",
+    ),
     ignored=(r"embeddings\.(position|token_type)_ids$", *_BERT_OPTIONAL),
     fresh=_BERT_OPTIONAL,
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from ..checkpoint import Checkpoint
 from ..config.qdqbert import QDQBertConfig
 from ..errors import CheckpointError, InputError
+from ..models.content import PACKED_PARTS, Content, settle_tie
 from ..models.pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
 from ..models.weight_names import BERT_WEIGHTS
 from ..quantization.packing import unpack_quantized
@@ -85,49 +86,58 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def _take_options(cls, overrides: dict[str, Any]) -> dict[str, Any]:
         return {name: overrides.pop(name) for name in ("add_pooling_layer",) if name in overrides}
 
-    def _tie(self, by_name: dict[str, str], checkpoint: Checkpoint, source: str) -> None:
-        words, decoder = (
-            f"{self.weight_prefix()}embeddings.word_embeddings.weight",
-            "cls.predictions.decoder.weight",
-        )
+    def tie_from(self, checkpoint: Checkpoint, by_name: dict[str, str], left_out: list[str], source: str) -> bool:
         bias, alias = "cls.predictions.bias", "cls.predictions.decoder.bias"
-        if alias in by_name:
-            by_name.setdefault(bias, by_name.pop(alias))
-        if not self.config.tie_word_embeddings or decoder not in by_name:
-            return
-        if words not in by_name:
-            by_name[words] = by_name[decoder]
-        elif "predictions" in self.get("cls", {}):
-            rows, other = checkpoint.read(by_name[words]), checkpoint.read(by_name[decoder])
-            if rows.shape != other.shape or not mx.array_equal(rows, other).item():
-                logger.warning(
-                    "%s: embedding and decoder differ though the config ties them; the embedding is used. "
-                    "Pass tie_word_embeddings=False to keep both",
-                    source,
-                )
-        del by_name[decoder]
+        if bias in by_name and alias in by_name:
+            left_out.append(by_name.pop(alias))
+        elif alias in by_name:
+            by_name[bias] = by_name.pop(alias)
+        words, decoder = f"{self.weight_prefix()}embeddings.word_embeddings", "cls.predictions.decoder"
+        if not self.config.tie_word_embeddings:
+            return False
+        predicts = "predictions" in self.get("cls", {})
+        if not predicts and f"{words}.weight" in by_name:
+            return False  # the head of another class
+        if settle_tie(checkpoint, by_name, words, decoder, left_out):
+            logger.warning(
+                "%s: embedding and decoder differ though the config ties them; the embedding is used. "
+                "Pass tie_word_embeddings=False to keep both",
+                source,
+            )
+            for part in PACKED_PARTS:
+                if f"{decoder}.{part}" in by_name:
+                    left_out.append(by_name.pop(f"{decoder}.{part}"))
+        return False
 
-    def _load_state(self, checkpoint: Checkpoint, by_name: dict[str, str], source: str) -> None:
+    def check_state(self, content: Content, source: str) -> dict[str, TensorQuantizer]:
+        """Return the quantizers by name. Raises `CheckpointError` for a range that belongs to none of them."""
         quantizers = dict(self.named_quantizers())
         packed = {path for path, module in self.named_modules() if isinstance(module, PackedLinear)}
-        ranges = {name.removesuffix(AMAX): disk for name, disk in by_name.items() if name.endswith(AMAX)}
-        for name, disk in ranges.items():
-            if name in quantizers:
-                quantizers[name].amax = checkpoint.read(disk)
-            elif name.rpartition(".")[0] not in packed and not self.weight_rules.is_ignored(name):
+        for name, disk in content.state.items():
+            path = name.removesuffix(AMAX)
+            known = path in quantizers or path.rpartition(".")[0] in packed or self.weight_rules.is_ignored(name)
+            if not known:
                 raise CheckpointError(f"{source}: range {disk!r} belongs to no quantizer of {type(self).__name__}")
+        return quantizers
+
+    def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
+        quantizers = self.check_state(content, source)
+        for name, disk in content.state.items():
+            if name.removesuffix(AMAX) in quantizers:
+                quantizers[name.removesuffix(AMAX)].amax = checkpoint.read(disk)
         missing = [name for name, quantizer in quantizers.items() if quantizer.amax is None and quantizer.enabled]
-        if ranges and missing:
+        if content.state and missing:
             logger.warning(
                 "%s has no range for %s (and %d more): these quantizers take the range of each input",
                 source,
                 missing[0],
                 len(missing) - 1,
             )
+        packed = {path for path, module in self.named_modules() if isinstance(module, PackedLinear)}
         for path in packed:  # exact scales are float32 whatever the model computes in
             layer = self._module(path)
             for part in ("scales", "biases"):
-                disk = by_name.get(f"{path}.{part}")
+                disk = content.weights.get(f"{path}.{part}")
                 if disk is not None and checkpoint.dtype(disk) == mx.float32:
                     setattr(layer, part, checkpoint.read(disk))
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken
 
+from ..checkpoint import resolve_checkpoint, take_hub_options
 from ..checkpoint.gguf import is_gguf
 from ..errors import InputError, TokenizerError
 from .backend import BERT, add_bert_template, build_backend, family_of, read_json
@@ -42,10 +43,6 @@ _OVERRIDES = {
     "tokenizer_class",
     "truncation_side",
 }
-_WITHOUT_EFFECT = {"use_fast", "trust_remote_code"}
-"""Accepted as callers of transformers pass them: there is one kind of tokenizer, and no remote code is ever
-run.
-"""
 
 
 class AutoTokenizer:
@@ -69,23 +66,17 @@ class AutoTokenizer:
         where the latter lists no `added_tokens_decoder`. Raises TokenizerError when the files cannot be
         used, InputError for an unknown override, HubError when the Hub does not give the repository.
         """
-        unknown = sorted(set(overrides) - _OVERRIDES - _WITHOUT_EFFECT)
+        hub = take_hub_options(overrides, "AutoTokenizer.from_pretrained")
+        unknown = sorted(set(overrides) - _OVERRIDES)
         if unknown:
             raise InputError(f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}")
-        folder = _folder(path_or_id, revision, gguf_file)
-        fields = {name: value for name, value in overrides.items() if name not in _WITHOUT_EFFECT}
+        name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
+        folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
         if is_gguf(folder):
             from .gguf import tokenizer_from_gguf
 
-            return tokenizer_from_gguf(folder, fields)
-        return _load(folder, fields)
-
-
-def _folder(path_or_id: str | os.PathLike[str], revision: str | None, gguf_file: str | None) -> Path:
-    from ..checkpoint import resolve_checkpoint
-
-    name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
-    return resolve_checkpoint(name, revision=revision, allow_patterns=list(_FILES), gguf_file=gguf_file)
+            return tokenizer_from_gguf(folder, overrides)
+        return _load(folder, overrides)
 
 
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:

@@ -142,11 +142,11 @@ def test_unusable_files_are_named_in_one_line(tmp_path, name, content, message):
 def test_a_name_that_is_no_folder_is_resolved_as_a_checkpoint(byte_level_folder, monkeypatch):
     asked = {}
 
-    def resolve_checkpoint(path_or_id, revision, allow_patterns, gguf_file):
+    def resolve_checkpoint(path_or_id, revision, allow_patterns, gguf_file, hub):
         asked[path_or_id, revision] = allow_patterns
         return byte_level_folder
 
-    monkeypatch.setattr("mlx_qwen3.checkpoint.resolve_checkpoint", resolve_checkpoint)
+    monkeypatch.setattr("mlx_qwen3.tokenizer.auto.resolve_checkpoint", resolve_checkpoint)
     assert AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B", revision="v1").vocab_size == 400
     patterns = asked["Qwen/Qwen3-0.6B", "v1"]
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"} <= set(patterns)
