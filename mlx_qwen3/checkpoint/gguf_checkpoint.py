@@ -110,6 +110,9 @@ class GgufCheckpoint(Checkpoint):
                     return "float32"
         return str(dtype).rpartition(".")[2]
 
+    def is_decoded(self, name: str) -> bool:
+        return True
+
     def nbytes(self, name: str) -> int:
         """The bytes that a weight takes in its file; they count once for the parts of a packed weight."""
         self.entry(name)

@@ -141,13 +141,15 @@ def _cached_names(repo: str, options: HubOptions) -> tuple[Path, list[str]] | No
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(
+        folder = Path(
+            snapshot_download(
                 repo,
                 revision=options.revision,
                 cache_dir=options.cache_dir,
                 allow_patterns=["*.gguf"],
                 local_files_only=True,
-            ))
+            )
+        )
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:

@@ -152,7 +152,8 @@ class PreTrainedModel(nn.Module):
         """Read the weights that `content` names; what it calls fresh keeps its initial values."""
         self.fresh_weights = content.fresh
         parameters = flat(self.parameters())
-        arrays = checkpoint.read_all(content.weights.values())
+        entries = {disk: checkpoint.entry(disk) for disk in content.weights.values()}
+        arrays = checkpoint.read_all(sorted(entries, key=lambda disk: (entries[disk].file, entries[disk].offset)))
         weights = {name: parameters[name] for name in content.fresh}
         weights.update((name, arrays[disk]) for name, disk in content.weights.items())
         self.load_weights([(name, _cast(array, dtype)) for name, array in weights.items()], strict=False)
