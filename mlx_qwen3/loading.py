@@ -6,8 +6,9 @@ from typing import Any
 
 from .checkpoint import resolve_checkpoint, take_hub_options
 from .config.pretrained import read_config_file
+from .models.pretrained import PreTrainedModel
 from .models.registry import model_class
-from .tokenizer import AutoTokenizer
+from .tokenizer import AutoTokenizer, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def load(
     revision: str | None = None,
     gguf_file: str | None = None,
     **options: Any,
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, Tokenizer]:
     """The model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
 
     Args:

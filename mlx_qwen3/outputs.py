@@ -9,6 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
+_ALWAYS_SET: Any = None
+"""The default of fields that every model sets: type checkers need no test for None."""
+
 
 @dataclass
 class ModelOutput(Mapping):
@@ -41,18 +44,18 @@ class ModelOutput(Mapping):
 
 @dataclass(eq=False)
 class BaseModelOutput(ModelOutput):
-    """`last_hidden_state` (B, L, M); `hidden_states` and `attentions` one entry a layer (and the embeddings first)."""
+    """`last_hidden_state` (B, L, M); `attentions` has one entry per layer, `hidden_states` one more: the embeddings."""
 
-    last_hidden_state: mx.array | None = None
+    last_hidden_state: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
 
 @dataclass(eq=False)
 class BaseModelOutputWithPast(ModelOutput):
-    """A decoder's output. `hidden_states` has one entry more than there are layers, the last one normed."""
+    """A decoder's output. `hidden_states` has num_layers + 1 entries, the last one after the final norm."""
 
-    last_hidden_state: mx.array | None = None
+    last_hidden_state: mx.array = _ALWAYS_SET
     past_key_values: Any = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
@@ -62,7 +65,7 @@ class BaseModelOutputWithPast(ModelOutput):
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     """BERT's output. `pooler_output` (B, M) comes from the first token."""
 
-    last_hidden_state: mx.array | None = None
+    last_hidden_state: mx.array = _ALWAYS_SET
     pooler_output: mx.array | None = None
     hidden_states: tuple[mx.array, ...] | None = None
     past_key_values: Any = None
@@ -75,7 +78,7 @@ class CausalLMOutputWithPast(ModelOutput):
     """`loss` a scalar; `logits` (B, L, V) or of the positions that were asked for."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     past_key_values: Any = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
@@ -86,7 +89,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     """As `CausalLMOutputWithPast`, with the attention to the encoder's states."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     past_key_values: Any = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
@@ -98,7 +101,7 @@ class MaskedLMOutput(ModelOutput):
     """`logits` (B, L, V)."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
@@ -108,7 +111,7 @@ class SequenceClassifierOutput(ModelOutput):
     """`logits` (B, num_labels)."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
@@ -118,7 +121,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
     """`logits` (B, num_labels), from a decoder that may also return its cache."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     past_key_values: Any = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
@@ -129,7 +132,7 @@ class TokenClassifierOutput(ModelOutput):
     """`logits` (B, L, num_labels)."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
@@ -139,8 +142,8 @@ class QuestionAnsweringModelOutput(ModelOutput):
     """`start_logits` and `end_logits` (B, L)."""
 
     loss: mx.array | None = None
-    start_logits: mx.array | None = None
-    end_logits: mx.array | None = None
+    start_logits: mx.array = _ALWAYS_SET
+    end_logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
@@ -150,7 +153,7 @@ class MultipleChoiceModelOutput(ModelOutput):
     """`logits` (B, choices)."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
@@ -160,6 +163,6 @@ class NextSentencePredictorOutput(ModelOutput):
     """`logits` (B, 2): is the second sentence the next one, or a random one."""
 
     loss: mx.array | None = None
-    logits: mx.array | None = None
+    logits: mx.array = _ALWAYS_SET
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None

@@ -1,5 +1,6 @@
 """Arguments of a call, as people give them: lists, NumPy or MLX arrays, checked before anything is computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -7,9 +8,22 @@ import numpy as np
 
 from ..errors import InputError
 
+ArrayLike = mx.array | np.ndarray | Sequence[Any]
+"""What a call takes for an array: an MLX or NumPy array, or (nested) lists of numbers."""
+
+
+FLASH_ATTENTION_ARGUMENTS = {
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "num_items_in_batch",
+}
+"""Arguments that the reference's signature accepts and its plain attention does not use."""
+
 
 def as_array(value: Any, name: str) -> mx.array | None:
-    """An argument given as an MLX array, a NumPy array or a list, as an MLX array."""
+    """Return an argument as an MLX array, whichever `ArrayLike` it is; None stays None."""
     if value is None or isinstance(value, mx.array):
         return value
     if hasattr(value, "detach"):
@@ -43,3 +57,26 @@ def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, i
     least, most = int(np.array(smallest)), int(np.array(largest))
     if least < low or most >= high:
         raise InputError(f"{name} holds {least if least < low else most}, outside {meaning}")
+
+
+def check_ids(ids: mx.array, vocab_size: int) -> None:
+    """Raises `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
+    if ids.ndim != 2:
+        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
+    if not ids.size:
+        raise InputError("input_ids is empty: there is no token to start from")
+    check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
+
+
+def check_positions(position_ids: mx.array, batch: int, length: int) -> None:
+    """Raises `InputError` unless position_ids is (L,), (1, L) or (B, L)."""
+    shape = tuple(position_ids.shape)
+    if shape not in ((length,), (1, length), (batch, length)):
+        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
+
+
+def refuse_unknown(kwargs: dict[str, Any], owner: str) -> None:
+    """Raises `InputError` for an argument that the call of the class `owner` does not take."""
+    unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}; see help({owner}.__call__)")

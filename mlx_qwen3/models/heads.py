@@ -4,13 +4,13 @@ A head's class stands before the family's base class in the list of bases. It re
 layers as `self.score`, `self.qa_outputs` or `self.logits`, which the family's class builds in its constructor.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from ..layers.arguments import as_array, check_range
+from ..layers.arguments import ArrayLike, as_array, check_range
 from ..outputs import (
     CausalLMOutputWithPast,
     ModelOutput,
@@ -20,11 +20,15 @@ from ..outputs import (
 )
 from .losses import binary_cross_entropy, cross_entropy, mean_squared_error, shifted_cross_entropy, span_loss
 
+if TYPE_CHECKING:
+    from .pretrained import PreTrainedModel as Base
+else:
+    Base = object
 
-class Head:
-    """What the calls below read from the class that they are part of."""
 
-    config: Any
+class Head(Base):
+    """What the calls below share: each is mixed into a class that builds `self.model` and the head's layers."""
+
     model: Any
 
     def _output(self, kind: type[ModelOutput], base: ModelOutput, return_dict: bool | None, **results: Any) -> Any:
@@ -44,14 +48,17 @@ class CausalLM(Head):
 
         def logits(self, hidden: mx.array) -> mx.array: ...
 
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    @overload
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Any = None,
-        labels: Any = None,
+        inputs_embeds: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -59,7 +66,25 @@ class CausalLM(Head):
         logits_to_keep: Any = 0,
         return_dict: bool | None = None,
         num_items_in_batch: Any = None,
-        shift_labels: Any = None,
+        shift_labels: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast: ...
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: Any = None,
+        logits_to_keep: Any = 0,
+        return_dict: bool | None = None,
+        num_items_in_batch: Any = None,
+        shift_labels: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits, and with `labels` the loss, as `CausalLMOutputWithPast`.
@@ -105,13 +130,26 @@ class SequenceClassification(Head):
         """Return one vector per sequence, (B, M): the last token's; see `last_token`."""
         return last_token(self.config, base.last_hidden_state, input_ids, last_positions)
 
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    @overload
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
         *,
-        labels: Any = None,
-        last_positions: Any = None,
+        labels: ArrayLike | None = None,
+        last_positions: ArrayLike | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> SequenceClassifierOutputWithPast: ...
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        labels: ArrayLike | None = None,
+        last_positions: ArrayLike | None = None,
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
@@ -153,12 +191,24 @@ class TokenClassification(Head):
     score: Any
     dropout: Any
 
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    @overload
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
         *,
-        labels: Any = None,
+        labels: ArrayLike | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> TokenClassifierOutput: ...
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        labels: ArrayLike | None = None,
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
@@ -175,13 +225,26 @@ class QuestionAnswering(Head):
 
     qa_outputs: Any
 
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    @overload
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
         *,
-        start_positions: Any = None,
-        end_positions: Any = None,
+        start_positions: ArrayLike | None = None,
+        end_positions: ArrayLike | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> QuestionAnsweringModelOutput: ...
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        start_positions: ArrayLike | None = None,
+        end_positions: ArrayLike | None = None,
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:

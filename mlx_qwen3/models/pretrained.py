@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -46,6 +46,9 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = "model"
     """The name of the model below the head; "" for a model without a head."""
     config: Any
+
+    if TYPE_CHECKING:
+        __getattr__: None  # pyright: ignore  # MLX's own makes every misspelt attribute an `Any`
 
     def __init__(self, config: Any):
         super().__init__()

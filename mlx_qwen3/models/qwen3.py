@@ -4,7 +4,7 @@ Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
 """
 
 import logging
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +15,7 @@ from ..config.qwen3 import SLIDING, Qwen3Config
 from ..errors import InputError
 from ..generation.mixin import DecoderGenerationMixin
 from ..layers.activations import Activation, activation
-from ..layers.arguments import as_array, check_range
+from ..layers.arguments import ArrayLike, as_array, check_ids, check_positions, refuse_unknown
 from ..layers.attention import attend, attend_with_weights
 from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
 from ..layers.pipelining import Pipeline
@@ -27,15 +27,6 @@ from .pretrained import PreTrainedModel, initialise
 from .qwen3_fused import FusedDecoder, FusedQwen3, can_fuse
 
 logger = logging.getLogger(__name__)
-
-FLASH_ATTENTION_ARGUMENTS = {
-    "cu_seq_lens_q",
-    "cu_seq_lens_k",
-    "max_length_q",
-    "max_length_k",
-    "num_items_in_batch",
-}
-"""What the reference's signature lets pass and its plain attention does not use."""
 
 
 class Qwen3Attention(nn.Module):
@@ -216,13 +207,30 @@ class Qwen3Model(Qwen3PreTrainedModel):
         )
         self.post_init()
 
+    @overload
+    def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
+    @overload
     def __call__(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Any = None,
+        inputs_embeds: ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        cache_position: Any = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast: ...
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: ArrayLike | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -244,7 +252,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         Raises:
             InputError: arguments that disagree, ids outside the vocabulary, shapes that do not fit.
         """
-        refuse_unknown(kwargs)
+        refuse_unknown(kwargs, "Qwen3Model")
         config: Any = self.config
         use_cache = bool(config.use_cache if use_cache is None else use_cache)
         want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
@@ -283,7 +291,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         if position_ids is None:
             rotation = self._rotary.at(past, length, x.dtype)
         else:
-            _check_positions(position_ids, batch, length)
+            check_positions(position_ids, batch, length)
             rotation = self._rotary.at_positions(position_ids, x.dtype)
             if cache is None and attention_mask is None and length > 1:
                 segments = packed_segments(position_ids)
@@ -351,11 +359,12 @@ class Qwen3Model(Qwen3PreTrainedModel):
 class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
     """Qwen3 that predicts the next token."""
 
+    config: Qwen3Config
     _fused: FusedDecoder | None = None
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
-        self.model = Qwen3Model(config)
+        self.model: Qwen3Model = Qwen3Model(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -394,7 +403,7 @@ class Qwen3ForSequenceClassification(SequenceClassification, Qwen3PreTrainedMode
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
-        self.model = Qwen3Model(config)
+        self.model: Qwen3Model = Qwen3Model(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.dropout = nn.Dropout(0.0)
         self.post_init()
@@ -405,7 +414,7 @@ class Qwen3ForTokenClassification(TokenClassification, Qwen3PreTrainedModel):
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
-        self.model = Qwen3Model(config)
+        self.model: Qwen3Model = Qwen3Model(config)
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -423,25 +432,3 @@ class Qwen3ForQuestionAnswering(QuestionAnswering, Qwen3PreTrainedModel):
         self.transformer = Qwen3Model(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
-
-
-def check_ids(ids: mx.array, vocab_size: int) -> None:
-    """Raises `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
-    if ids.ndim != 2:
-        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
-    if not ids.size:
-        raise InputError("input_ids is empty: there is no token to start from")
-    check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
-
-
-def _check_positions(position_ids: mx.array, batch: int, length: int) -> None:
-    shape = tuple(position_ids.shape)
-    if shape not in ((length,), (1, length), (batch, length)):
-        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
-
-
-def refuse_unknown(kwargs: dict[str, Any]) -> None:
-    """Raises `InputError` for an argument that no Qwen3 model takes."""
-    unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
-    if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}; see help(Qwen3Model.__call__)")

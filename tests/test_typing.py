@@ -1,0 +1,22 @@
+"""The types that an editor shows a user of the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent / "typing" / "user_script.py"
+
+
+def test_a_type_checker_finds_misspellings_and_knows_results(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = {"include": ["script.py"], "typeCheckingMode": "standard", "pythonVersion": "3.11"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--project", str(tmp_path)]
+    done = subprocess.run([*command, "--pythonpath", sys.executable], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = {one["range"]["start"]["line"] + 1: one["message"] for one in found if one["severity"] == "error"}
+    lines = SCRIPT.read_text(encoding="utf-8").splitlines()
+    expected = [number for number, line in enumerate(lines, 1) if line.endswith("# error")]
+    assert sorted(errors) == expected, errors
