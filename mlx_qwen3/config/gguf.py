@@ -142,13 +142,30 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any]:
             value = file.number(f"{prefix}.yarn_{name}", None)
             if value is not None:
                 scaling[name] = float(value)
-        magnitude = file.number(f"{prefix}.yarn_attn_factor", None)
-        if magnitude is not None:
-            # ggml multiplies this by the factor that YaRN gives itself; Hugging Face has the product
-            scaling["attention_factor"] = float(magnitude) * (0.1 * math.log(max(factor, 1.0)) + 1.0)
+        attention_factor = _attention_factor(file, prefix, factor)
+        if attention_factor is not None:
+            scaling["attention_factor"] = attention_factor
         if file.number(f"{prefix}.yarn_ext_factor", 1.0) not in (1, -1):
             raise ConfigError(f"{file.path}: {prefix}.yarn_ext_factor is not 1, which is not read from GGUF")
     return {"rope_scaling": scaling}
+
+
+def _attention_factor(file: GgufFile, prefix: str, factor: float) -> float | None:
+    """The scale that YaRN gives queries and keys, None for YaRN's own (0.1 ln(factor) + 1).
+
+    `attn_factor` multiplies YaRN's own in llama.cpp; `yarn_attn_factor` is the `attention_factor` of config.json, as
+    the converter copies it.
+    """
+    multiplier = file.number(f"{prefix}.attn_factor", None)
+    if multiplier is not None:
+        return float(multiplier) * yarn_magnitude(factor)
+    copied = file.number(f"{prefix}.yarn_attn_factor", None)
+    return None if copied is None else float(copied)
+
+
+def yarn_magnitude(factor: float) -> float:
+    """YaRN's own scale of queries and keys for a factor."""
+    return 0.1 * math.log(max(factor, 1.0)) + 1.0
 
 
 def _window(file: GgufFile, layers: int) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""A tokenizer as GGUF metadata, the reverse of `gguf`."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from ..errors import TokenizerError
+from .backend import QWEN2_SPLIT
+from .gguf import CONTROL, NORMAL, NOT_SPECIAL, UNUSED, USER_DEFINED
+from .tokenizer import Tokenizer
+
+
+def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """The `tokenizer.*` metadata of a tokenizer.
+
+    Args:
+        vocab_size: rows of the embedding; rows without a token become unused tokens.
+
+    Raises:
+        TokenizerError: not Qwen3's kind of tokenizer, or more tokens than rows.
+    """
+    content = json.loads(tokenizer.backend.to_str())
+    _check_kind(content)
+    if len(tokenizer) > vocab_size:
+        raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows: resize the model")
+    added = tokenizer.added_tokens_decoder
+    tokens, types = [], np.empty(vocab_size, dtype=np.int32)
+    for index in range(vocab_size):
+        token = tokenizer.backend.id_to_token(index)
+        tokens.append(f"[PAD{index}]" if token is None else token)
+        if token is None:
+            types[index] = UNUSED
+        elif index in added:
+            control = added[index].special or token in NOT_SPECIAL
+            types[index] = CONTROL if control else USER_DEFINED
+        else:
+            types[index] = NORMAL
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+    }
+    for name, index in _ends(tokenizer, content).items():
+        if index is not None:
+            metadata[f"tokenizer.ggml.{name}_token_id"] = index
+    metadata["tokenizer.ggml.add_bos_token"] = False
+    if _appended(content) is not None:
+        metadata["tokenizer.ggml.add_eos_token"] = True
+    templates = tokenizer.chat_template
+    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    for name, template in named.items():
+        metadata["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
+    return metadata
+
+
+def _ends(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, int | None]:
+    """The ids of the ends and of padding. A token that is appended to every text is the end there, as llama.cpp's
+    converter has it, and the tokenizer's own the end of a turn.
+    """
+    appended = _appended(content)
+    own = tokenizer.eos_token_id
+    ends = {"eos": own, "padding": tokenizer.pad_token_id}
+    if appended is not None and tokenizer.backend.token_to_id(appended) != own:
+        ends |= {"eos": tokenizer.backend.token_to_id(appended), "eot": own}
+    return ends
+
+
+def _check_kind(content: dict[str, Any]) -> None:
+    model, steps = content.get("model") or {}, content.get("pre_tokenizer") or {}
+    first, *rest = steps.get("pretokenizers") or [{}]
+    good = (
+        model.get("type") == "BPE"
+        and (content.get("normalizer") or {}).get("type") == "NFC"
+        and first.get("type") == "Split"
+        and (first.get("pattern") or {}).get("Regex") == QWEN2_SPLIT
+        and [step.get("type") for step in rest] == ["ByteLevel"]
+        and not rest[0].get("add_prefix_space")
+    )
+    if not good:
+        raise TokenizerError("GGUF has names for known tokenizers only, and this one does not split text as Qwen3's does")
+
+
+def _appended(content: dict[str, Any]) -> str | None:
+    """The token that the tokenizer puts at the end of every text.
+
+    Raises:
+        TokenizerError: other tokens are put around texts.
+    """
+    processor = content.get("post_processor") or {}
+    for step in processor.get("processors") or [processor]:
+        if step.get("type") != "TemplateProcessing":
+            continue
+        special = [piece.get("SpecialToken", {}).get("id") for piece in step.get("single") or []]
+        if len(special) == 2 and special[0] is None and special[1] is not None:
+            return special[1]
+        if any(special):
+            raise TokenizerError("GGUF has no place for the tokens that this tokenizer puts around texts")
+    return None
