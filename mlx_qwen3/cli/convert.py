@@ -7,11 +7,15 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
+from .model_flags import add_gguf_file_flag
+
 if TYPE_CHECKING:
     from ..conversion import Conversion
 
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 RECIPES = ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6")
+GGUF_TYPES = ("f16", "bf16", "q8_0", "q4_0")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -23,7 +27,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Convert a Qwen3 or QDQBert checkpoint (bf16, fp16, fp32, FP8, GPTQ, AWQ, GGUF) to MLX.",
     )
     parser.add_argument("--hf-path", "--model", required=True, help="a folder, a GGUF file or a Hub id")
-    parser.add_argument("--mlx-path", default="mlx_model", help="the folder to write (default: mlx_model)")
+    add_gguf_file_flag(parser)
+    parser.add_argument("--mlx-path", default="mlx_model", help="the folder or file to write (default: mlx_model)")
+    parser.add_argument(
+        "--to", choices=("mlx", "gguf"), default="mlx", help="write an MLX folder (default) or a GGUF file"
+    )
+    parser.add_argument("--gguf-type", choices=GGUF_TYPES, help="of the matrices in the GGUF file (default: f16)")
     parser.add_argument("-q", "--quantize", action="store_true", help="pack the weights")
     parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4)")
     parser.add_argument("--q-group-size", type=int, help="32, 64 or 128 (default: 64)")
@@ -91,32 +100,39 @@ def run(args: argparse.Namespace) -> int:
     """Convert, print what came of it, and give back the exit status."""
     from ..conversion import convert
 
+    if args.gguf_type is not None and args.to != "gguf":
+        raise InputError(f"--gguf-type {args.gguf_type} needs --to gguf: add it, or leave the type out")
     bar = ProgressBar()
     started = time.perf_counter()
     try:
         with closing(bar):
-            done = convert(
-                args.hf_path,
-                args.mlx_path,
-                quantize=args.quantize,
-                q_group_size=args.q_group_size,
-                q_bits=args.q_bits,
-                q_mode=args.q_mode,
-                dtype=args.dtype,
-                upload_repo=args.upload_repo,
-                revision=args.revision,
-                dequantize=args.dequantize,
-                quant_predicate=args.quant_predicate,
-                q_overrides=args.q_override,
-                quantize_heads=args.quantize_heads,
-                target_bpw=args.target_bpw,
-                calibration_text=args.calibration_text,
-                report=args.report,
-                report_text=args.report_text,
-                force=args.force,
-                progress=bar,
-                measuring=bar.measuring,
-                command=_command(args),
+            done = (
+                _to_gguf(args, bar)
+                if args.to == "gguf"
+                else convert(
+                    args.hf_path,
+                    args.mlx_path,
+                    quantize=args.quantize,
+                    q_group_size=args.q_group_size,
+                    q_bits=args.q_bits,
+                    q_mode=args.q_mode,
+                    dtype=args.dtype,
+                    upload_repo=args.upload_repo,
+                    revision=args.revision,
+                    dequantize=args.dequantize,
+                    quant_predicate=args.quant_predicate,
+                    q_overrides=args.q_override,
+                    quantize_heads=args.quantize_heads,
+                    target_bpw=args.target_bpw,
+                    calibration_text=args.calibration_text,
+                    report=args.report,
+                    report_text=args.report_text,
+                    force=args.force,
+                    progress=bar,
+                    measuring=bar.measuring,
+                    command=_command(args),
+                    gguf_file=args.gguf_file,
+                )
             )
     except KeyboardInterrupt:
         print(
@@ -128,11 +144,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion":
+    """Write a GGUF file; raises `InputError` for flags that would be ignored."""
+    from ..conversion import convert_to_gguf
+
+    mlx_only = ("quantize", "q_bits", "q_group_size", "quant_predicate", "q_override", "target_bpw", "calibration_text")
+    mlx_only += ("quantize_heads", "dtype", "dequantize", "report", "report_text", "upload_repo")
+    given = next((name for name in mlx_only if getattr(args, name)), "q_mode" if args.q_mode != "affine" else None)
+    if given is not None:
+        raise InputError(
+            f"--{given.replace('_', '-')} is for MLX folders: leave it out with --to gguf, or use --gguf-type"
+        )
+    if args.mlx_path == "mlx_model":
+        raise InputError("--to gguf writes one file: give its name with --mlx-path NAME.gguf")
+    return convert_to_gguf(
+        args.hf_path,
+        args.mlx_path,
+        args.gguf_type or "f16",
+        revision=args.revision,
+        gguf_file=args.gguf_file,
+        force=args.force,
+        progress=bar,
+    )
+
+
 def _command(args: argparse.Namespace) -> str:
     """The command for the card, as it was typed but for --force and where it was uploaded to."""
     words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path), "--mlx-path", str(args.mlx_path)]
     values = ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "calibration_text", "dtype", "report_text")
-    for flag in (*values, "revision"):
+    for flag in (*values, "revision", "gguf_file"):
         if getattr(args, flag) is not None:
             words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
     if args.q_mode != "affine":

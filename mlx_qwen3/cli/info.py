@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from .model_flags import add_gguf_file_flag
+
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
@@ -11,7 +13,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="describe a checkpoint without loading it",
         description="Architecture, head, parameters, bits per weight, bytes, context, and the memory it needs here.",
     )
-    parser.add_argument("path", metavar="PATH|ID", help="a folder or a Hub id")
+    parser.add_argument("path", metavar="PATH|ID", help="a folder, a GGUF file or a Hub id")
+    add_gguf_file_flag(parser)
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -25,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..conversion import describe
 
-    info = describe(args.path, args.revision)
+    info = describe(args.path, args.revision, args.gguf_file)
     if args.json:
         print(json.dumps(asdict(info), indent=2))
         return 0

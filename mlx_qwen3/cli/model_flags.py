@@ -13,7 +13,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Which model, in what form, with which cache."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="PATH|ID", help="a folder or a Hub id (default: the bundled small model)")
+    group.add_argument(
+        "--model",
+        metavar="PATH|ID",
+        help="a folder, a Hub id, a GGUF file, org/repo:Q4_K_M, or ollama:qwen3:4b (default: the bundled small model)",
+    )
+    add_gguf_file_flag(group)
     group.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
     group.add_argument("--max-kv-size", type=int, metavar="N", help="keep the newest N tokens of the conversation")
@@ -25,6 +30,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
     group.add_argument("--force", action="store_true", help="load the model although it does not fit into memory")
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
+
+
+def add_gguf_file_flag(group: Any) -> None:
+    """Add the flag that names a GGUF file in a folder or repository."""
+    group.add_argument(
+        "--gguf-file", metavar="NAME", help="the GGUF file in that folder or repository, or its quantization (Q4_K_M)"
+    )
 
 
 def warn_if_slow(args: argparse.Namespace) -> None:
@@ -124,7 +136,9 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     from ..models.registry import model_class
 
     _check_ignored(args)
-    folder = _bundled() if args.model is None else resolve_checkpoint(args.model, revision=args.revision)
+    folder = _bundled()
+    if args.model is not None:
+        folder = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
     source = args.model or "the bundled model"
     kind = model_class(read_config_file(folder), source)
     if not hasattr(kind, "fill_cache"):
@@ -144,6 +158,8 @@ def _check_ignored(args: argparse.Namespace) -> None:
     """Raises `InputError` for flags that would change nothing."""
     if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
         raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits")
+    if args.model is None and getattr(args, "gguf_file", None) is not None:
+        raise InputError("--gguf-file needs --model: the bundled model is no GGUF file")
     if args.model is None and args.revision is not None:
         raise InputError("--revision needs --model: the bundled model has one revision")
     if args.thinking == "off" and args.thinking_budget is not None:

@@ -56,15 +56,15 @@ class ModelDescription:
     memory: dict[int, int] = field(default_factory=dict)
 
 
-def describe(path_or_id: str | Path, revision: str | None = None) -> ModelDescription:
+def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> ModelDescription:
     """Describe a checkpoint; of a Hub repository that is not here only the configuration and headers are fetched.
 
     Raises:
         CheckpointError, UnsupportedModelError, HubError: see there.
     """
-    if not _is_here(path_or_id, revision):
+    if gguf_file is None and not _is_here(path_or_id, revision):
         return _describe_remote(str(path_or_id), revision)
-    source = open_source(path_or_id, revision)
+    source = open_source(path_or_id, revision, gguf_file)
     resident = sum(_resident(source, weight.names) for weight in source.weights)
     stored = sum(weight.nbytes for weight in source.weights)
     return _description(

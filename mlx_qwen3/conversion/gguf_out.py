@@ -37,6 +37,7 @@ def convert_to_gguf(
     gguf_type: str = "f16",
     *,
     revision: str | None = None,
+    gguf_file: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -50,6 +51,7 @@ def convert_to_gguf(
         gguf_path: the file to write, `NAME.gguf`.
         gguf_type: `f16`, `bf16`, `q8_0` or `q4_0`.
         revision: a branch, tag or commit of the Hub repository.
+        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
         force: replace an existing file.
         progress: called with bytes read and bytes to read.
 
@@ -66,7 +68,7 @@ def convert_to_gguf(
     if target.suffix != ".gguf":
         raise InputError(f"the target {gguf_path} must be a file whose name ends in .gguf: give --mlx-path NAME.gguf")
     check_target_free(target, force)
-    source = open_source(hf_path, revision)
+    source = open_source(hf_path, revision, gguf_file)
     if target in (file.resolve() for file in source.checkpoint.files):
         raise CheckpointError(f"the target {target} is the source: choose another target")
     config = _checked_config(source)
@@ -125,7 +127,9 @@ def _checked_config(source: Source) -> Qwen3Config:
     }
     for reason, applies in reasons.items():
         if applies:
-            raise UnsupportedModelError(f"{source.name} has {reason}, which llama.cpp's qwen3 has not: convert it to MLX")
+            raise UnsupportedModelError(
+                f"{source.name} has {reason}, which llama.cpp's qwen3 has not: convert it to MLX"
+            )
     return config
 
 

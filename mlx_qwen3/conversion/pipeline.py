@@ -48,6 +48,7 @@ def convert(
     progress: Progress | None = None,
     measuring: Measuring | None = None,
     command: str | None = None,
+    gguf_file: str | None = None,
 ) -> Conversion:
     """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
 
@@ -79,6 +80,7 @@ def convert(
         measuring: called while layers or the quality are measured, with what is measured, how much of it is done,
             and how much there is; default a line for the logger.
         command: the command line, for the model card.
+        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
 
     Raises:
         CheckpointError: broken or missing files, a target that exists, a full disk.
@@ -106,7 +108,7 @@ def convert(
     report = True if report is None and report_text is not None else report
     quantize = quantize or target_bpw is not None
     recipe = _recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
-    source = open_source(hf_path, revision)
+    source = open_source(hf_path, revision, gguf_file)
     target = Path(os.path.abspath(os.path.expanduser(mlx_path)))
     _check_target(source.folder, target)
     explicit = bool(asked) or target_bpw is not None

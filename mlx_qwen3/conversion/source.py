@@ -130,7 +130,7 @@ class Source:
         return names[name].removesuffix(".weight")
 
 
-def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
+def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Source:
     """The checkpoint to convert; only headers and the configuration are read.
 
     Raises:
@@ -138,7 +138,7 @@ def open_source(path_or_id: str | Path, revision: str | None = None) -> Source:
         UnsupportedModelError: another architecture.
         QuantizationError: packed by a method that is not decoded here.
     """
-    folder = resolve_checkpoint(path_or_id, revision=revision)
+    folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
     config = read_config_file(folder)
     check_model_file(config, str(path_or_id))
     model = model_class(config, str(path_or_id))

@@ -23,7 +23,9 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
     content = json.loads(tokenizer.backend.to_str())
     _check_kind(content)
     if len(tokenizer) > vocab_size:
-        raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows: resize the model")
+        raise TokenizerError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows: resize the model"
+        )
     added = tokenizer.added_tokens_decoder
     tokens, types = [], np.empty(vocab_size, dtype=np.int32)
     for index in range(vocab_size):
@@ -81,7 +83,9 @@ def _check_kind(content: dict[str, Any]) -> None:
         and not rest[0].get("add_prefix_space")
     )
     if not good:
-        raise TokenizerError("GGUF has names for known tokenizers only, and this one does not split text as Qwen3's does")
+        raise TokenizerError(
+            "GGUF has names for known tokenizers only, and this one does not split text as Qwen3's does"
+        )
 
 
 def _appended(content: dict[str, Any]) -> str | None:
