@@ -15,7 +15,7 @@ from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode
 from mlx_qwen3.checkpoint.gguf_names import Rows, weight_rows
 from mlx_qwen3.checkpoint.header import TensorEntry
 from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import QuantizationError
+from mlx_qwen3.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ class GgufCheckpoint(Checkpoint):
         """One tensor, read now. The other parts of a packed weight are kept until they are asked for.
 
         Raises:
-            CheckpointError: no tensor has this name, or its file cannot be read.
-            QuantizationError: scales that are not finite.
+            CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
         """
         self.entry(name)
         if name in self._stash:
@@ -153,7 +152,7 @@ class GgufCheckpoint(Checkpoint):
             kinds = ", ".join(sorted({found.kind for found in rounded}))
             error = max(found.error for found in rounded)
             logger.warning(
-                "%s: %d matrices (%s) are packed again in 8 bits, groups of 32; no weight moved by more than %.2g",
+                "%s: %d matrices (%s) are rounded to 8 bits, groups of 32, which moves a weight by at most %.2g",
                 self.file.path.name,
                 len(rounded),
                 kinds,
@@ -170,8 +169,7 @@ class GgufCheckpoint(Checkpoint):
         """Rows `start` to `stop` of a tensor, and nothing else of it.
 
         Raises:
-            CheckpointError: no tensor has this name, or its file cannot be read.
-            QuantizationError: scales that are not finite.
+            CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
         """
         self.entry(name)
         weight, _ = self._parts[name]
@@ -230,7 +228,7 @@ class GgufCheckpoint(Checkpoint):
         else:
             usable = bool(np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all())
         if not usable:
-            raise QuantizationError(
+            raise CheckpointError(
                 f"{self._rows[weight].tensor.name} ({kind.name}) in {self.file.path} has scales that are not finite or "
                 "beyond float16: the file is damaged; download it again"
             )

@@ -195,9 +195,7 @@ def _q3_k(blocks: np.ndarray) -> Packed:
 
 
 def _mxfp4(blocks: np.ndarray) -> Packed:
-    # MLX has the same exponents and 4-bit numbers; only the exponent 255 is NaN there and 2**127 in ggml.
-    if (blocks[:, 0] == 255).any():
-        return Packed(np.zeros((0, 4), np.uint32), np.full(1, np.nan, np.float32), None)
+    # MLX has the same exponents and 4-bit numbers; only the exponent 255 is NaN there and 2**127 in ggml
     return Packed(_halves_as_words(blocks[:, 1:]), blocks[:, 0].copy(), None)
 
 

@@ -166,6 +166,13 @@ def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
     return [name for name in list_files(repo, options) if name.lower().endswith(".gguf")]
 
 
+def refuse_gguf_repository(repo: str, options: HubOptions) -> None:
+    """Raise `CheckpointError` where a repository has GGUF files, of which one must be named."""
+    names = _first_parts(hub_gguf_names(repo, options))
+    if names:
+        raise CheckpointError(f"{repo} holds GGUF files: name one, as {repo}:{names[0]}; it has {_listed(names)}")
+
+
 def ollama_folder() -> Path:
     """Where ollama keeps its models: $OLLAMA_MODELS, else ~/.ollama/models."""
     return Path(os.path.expanduser(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))

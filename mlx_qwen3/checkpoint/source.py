@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen3.checkpoint.gguf_source import find_gguf
+from mlx_qwen3.checkpoint.gguf_source import find_gguf, refuse_gguf_repository
 from mlx_qwen3.checkpoint.hub import HubOptions, fetch
 from mlx_qwen3.errors import CheckpointError, InputError
 from mlx_qwen3.files import read_json
@@ -72,7 +72,10 @@ def resolve_checkpoint(
     if folder is not None:
         return folder
     patterns = list(ALLOW_PATTERNS if allow_patterns is None else allow_patterns)
-    return fetch(text, patterns, options, lambda folder: _complete(folder, patterns, tokenizer))
+    folder = fetch(text, patterns, options, lambda folder: _complete(folder, patterns, tokenizer))
+    if allow_patterns is None and not any(folder.glob("*.safetensors")):
+        refuse_gguf_repository(text, options)
+    return folder
 
 
 def _local_folder(path_or_id: str | Path, text: str, options: HubOptions, gguf_file: str | None) -> Path | None:

@@ -28,7 +28,7 @@ class EmbeddingOptions(Options):
     dimensions: how many of the vector's numbers are kept; None for all, or for the folder's truncate_dim.
     normalize: whether vectors have length 1, so that a dot product is the cosine; None for what the folder says, else
         True.
-    pooling: "last" token, "mean", "cls" or "max"; None for what the folder says, else "last".
+    pooling: "last" token, "mean", "cls" or "max"; None for what the folder or GGUF file says, else "last".
     precision: "float32"; "int8" or "uint8", each number scaled by the range of the call's vectors; "binary" or
         "ubinary", a bit per number, eight in a byte.
     """
@@ -223,7 +223,9 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
     def _modes(self, options: EmbeddingOptions) -> tuple[str, ...]:
         if options.pooling is not None:
             return (POOLING[options.pooling],)
-        return ("lasttoken",) if self._settings is None else self._settings.pooling
+        if self._settings is None:  # a GGUF file names its pooling in its metadata
+            return (POOLING.get(getattr(self.model.config, "pooling", "last"), "lasttoken"),)
+        return self._settings.pooling
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         states = self._runner.base_model(**call).last_hidden_state
