@@ -66,7 +66,7 @@ def weight_rows(file: GgufFile) -> dict[str, Rows]:
 
 
 def _named(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
-    if len(tensor.shape) > 2:
+    if tensor.shape[2:]:
         raise CheckpointError(
             f"tensor {name!r} in {tensor.file} has the shape {tensor.shape}, expected 1 or 2 dimensions"
         )

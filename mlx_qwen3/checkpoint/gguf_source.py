@@ -168,7 +168,10 @@ def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
 
 def refuse_gguf_repository(repo: str, options: HubOptions) -> None:
     """Raise `CheckpointError` where a repository has GGUF files, of which one must be named."""
-    names = _first_parts(hub_gguf_names(repo, options))
+    try:
+        names = _first_parts(hub_gguf_names(repo, options))
+    except HubError:
+        return  # the files that were found, or not, speak for themselves
     if names:
         raise CheckpointError(f"{repo} holds GGUF files: name one, as {repo}:{names[0]}; it has {_listed(names)}")
 

@@ -136,8 +136,9 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     from ..models.registry import model_class
 
     _check_ignored(args)
-    folder = _bundled()
-    if args.model is not None:
+    if args.model is None:
+        folder = _bundled()
+    else:
         folder = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
     source = args.model or "the bundled model"
     kind = model_class(read_config_file(folder), source)

@@ -81,7 +81,7 @@ def convert_to_gguf(
     with open_atomically(target) as file:
         writer = GgufWriter(file, metadata, tensors)
         for name, weight in zip(names, weights, strict=True):
-            for start, stop in row_blocks(weight) if len(weight.shape) > 1 else [(0, weight.shape[0])]:
+            for start, stop in row_blocks(weight) if len(weight.shape) > 1 else [(0, 1)]:
                 _write(writer, name, kinds[name], weight, start, stop)
             done += weight.nbytes
             if weight.foreign is not None:

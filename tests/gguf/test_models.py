@@ -203,7 +203,7 @@ def hub(monkeypatch, tmp_path, tiny):
     folder = tmp_path / "snapshot"
     fetched = []
 
-    def snapshot_download(repo, revision=None, allow_patterns=(), local_files_only=False):
+    def snapshot_download(repo, revision=None, allow_patterns=(), local_files_only=False, **options):
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
         fetched.extend(allow_patterns)
