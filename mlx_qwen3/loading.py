@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from .adapters import is_adapter_folder, read_adapter, refuse_outer_folder
 from .checkpoint import resolve_checkpoint, take_hub_options
 from .config.pretrained import read_config_file
 from .models.pretrained import PreTrainedModel
@@ -24,11 +25,24 @@ def _run_as_plain_bert(model: Any, source: str) -> None:
         )
 
 
+def base_of(folder: Path) -> tuple[Path, str | None]:
+    """Return a model's folder, and for the folder of an adapter that of its base and the class that it is for.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, HubError: an adapter that cannot be used, or whose base is not found.
+    """
+    if not is_adapter_folder(folder):
+        return folder, None
+    found = read_adapter(folder)
+    return resolve_checkpoint(found.needs_base(), found.config.get("revision")), found.class_name
+
+
 def load(
     path_or_id: str | Path | None = None,
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
+    adapter: str | Path | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """The model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
@@ -36,7 +50,8 @@ def load(
     Args:
         path_or_id: a folder, a Hub repository such as "Qwen/Qwen3-0.6B", a GGUF file, a quantization in a repository
             such as "org/repo:Q4_K_M", or a model of ollama such as "ollama:qwen3:4b"; None for the small model that
-            comes with this package.
+            comes with this package. The folder of a PEFT or mlx-lm adapter gives its base with the adapter.
+        adapter: the folder or Hub repository of an adapter to put into the model.
         gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
         **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields, and the arguments of the Hub.
 
@@ -51,8 +66,17 @@ def load(
     else:
         hub = take_hub_options(options, "load")
         folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub, tokenizer=True)
-    values = read_config_file(folder)
-    model = model_class(values, str(path_or_id or folder)).from_pretrained(folder, **options)
+    base, found = folder, None
+    if adapter is not None or is_adapter_folder(folder):
+        found = read_adapter(folder if adapter is None else adapter)
+        if adapter is None:
+            base = resolve_checkpoint(found.needs_base(), found.config.get("revision"))
+    refuse_outer_folder(base, str(path_or_id))
+    values = read_config_file(base)
+    if found is not None and found.class_name is not None and values.get("model_type") == "qwen3":
+        values = {**values, "architectures": [found.class_name]}
+    model = model_class(values, str(path_or_id or base)).from_pretrained(folder, adapter=adapter, **options)
     if values.get("model_type") == "bert":
         _run_as_plain_bert(model, str(path_or_id))
-    return model, AutoTokenizer.from_pretrained(folder)
+    own_tokenizer = found is not None and (found.folder / "tokenizer.json").is_file()
+    return model, AutoTokenizer.from_pretrained(found.folder if found is not None and own_tokenizer else base)

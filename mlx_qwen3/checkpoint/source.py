@@ -16,6 +16,7 @@ ALLOW_PATTERNS = (
     "*.json",
     "model*.safetensors",
     "*/model.safetensors",
+    "adapter*.safetensors",
     "*.txt",
     "*.jinja",
     "*.model",
@@ -106,6 +107,8 @@ def _local_folder(path_or_id: str | Path, text: str, options: HubOptions, gguf_f
 
 def _complete(folder: Path, patterns: list[str], tokenizer: bool) -> bool:
     """Whether a snapshot in the Hub's cache, of which perhaps only some files were fetched, holds what is needed."""
+    if (folder / "adapter_config.json").is_file() and any(folder.glob("adapter*.safetensors")):
+        return True
     if (tokenizer or any(name in patterns for name in VOCABULARY_FILES)) and not any(
         (folder / name).is_file() for name in VOCABULARY_FILES
     ):

@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
-    _print(done, time.perf_counter() - started)
+    print_conversion(done, time.perf_counter() - started)
     return 0
 
 
@@ -187,7 +187,8 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _print(done: "Conversion", seconds: float) -> None:
+def print_conversion(done: "Conversion", seconds: float) -> None:
+    """Print what a conversion did."""
     print(f"{done.path}: {done.parameters / 1e6:,.1f} million parameters, {done.bits_per_weight:.3f} bits per weight,")
     print(f"  {done.bytes_in / 1e6:,.1f} MB -> {done.bytes_out / 1e6:,.1f} MB in {seconds:.1f} s")
     if done.largest_error is not None:

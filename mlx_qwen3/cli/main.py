@@ -16,6 +16,7 @@ VERBS = {
     "chat": ("chat", "talk to a model"),
     "generate": ("generate", "answer one prompt"),
     "convert": ("convert", "turn a checkpoint into another format, or quantize it"),
+    "merge": ("merge", "merge an adapter into its base model"),
     "info": ("info", "describe a checkpoint without loading it"),
     "classify": ("classify", "label texts"),
     "tag": ("tag", "label the words of texts"),

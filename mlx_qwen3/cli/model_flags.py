@@ -19,6 +19,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="a folder, a Hub id, a GGUF file, org/repo:Q4_K_M, or ollama:qwen3:4b (default: the bundled small model)",
     )
     add_gguf_file_flag(group)
+    group.add_argument("--adapter", metavar="PATH|ID", help="put a PEFT or mlx-lm adapter into the model")
     group.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
     group.add_argument("--max-kv-size", type=int, metavar="N", help="keep the newest N tokens of the conversation")
@@ -131,17 +132,21 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     from ..config.pretrained import read_config_file
     from ..errors import UnsupportedModelError
     from ..generation.context import context_length
-    from ..loading import load
+    from ..loading import base_of, load
     from ..memory import check_fit, estimate_fit, wire_memory
     from ..models.registry import model_class
 
     _check_ignored(args)
+    if args.model is None and args.adapter is not None:
+        args.model, args.adapter = args.adapter, None  # an adapter names its base
     if args.model is None:
-        folder = _bundled()
+        asked = _bundled()
     else:
-        folder = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
+        asked = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
+    folder, name = base_of(asked)
     source = args.model or "the bundled model"
-    kind = model_class(read_config_file(folder), source)
+    values = read_config_file(folder)
+    kind = model_class({**values, "architectures": [name]} if name else values, source)
     if not hasattr(kind, "fill_cache"):
         raise UnsupportedModelError(f"{source} is a {kind.__name__}, which writes no text; see mlx-qwen3 --help")
     config = kind.config_class.from_pretrained(folder)
@@ -152,7 +157,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     check_fit(fit, source, force=args.force)
     if args.wired_limit is not None:
         wire_memory(args.wired_limit)
-    return load(folder, dtype=args.dtype)
+    return load(asked, adapter=args.adapter, dtype=args.dtype)
 
 
 def _check_ignored(args: argparse.Namespace) -> None:

@@ -34,6 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = No
     """
     default = f"such as {needed}; needed" if needed else "by default the model that comes with the package"
     parser.add_argument("--model", help=f"a folder or a Hub repository; {default}")
+    parser.add_argument("--adapter", help="a PEFT or mlx-lm adapter to put into the model")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
     parser.add_argument(
         "--batch-size",
@@ -66,7 +67,10 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
 
     return {
         "model": args.model,
-        "model_options": {"dtype": args.dtype} if args.dtype else None,
+        "model_options": {
+            name: value for name in ("dtype", "adapter") if (value := getattr(args, name, None)) is not None
+        }
+        or None,
         "batch_size": args.batch_size,
         "batch_tokens": BATCH_TOKENS[mx.default_device().type.name],
         "max_length": args.max_length,

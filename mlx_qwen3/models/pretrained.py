@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..adapters import (
+    Adapter,
+    AttachedAdapter,
+    adapter_weights,
+    attach_adapter,
+    is_adapter_folder,
+    merge_adapter,
+    read_adapter,
+    refuse_outer_folder,
+    write_adapter,
+)
+from ..adapters.layers import set_module
 from ..checkpoint import (
     Checkpoint,
     is_weight_file,
@@ -24,7 +36,7 @@ from ..checkpoint import (
 )
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..config.stock_mlx_lm import check_model_file
-from ..errors import InputError
+from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
 from ..layers.parameters import flat
 from .content import Content, check_scale, match_content, names_of
@@ -46,6 +58,8 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = "model"
     """The name of the model below the head; "" for a model without a head."""
     config: Any
+    adapter: AttachedAdapter | None = None
+    """The adapter whose layers are in the model."""
 
     if TYPE_CHECKING:
         __getattr__: None  # pyright: ignore  # MLX's own makes every misspelt attribute an `Any`
@@ -75,15 +89,18 @@ class PreTrainedModel(nn.Module):
         torch_dtype: Any = None,
         revision: str | None = None,
         gguf_file: str | None = None,
+        adapter: str | Path | None = None,
         ignore_mismatched_sizes: bool = False,
         unpack: bool = False,
         **keywords: Any,
     ) -> Self:
         """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
 
-        Weights are read when they are first used; those of a GGUF file at once.
+        Weights are read when they are first used; those of a GGUF file at once. The folder of a PEFT or mlx-lm adapter
+        gives its base model with the adapter's layers in it.
 
         Args:
+            adapter: the folder or Hub repository of an adapter to put into this model.
             gguf_file: the GGUF file in the folder or repository, by its name or its quantization ("Q4_K_M").
             config: used instead of the checkpoint's own configuration.
             dtype: "float32", "bfloat16", "float16" or an mx.Dtype; by default float32 on a CPU device and the
@@ -104,14 +121,23 @@ class PreTrainedModel(nn.Module):
         hub = take_hub_options(keywords, what)
         extra = cls._take_options(keywords)
         folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub)
+        source, found = str(path_or_id), None
+        if adapter is not None:
+            found = read_adapter(adapter)
+        elif is_adapter_folder(folder):
+            found = read_adapter(folder)
+            source = found.needs_base()
+            folder = resolve_checkpoint(source, found.config.get("revision"))
+        refuse_outer_folder(folder, source)
         values = read_config_file(folder)
-        source = str(path_or_id)
         check_model_file(values, source)
         accepted = cls.config_class.accepted_model_types
         refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
         if config is not None and not isinstance(config, cls.config_class):
             raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}")
         refuse_unknown_fields(keywords, cls.config_class.known_fields(values), what)
+        if found is not None:
+            keywords = {**cls._adapter_fields(found, values), **keywords}
         if config is None:
             config = cls.config_class.from_dict(values, **keywords)
         elif keywords:
@@ -121,10 +147,13 @@ class PreTrainedModel(nn.Module):
         by_name = names_of(checkpoint, cls.weight_prefix(), cls.weight_rules, source)
         check_scale(config, checkpoint, by_name, source)
         model = cls(config, **extra)
+        heads = found.heads() if found is not None else frozenset()
+        by_name = {name: disk for name, disk in by_name.items() if name not in heads}
         quantization = mlx_quantization(values, source)
         content = match_content(
             model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
         )
+        content.fresh -= heads
         model._load(checkpoint, content, target, source)
         config.dtype = str(target).rpartition(".")[2]
         if unpack:
@@ -135,8 +164,20 @@ class PreTrainedModel(nn.Module):
             for field in ("quantization", "quantization_config"):
                 config.__dict__.pop(field, None)
         model._read_companions(folder)
+        if found is not None:
+            attach_adapter(model, found, base=source)
         model.eval()
         return model
+
+    @classmethod
+    def _adapter_fields(cls, adapter: Adapter, values: dict[str, Any]) -> dict[str, Any]:
+        """Return what an adapter changes in the configuration `values` of its base."""
+        if adapter.class_name not in (None, cls.__name__):
+            raise UnsupportedModelError(
+                f"{adapter.source}: the adapter is for {adapter.class_name}, not {cls.__name__}. Load it as that"
+            )
+        named = values.get("id2label")
+        return adapter.config_overrides(len(named) if named else None)
 
     def _read_companions(self, folder: Path) -> None:
         """Takes what else the folder holds for this kind of model."""
@@ -178,20 +219,34 @@ class PreTrainedModel(nn.Module):
 
     # saving
 
-    def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES, *, merge: bool = False
+    ) -> None:
         """Write config.json and the weights under their Hugging Face names, so that transformers loads them.
 
-        The files are replaced together: after an error, Ctrl-C or a kill the folder holds the old model or the new one.
+        A model with an adapter writes the adapter alone, as PEFT does. The files are replaced together: after an error,
+        Ctrl-C or a kill the folder holds the old model or the new one.
 
         Args:
             max_shard_size: bytes of weights in one file.
+            merge: whether to write a model with an adapter as an ordinary checkpoint, the adapter merged into it. This
+                model keeps its adapter.
 
         Raises:
-            InputError: `folder` is not a path.
+            InputError: `folder` is not a path, or there is no adapter to merge.
             CheckpointError: the folder cannot be made or written, or the disk is full.
+            UnsupportedModelError: an adapter that neither PEFT's format nor plain weights can hold.
         """
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+        if merge:
+            self._save_merged(folder, max_shard_size)
+            return
+        if self.adapter is not None:
+            self._save_adapter(folder)
+            return
+        if (Path(folder) / "adapter_config.json").is_file():
+            raise CheckpointError(f"{folder} holds an adapter, beside which no model can lie. Choose another folder")
         weights = dict(self._to_disk())
         packed = any(name.endswith(".scales") for name in weights)
         generation = getattr(self, "generation_config", None)
@@ -201,6 +256,48 @@ class PreTrainedModel(nn.Module):
             if generation is not None:
                 generation.save_pretrained(staging)
             write_checkpoint(staging, weights, {"format": "mlx" if packed else "pt"}, max_shard_size)
+
+    def _save_adapter(self, folder: str | Path) -> None:
+        assert self.adapter is not None
+        if self.adapter.unwritable:
+            raise UnsupportedModelError(
+                f"PEFT's format cannot hold this adapter: {self.adapter.unwritable}. Pass merge=True to save the "
+                "merged model"
+            )
+        write_adapter(folder, self.adapter.config, adapter_weights(self), training=self.adapter.training)
+
+    def _save_merged(self, folder: str | Path, max_shard_size: int) -> None:
+        adapter, replaced = self.adapter, merge_adapter(self)
+        self.adapter, quantization = None, self._take_quantization()
+        try:
+            self.save_pretrained(folder, max_shard_size)
+        finally:
+            for path, layer in replaced:
+                set_module(self, path, layer)
+            self.adapter = adapter
+            self.config.__dict__.update(quantization)
+
+    def _take_quantization(self) -> dict[str, Any]:
+        """Take the fields about packed weights out of the configuration."""
+        names = ("quantization", "quantization_config")
+        return {name: self.config.__dict__.pop(name) for name in names if name in self.config.__dict__}
+
+    def merge_adapter(self) -> Self:
+        """Merge the adapter into the weights, in place; packed layers become plain ones.
+
+        Afterwards the model is an ordinary one: `save_pretrained` writes it whole.
+
+        Returns:
+            This model.
+
+        Raises:
+            InputError: the model has no adapter.
+            UnsupportedModelError: a bias of the adapter that the architecture has no place for.
+        """
+        merge_adapter(self)
+        self._take_quantization()
+        self.adapter = None
+        return self
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
         """Every weight with its name on disk."""

@@ -305,6 +305,8 @@ class Task(Generic[O, R]):
         return labels[index]
 
     def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
+        if model is None and model_options.get("adapter") is not None:
+            model, model_options = model_options["adapter"], {**model_options, "adapter": None}  # it names its base
         if model is None and self.bundled_head and tokenizer is None:
             from .bundled_heads import load_bundled_head
 

@@ -1,0 +1,18 @@
+"""LoRA and DoRA adapters: PEFT's folders in and out, mlx-lm's folders in, and merging into the weights."""
+
+from .attach import AttachedAdapter, attach_adapter, lora_config
+from .folder import Adapter, is_adapter_folder, read_adapter, refuse_outer_folder, write_adapter
+from .merging import adapter_weights, merge_adapter
+
+__all__ = [
+    "Adapter",
+    "AttachedAdapter",
+    "adapter_weights",
+    "attach_adapter",
+    "is_adapter_folder",
+    "lora_config",
+    "merge_adapter",
+    "read_adapter",
+    "refuse_outer_folder",
+    "write_adapter",
+]

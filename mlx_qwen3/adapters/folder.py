@@ -1,0 +1,204 @@
+"""Adapter folders: recognize one, read it, and write one as PEFT does.
+
+Both PEFT and mlx-lm write an adapter_config.json; `peft_type` tells them apart. Weights in pickle files are never
+opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint import Checkpoint, read_header, resolve_checkpoint, write_checkpoint
+from ..errors import CheckpointError, UnsupportedModelError
+from ..files import json_text, read_json_object
+from ..folders import update_folder
+from .peft_config import adapter_class_name
+
+CONFIG_NAME = "adapter_config.json"
+PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
+TRAINING_NAME = "training.json"
+"""What a training writes beside an adapter: label names and the like, which PEFT's files have no field for."""
+PREFIX = "base_model.model."
+MAX_FILE_BYTES = 1 << 50
+
+
+@dataclass
+class Adapter:
+    """The content of an adapter folder.
+
+    Attributes:
+        source: the folder as the user named it, for messages.
+        config: the content of adapter_config.json.
+        weights: name in the model -> array; mlx-lm's names are its own.
+        is_mlx_lm: whether mlx-lm wrote it.
+        base: the folder or repository of the base model that it names, or None.
+        class_name: the class that it is for, or None where the base decides.
+        training: the content of training.json, empty without that file.
+    """
+
+    source: str
+    config: dict[str, Any]
+    weights: dict[str, mx.array]
+    is_mlx_lm: bool
+    base: str | None
+    class_name: str | None
+    folder: Path
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def needs_base(self) -> str:
+        """Return the base that the adapter names.
+
+        Raises:
+            CheckpointError: it names none.
+        """
+        if self.base is None:
+            name = "model" if self.is_mlx_lm else "base_model_name_or_path"
+            raise CheckpointError(
+                f"{self.source}: the adapter names no base model (field {name!r} is empty). Load the base and pass "
+                "adapter=, or --adapter"
+            )
+        return self.base
+
+    def heads(self) -> frozenset[str]:
+        """Return the names of the head's weights that the adapter holds whole."""
+        return frozenset(name for name in self.weights if name.startswith(("score.", "qa_outputs.", "classifier.")))
+
+    def config_overrides(self, base_labels: int | None) -> dict[str, Any]:
+        """Return the fields of the base's configuration that the adapter replaces: the labels, above all.
+
+        Args:
+            base_labels: how many labels the base has names for; None for none.
+        """
+        overrides = dict(self.training.get("config") or {})
+        rows = [
+            array.shape[0] for name, array in self.weights.items() if name == "score.weight" and len(array.shape) == 2
+        ]
+        if rows and "id2label" not in overrides and base_labels != rows[0]:
+            overrides["num_labels"] = rows[0]
+        return overrides
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Return whether a folder holds an adapter and no model of its own."""
+    if not (folder / CONFIG_NAME).is_file():
+        return False
+    return not ((folder / "config.json").is_file() and any(folder.glob("model*.safetensors")))
+
+
+def refuse_outer_folder(folder: Path, source: str) -> None:
+    """Raise where adapters lie in subfolders of a folder that holds neither a model nor an adapter itself.
+
+    Raises:
+        CheckpointError: names the first of them.
+    """
+    if (folder / "config.json").is_file() or (folder / CONFIG_NAME).is_file():
+        return
+    named = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if named:
+        raise CheckpointError(
+            f"{source} holds no {CONFIG_NAME} itself, only the adapters {', '.join(named)}. Load {source}/{named[0]}"
+        )
+
+
+def read_adapter(path_or_id: str | Path, revision: str | None = None) -> Adapter:
+    """Read an adapter folder of PEFT or mlx-lm, or one of the Hub. Weights are read when they are first used.
+
+    Raises:
+        CheckpointError: no adapter here, a damaged file, or weights in a pickle only.
+        UnsupportedModelError: a task that this package does not run.
+    """
+    source = str(path_or_id)
+    folder = resolve_checkpoint(path_or_id, revision=revision)
+    if not (folder / CONFIG_NAME).is_file():
+        refuse_outer_folder(folder, source)
+        raise CheckpointError(f"{source}: there is no {CONFIG_NAME}. Name the folder of an adapter")
+    config = read_json_object(folder / CONFIG_NAME)
+    is_mlx_lm = "peft_type" not in config and ("fine_tune_type" in config or "lora_parameters" in config)
+    if not is_mlx_lm and "peft_type" not in config:
+        raise UnsupportedModelError(
+            f"{source}: adapter field 'peft_type' is missing in {CONFIG_NAME}. Load an adapter of PEFT or mlx-lm"
+        )
+    if not is_mlx_lm and config["peft_type"] != "LORA":
+        from .peft_config import parse_peft_config
+
+        parse_peft_config(config, source)  # refuses it by its kind, whatever its other fields say
+    base = config.get("model" if is_mlx_lm else "base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise CheckpointError(f"{source}: adapter field 'base_model_name_or_path' is not a name. Correct {CONFIG_NAME}")
+    training = read_json_object(folder / TRAINING_NAME) if (folder / TRAINING_NAME).is_file() else {}
+    weights = _read_weights(folder, MLX_LM_WEIGHTS if is_mlx_lm else PEFT_WEIGHTS, source)
+    if not is_mlx_lm:
+        weights = {name.removeprefix(PREFIX): array for name, array in weights.items()}
+    class_name = "Qwen3ForCausalLM" if is_mlx_lm else adapter_class_name(config, source)
+    return Adapter(source, config, weights, is_mlx_lm, base or None, class_name, folder, training)
+
+
+def _read_weights(folder: Path, name: str, source: str) -> dict[str, mx.array]:
+    file = folder / name
+    if not file.is_file():
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
+        if pickles:
+            raise CheckpointError(
+                f"{source}: the adapter's weights are a pickle ({pickles[0]}), which can run code and is never opened. "
+                "Save it with PEFT and safe_serialization=True"
+            )
+        raise CheckpointError(f"{source}: there is no {name}. Download or save the adapter again")
+    entries, metadata = read_header(file)
+    return Checkpoint(folder, entries, metadata, [file]).read_all()
+
+
+# writing
+
+
+def is_adapter_file(name: str) -> bool:
+    """Return whether a file of this name belongs to an adapter."""
+    return name in (CONFIG_NAME, PEFT_WEIGHTS, MLX_LM_WEIGHTS, TRAINING_NAME, "adapter_model.bin")
+
+
+def write_adapter(
+    folder: str | Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, mx.array],
+    *,
+    training: Mapping[str, Any] | None = None,
+    card: str | None = None,
+) -> None:
+    """Write an adapter folder as PEFT does; its files are replaced together.
+
+    Args:
+        weights: name in the model -> array.
+        training: the content of training.json, where there is something to say.
+        card: README.md; a short one by default.
+
+    Raises:
+        CheckpointError: the folder holds a model, cannot be written, or the disk is full.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        # beside a config.json transformers looks for the weights of the base in the adapter's folder
+        raise CheckpointError(f"{folder} holds a model, beside which no adapter can lie. Choose another folder")
+    with update_folder(folder, replaces=is_adapter_file) as staging:
+        named = {PREFIX + name: array for name, array in sorted(weights.items())}
+        write_checkpoint(staging, named, {"format": "pt"}, MAX_FILE_BYTES)
+        os.rename(staging / "model.safetensors", staging / PEFT_WEIGHTS)
+        (staging / "model.safetensors.index.json").unlink()
+        (staging / CONFIG_NAME).write_text(json_text(dict(sorted(config.items()))), encoding="utf-8")
+        if training:
+            (staging / TRAINING_NAME).write_text(json_text(dict(training)), encoding="utf-8")
+        if card is not None or not (folder / "README.md").exists():
+            (staging / "README.md").write_text(card or _card(config), encoding="utf-8")
+
+
+def _card(config: Mapping[str, Any]) -> str:
+    base = config.get("base_model_name_or_path")
+    named = f"base_model: {base}\n" if base else ""
+    return (
+        f"---\n{named}library_name: peft\ntags:\n- lora\n- mlx\n---\n\n# LoRA adapter\n\n"
+        "Load it with `mlx_qwen3.load(FOLDER)` or with PEFT.\n"
+    )

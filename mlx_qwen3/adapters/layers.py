@@ -1,0 +1,283 @@
+"""Layers with an adapter around them: LoRA and DoRA for linear layers and embeddings, and retrained embedding rows.
+
+Their parameters have the names that PEFT gives them in a file, so that reading and writing rename nothing. mlx-lm's own
+layers are not used: importing any part of mlx_lm imports transformers, which takes seconds; they store A and B
+transposed, and a tied output head always follows its embedding there, which it does not in PEFT.
+
+Sources: Hu et al. 2021 (LoRA, https://arxiv.org/abs/2106.09685); Liu et al. 2024 (DoRA,
+https://arxiv.org/abs/2402.09353); PEFT 0.21 for names and scales.
+"""
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class AdaptedLayer(nn.Module):
+    """A layer that adds something to `base_layer`; `merged` returns the plain layer that computes the same."""
+
+    base_layer: Any
+
+    def merged(self) -> nn.Module:
+        """Return a plain layer that gives this layer's outputs."""
+        raise NotImplementedError
+
+
+class LoRALinear(AdaptedLayer):
+    """y = W·x + b + scale·B·A·x; with DoRA, y = m / ‖W + scale·B·A‖ · (W + scale·B·A)·x + b, norms by row.
+
+    Args:
+        base_layer: `nn.Linear` or `nn.QuantizedLinear`; it stays as it is.
+        r: the rank of A (r, in) and B (out, r).
+        scale: alpha / r, or alpha / √r for rank-stabilized LoRA.
+        dropout: share of x that A does not see in training.
+        dora: whether to learn the magnitude m (out,) of each row. It starts at ‖W‖.
+        lora_bias: whether B has a bias, which is scaled as well.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        r: int,
+        scale: float,
+        *,
+        dropout: float = 0.0,
+        dora: bool = False,
+        lora_bias: bool = False,
+    ):
+        super().__init__()
+        out_size, in_size = dense_shape(base_layer)
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(in_size, r, bias=False)
+        self.lora_B = nn.Linear(r, out_size, bias=lora_bias)
+        self.lora_B.weight = mx.zeros_like(self.lora_B.weight)
+        if lora_bias:
+            self.lora_B.bias = mx.zeros_like(self.lora_B.bias)
+        self.lora_dropout = nn.Dropout(dropout)
+        self.scale = scale
+        if dora:
+            self.lora_magnitude_vector = mx.linalg.norm(dense_weight(base_layer).astype(mx.float32), axis=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (..., in) → (..., out)."""
+        y = self.base_layer(x)
+        seen = self.lora_dropout(x)
+        change = (self.scale * self.lora_B(self.lora_A(seen))).astype(y.dtype)
+        if "lora_magnitude_vector" not in self:
+            return y + change
+        # the norm counts as a constant for the gradient (section 4.3 of the paper)
+        norm = mx.stop_gradient(mx.linalg.norm(self._changed_weight(), axis=1))
+        ratio = (self.lora_magnitude_vector / norm).astype(y.dtype)
+        if self.training and self.lora_dropout._p_1 < 1:  # as PEFT: the base product sees the dropped x as well
+            plain = self.base_layer(seen)
+            plain = plain - self.base_layer.bias if "bias" in self.base_layer else plain
+            return y + (ratio - 1) * plain + ratio * change
+        if "bias" in self.base_layer:
+            bias = self.base_layer.bias
+            return ratio * (y - bias + change) + bias
+        return ratio * (y + change)
+
+    def _changed_weight(self) -> mx.array:
+        weight = dense_weight(self.base_layer).astype(mx.float32)
+        change = self.lora_B.weight.astype(mx.float32) @ self.lora_A.weight.astype(mx.float32)
+        return weight + self.scale * change
+
+    def merged(self) -> nn.Module:
+        """Return the `nn.Linear` that gives the same outputs; products in float32."""
+        weight = self._changed_weight()
+        if "lora_magnitude_vector" in self:
+            norm = mx.linalg.norm(weight, axis=1)
+            weight = (self.lora_magnitude_vector.astype(mx.float32) / norm)[:, None] * weight
+        bias = self.base_layer.bias if "bias" in self.base_layer else None
+        if "bias" in self.lora_B:
+            added = self.scale * self.lora_B.bias
+            if "lora_magnitude_vector" in self:
+                added = added * self.lora_magnitude_vector / mx.linalg.norm(self._changed_weight(), axis=1)
+            bias = added if bias is None else bias + added.astype(bias.dtype)
+        return plain_linear(weight.astype(layer_dtype(self.base_layer)), bias)
+
+
+class LoRAEmbedding(AdaptedLayer):
+    """Rows of W + scale·(B·A)ᵀ; A (r, vocabulary), B (width, r).
+
+    Args:
+        base_layer: `nn.Embedding` or `nn.QuantizedEmbedding`.
+        dora: "" for none; "columns" for PEFT's magnitude (width,), "rows" for mlx-lm's (vocabulary,).
+        head_follows: whether a tied output head multiplies with the changed rows, as in mlx-lm, or with the old ones.
+    """
+
+    def __init__(self, base_layer: nn.Module, r: int, scale: float, *, dora: str = "", head_follows: bool = False):
+        super().__init__()
+        rows, width = dense_shape(base_layer)
+        self.base_layer = base_layer
+        self.lora_embedding_A = mx.zeros((r, rows))
+        self.lora_embedding_B = mx.random.normal((width, r))
+        self.scale = scale
+        self.head_follows = head_follows
+        self._axis = {"": None, "columns": 0, "rows": 1}[dora]
+        if self._axis is not None:
+            weight = dense_weight(base_layer).astype(mx.float32)
+            self.lora_magnitude_vector = mx.linalg.norm(weight, axis=self._axis)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Ids (...) → rows (..., width)."""
+        y = self.base_layer(x)
+        change = self.scale * (self.lora_embedding_A.T[x] @ self.lora_embedding_B.T)
+        changed = y + change.astype(y.dtype)
+        if self._axis is None:
+            return changed
+        if self._axis == 0:
+            norm = mx.linalg.norm(self._changed_weight(), axis=0)
+            return changed * (self.lora_magnitude_vector / mx.stop_gradient(norm)).astype(y.dtype)
+        norm = mx.stop_gradient(mx.linalg.norm(changed.astype(mx.float32), axis=-1, keepdims=True))
+        return changed * (self.lora_magnitude_vector[x][..., None] / norm).astype(y.dtype)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Hidden states (..., width) → logits (..., vocabulary) of a tied output head."""
+        if not self.head_follows:
+            return self.base_layer.as_linear(x)
+        if self._axis is not None:
+            return x @ self._merged_weight().T.astype(x.dtype)
+        change = self.scale * ((x @ self.lora_embedding_B) @ self.lora_embedding_A)
+        return self.base_layer.as_linear(x) + change.astype(x.dtype)
+
+    def _changed_weight(self) -> mx.array:
+        change = (self.lora_embedding_B.astype(mx.float32) @ self.lora_embedding_A.astype(mx.float32)).T
+        return dense_weight(self.base_layer).astype(mx.float32) + self.scale * change
+
+    def _merged_weight(self) -> mx.array:
+        weight = self._changed_weight()
+        if self._axis is not None:
+            norm = mx.linalg.norm(weight, axis=self._axis, keepdims=True)
+            magnitude = mx.expand_dims(self.lora_magnitude_vector.astype(mx.float32), self._axis)
+            weight = magnitude / norm * weight
+        return weight
+
+    def merged(self) -> nn.Module:
+        """Return the `nn.Embedding` that gives the same rows."""
+        return plain_embedding(self._merged_weight().astype(layer_dtype(self.base_layer)))
+
+
+class TokenAdapter(nn.Module):
+    """The retrained rows (tokens, width) of an embedding."""
+
+    def __init__(self, rows: mx.array):
+        super().__init__()
+        self.trainable_tokens_delta = rows
+
+
+class RetrainedRows(AdaptedLayer):
+    """An embedding, or an output head, of which some rows are replaced.
+
+    Args:
+        base_layer: an embedding or a linear layer, plain or packed.
+        tokens: the ids of the rows, in the order of `rows`.
+        rows: (tokens, width).
+    """
+
+    def __init__(self, base_layer: nn.Module, tokens: list[int], rows: mx.array):
+        super().__init__()
+        self.base_layer = base_layer
+        self.token_adapter = TokenAdapter(rows)
+        size = dense_shape(base_layer)[0]
+        positions = [0] * size
+        for position, token in enumerate(tokens):
+            positions[token] = position
+        # underscores keep both out of the parameters
+        self._tokens = mx.array(tokens)
+        self._positions = mx.array(positions)
+        self._replaced = mx.zeros(size, dtype=mx.bool_).at[self._tokens].add(True)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Ids → rows for an embedding; hidden states → logits for an output head."""
+        if isinstance(self.base_layer, nn.Linear | nn.QuantizedLinear):
+            return self._logits(self.base_layer(x), x)
+        rows = self.token_adapter.trainable_tokens_delta[self._positions[x]]
+        y = self.base_layer(x)
+        return mx.where(self._replaced[x][..., None], rows.astype(y.dtype), y)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Hidden states (..., width) → logits (..., vocabulary) of a tied output head, which follows."""
+        return self._logits(self.base_layer.as_linear(x), x)
+
+    def _logits(self, logits: mx.array, x: mx.array) -> mx.array:
+        own = (x @ self.token_adapter.trainable_tokens_delta.T.astype(x.dtype))[..., self._positions]
+        return mx.where(self._replaced, own.astype(logits.dtype), logits)
+
+    def merged(self) -> nn.Module:
+        """Return the plain layer with the rows in their positions."""
+        weight = dense_weight(self.base_layer)
+        rows = self.token_adapter.trainable_tokens_delta.astype(weight.dtype)
+        weight = mx.where(self._replaced[:, None], rows[self._positions], weight)
+        if isinstance(self.base_layer, nn.Linear | nn.QuantizedLinear):
+            return plain_linear(weight, self.base_layer.bias if "bias" in self.base_layer else None)
+        return plain_embedding(weight)
+
+
+# what the layers under an adapter hold
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Return whether the layer's weight is quantized."""
+    return isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+
+
+def dense_shape(layer: Any) -> tuple[int, int]:
+    """Return (rows, columns) of the weight that a layer stands for."""
+    rows, columns = layer.weight.shape
+    return rows, columns * 32 // layer.bits if is_packed(layer) else columns
+
+
+def dense_weight(layer: Any) -> mx.array:
+    """Return the weight (rows, columns), dequantized where it is packed."""
+    if not is_packed(layer):
+        return layer.weight
+    biases = layer.get("biases")
+    return mx.dequantize(
+        layer.weight, layer.scales, biases, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+    )
+
+
+def layer_dtype(layer: Any) -> mx.Dtype:
+    """Return the floating dtype in which a layer's weight is kept once it is plain."""
+    if not is_packed(layer):
+        return layer.weight.dtype
+    scales = layer.scales.dtype
+    return scales if mx.issubdtype(scales, mx.floating) else mx.float32
+
+
+def plain_linear(weight: mx.array, bias: mx.array | None) -> nn.Linear:
+    """Return an `nn.Linear` with these arrays."""
+    layer = nn.Linear(1, 1, bias=bias is not None)
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    layer.eval()
+    return layer
+
+
+def plain_embedding(weight: mx.array) -> nn.Embedding:
+    """Return an `nn.Embedding` with these rows."""
+    layer = nn.Embedding(1, 1)
+    layer.weight = weight
+    layer.eval()
+    return layer
+
+
+def set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put `layer` under the dotted `path`, list positions included."""
+    owner: Any = model
+    *parents, last = path.split(".")
+    for name in parents:
+        owner = owner[int(name)] if isinstance(owner, list) else owner[name]
+    if isinstance(owner, list):
+        owner[int(last)] = layer
+    else:
+        owner[last] = layer
+
+
+def lora_scale(alpha: float, r: int, rank_stabilized: bool) -> float:
+    """Return alpha / r, or alpha / √r (https://arxiv.org/abs/2312.03732)."""
+    return alpha / math.sqrt(r) if rank_stabilized else alpha / r

@@ -1,0 +1,291 @@
+"""The fields of PEFT's adapter_config.json: which are used, which say nothing, and which are refused by name.
+
+Source: PEFT 0.21 `tuners/lora/config.py`, `tuners/tuners_utils.py`, `utils/other.py`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from .layers import lora_scale
+
+TASK_CLASSES = {
+    "CAUSAL_LM": "Qwen3ForCausalLM",
+    "SEQ_CLS": "Qwen3ForSequenceClassification",
+    "TOKEN_CLS": "Qwen3ForTokenClassification",
+    "QUESTION_ANS": "Qwen3ForQuestionAnswering",
+    "FEATURE_EXTRACTION": "Qwen3Model",
+}
+"""PEFT's task_type -> the class that the adapter is for."""
+
+SAVED_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""Heads that PEFT trains and saves whole, whether or not modules_to_save names them."""
+
+DEFAULT_TARGETS = ["q_proj", "v_proj"]
+"""What PEFT adapts in a Qwen3 when target_modules is null."""
+
+PLAIN_INITIAL_VALUES = (True, False, None, "gaussian", "orthogonal", "mica", "eva")
+"""Values of init_lora_weights that leave the base as it is; the others change its weights when PEFT loads them."""
+
+USED = {
+    *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_type", "r", "lora_alpha"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("bias", "use_rslora", "use_dora", "lora_bias", "modules_to_save", "init_lora_weights"),
+    *("trainable_token_indices", "ensure_weight_tying", "lora_dropout"),
+}
+WITHOUT_EFFECT = {
+    *("peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "use_qalora", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+}
+"""Fields that change nothing once an adapter is loaded; those about first values matter by init_lora_weights only."""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The checked fields of a LoRA adapter.
+
+    Attributes:
+        values: the file's content.
+        r, alpha: of layers that no pattern names.
+        targets, excluded: a list of names or a regular expression.
+        tokens: module name -> ids of retrained rows.
+    """
+
+    values: dict[str, Any]
+    r: int
+    alpha: float
+    targets: list[str] | str
+    excluded: list[str] | str
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    layers: list[int] | None
+    layers_pattern: list[str]
+    saved: tuple[str, ...]
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    task_type: str | None = None
+    bias: str = "none"
+    rank_stabilized: bool = False
+    dora: bool = False
+    lora_bias: bool = False
+    ties_weights: bool = False
+    dropout: float = 0.0
+
+    def rank_and_scale(self, path: str) -> tuple[int, float]:
+        """Return (r, scale) of the layer `path`, after the patterns; the first matching key of the file counts."""
+        r = _by_pattern(self.rank_pattern, path, self.r)
+        alpha = _by_pattern(self.alpha_pattern, path, self.alpha)
+        return r, lora_scale(alpha, r, self.rank_stabilized)
+
+    def is_saved_whole(self, path: str) -> bool:
+        """Return whether modules_to_save names the module; PEFT compares the end of its name, without a dot."""
+        return any(path.endswith(name) for name in self.saved)
+
+    def is_target(self, path: str) -> bool:
+        """Return whether the module at `path` is adapted; a target list of "all-linear" is resolved before."""
+        excluded = self.excluded
+        if isinstance(excluded, str):
+            if excluded and re.fullmatch(excluded, path):
+                return False
+        elif _named(excluded, path):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.saved):
+            return False
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, path) is not None
+        if path in self.targets:
+            return True
+        return _named(self.targets, path) and self._in_chosen_layer(path)
+
+    def _in_chosen_layer(self, path: str) -> bool:
+        if not self.layers:
+            return True
+        patterns = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in self.layers_pattern] or [r".*?\.[^.]*\.(\d+)\."]
+        for pattern in patterns:
+            found = re.match(pattern, path)
+            if found:
+                return int(found.group(1)) in self.layers
+        return False
+
+    def targets_all_linear(self) -> bool:
+        """Return whether the targets are the word for every linear layer."""
+        return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
+
+
+def _named(names: Iterable[str], path: str) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default
+
+
+def parse_peft_config(values: dict[str, Any], source: str, class_name: str | None = None) -> PeftConfig:
+    """Check an adapter_config.json.
+
+    Args:
+        values: the content of the file.
+        source: the adapter's folder, for messages.
+        class_name: the model's class where task_type is null.
+
+    Raises:
+        UnsupportedModelError: another kind of adapter than LoRA, or an option that is not supported; names the field.
+    """
+
+    def refuse(name: str, why: str = "is not supported", instead: str = "Merge the adapter with PEFT first") -> None:
+        raise UnsupportedModelError(f"{source}: adapter field {name!r} {why}: {_short(values.get(name))}. {instead}")
+
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedModelError(
+            f"{source}: adapters of the kind {_short(kind)} (peft_type) are not supported. Only LORA is; merge it with "
+            "PEFT and load the merged model"
+        )
+    for name, value in values.items():
+        if name not in USED and name not in WITHOUT_EFFECT and not _is_idle(value):
+            refuse(name)
+    initial = values.get("init_lora_weights", True)
+    plain = isinstance(initial, bool | str | None) and initial in PLAIN_INITIAL_VALUES
+    if not plain:
+        refuse(
+            "init_lora_weights",
+            "changes the weights of the base",
+            "Convert the adapter to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
+        )
+    task = values.get("task_type")
+    if task is not None and task not in TASK_CLASSES:
+        refuse("task_type", instead=f"Expected one of {', '.join(TASK_CLASSES)}")
+    if values.get("lora_bias") and values.get("use_dora"):
+        refuse("lora_bias", "cannot be used together with use_dora")
+    bias = values.get("bias", "none")
+    if bias not in ("none", "all", "lora_only"):
+        refuse("bias", instead="Expected none, all or lora_only")
+    targets = _names(values, "target_modules", refuse)
+    layers: Any = values.get("layers_to_transform")
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        layers = [layers]
+    if layers is not None and not (isinstance(layers, list) and all(type(i) is int for i in layers)):
+        refuse("layers_to_transform", "is malformed", "Expected a number or a list of numbers")
+    saved = _names(values, "modules_to_save", refuse) or []
+    saved = [saved] if isinstance(saved, str) else saved
+    heads = SAVED_HEADS.get(task or "", ())
+    config = PeftConfig(
+        values=values,
+        r=_number(values.get("r", 8), "r", refuse, int),
+        alpha=_number(values.get("lora_alpha", 8), "lora_alpha", refuse, float),
+        targets=DEFAULT_TARGETS if targets is None else targets,
+        excluded=_names(values, "exclude_modules", refuse) or [],
+        rank_pattern=_pattern(values, "rank_pattern", refuse, int),
+        alpha_pattern=_pattern(values, "alpha_pattern", refuse, float),
+        layers=list(layers) if layers else None,
+        layers_pattern=_as_list(_names(values, "layers_pattern", refuse)),
+        saved=tuple(dict.fromkeys([*saved, *heads])),
+        tokens=_tokens(values, refuse),
+        task_type=task,
+        bias=bias,
+        rank_stabilized=bool(values.get("use_rslora")),
+        dora=bool(values.get("use_dora")),
+        lora_bias=bool(values.get("lora_bias")),
+        ties_weights=bool(values.get("ensure_weight_tying")),
+        dropout=_number(values.get("lora_dropout") or 0.0, "lora_dropout", refuse, float, least=0),
+    )
+    _check_patterns(config, refuse)
+    return config
+
+
+def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
+    """Return the class that an adapter_config.json of PEFT names; None where it leaves that to the base.
+
+    Raises:
+        UnsupportedModelError: a task or class that this package does not run.
+    """
+    task = values.get("task_type")
+    if task is not None:
+        if task not in TASK_CLASSES:
+            raise UnsupportedModelError(
+                f"{source}: adapter field 'task_type' is not supported: {_short(task)}. Expected one of "
+                f"{', '.join(TASK_CLASSES)}"
+            )
+        return TASK_CLASSES[task]
+    mapping = values.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if name is not None and name not in TASK_CLASSES.values():
+        raise UnsupportedModelError(
+            f"{source}: adapter field 'auto_mapping' names a class that is not supported: {_short(name)}. Expected one "
+            f"of {', '.join(TASK_CLASSES.values())}"
+        )
+    return name
+
+
+def _is_idle(value: Any) -> bool:
+    return value is None or value is False or value in ([], {}, "", 0)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _names(values: Mapping[str, Any], name: str, refuse: Any) -> Any:
+    value = values.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return value
+    return refuse(name, "is malformed", "Expected a list of names, or a regular expression")
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) and value else list(value or [])
+
+
+def _number(value: Any, name: str, refuse: Any, kind: type, least: float | None = None) -> Any:
+    good = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not good or (value < least if least is not None else value <= 0):
+        refuse(name, "is malformed", "Expected a number above 0" if least is None else "Expected 0 or more")
+    return value
+
+
+def _pattern(values: Mapping[str, Any], name: str, refuse: Any, kind: type) -> dict[str, Any]:
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        refuse(name, "is malformed", "Expected a map of patterns to numbers")
+    for number in value.values():
+        _number(number, name, refuse, kind)
+    return value
+
+
+def _tokens(values: Mapping[str, Any], refuse: Any) -> dict[str, list[int]]:
+    name = "trainable_token_indices"
+    value = values.get(name)
+    if not value:
+        return {}
+    tokens = value if isinstance(value, dict) else {"embed_tokens": value}
+    for ids in tokens.values():
+        if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
+            refuse(name, "is malformed", "Expected a list of token ids, or a map of modules to such lists")
+        if len(set(ids)) < len(ids):
+            refuse(name, "names a token twice", "Expected each id once")
+    return tokens
+
+
+def _check_patterns(config: PeftConfig, refuse: Any) -> None:
+    expressions = [("rank_pattern", rf"(.*\.)?({key})$") for key in config.rank_pattern]
+    expressions += [("alpha_pattern", rf"(.*\.)?({key})$") for key in config.alpha_pattern]
+    expressions += [("layers_pattern", rf"(?:^|.*?\.){key}\.(\d+)\.") for key in config.layers_pattern]
+    expressions += [("modules_to_save", rf"(^|.*\.){key}($|\..*)") for key in config.saved]
+    for name, value in (("target_modules", config.targets), ("exclude_modules", config.excluded)):
+        expressions += [(name, value)] if isinstance(value, str) else []
+    for name, expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error:
+            refuse(name, "is no valid regular expression", "Correct it")

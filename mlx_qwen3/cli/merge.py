@@ -1,0 +1,66 @@
+"""`mlx-qwen3 merge`: a base model and an adapter become one ordinary checkpoint."""
+
+import argparse
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+from .convert import DTYPES, MODES, RECIPES, ProgressBar, print_conversion
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb and its flags; those about quantization are the ones of `convert`."""
+    parser = subparsers.add_parser(
+        "merge",
+        help="merge an adapter into its base model",
+        description="Merge a PEFT or mlx-lm adapter into its base model and write an ordinary checkpoint folder.",
+    )
+    parser.add_argument("--adapter", required=True, help="the folder or Hub repository of the adapter")
+    parser.add_argument("--output", required=True, help="the folder to write")
+    parser.add_argument("--model", help="the base model (default: the one that the adapter names)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights (default: the base's)")
+    parser.add_argument(
+        "-q", "--quantize", action="store_true", help="quantize the merged weights and report what that costs"
+    )
+    parser.add_argument("--q-bits", type=int, help="2, 3, 4, 5, 6 or 8 (default: 4)")
+    parser.add_argument("--q-group-size", type=int, help="32, 64 or 128 (default: 64)")
+    parser.add_argument("--q-mode", default="affine", choices=MODES, help="default: affine")
+    parser.add_argument("--quant-predicate", choices=RECIPES, help="a mixed recipe, instead of --q-bits")
+    parser.add_argument("--report-text", metavar="FILE", help="measure on this text instead of the one that is shipped")
+    parser.add_argument("--force", action="store_true", help="replace the output where it exists")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, print what came of it, and return the exit status."""
+    from ..training.merging import merge
+
+    bar = ProgressBar()
+    started = time.perf_counter()
+    try:
+        with closing(bar):
+            done = merge(
+                args.adapter,
+                args.output,
+                model=args.model,
+                dtype=args.dtype,
+                quantize=args.quantize,
+                force=args.force,
+                progress=bar,
+                measuring=bar.measuring,
+                q_bits=args.q_bits,
+                q_group_size=args.q_group_size,
+                q_mode=args.q_mode,
+                quant_predicate=args.quant_predicate,
+                report_text=args.report_text,
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted: {args.output} is as it was before. Run the same command again", file=sys.stderr)
+        return 130
+    if done is not None:
+        print_conversion(done, time.perf_counter() - started)
+    else:
+        print(f"{args.output}: the merged model, in floats")
+    return 0

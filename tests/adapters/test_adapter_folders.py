@@ -1,0 +1,201 @@
+"""Adapters in PEFT's and mlx-lm's formats: loaded, merged and saved again; what is wrong is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_checkpoints import write_qwen3
+
+import mlx_qwen3
+from mlx_qwen3 import CheckpointError, InputError, MlxQwen3Error, Qwen3ForCausalLM, UnsupportedModelError, load
+from mlx_qwen3.adapters import lora_config
+
+IDS = mx.array([[5, 9, 14, 3, 77]])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen3(tmp_path_factory.mktemp("base"), "Qwen3ForCausalLM")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen3(tmp_path_factory.mktemp("tied"), "Qwen3ForCausalLM", tie_word_embeddings=True)
+
+
+def write_peft(folder: Path, base: Path | None, weights: dict[str, mx.array], **fields: Any) -> Path:
+    folder.mkdir()
+    config = lora_config(task_type="CAUSAL_LM", base=base and str(base), r=4, alpha=8, targets=["q_proj"])
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    named = {f"base_model.model.{name}": array for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), named, {"format": "pt"})
+    return folder
+
+
+def q_weights(layers: int = 2, r: int = 4) -> dict[str, mx.array]:
+    mx.random.seed(3)
+    found = {}
+    for layer in range(layers):
+        path = f"model.layers.{layer}.self_attn.q_proj"
+        found[f"{path}.lora_A.weight"] = mx.random.normal((r, 32)) * 0.3
+        found[f"{path}.lora_B.weight"] = mx.random.normal((32, r)) * 0.3
+    return found
+
+
+def logits(model: Any) -> np.ndarray:
+    return np.array(model(IDS).logits)
+
+
+def test_an_adapter_changes_its_base_as_the_product_of_its_matrices_says(tmp_path: Path, base: Path):
+    weights = q_weights()
+    adapter = write_peft(tmp_path / "a", base, weights)
+    expected = Qwen3ForCausalLM.from_pretrained(base)
+    for layer in range(2):
+        path = f"model.layers.{layer}.self_attn.q_proj"
+        projection = expected.model.layers[layer].self_attn.q_proj
+        change = 2.0 * weights[f"{path}.lora_B.weight"] @ weights[f"{path}.lora_A.weight"]
+        projection.weight = projection.weight + change
+    loaded = [
+        Qwen3ForCausalLM.from_pretrained(adapter),
+        load(adapter)[0],
+        load(base, adapter=adapter)[0],
+        load(adapter)[0].merge_adapter(),
+    ]
+    for model in loaded:
+        np.testing.assert_allclose(logits(model), logits(expected), atol=2e-5)
+    assert np.abs(logits(expected) - logits(load(base)[0])).max() > 0.1
+
+
+def test_saving_writes_the_adapter_or_the_merged_model(tmp_path: Path, base: Path):
+    model, _ = load(write_peft(tmp_path / "a", base, q_weights()))
+    model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "config.json").exists()
+    model.save_pretrained(tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    for folder in ("again", "merged"):
+        np.testing.assert_allclose(
+            logits(Qwen3ForCausalLM.from_pretrained(tmp_path / folder)), logits(model), atol=2e-5
+        )
+    with pytest.raises(CheckpointError, match="holds an adapter"):
+        load(base)[0].save_pretrained(tmp_path / "again")
+    with pytest.raises(CheckpointError, match="holds a model"):
+        model.save_pretrained(tmp_path / "merged")
+    with pytest.raises(InputError, match="no adapter to merge"):
+        load(base)[0].merge_adapter()
+
+
+def test_generation_goes_through_the_adapter(tmp_path: Path, base: Path):
+    model, _ = load(write_peft(tmp_path / "a", base, q_weights()))
+    merged, _ = load(write_peft(tmp_path / "b", base, q_weights()))
+    merged.merge_adapter()
+    kept, plain = (m.generate(IDS, max_new_tokens=6, do_sample=False) for m in (model, merged))
+    assert np.array(kept).tolist() == np.array(plain).tolist()
+
+
+def test_a_packed_base_takes_an_adapter_and_merges_into_floats(tmp_path: Path, base: Path):
+    packed = tmp_path / "packed"
+    mlx_qwen3.convert(base, packed, quantize=True, q_bits=8, q_group_size=32, report=False)
+    adapter = write_peft(tmp_path / "a", packed, q_weights())
+    model, _ = load(adapter)
+    dense, _ = load(packed, adapter=adapter, unpack=True)
+    np.testing.assert_allclose(logits(model), logits(dense), atol=1e-4)
+    before = logits(model)
+    model.merge_adapter().save_pretrained(tmp_path / "merged")
+    again = Qwen3ForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(logits(again), before, atol=1e-4)
+    assert "quantization" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
+def test_a_tied_head_keeps_the_old_rows_under_lora_on_the_embedding(tmp_path: Path, tied: Path):
+    weights = {
+        "model.embed_tokens.lora_embedding_A": mx.random.normal((4, 416)),
+        "model.embed_tokens.lora_embedding_B": mx.random.normal((32, 4)),
+    }
+    adapter = write_peft(tmp_path / "a", tied, weights, target_modules=["embed_tokens"])
+    model, plain = load(adapter)[0], load(tied)[0]
+    rows = plain.model.embed_tokens.weight
+    change = 2.0 * (weights["model.embed_tokens.lora_embedding_B"] @ weights["model.embed_tokens.lora_embedding_A"]).T
+    hidden = plain.model(inputs_embeds=(rows + change)[IDS]).last_hidden_state
+    np.testing.assert_allclose(logits(model), np.array(hidden @ rows.T), atol=1e-4)
+    model.save_pretrained(tmp_path / "merged", merge=True)
+    np.testing.assert_allclose(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / "merged")), logits(model), atol=1e-4)
+
+
+def test_mlx_lm_adapters_load_and_are_saved_as_peft_adapters(tmp_path: Path, base: Path):
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    config = {
+        "fine_tune_type": "lora",
+        "model": str(base),
+        "num_layers": 1,
+        "lora_parameters": {"rank": 4, "scale": 5.0, "dropout": 0.0, "keys": ["self_attn.v_proj"]},
+    }
+    path = "model.layers.1.self_attn.v_proj"
+    a, b = mx.random.normal((32, 4)), mx.random.normal((4, 16))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "adapters.safetensors"), {f"{path}.lora_a": a, f"{path}.lora_b": b})
+    expected, model = load(base)[0], load(folder)[0]
+    projection = expected.model.layers[1].self_attn.v_proj
+    projection.weight = projection.weight + 5.0 * (a @ b).T
+    np.testing.assert_allclose(logits(model), logits(expected), atol=1e-4)
+    model.save_pretrained(tmp_path / "peft")
+    np.testing.assert_allclose(logits(load(tmp_path / "peft")[0]), logits(expected), atol=1e-4)
+
+
+def test_a_head_that_only_the_adapter_has_brings_its_number_of_labels(tmp_path: Path, base: Path):
+    weights = {**q_weights(), "score.weight": mx.random.normal((3, 32))}
+    adapter = write_peft(tmp_path / "a", base, weights, task_type="SEQ_CLS", modules_to_save=["classifier", "score"])
+    model, _ = load(adapter)
+    assert type(model).__name__ == "Qwen3ForSequenceClassification"
+    assert model.config.num_labels == 3
+    assert not model.fresh_weights
+    assert model(IDS).logits.shape == (1, 3)
+    with pytest.raises(UnsupportedModelError, match="Qwen3ForSequenceClassification, not Qwen3ForCausalLM"):
+        Qwen3ForCausalLM.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "named"),
+    [
+        ({"peft_type": "IA3"}, {}, "IA3"),
+        ({"sparkle_config": {"beta": 1}}, {}, "sparkle_config"),
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights"),
+        ({"target_modules": ["query"]}, {}, "target_modules"),
+        ({"target_modules": "(q_proj"}, {}, "target_modules"),
+        ({"use_bdlora": {"nblocks": 2}}, {}, "use_bdlora"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, {}, "task_type"),
+        ({"r": 8}, {}, "lora_A"),
+        ({"rank_pattern": {"q_proj": "many"}}, {}, "rank_pattern"),
+        ({"base_model_name_or_path": None}, {}, "base_model_name_or_path"),
+        ({"modules_to_save": ["lm_head"]}, {}, "lm_head"),
+        ({"use_dora": True}, {}, "lora_magnitude_vector"),
+        ({"bias": "some"}, {}, "bias"),
+        ({}, {"model.layers.0.self_attn.q_proj.lora_B.weight": None}, "q_proj.lora_B"),
+        ({}, {"model.layers.7.self_attn.q_proj.lora_B.weight": mx.zeros((32, 4))}, "layers.7"),
+        ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": mx.zeros((4, 4))}, "lora_C"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(
+    tmp_path: Path, base: Path, fields: dict[str, Any], changes: dict[str, Any], named: str
+):
+    weights = {**q_weights(), **changes}
+    adapter = write_peft(tmp_path / "a", base, {k: v for k, v in weights.items() if v is not None}, **fields)
+    with pytest.raises(MlxQwen3Error) as caught:
+        load(adapter)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_is_refused_and_adapters_in_subfolders_are_named(tmp_path: Path, base: Path):
+    adapter = write_peft(tmp_path / "a", base, q_weights())
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin"):
+        load(adapter)
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    write_peft(outer / "second", base, q_weights())
+    with pytest.raises(CheckpointError, match="second"):
+        load(outer)
