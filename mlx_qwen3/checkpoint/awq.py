@@ -49,9 +49,11 @@ class AwqWeight(PackedWords):
         bits = settings.get("bits", settings.get("w_bit", 4))
         group_size = settings.get("group_size", settings.get("q_group_size", 128))
         version = str(settings.get("version", "gemm")).lower()
-        if bits != 4 or version != "gemm":
-            raise QuantizationError(f"AWQ with {bits!r} bits in the layout {version!r} is not decoded, only 4-bit gemm")
-        if not isinstance(group_size, int) or (group_size < 1 and group_size != -1):
+        if bits != 4 or isinstance(bits, bool) or version != "gemm":
+            raise QuantizationError(
+                f"AWQ with {bits!r} bits in the layout {version[:60]!r} is not decoded, only 4-bit gemm"
+            )
+        if not isinstance(group_size, int) or isinstance(group_size, bool) or (group_size < 1 and group_size != -1):
             raise QuantizationError(f"AWQ group_size is {group_size!r}: expected a positive number or -1")
         for part in ("qweight", "scales", "qzeros"):
             name = f"{path}.{part}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_qwen3.checkpoint.float8 import FLOAT8
 from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
 from mlx_qwen3.checkpoint.header import TensorEntry
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
@@ -64,7 +65,9 @@ class DecodedCheckpoint(Checkpoint):
 
 
 def open_decoded_checkpoint(folder: str | Path, config: Mapping[str, Any], dtype: mx.Dtype = mx.float32) -> Checkpoint:
-    """The checkpoint in a folder; weights that FP8, GPTQ or AWQ packed appear as plain ones.
+    """Open the checkpoint in a folder; weights that FP8, GPTQ or AWQ packed appear as plain ones.
+
+    8-bit floats that no settings speak of are read as their values, as the reference casts them.
 
     Args:
         folder: with safetensors.
@@ -78,5 +81,6 @@ def open_decoded_checkpoint(folder: str | Path, config: Mapping[str, Any], dtype
     checkpoint = open_checkpoint(folder)
     settings = quantization_settings(Path(folder), config)
     if settings is None:
-        return checkpoint
+        floats = any(checkpoint.entry(name).dtype in FLOAT8 for name in checkpoint.names)
+        return checkpoint.with_float8_values() if floats else checkpoint
     return DecodedCheckpoint(checkpoint, foreign_weights(checkpoint, settings), dtype)

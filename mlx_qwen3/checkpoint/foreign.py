@@ -127,18 +127,31 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
         build, ending = AwqWeight.find, ".qweight"
     else:
         raise QuantizationError(
-            f"{checkpoint.folder} is quantized with {method!r}; this package reads {', '.join(METHODS)} and "
-            f"MLX's "
-            "own formats: convert the unquantized model instead"
+            f"{checkpoint.folder} is quantized with {method[:60]!r}; this package reads {', '.join(METHODS)} and "
+            "MLX's own formats: convert the unquantized model instead"
         )
     paths = [name.removesuffix(ending) for name in checkpoint.names if name.endswith(ending)]
     found: dict[str, ForeignWeight] = {path: build(checkpoint, path, settings) for path in paths}
     used = {name for weight in found.values() for name in weight.names}
+    _check_scale_types(checkpoint, found)
     for name in checkpoint.names:
         if name not in used and checkpoint.entry(name).dtype.startswith("F8_"):
             raise CheckpointError(
-                f"{name} in {checkpoint.folder} is stored in 8-bit floats without a weight_scale_inv: its "
-                f"values "
-                "are not known"
+                f"{name} in {checkpoint.folder} is stored in 8-bit floats without a weight_scale_inv, so its values "
+                "are not known. Download the checkpoint again"
             )
     return found
+
+
+def _check_scale_types(checkpoint: Checkpoint, found: Mapping[str, ForeignWeight]) -> None:
+    """Refuse scales in two 16-bit types, of which one must be mislabelled."""
+    kinds: dict[str, str] = {}
+    for weight in found.values():
+        for name in weight.names:
+            if name.rpartition(".")[2] in ("scales", "weight_scale_inv"):
+                kinds.setdefault(checkpoint.entry(name).dtype, name)
+    if "F16" in kinds and "BF16" in kinds:
+        raise CheckpointError(
+            f"{kinds['F16']} is stored as F16 and {kinds['BF16']} as BF16, so one of the labels is wrong. "
+            "Download the checkpoint again"
+        )

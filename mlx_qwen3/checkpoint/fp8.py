@@ -1,33 +1,17 @@
-"""Block-wise FP8: `weight` in e4m3 and one scale for each block, as the official Qwen3 FP8 checkpoints have
-it.
+"""Block-wise FP8: `weight` in e4m3 and one scale per block, as in the official Qwen3 FP8 checkpoints.
 
 `w[i, j] = e4m3(weight[i, j]) * weight_scale_inv[i // rows, j // columns]`; the last blocks may be partial.
-Source: transformers `integrations/finegrained_fp8.py`; e4m3 without infinities from "FP8 formats for deep
-    learning",
-https://arxiv.org/abs/2209.05433.
+Source: transformers `integrations/finegrained_fp8.py`.
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
+from mlx_qwen3.checkpoint.float8 import float8_values
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
-
-
-@cache
-def _e4m3_values() -> mx.array:
-    """The 256 values of e4m3: sign, 4 bits of exponent with bias 7, 3 bits of mantissa; 0x7f and 0xff are
-    NaN.
-    """
-    code = np.arange(256)
-    exponent, mantissa = (code >> 3) & 15, code & 7
-    size = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10))
-    size = np.where((code & 127) == 127, np.nan, size)
-    return mx.array(np.where(code & 128, -size, size).astype(np.float32))
 
 
 class Fp8Weight:
@@ -56,7 +40,8 @@ class Fp8Weight:
         if settings.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
             raise QuantizationError(f"FP8 in the format {settings['fmt']!r} is not decoded here, only e4m3")
         block = settings.get("weight_block_size") or (128, 128)
-        if not (len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
+        good = isinstance(block, list | tuple) and len(block) == 2
+        if not good or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in block):
             raise QuantizationError(f"weight_block_size is {block!r}: expected two positive numbers")
         weight, scale = f"{path}.weight", f"{path}.weight_scale_inv"
         if weight not in checkpoint or checkpoint.entry(weight).dtype != "F8_E4M3":
@@ -83,7 +68,7 @@ class Fp8Weight:
         scale = self._checkpoint.read_rows(self.names[1], first, last).astype(mx.float32)
         scale = mx.repeat(mx.repeat(scale, height, axis=0), width, axis=1)
         scale = scale[start - first * height : stop - first * height, : self.shape[1]]
-        return _e4m3_values()[codes] * scale
+        return float8_values("F8_E4M3")[codes] * scale
 
     def release(self) -> None:
         """Nothing is held between calls."""

@@ -5,6 +5,7 @@ is one less than the zero (modulo 2^bits); `checkpoint_format: gptq_v2` stores i
 `nn_modules/qlinear/qlinear_cuda_old.py`, GPTQModel `utils/model.py` (convert_gptq_v1_to_v2_format).
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import mlx.core as mx
 from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpack_words
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
+
+logger = logging.getLogger(__name__)
 
 BITS = (2, 4, 8)
 
@@ -48,28 +51,39 @@ class GptqWeight(PackedWords):
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "GptqWeight":
-        """The weight at `path`, checked.
+        """Return the weight at `path`, checked.
+
+        Where the settings give modules formats of their own (`dynamic`), bits and group size are read off the shapes
+        of the tensors, which determine them.
 
         Raises:
             QuantizationError: a number of bits that is not decoded here.
             CheckpointError: tensors that are missing or do not fit together.
         """
         bits, group_size = settings.get("bits", 4), settings.get("group_size", 128)
-        if bits not in BITS:
-            raise QuantizationError(f"GPTQ with {bits!r} bits is not decoded here, only {BITS}")
-        if not isinstance(group_size, int) or (group_size < 1 and group_size != -1):
-            raise QuantizationError(f"GPTQ group_size is {group_size!r}: expected a positive number or -1")
         version = settings.get("checkpoint_format") or "gptq"
         if version not in ("gptq", "gptq_v2"):
             raise QuantizationError(f"GPTQ in the checkpoint_format {version!r} is not decoded here")
         _check_packed(checkpoint, path)
+        if settings.get("dynamic"):
+            bits, group_size = _format_from_shapes(checkpoint, path)
+        if bits not in BITS or isinstance(bits, bool):
+            raise QuantizationError(f"{path}: GPTQ with {bits!r} bits is not decoded here, only {BITS}")
+        if not _is_whole(group_size) or (group_size < 1 and group_size != -1):
+            raise QuantizationError(f"GPTQ group_size is {group_size!r}: expected a positive number or -1")
         words, rows = checkpoint.shape(f"{path}.qweight")
         columns = words * 32 // bits
         groups = -(-columns // (columns if group_size == -1 else group_size))
         _check_scales(checkpoint, path, bits, groups, rows)
-        if f"{path}.g_idx" in checkpoint and checkpoint.shape(f"{path}.g_idx") != (columns,):
-            raise CheckpointError(f"{path}.g_idx has the shape {checkpoint.shape(f'{path}.g_idx')}, not {(columns,)}")
-        return cls(checkpoint, path, bits, group_size, 1 if version == "gptq" else 0)
+        if f"{path}.g_idx" in checkpoint:
+            if checkpoint.shape(f"{path}.g_idx") != (columns,):
+                shape = checkpoint.shape(f"{path}.g_idx")
+                raise CheckpointError(f"{path}.g_idx has the shape {shape}, not {(columns,)}")
+            stored = checkpoint.entry(f"{path}.g_idx").dtype
+            if stored not in ("I32", "U32", "I64"):
+                raise CheckpointError(f"{path}.g_idx is stored as {stored}: expected whole numbers")
+        offset = _zero_offset(checkpoint, path, bits, version, settings.get("sym", True) is not False)
+        return cls(checkpoint, path, bits, group_size, offset)
 
     @property
     def affine_format(self) -> tuple[int, int] | None:
@@ -117,6 +131,44 @@ class GptqWeight(PackedWords):
         scales, zeros = self._scales_and_zeros(start, stop)
         repeats = self.group_size // self.affine_format[1]
         return self._packed_rows(start, stop), mx.repeat(scales, repeats, 1), mx.repeat(zeros, repeats, 1)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _format_from_shapes(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
+    """Return bits and group size of a layer, from the shapes of its codes, zeros and scales."""
+    words, rows = checkpoint.shape(f"{path}.qweight")
+    groups, zero_words = checkpoint.shape(f"{path}.qzeros")
+    bits = zero_words * 32 // max(rows, 1)
+    columns = words * 32 // max(bits, 1)
+    return bits, -(-columns // max(groups, 1))
+
+
+def _zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str, symmetric: bool) -> int:
+    """Return what is added to a stored zero: 1 in the first format, 0 in the second.
+
+    The label may be wrong, and symmetric quantization shows it: all zeros are then the middle of the codes, which is
+    stored as one less in the first format.
+    """
+    labelled = 1 if version == "gptq" else 0
+    if not symmetric:
+        return labelled
+    middle = 1 << (bits - 1)
+    zeros = unpack_words(checkpoint.read_now(f"{path}.qzeros").view(mx.uint32), bits)
+    for offset in (0, 1):
+        if mx.all(zeros == middle - offset).item():
+            if offset != labelled:
+                logger.warning(
+                    "%s: the zero points are those of symmetric quantization in the format %s, not %s as labelled; "
+                    "the zero points decide",
+                    path,
+                    "gptq_v2" if offset == 0 else "gptq",
+                    version,
+                )
+            return offset
+    return labelled
 
 
 def _check_packed(checkpoint: Checkpoint, path: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from mlx_qwen3.checkpoint.float8 import FLOAT8, float8_values
 from mlx_qwen3.checkpoint.gguf import is_gguf
 from mlx_qwen3.checkpoint.header import MLX_DTYPES, TensorEntry, read_header
 from mlx_qwen3.errors import CheckpointError
@@ -44,6 +45,7 @@ class Checkpoint:
         self.metadata = metadata
         self.files = files
         self._entries = entries
+        self._float8_values = False
         self.names = sorted(entries)
         # Arrays of `mx.load` that nobody has asked for yet: an array stays in memory once it was evaluated,
         # so each is handed out once and then forgotten here.
@@ -76,8 +78,9 @@ class Checkpoint:
         return self.entry(name).shape
 
     def dtype(self, name: str) -> mx.Dtype:
-        """The dtype that `read` gives: 8-bit floats come as uint8, float64 as float32."""
-        return MLX_DTYPES[self.entry(name).dtype]
+        """The dtype that `read` gives: float64 comes as float32, 8-bit floats as uint8 codes or bfloat16 values."""
+        stored = self.entry(name).dtype
+        return mx.bfloat16 if self._float8_values and stored in FLOAT8 else MLX_DTYPES[stored]
 
     def is_decoded(self, name: str) -> bool:
         """Whether the tensor is not stored as such but decoded from what another tool packed."""
@@ -86,6 +89,12 @@ class Checkpoint:
     def nbytes(self, name: str) -> int:
         """The bytes a tensor takes in its file."""
         return self.entry(name).nbytes
+
+    def with_float8_values(self) -> "Checkpoint":
+        """Return the same checkpoint whose 8-bit floats are read as their values, in bfloat16, not as codes."""
+        other = type(self)(self.folder, self._entries, self.metadata, self.files)
+        other._float8_values = True
+        return other
 
     @property
     def total_bytes(self) -> int:
@@ -99,7 +108,7 @@ class Checkpoint:
             CheckpointError: no tensor has this name.
         """
         entry = self.entry(name)
-        if entry.dtype in ("F64", "F8_E5M2") or self._has_foreign_dtype(entry.file):
+        if entry.dtype == "F64" or entry.dtype in FLOAT8 or self._has_foreign_dtype(entry.file):
             return self._read_bytes(entry)
         waiting = self._waiting.get(entry.file)
         if waiting is None or name not in waiting:
@@ -167,6 +176,8 @@ class Checkpoint:
             raise CheckpointError(f"{entry.file} became shorter while it was read: download it again")
         if entry.dtype == "F64":
             return mx.array(raw.view(np.float64).astype(np.float32)).reshape(entry.shape)
+        if self._float8_values and entry.dtype in FLOAT8:
+            return float8_values(entry.dtype)[mx.array(raw)].astype(mx.bfloat16).reshape(entry.shape)
         return mx.array(raw).view(MLX_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
@@ -174,7 +185,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """The checkpoint in a folder or in a GGUF file; only headers are read.
 
     The folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or any
-    `model*.safetensors` without an index. Python files and `auto_map` entries are ignored, never run.
+    `model*.safetensors` without an index. An index that does not name an existing `model.safetensors` is stale and
+    ignored, as in transformers. Python files and `auto_map` entries are ignored, never run.
 
     Raises:
         CheckpointError: no safetensors here (pickle files are refused), a file is broken, or the index and
@@ -189,6 +201,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a folder with a checkpoint; check the path")
     index = folder / INDEX_NAME
     weight_map = _read_index(index) if index.is_file() else None
+    single = (folder / "model.safetensors").is_file()
+    if weight_map is not None and single and "model.safetensors" not in weight_map.values():
+        logger.warning("%s names other files than model.safetensors and is ignored", index)
+        weight_map = None
     files = _weight_files(folder, weight_map)
     entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
@@ -205,6 +221,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             entries[name] = entry
     if weight_map is not None:
         _check_index(folder, weight_map, entries)
+    if not entries:
+        raise CheckpointError(f"{folder} has no tensors in {files[0].name}. Download it again")
     if any(folder.glob("*.py")):
         logger.info("the Python files in %s are not used", folder)
     return Checkpoint(folder, entries, metadata, files)
@@ -216,7 +234,11 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map: download it again")
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors", shard)
+        plain = (
+            isinstance(shard, str)
+            and len(shard) < 256
+            and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.safetensors", shard)
+        )
         if not plain:
             raise CheckpointError(
                 f"{index} puts {name!r} into {shard!r}; a shard must be a plain "
@@ -279,11 +301,9 @@ def _check_all_shards(folder: Path, files: list[Path]) -> None:
 
 def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
     for name, shard in weight_map.items():
-        if name not in entries:
-            raise CheckpointError(
-                f"{INDEX_NAME} in {folder} names tensor {name!r} in {shard}, which is not there: download both again"
-            )
-        if entries[name].file.name != shard:
+        if name not in entries:  # a tied output head, for instance; whoever needs the tensor will miss it
+            logger.info("%s in %s names tensor %r in %s, which is not there", INDEX_NAME, folder, name, shard)
+        elif entries[name].file.name != shard:
             raise CheckpointError(
                 f"{INDEX_NAME} in {folder} puts tensor {name!r} into {shard}, but it is in "
                 f"{entries[name].file.name}: download both again"

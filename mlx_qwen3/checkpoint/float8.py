@@ -1,0 +1,28 @@
+"""The values of 8-bit floats. Every one of them is exact in bfloat16.
+
+e4m3: sign, 4 bits of exponent with bias 7, 3 bits of mantissa, no infinities; 0x7f and 0xff are NaN. e5m2: the upper
+byte of float16. Source: "FP8 formats for deep learning", https://arxiv.org/abs/2209.05433.
+"""
+
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+
+@cache
+def float8_values(kind: str) -> mx.array:
+    """Return the 256 values of a kind in float32, by code."""
+    code = np.arange(256)
+    if kind == "F8_E5M2":
+        values = (code.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    else:
+        exponent, mantissa = (code >> 3) & 15, code & 7
+        size = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10))
+        size = np.where((code & 127) == 127, np.nan, size)
+        values = np.where(code & 128, -size, size).astype(np.float32)
+    table = mx.array(values)
+    mx.eval(table)  # used from several threads
+    return table
