@@ -28,6 +28,8 @@ def silently_different(config: Mapping[str, Any]) -> list[str]:
     late_enough = config.get("max_window_layers", 28) < config.get("num_hidden_layers", 32)
     if "sliding_attention" in (layer_types or ()) or (slides and late_enough):
         reasons.append("sliding window attention")
+    if config.get("is_causal") is False:
+        reasons.append("attention in both directions")
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         reasons.append(f"the activation {activation}")

@@ -60,6 +60,7 @@ def decoder_mask(
     segments: mx.array | None = None,
     sinks: int = 0,
     dtype: mx.Dtype | None = None,
+    causal: bool = True,
 ) -> Mask:
     """Return the mask of one kind of layer.
 
@@ -71,6 +72,8 @@ def decoder_mask(
         segments: (B, L) numbers of packed sequences; attention stays within one. Needs past = 0.
         sinks: how many first slots every query sees, whatever the window.
         dtype: what the scores are computed in; numbers to add are brought to it.
+        causal: whether a query sees no slot after its own; else a window reaches as far forward as back, and holds
+            every slot at most `window` away.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         return _given(attention_mask, ranges, past, length, dtype)
@@ -79,13 +82,15 @@ def decoder_mask(
     oldest = max(ranges[-1][0], sinks)  # the first key that the window may hide: a range before the last holds sinks
     windowed = window is not None and last - oldest > window
     if attention_mask is None and segments is None and contiguous and not windowed:
-        return None if length == 1 else "causal"
+        return None if length == 1 or not causal else "causal"
     if attention_mask is None and segments is None and length == 1 and not windowed:
         return None
     queries, keys = mx.arange(past, past + length)[:, None], key_slots(ranges)[None, :]
-    allowed = keys <= queries
+    allowed = keys <= queries if causal else keys >= 0
+    if not causal and allowed.shape != (length, keys.shape[1]):
+        allowed = mx.broadcast_to(allowed, (length, keys.shape[1]))
     if window is not None:
-        inside = keys > queries - window
+        inside = keys > queries - window if causal else mx.abs(keys - queries) <= window
         allowed = allowed & (inside | (keys < sinks) if sinks else inside)
     if segments is not None:
         allowed = allowed & (segments[:, :, None] == segments[:, None, :])

@@ -214,6 +214,9 @@ class PreTrainedModel(nn.Module):
         """
         return False
 
+    def require_head(self) -> None:
+        """Raise `InputError` where the checkpoint held no output head, so that logits would be random."""
+
     def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
         """Read what the file holds beside weights."""
 

@@ -4,7 +4,7 @@ Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
 """
 
 import logging
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,7 +21,7 @@ from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segmen
 from ..layers.pipelining import Pipeline
 from ..layers.rotary import ConsecutivePositions, RotaryPositions, Rotation, SinglePosition
 from ..outputs import BaseModelOutputWithPast
-from .content import settle_tie
+from .content import Content, settle_tie
 from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
 from .pretrained import PreTrainedModel, initialise
 from .qwen3_fused import FusedDecoder, FusedQwen3, can_fuse
@@ -186,11 +186,10 @@ class Qwen3PreTrainedModel(PreTrainedModel):
 class Qwen3Model(Qwen3PreTrainedModel):
     """The bare decoder: token ids → hidden states. Embeddings, layers and the final norm.
 
-    `causal`: no token sees what comes after it, so padding on the right needs no mask.
+    With `is_causal` false in the configuration every token sees all others, as in the reference.
     """
 
     base_model_prefix = ""
-    causal: ClassVar[bool] = True
 
     def __init__(self, config: Qwen3Config):
         config.check_model()
@@ -270,6 +269,11 @@ class Qwen3Model(Qwen3PreTrainedModel):
         )
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees what comes after it, so that padding on the right needs no mask."""
+        return self.config.is_causal
+
     def run(
         self,
         x: mx.array,
@@ -307,7 +311,9 @@ class Qwen3Model(Qwen3PreTrainedModel):
                 window, sinks = min(store.window, window or store.window), store.sinks
             kind = ranges, window, sinks
             if kind not in masks:
-                masks[kind] = decoder_mask(length, past, ranges, window, attention_mask, segments, sinks, x.dtype)
+                masks[kind] = decoder_mask(
+                    length, past, ranges, window, attention_mask, segments, sinks, x.dtype, self.causal
+                )
             if output_hidden_states:
                 states.append(x)
             x, weight = layer(x, rotation, masks[kind], store, output_attentions)
@@ -361,6 +367,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
 
     config: Qwen3Config
     _fused: FusedDecoder | None = None
+    _random_head: mx.array | None = None
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
@@ -373,11 +380,26 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
         """Map hidden states (..., M) to logits (..., V); a tied model multiplies with its embedding."""
         return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
 
+    def require_head(self) -> None:
+        """Raise `InputError` where the checkpoint held no output head and none was trained or loaded since."""
+        if self._random_head is not None and self._random_head is self.lm_head.get("weight"):
+            raise InputError(
+                "the checkpoint has no output head (lm_head.weight), so this model embeds texts but generates nothing. "
+                "Load a checkpoint with a head, or pass tie_word_embeddings=True if its embedding is the head"
+            )
+
+    def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
+        super()._load(checkpoint, content, dtype, source)
+        self._random_head = self.lm_head.weight if "lm_head.weight" in content.fresh else None
+
     def for_inference(self) -> Any:
         """This model for one generation: over joined matrices where all its layers are plain ones, else itself.
 
         The parameters become views of the joined matrices; call it again after weights or layers have changed.
         """
+        self.require_head()
+        if not self.config.is_causal:
+            raise InputError("this model is an encoder ('is_causal' in config.json is false): use it for embeddings")
         if self.training:
             return self
         if self._fused is None or not self._fused.is_current(self.model):

@@ -151,6 +151,7 @@ class Reranker(Task[RerankerOptions, float]):
         if self._has_label:
             return (self.model(**call, last_positions=last).logits[:, 0].astype(mx.float32),)
         states = self._runner.base_model(**call).last_hidden_state
+        self.model.require_head()
         logits = self.model.logits(states[mx.arange(states.shape[0]), last])
         no, yes = (logits[:, token].astype(mx.float32) for token in self._answers)
         return (yes - no,)
