@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..checkpoint import CheckpointWriter
 from ..errors import CheckpointError
+from ..layers.threads import release_streams_at_thread_end
 from .plan import Plan, Step, row_blocks
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Converter:
     def _run_on_cpu(self, blocks: list[tuple[Step, int, int]]) -> None:
         # One MLX operation uses one core here, so blocks are worked on side by side, a few at a time.
         waiting: set[Future[None]] = set()
-        with ThreadPoolExecutor(CPU_WORKERS) as pool:
+        with ThreadPoolExecutor(CPU_WORKERS, initializer=release_streams_at_thread_end) as pool:
             try:
                 for block in blocks:
                     if len(waiting) >= CPU_WORKERS:

@@ -3,13 +3,14 @@
 Knows the model as one function; the next step is on its way to the device while the last one's tokens are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..cache import Cache
 from ..errors import InputError
 from ..layers.arguments import as_array, check_range
 from .processors import Processor
@@ -138,6 +139,7 @@ class BatchRun:
                 logits, past = self._next(ids, tokens, prompt, past)
                 mx.async_eval(logits)
             if self.streamer is not None:
+                mx.eval(tokens)  # a streamer may read them in another thread
                 self.streamer.put(tokens)
             if self.stop is not None:
                 ended = before | mx.array(self.stop(ids))
@@ -149,6 +151,7 @@ class BatchRun:
             self.streamer.end()
         self._output.sequences = ids
         self._output.past_key_values = past if use_cache else None
+        evaluate_tree(self._output)
         for name in ("scores", "logits", "attentions", "hidden_states"):
             setattr(self._output, name, getattr(self._output, name) or None)
         return self._output
@@ -222,6 +225,19 @@ class BatchRun:
             if value is not None:
                 setattr(kept, name, (*(getattr(kept, name) or ()), value))
         return output.logits[:, -1], output.past_key_values
+
+
+def evaluate_tree(value: Any) -> None:
+    """Evaluate every array in a result, its cache included, so that any thread may read it."""
+    if isinstance(value, mx.array):
+        mx.eval(value)
+    elif isinstance(value, Cache):
+        mx.eval(value.arrays)
+    elif isinstance(value, Mapping):
+        evaluate_tree(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            evaluate_tree(part)
 
 
 def stop_check(stop_strings: str | Sequence[str] | None, tokenizer: Any, prompt_length: int) -> Any:

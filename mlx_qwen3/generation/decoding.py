@@ -114,8 +114,12 @@ class DecodeRun:
             return self.model.step_logits(ids, self.cache, keep)[0]
 
     def settle(self) -> None:
-        """Takes back what the caller does not know of: afterwards the cache holds at most `known` tokens."""
+        """Take back what the caller does not know of: afterwards the cache holds at most `known` tokens, evaluated, so
+        that any thread may continue with it.
+        """
         excess = self.cache.offset - self.known
+        if not self.broken:
+            mx.eval(self.cache.arrays)
         if not self.broken and excess <= 0:
             return
         if not self.broken and self.cache.reach(self.known) == self.known:
@@ -123,6 +127,11 @@ class DecodeRun:
         else:
             for layer in self.cache.layers:
                 layer.clear()
+
+
+def start_evaluation(*arrays: mx.array | None) -> None:
+    """Start to evaluate all that a step hands on: whoever takes the next step may do so in another thread."""
+    mx.async_eval([array for array in arrays if array is not None])
 
 
 class Decoding(Protocol):
@@ -142,6 +151,7 @@ class OneByOne:
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         history = mx.array(run.history) if run.choose.processors else None
         token, logprobs = run.choose(run.logits(run.pending), history)
+        start_evaluation(token, logprobs)
         yield Step(cast(int, token.item()), logprobs)
         ahead = self._next(run, token, history) if run.max_tokens > 1 else None
         for count in range(2, run.max_tokens + 1):
@@ -160,7 +170,7 @@ class OneByOne:
         if history is not None:
             history = mx.concatenate([history, token])
         following, logprobs = run.choose(run.logits(token[None]), history)
-        mx.async_eval(following)
+        start_evaluation(following, logprobs, history)
         return following, logprobs, history
 
 

@@ -6,16 +6,35 @@ nor a softmax runs over the whole vocabulary.
 """
 
 import math
+import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
-from ..errors import InputError
+from .checks import check_number, check_seed, check_whole_number
 
 Sampler = Callable[[mx.array], mx.array]
 """Scores (B, V) → token ids (B,)."""
+
+
+_MASK = (1 << 64) - 1
+_LARGEST = 3.4e38
+_SMALLEST_TEMPERATURE = 1e-37
+
+_categorical = mx.vmap(lambda weights, key: mx.random.categorical(weights, key=key))
+"""Weights (B, n) and keys (B, 2) → one index per row (B,)."""
+
+
+def mixed(seed: int, number: int) -> int:
+    """Return 64 bits that look random: number `number` of the sequence of `seed` (SplitMix64, Steele et al. 2014)."""
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
+    return z ^ z >> 31
 
 
 def greedy(scores: mx.array) -> mx.array:
@@ -25,14 +44,19 @@ def greedy(scores: mx.array) -> mx.array:
 
 @dataclass
 class RandomSampler:
-    """Draws from softmax(scores / temperature), cut down to the k best, to a mass of top_p, to min_p of the best.
+    """Draw from softmax(scores / temperature), cut down to the k best, to a mass of top_p, to min_p of the best.
+
+    Draw number n of a sampler has a key of its own, computed from the seed and n, so that it depends neither on the
+    other rows of a batch nor on the thread, and draws can be taken back.
 
     Args:
-        temperature: above 0.
+        temperature: above 0. Below 1e-37, where float32 ends, the best token is taken.
         top_k: how many of the best tokens stay; 0 for all. Of equal scores at the border exactly k stay.
         top_p: the smallest set of best tokens with at least this probability stays; 1 for all.
-        min_p: tokens below this share of the best one's probability go; 0 for none.
-        seed: makes the draws repeatable without touching MLX's global state.
+        min_p: tokens below this share of the best one's probability are cut off; 0 for none.
+        seed: makes the draws repeatable without touching MLX's global state. Without it the first draw takes a seed
+            from `mx.random`, and outside the main thread, where that starts alike in every thread, also from the
+            operating system.
 
     Raises:
         InputError: a value out of range.
@@ -46,25 +70,47 @@ class RandomSampler:
     min_tokens_to_keep: int = 1
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"temperature is {self.temperature!r}, expected a number above 0 (0 means greedy)")
-        if not isinstance(self.top_k, int) or self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k!r}, expected a whole number, 0 for no limit")
-        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
-            if not 0 <= value <= 1:
-                raise InputError(f"{name} is {value!r}, expected a number from 0 to 1")
-        if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to 2^64 - 1")
-        self._key = None if self.seed is None else mx.random.key(self.seed)
+        check_number("temperature", self.temperature, above=0, hint="0 means greedy")
+        check_whole_number("top_k", self.top_k, hint="0 for no limit")
+        for name in ("top_p", "min_p"):
+            check_number(name, getattr(self, name), least=0, most=1)
+        check_seed(self.seed)
+        self._base = self.seed
+        self._drawn = 0
 
     def __call__(self, scores: mx.array) -> mx.array:
-        """Scores (B, V) → token ids (B,)."""
+        """Scores (B, V) → token ids (B,); row b is draw number n + b."""
+        return self.draw(scores, self.take_keys(scores.shape[0]))
+
+    def for_row(self, row: int) -> "RandomSampler":
+        """Return a sampler with the same settings whose draws are independent; row 0 continues this one's seed."""
+        seed = self._seed()
+        return replace(self, seed=seed if row == 0 else mixed(seed, ~row & _MASK))
+
+    def take_keys(self, count: int) -> np.ndarray:
+        """Return the keys of the next draws, (count, 2) uint32."""
+        base, first = self._seed(), self._drawn
+        self._drawn += count
+        keys = [mixed(base, number) for number in range(first, first + count)]
+        return np.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=np.uint32).reshape(count, 2)
+
+    def give_back(self, count: int) -> None:
+        """Forget the newest `count` draws, whose tokens were rejected."""
+        self._drawn -= count
+
+    def draw(self, scores: mx.array, keys: np.ndarray) -> mx.array:
+        """Scores (B, V) and a key for each row (B, 2) → token ids (B,)."""
         weights, ids = self.candidates(scores)
-        key = None
-        if self._key is not None:
-            self._key, key = mx.random.split(self._key)
-        drawn = mx.random.categorical(weights, key=key)
+        drawn = _categorical(weights, mx.array(keys))
         return drawn if ids is None else mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
+
+    def _seed(self) -> int:
+        if self._base is None:
+            high, low = cast(list[int], mx.random.randint(0, 1 << 31, (2,)).tolist())
+            self._base = high << 32 | low
+            if threading.current_thread() is not threading.main_thread():
+                self._base ^= int.from_bytes(os.urandom(8), "little")
+        return self._base
 
     def candidates(self, scores: mx.array) -> tuple[mx.array, mx.array | None]:
         """What may be drawn: unnormalized log-probabilities (B, n), −inf where cut off, and their ids (B, n).
@@ -76,7 +122,12 @@ class RandomSampler:
         if 0 < keep_best < scores.shape[-1]:
             ids = mx.argpartition(scores, kth=-keep_best, axis=-1)[..., -keep_best:]
             scores = mx.take_along_axis(scores, ids, axis=-1)
-        scores = scores.astype(mx.float32) / self.temperature
+        scores = mx.minimum(scores.astype(mx.float32), _LARGEST)
+        best = mx.max(scores, axis=-1, keepdims=True)
+        if self.temperature < _SMALLEST_TEMPERATURE:
+            scores = mx.where(scores == best, 0.0, -math.inf)
+        else:
+            scores = (scores - best) / self.temperature
         if self.top_p < 1:
             order = mx.argsort(-scores, axis=-1)
             scores = mx.take_along_axis(scores, order, axis=-1)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import mlx.core as mx
 
 from .context import MOVING_FREQUENCIES
-from .decoding import CLEAR_EVERY, Chooser, DecodeRun, OneByOne, Step
+from .decoding import CLEAR_EVERY, Chooser, DecodeRun, OneByOne, Step, start_evaluation
 from .sampling import needs_logprobs
 
 LONGEST_DRAFT = 16
@@ -146,6 +146,7 @@ class Speculation:
         # as in `OneByOne`, the first token waits for its own pass alone
         past = mx.array(history) if run.choose.processors else None
         chosen, logprobs = run.choose(run.logits(run.pending), past)
+        start_evaluation(chosen, logprobs)
         token, left = cast(int, chosen.item()), left - 1
         history.append(token)
         self.proposer.observe(token)
@@ -174,7 +175,7 @@ class Speculation:
         """Tokens one by one, a pass ahead, until the gate opens; then none is on its way and the cache lacks one."""
         watched = bool(run.choose.processors)
         token, logprobs = run.choose(run.logits(pending), mx.array(history) if watched else None)
-        mx.async_eval(token)
+        start_evaluation(token, logprobs)
         opened, active = False, 0.0
         for count in range(1, left + 1):
             began = time.perf_counter()
@@ -182,7 +183,7 @@ class Speculation:
             if count < left and not opened:
                 past = mx.concatenate([mx.array(history, dtype=token.dtype), token]) if watched else None
                 ahead = run.choose(run.logits(token[None]), past)
-                mx.async_eval(ahead[0])
+                start_evaluation(*ahead)
             found = cast(int, token.item())
             active = time.perf_counter() - began
             if count > 2 and not opened:

@@ -7,6 +7,7 @@ both. The results are the same arrays.
 
 import mlx.core as mx
 
+from .threads import release_streams_at_thread_end
 from .variants import variants
 
 LEAST_WORK = 1 << 18
@@ -38,6 +39,7 @@ class Pipeline:
     """
 
     def __init__(self, tokens: int, width: int, length: int, training: bool = False):
+        release_streams_at_thread_end()  # every pass comes by here, in whichever thread it runs
         self._stride = 0 if training or length == 1 else layers_per_step(tokens, width)
         self._built = 0
         self._previous: mx.array | None = None

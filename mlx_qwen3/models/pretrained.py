@@ -39,6 +39,7 @@ from ..config.stock_mlx_lm import check_model_file
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
 from ..layers.parameters import flat
+from ..layers.threads import release_streams_at_thread_end
 from .content import Content, check_scale, match_content, names_of
 from .weight_names import QWEN3_WEIGHTS, WeightRules
 
@@ -92,12 +93,13 @@ class PreTrainedModel(nn.Module):
         adapter: str | Path | None = None,
         ignore_mismatched_sizes: bool = False,
         unpack: bool = False,
+        lazy: bool = False,
         **keywords: Any,
     ) -> Self:
         """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
 
-        Weights are read when they are first used; those of a GGUF file at once. The folder of a PEFT or mlx-lm adapter
-        gives its base model with the adapter's layers in it.
+        Every weight is read before this returns, one after the other, so that any thread may use the model. The folder
+        of a PEFT or mlx-lm adapter gives its base model with the adapter's layers in it.
 
         Args:
             adapter: the folder or Hub repository of an adapter to put into this model.
@@ -107,6 +109,7 @@ class PreTrainedModel(nn.Module):
                 checkpoint's type on a GPU. Packed weights keep their codes; their scales take the type.
             ignore_mismatched_sizes: a head of another size starts fresh instead of being refused.
             unpack: turn packed (quantized) weights into plain ones, which is faster on some CPUs.
+            lazy: read weights when they are first used; only the thread that loads the model can then use it.
             **keywords: fields of the configuration to change (`num_labels=3`, `rope_scaling={…}`, …) and arguments of
                 the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`.
 
@@ -167,6 +170,9 @@ class PreTrainedModel(nn.Module):
         if found is not None:
             attach_adapter(model, found, base=source)
         model.eval()
+        release_streams_at_thread_end()
+        if not lazy:
+            evaluate_arrays(model)
         return model
 
     @classmethod
@@ -333,6 +339,18 @@ class PreTrainedModel(nn.Module):
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
+
+
+def evaluate_arrays(model: nn.Module) -> None:
+    """Evaluate every array of a model, one at a time: then it belongs to no thread.
+
+    Peak memory exceeds the model's own size by the largest tensor as it is stored, at most.
+    """
+    for module in model.modules():
+        for value in [*module.values(), *vars(module).values()]:
+            if isinstance(value, mx.array):
+                mx.eval(value)
+    mx.clear_cache()
 
 
 def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:

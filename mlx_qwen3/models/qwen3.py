@@ -24,7 +24,7 @@ from ..outputs import BaseModelOutputWithPast
 from .content import Content, settle_tie
 from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
 from .pretrained import PreTrainedModel, initialise
-from .qwen3_fused import FusedDecoder, FusedQwen3, can_fuse
+from .qwen3_fused import FUSING, FusedDecoder, FusedQwen3, can_fuse
 
 logger = logging.getLogger(__name__)
 
@@ -402,9 +402,11 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
             raise InputError("this model is an encoder ('is_causal' in config.json is false): use it for embeddings")
         if self.training:
             return self
-        if self._fused is None or not self._fused.is_current(self.model):
-            self._fused = FusedDecoder(self.model) if can_fuse(self.model) else None
-        return self if self._fused is None else FusedQwen3(self, self._fused)
+        with FUSING:
+            fused = self._fused
+            if fused is None or not fused.is_current(self.model):
+                self._fused = fused = FusedDecoder(self.model) if can_fuse(self.model) else None
+        return self if fused is None else FusedQwen3(self, fused)
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode and lets the joined matrices go."""

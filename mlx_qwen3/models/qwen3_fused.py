@@ -6,6 +6,7 @@ and saving, adapters and quantization see what they always saw.
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ ARRAYS = ("weight", "scales", "biases", "bias")
 """What a linear layer may hold; each has one row an output."""
 
 swiglu = mx.compile(lambda gate, up: nn.silu(gate) * up, shapeless=True)
+
+
+FUSING = threading.Lock()
+"""Held while matrices are joined: two threads that begin to generate must not replace the same arrays."""
 
 
 class FusedDecoder:

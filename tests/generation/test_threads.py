@@ -1,0 +1,193 @@
+"""A model that was loaded in one thread works in every other, one after the other and at the same time."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_qwen3
+from mlx_qwen3 import ChatSession, batch_generate, pipeline, stream_generate
+from mlx_qwen3.bundled import bundled_model_path
+from mlx_qwen3.generation import RandomSampler
+
+
+def in_thread(function):
+    """What a function returns in a thread of its own; its exception is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Model and tokenizer, loaded in a thread that is over."""
+    return in_thread(lambda: mlx_qwen3.load(bundled_model_path()))
+
+
+def chat(model, tokenizer):
+    session = ChatSession(model, tokenizer, seed=3, max_tokens=4)
+    return ["".join(part.text for part in session.send(text)) for text in ("hello", "and now?")]
+
+
+def run_pipeline(model, tokenizer):
+    return pipeline("text-generation", model=model, tokenizer=tokenizer)("hello", max_new_tokens=3)
+
+
+def batch(model, tokenizer):
+    prompts = ["hello", "what does os.path.join do?"]
+    return batch_generate(model, tokenizer, prompts, 4, temperature=0.8, seed=1).token_ids
+
+
+def generate(model, tokenizer):
+    output = model.generate(mx.array([[5, 9, 3]]), max_new_tokens=4, do_sample=True, seed=1)
+    return output.tolist()
+
+
+def plain_call(model, tokenizer):
+    return mx.argmax(model(mx.array([[5, 9, 3]])).logits, axis=-1).tolist()
+
+
+USES = [chat, run_pipeline, batch, generate, plain_call]
+
+
+def rounds(loaded, count):
+    expected = {use.__name__: use(*loaded) for use in USES}
+    for _ in range(count):
+        for use in USES:
+            assert in_thread(lambda use=use: use(*loaded)) == expected[use.__name__]
+        with ThreadPoolExecutor(3) as pool:
+            futures = {use.__name__: pool.submit(use, *loaded) for use in USES}
+            assert {name: future.result() for name, future in futures.items()} == expected
+
+
+def test_a_loaded_model_works_in_other_threads(loaded):
+    rounds(loaded, 2)
+
+
+@pytest.mark.slow
+def test_two_hundred_rounds(loaded):
+    rounds(loaded, 200)
+
+
+def test_a_training_step_in_one_thread_and_chats_in_others():
+    model, tokenizer = in_thread(lambda: mlx_qwen3.load(bundled_model_path()))
+    ids = mx.array([[5, 9, 3, 7]])
+
+    def train():
+        own, _ = mlx_qwen3.load(bundled_model_path())
+        own.train()
+        optimizer = optim.SGD(1e-3)
+        loss, gradients = nn.value_and_grad(own, lambda: own(ids, labels=ids).loss)()
+        optimizer.update(own, gradients)
+        mx.eval(loss, own.parameters())
+        own.eval()
+        return own
+
+    with ThreadPoolExecutor(3) as pool:
+        trained = pool.submit(train)
+        chats = [pool.submit(chat, model, tokenizer) for _ in range(3)]
+        assert len({tuple(answer.result()) for answer in chats}) == 1
+    own = trained.result()
+    assert generate(own, tokenizer) == generate(own, tokenizer)
+    in_thread(lambda: train_more(own, ids))
+
+
+def train_more(model, ids):
+    model.train()
+    loss, gradients = nn.value_and_grad(model, lambda: model(ids, labels=ids).loss)()
+    optim.SGD(1e-3).update(model, gradients)
+    mx.eval(loss, model.parameters())
+    model.eval()
+
+
+def test_each_step_of_a_stream_may_run_in_another_thread(loaded):
+    model, tokenizer = loaded
+    options = {"max_tokens": 6, "temperature": 0.9, "seed": 4, "logprobs": True, "repetition_penalty": 1.2}
+    expected = [r.token for r in stream_generate(model, tokenizer, "hello", **options)]
+    responses = stream_generate(model, tokenizer, "hello", **options)
+    got = [in_thread(lambda: next(responses)) for _ in expected]
+    assert [response.token for response in got] == expected
+    assert all(bool(mx.isfinite(mx.max(response.logprobs)).item()) for response in got)
+
+
+def test_results_and_caches_are_read_and_reused_elsewhere(loaded):
+    model, _ = loaded
+    ids = mx.array([[5, 9, 3]])
+    options = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
+    output = in_thread(lambda: model.generate(ids, max_new_tokens=3, **options))
+    assert output.sequences.shape == (1, 6)
+    assert mx.sum(output.hidden_states[-1][-1]).item() == mx.sum(output.hidden_states[-1][-1]).item()
+    again = model.generate(output.sequences, past_key_values=output.past_key_values, max_new_tokens=2)
+    assert again.tolist() == model.generate(output.sequences, max_new_tokens=2).tolist()
+
+
+def test_a_sampler_continues_in_another_thread():
+    scores = mx.random.normal((1, 50), key=mx.random.key(0))
+    mx.eval(scores)
+    sampler, same = RandomSampler(seed=3), RandomSampler(seed=3)
+    expected = [same(scores).item() for _ in range(3)]
+    assert [in_thread(lambda: sampler(scores).item()) for _ in range(3)] == expected
+
+
+def test_draws_without_a_seed_differ_between_threads():
+    scores = mx.zeros((1, 1 << 20))
+    mx.eval(scores)
+    assert len({in_thread(lambda: RandomSampler()(scores).item()) for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("start", ["thread.start(); thread.join()", "pool.submit(work).result()"])
+def test_a_process_that_used_a_model_in_a_thread_exits_with_0(start):
+    program = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+import mlx.core as mx
+import mlx_qwen3
+from mlx_qwen3.bundled import bundled_model_path
+mx.set_default_device(mx.cpu)
+def work():
+    model, tokenizer = mlx_qwen3.load(bundled_model_path())
+    mlx_qwen3.generate(model, tokenizer, "hello", max_tokens=2)
+thread, pool = threading.Thread(target=work), ThreadPoolExecutor(1)
+{start}
+"""
+    root = Path(mlx_qwen3.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_loading_adds_one_tensor_at_most_to_the_peak(tmp_path):
+    shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "head_dim": 64}
+    mx.random.seed(0)
+    model = mlx_qwen3.Qwen3ForCausalLM(mlx_qwen3.Qwen3Config(**shape, num_attention_heads=4, num_key_value_heads=2))
+    model.save_pretrained(tmp_path)
+    sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
+    del model
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    loaded = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype="float16")
+    half = sum(sizes) / 2
+    assert mx.get_peak_memory() - before <= half + max(sizes) + 65536
+    assert mx.get_active_memory() - before >= half
+    lazy = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path, dtype="float16", lazy=True)
+    assert mx.get_active_memory() - before < 1.5 * half
+    assert lazy is not loaded
+
+
+def test_threads_do_not_join_the_matrices_twice():
+    model, _ = mlx_qwen3.load(bundled_model_path())
+    barrier = threading.Barrier(3)
+
+    def first_use():
+        barrier.wait()
+        return generate(model, None)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = [future.result() for future in [pool.submit(first_use) for _ in range(3)]]
+    assert results[0] == results[1] == results[2]
