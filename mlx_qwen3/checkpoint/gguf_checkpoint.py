@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3.checkpoint.gguf import GgufFile, open_gguf
-from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode
+from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode, pack_blocks
 from mlx_qwen3.checkpoint.gguf_names import Rows, weight_rows
 from mlx_qwen3.checkpoint.header import TensorEntry
 from mlx_qwen3.checkpoint.reader import Checkpoint
@@ -219,10 +219,8 @@ class GgufCheckpoint(Checkpoint):
         return self._pack(weight, kind, raw)
 
     def _pack(self, weight: str, kind: Kind, raw: np.ndarray) -> dict[str, np.ndarray]:
-        assert kind.pack is not None
         count, path = len(raw), weight.removesuffix(".weight")
-        with np.errstate(all="ignore"):
-            packed = kind.pack(raw.reshape(-1, kind.block_bytes))
+        packed = pack_blocks(kind, raw.reshape(-1, kind.block_bytes))
         if packed.biases is None:
             usable = not bool((packed.scales == 255).any())  # this exponent is NaN in MLX and 2**127 in ggml
         else:

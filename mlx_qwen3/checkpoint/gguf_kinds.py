@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 GROUP = 32
+_PIECE_VALUES = 1 << 18
 
 
 class Packed(NamedTuple):
@@ -67,25 +68,30 @@ class Kind:
     widened: bool = False
 
 
+def _columns(blocks: np.ndarray, start: int, stop: int | None = None) -> np.ndarray:
+    """Bytes `start` to `stop` of each block, contiguous: everything after is several times faster on such arrays."""
+    return np.ascontiguousarray(blocks[:, start:stop])
+
+
 def _half(blocks: np.ndarray, start: int) -> np.ndarray:
     """The float16 number at byte `start` of each block, (n,)."""
-    return blocks[:, start : start + 2].copy().view("<f2")[:, 0]
+    return _columns(blocks, start, start + 2).view("<f2")[:, 0]
 
 
 def _affine(codes: np.ndarray, bits: int, scales: np.ndarray, biases: np.ndarray, error: float = 0.0) -> Packed:
     """Pack codes (groups, 32) uint8: a row is one little-endian stream of bits, cut into words of 32."""
-    if bits == 8:
-        raw = codes
-    elif bits == 4:
-        raw = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    else:
-        eight = codes.reshape(-1, 8)
-        stream = eight[:, 0].astype("<u8")
-        for position in range(1, 8):
-            stream |= eight[:, position].astype("<u8") << np.uint64(bits * position)
-        raw = stream.view(np.uint8).reshape(-1, 8)[:, :bits].reshape(len(codes), -1)
-    words = np.ascontiguousarray(raw).view("<u4").reshape(len(codes), bits)
-    return Packed(words, scales.reshape(-1), biases.reshape(-1), error)
+    raw = np.ascontiguousarray(codes)
+    if bits < 8:
+        # Eight codes in eight bytes move together: first pairs, then pairs of pairs, then both halves.
+        eight, gap = raw.view("<u8"), np.uint64(8 - bits)
+        eight = (eight & _u64(0x00FF00FF00FF00FF)) | ((eight & _u64(0xFF00FF00FF00FF00)) >> gap)
+        eight = (eight & _u64(0x0000FFFF0000FFFF)) | ((eight & _u64(0xFFFF0000FFFF0000)) >> (gap * _u64(2)))
+        eight = (eight & _u64(0x00000000FFFFFFFF)) | ((eight & _u64(0xFFFFFFFF00000000)) >> (gap * _u64(4)))
+        raw = np.ascontiguousarray(eight.view(np.uint8).reshape(-1, 8)[:, :bits])
+    return Packed(raw.reshape(len(codes), -1).view("<u4"), scales.reshape(-1), biases.reshape(-1), error)
+
+
+_u64 = np.uint64
 
 
 def _nibbles(quants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +104,7 @@ def _nibbles(quants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _halves_as_words(quants: np.ndarray) -> np.ndarray:
     """16 bytes per group, value j low in byte j and value j + 16 high, as MLX's 4-bit words (n, 4)."""
-    return np.ascontiguousarray(np.concatenate(_nibbles(quants), axis=1)).view("<u4")
+    return np.concatenate(_nibbles(quants), axis=1).view("<u4")
 
 
 def _halves(quants: np.ndarray) -> np.ndarray:
@@ -108,31 +114,32 @@ def _halves(quants: np.ndarray) -> np.ndarray:
 
 def _q4_0(blocks: np.ndarray) -> Packed:
     scale = _half(blocks, 0)
-    return Packed(_halves_as_words(blocks[:, 2:]), scale, scale * np.float16(-8))
+    return Packed(_halves_as_words(_columns(blocks, 2)), scale, scale * np.float16(-8))
 
 
 def _q4_1(blocks: np.ndarray) -> Packed:
-    return Packed(_halves_as_words(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2))
+    return Packed(_halves_as_words(_columns(blocks, 4)), _half(blocks, 0), _half(blocks, 2))
 
 
 def _fifth_bits(raw: np.ndarray) -> np.ndarray:
     """4 bytes per group, bit j of value j, as (n, 32) of 0 or 16."""
-    return np.unpackbits(np.ascontiguousarray(raw), axis=1, bitorder="little") << 4
+    return np.unpackbits(raw, axis=1, bitorder="little") << 4
 
 
 def _q5_0(blocks: np.ndarray) -> Packed:
     scale = _half(blocks, 0)
-    return _affine(_halves(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6]), 5, scale, scale * np.float16(-16))
+    codes = _halves(_columns(blocks, 6)) | _fifth_bits(_columns(blocks, 2, 6))
+    return _affine(codes, 5, scale, scale * np.float16(-16))
 
 
 def _q5_1(blocks: np.ndarray) -> Packed:
-    codes = _halves(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    codes = _halves(_columns(blocks, 8)) | _fifth_bits(_columns(blocks, 4, 8))
     return _affine(codes, 5, _half(blocks, 0), _half(blocks, 2))
 
 
 def _q8_0(blocks: np.ndarray) -> Packed:
     scale = _half(blocks, 0)
-    return _affine(blocks[:, 2:] ^ np.uint8(128), 8, scale, scale * np.float16(-128))
+    return _affine(_columns(blocks, 2) ^ np.uint8(128), 8, scale, scale * np.float16(-128))
 
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) + 128
@@ -142,15 +149,15 @@ _IQ4_CODES = _IQ4.astype(np.uint8)
 
 def _iq4_nl(blocks: np.ndarray) -> Packed:
     scale = _half(blocks, 0)
-    return _affine(_IQ4_CODES[_halves(blocks[:, 2:])], 8, scale, scale * np.float16(-128))
+    return _affine(_IQ4_CODES[_halves(_columns(blocks, 2))], 8, scale, scale * np.float16(-128))
 
 
 def _iq4_xs(blocks: np.ndarray) -> Packed:
     low = np.stack((blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4), axis=-1).reshape(-1, 8)
-    high = (blocks[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
+    high = (_columns(blocks, 2, 4).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)) & 3
     steps = (low | (high << 4).astype(np.uint8)).astype(np.float32) - 32
     scale = _half(blocks, 0).astype(np.float32)[:, None] * steps
-    codes = _IQ4_CODES[_halves(blocks[:, 8:].reshape(-1, 16))]
+    codes = _IQ4_CODES[_halves(_columns(blocks, 8).reshape(-1, 16))]
     return _affine(codes, 8, scale, scale * np.float32(-128))
 
 
@@ -167,51 +174,90 @@ def _scales_and_minima(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _q4_k(blocks: np.ndarray) -> Packed:
     scale, bias = _scales_and_minima(blocks)
     # 32 bytes hold two groups: one in their low halves, the next in their high halves
-    groups = np.stack(_nibbles(blocks[:, 16:].reshape(len(blocks), 4, 32)), axis=2)
-    words = np.ascontiguousarray(groups.reshape(-1, 16)).view("<u4")
-    return Packed(words, scale.reshape(-1), bias.reshape(-1))
+    groups = np.stack(_nibbles(_columns(blocks, 16).reshape(-1, 4, 32)), axis=2)
+    return Packed(groups.reshape(-1, 16).view("<u4"), scale.reshape(-1), bias.reshape(-1))
 
 
 def _q5_k(blocks: np.ndarray) -> Packed:
     scale, bias = _scales_and_minima(blocks)
-    quants = blocks[:, 48:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate((quants & 15, quants >> 4), axis=2).reshape(-1, 8, 32)
-    fifth = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    return _affine((codes | (fifth << 4)).reshape(-1, 32), 5, scale, bias)
+    quants, fifth = _columns(blocks, 48).reshape(-1, 4, 32), _columns(blocks, 16, 48)
+    codes = np.empty((len(blocks), 8, 32), dtype=np.uint8)
+    for group in range(8):
+        half = quants[:, group // 2] & 15 if group % 2 == 0 else quants[:, group // 2] >> 4
+        codes[:, group] = half | (((fifth >> group) & 1) << 4)
+    return _affine(codes.reshape(-1, GROUP), 5, scale, bias)
 
 
 def _q3_k(blocks: np.ndarray) -> Packed:
-    packed = blocks[:, 96:108]
+    packed = _columns(blocks, 96, 108)
     low = np.concatenate((packed[:, :8] & 15, packed[:, :8] >> 4), axis=1)
     high = (packed[:, None, 8:] >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]) & 3
     steps = (low | (high.reshape(-1, 16) << 4)).astype(np.int16) - 32
-    quants = blocks[:, 32:96].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], dtype=np.uint8)[:, None] & 3
-    third = (blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-    levels = quants.reshape(-1, 16, 16).astype(np.int16) - ((third.reshape(-1, 16, 16) ^ 1) << 2)
+    quants, third = _columns(blocks, 32, 96).reshape(-1, 2, 32), _columns(blocks, 0, 32)
+    levels = np.empty((len(blocks), 8, 32), dtype=np.int16)
+    for group in range(8):
+        two = (quants[:, group // 4] >> (2 * (group % 4))) & 3
+        levels[:, group] = (two | (((third >> group) & 1) << 2)).astype(np.int16) - 4
     # A level is -4 to 3 and a step -32 to 31: the products in one group span at most 252 integers, -124 to 128.
-    codes = (levels * steps[:, :, None] + 124).astype(np.uint8).reshape(-1, GROUP)
+    codes = (levels.reshape(-1, 16, 16) * steps[:, :, None] + 124).astype(np.uint8).reshape(-1, GROUP)
     scale = np.repeat(_half(blocks, 108).astype(np.float32), 8)
     return _affine(codes, 8, scale, scale * np.float32(-124))
 
 
 def _mxfp4(blocks: np.ndarray) -> Packed:
     # MLX has the same exponents and 4-bit numbers; only the exponent 255 is NaN there and 2**127 in ggml
-    return Packed(_halves_as_words(blocks[:, 1:]), blocks[:, 0].copy(), None)
+    return Packed(_halves_as_words(_columns(blocks, 1)), blocks[:, 0].copy(), None)
 
 
-def _rounded(number: int) -> Callable[[np.ndarray], Packed]:
-    """Decode with the `gguf` package and round to 8 bits in groups of 32."""
+def _q2_k(blocks: np.ndarray) -> Packed:
+    quants, packed = _columns(blocks, 16, 80).reshape(-1, 2, 32), _columns(blocks, 0, 16)
+    scale = _half(blocks, 80).astype(np.float32)[:, None] * (packed & 15).astype(np.float32)
+    minimum = _half(blocks, 82).astype(np.float32)[:, None] * (packed >> 4).astype(np.float32)
+    values = np.empty((len(blocks), 8, 32), dtype=np.float32)
+    for group in range(8):
+        values[:, group] = (quants[:, group // 4] >> (2 * (group % 4))) & 3
+    values = values.reshape(-1, 16, 16)
+    values *= scale[:, :, None]
+    values -= minimum[:, :, None]
+    return _rounded(values.reshape(-1, GROUP), np.ones(1, np.float32))
 
-    def pack(blocks: np.ndarray) -> Packed:
-        values = decode(number, blocks).reshape(-1, GROUP)
-        low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
-        scale = (high - low) / np.float32(255)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-        codes = np.clip(np.rint((values - low) * inverse), 0, 255).astype(np.uint8)
-        error = np.abs(codes * scale + low - values).max(initial=0.0)
-        return _affine(codes, 8, scale, low, float(error))
 
-    return pack
+def _q6_k(blocks: np.ndarray) -> Packed:
+    low, high = _columns(blocks, 0, 128).reshape(-1, 2, 2, 32), _columns(blocks, 128, 192).reshape(-1, 2, 32)
+    levels = np.empty((len(blocks), 2, 4, 32), dtype=np.int16)
+    for group in range(4):
+        half = low[:, :, group % 2] & 15 if group < 2 else low[:, :, group % 2] >> 4
+        levels[:, :, group] = (half | (((high >> (2 * group)) & 3) << 4)).astype(np.int16) - 32
+    steps = _columns(blocks, 192, 208).view(np.int8).astype(np.int16)
+    levels = (levels.reshape(-1, 16, 16) * steps[:, :, None]).reshape(-1, GROUP)
+    return _rounded(levels.astype(np.float32), np.repeat(_half(blocks, 208).astype(np.float32), 8))
+
+
+def _rounded(levels: np.ndarray, unit: np.ndarray) -> Packed:
+    """Round the values `levels` (groups, 32) times `unit` (groups,) to 8 bits between the extremes of each group."""
+    low, high = levels.min(axis=1), levels.max(axis=1)
+    span = high - low
+    inverse = np.divide(255, span, out=np.zeros_like(span), where=span > 0)
+    levels -= low[:, None]
+    levels *= inverse[:, None]
+    codes = np.rint(levels)
+    scale = span * unit / np.float32(255)
+    levels -= codes
+    error = (np.abs(levels, out=levels).max(axis=1) * np.abs(scale)).max(initial=0.0)
+    return _affine(codes.astype(np.uint8), 8, scale, np.broadcast_to(low * unit, scale.shape), float(error))
+
+
+def pack_blocks(kind: Kind, blocks: np.ndarray) -> Packed:
+    """Blocks (n, block_bytes) in MLX's layout, in pieces that stay in the processor's cache."""
+    assert kind.pack is not None
+    step = max(_PIECE_VALUES // kind.block, 1)
+    with np.errstate(all="ignore"):
+        pieces = [kind.pack(blocks[start : start + step]) for start in range(0, len(blocks), step)]
+    if len(pieces) == 1:
+        return pieces[0]
+    words, scales = (np.concatenate([piece[part] for piece in pieces]) for part in (0, 1))
+    biases = None if kind.mode != "affine" else np.concatenate([piece.biases for piece in pieces])
+    return Packed(words, scales, biases, max(piece.error for piece in pieces))
 
 
 def decode(number: int, blocks: np.ndarray) -> np.ndarray:
@@ -232,11 +278,11 @@ KINDS: dict[int, Kind] = {
     6: Kind("Q5_0", 32, 22, 5, "F16", _q5_0),
     7: Kind("Q5_1", 32, 24, 5, "F16", _q5_1),
     8: Kind("Q8_0", 32, 34, 8, "F16", _q8_0),
-    10: Kind("Q2_K", 256, 84, 8, "F32", _rounded(10), widened=True),
+    10: Kind("Q2_K", 256, 84, 8, "F32", _q2_k, widened=True),
     11: Kind("Q3_K", 256, 110, 8, "F32", _q3_k, widened=True),
     12: Kind("Q4_K", 256, 144, 4, "F32", _q4_k),
     13: Kind("Q5_K", 256, 176, 5, "F32", _q5_k),
-    14: Kind("Q6_K", 256, 210, 8, "F32", _rounded(14), widened=True),
+    14: Kind("Q6_K", 256, 210, 8, "F32", _q6_k, widened=True),
     20: Kind("IQ4_NL", 32, 18, 8, "F16", _iq4_nl, widened=True),
     23: Kind("IQ4_XS", 256, 136, 8, "F32", _iq4_xs, widened=True),
     39: Kind("MXFP4", 32, 17, 4, "U8", _mxfp4, mode="mxfp4"),

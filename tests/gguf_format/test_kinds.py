@@ -44,7 +44,7 @@ def test_packed_weights_are_those_of_the_file(tmp_path, kind):
         groups = expected.reshape(-1, 32)
         bound = np.ptp(groups, axis=1, keepdims=True) / 510 * 1.0001
         assert (np.abs(found.reshape(-1, 32) - groups) <= bound).all()
-        assert checkpoint.repacked[PATH].error == np.abs(found - expected).max()
+        assert checkpoint.repacked[PATH].error == pytest.approx(np.abs(found - expected).max(), rel=1e-3)
     else:
         assert np.array_equal(found, expected)
         assert not any(done.error for done in checkpoint.repacked.values())
