@@ -34,7 +34,7 @@ def base_of(folder: Path) -> tuple[Path, str | None]:
     if not is_adapter_folder(folder):
         return folder, None
     found = read_adapter(folder)
-    return resolve_checkpoint(found.needs_base(), found.config.get("revision")), found.class_name
+    return found.base_folder(), found.class_name
 
 
 def load(
@@ -70,7 +70,7 @@ def load(
     if adapter is not None or is_adapter_folder(folder):
         found = read_adapter(folder if adapter is None else adapter)
         if adapter is None:
-            base = resolve_checkpoint(found.needs_base(), found.config.get("revision"))
+            base = found.base_folder()
     refuse_outer_folder(base, str(path_or_id))
     values = read_config_file(base)
     if found is not None and found.class_name is not None and values.get("model_type") == "qwen3":

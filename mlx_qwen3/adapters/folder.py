@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint import Checkpoint, read_header, resolve_checkpoint, write_checkpoint
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, HubError, UnsupportedModelError
 from ..files import json_text, read_json_object
 from ..folders import update_folder
 from .peft_config import adapter_class_name
@@ -64,6 +64,19 @@ class Adapter:
                 "adapter=, or --adapter"
             )
         return self.base
+
+    def base_folder(self) -> Path:
+        """Return the folder of the base that the adapter names.
+
+        Raises:
+            CheckpointError: it names none.
+            CheckpointError, HubError: the base cannot be found; says that it is an adapter's.
+        """
+        base = self.needs_base()
+        try:
+            return resolve_checkpoint(base, self.config.get("revision"))
+        except (CheckpointError, HubError) as error:
+            raise type(error)(f"{self.source} is an adapter for {base}, which cannot be loaded: {error}") from None
 
     def heads(self) -> frozenset[str]:
         """Return the names of the head's weights that the adapter holds whole."""

@@ -35,6 +35,10 @@ class DecodedCheckpoint(Checkpoint):
     def is_decoded(self, name: str) -> bool:
         return name in self._weights
 
+    @property
+    def stored(self) -> Checkpoint:
+        return self._packed
+
     def foreign(self, name: str) -> ForeignWeight | None:
         """Return what a decoded tensor is decoded from, None for a plain one."""
         return self._weights.get(name)

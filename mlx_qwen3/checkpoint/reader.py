@@ -97,6 +97,11 @@ class Checkpoint:
         return other
 
     @property
+    def stored(self) -> "Checkpoint":
+        """The tensors as they are stored: this checkpoint, or the one that it decodes."""
+        return self
+
+    @property
     def total_bytes(self) -> int:
         """The bytes of all tensors together."""
         return sum(entry.nbytes for entry in self._entries.values())

@@ -1,6 +1,7 @@
 """`mlx-qwen3 convert`: a Hugging Face checkpoint becomes an MLX folder."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -61,6 +62,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="measure what quantization cost (default: with --report-text, and with -q if the model fits in memory)",
     )
     parser.add_argument("--report-text", metavar="FILE", help="measure on this text instead of the one that is shipped")
+    parser.add_argument(
+        "--requantize-bits",
+        type=int,
+        default=8,
+        metavar="BITS",
+        help="bits of GPTQ and AWQ layers whose codes MLX cannot take over, such as reordered ones (default: 8)",
+    )
+    parser.add_argument("--verify", action="store_true", help="compare the sha256 of the source before and after")
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     parser.add_argument("--upload-repo", help="a Hub repository to upload the result to")
     parser.add_argument("--force", action="store_true", help="replace the target; convert NaN and infinite weights")
@@ -103,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gguf_type is not None and args.to != "gguf":
         raise InputError(f"--gguf-type {args.gguf_type} needs --to gguf: add it, or leave the type out")
     bar = ProgressBar()
+    before = _identity(args.mlx_path)
     started = time.perf_counter()
     try:
         with closing(bar):
@@ -132,16 +142,28 @@ def run(args: argparse.Namespace) -> int:
                     measuring=bar.measuring,
                     command=_command(args),
                     gguf_file=args.gguf_file,
+                    requantize_bits=args.requantize_bits,
+                    verify=args.verify,
                 )
             )
     except KeyboardInterrupt:
+        state = "is as it was before" if _identity(args.mlx_path) == before else "holds the converted model"
         print(
-            f"interrupted: {args.mlx_path} is as it was before; run the same command again to convert from the start",
+            f"interrupted: {args.mlx_path} {state}; run the same command again to convert from the start",
             file=sys.stderr,
         )
         return 130
     print_conversion(done, time.perf_counter() - started)
     return 0
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a file or folder from another one in its place; None where there is none."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion":
@@ -170,11 +192,15 @@ def _to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion":
 
 def _command(args: argparse.Namespace) -> str:
     """The command for the card, as it was typed but for --force and where it was uploaded to."""
-    words = ["mlx-qwen3", "convert", "--hf-path", str(args.hf_path), "--mlx-path", str(args.mlx_path)]
+    words = ["mlx-qwen3", "convert", "--hf-path", _public(args.hf_path), "--mlx-path", _public(args.mlx_path)]
     values = ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "calibration_text", "dtype", "report_text")
     for flag in (*values, "revision", "gguf_file"):
         if getattr(args, flag) is not None:
-            words += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))]
+            words += [f"--{flag.replace('_', '-')}", _public(getattr(args, flag))]
+    if args.requantize_bits != 8:
+        words += ["--requantize-bits", str(args.requantize_bits)]
+    if args.verify:
+        words.append("--verify")
     if args.q_mode != "affine":
         words += ["--q-mode", args.q_mode]
     for override in args.q_override:
@@ -187,6 +213,13 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def _public(value: object) -> str:
+    """A value for the card: of a path on this machine only its last part."""
+    text = str(value)
+    local = os.path.isabs(text) or text.startswith(("~", ".")) or os.path.exists(text)
+    return os.path.basename(os.path.abspath(os.path.expanduser(text))) if local else text
+
+
 def print_conversion(done: "Conversion", seconds: float) -> None:
     """Print what a conversion did."""
     print(f"{done.path}: {done.parameters / 1e6:,.1f} million parameters, {done.bits_per_weight:.3f} bits per weight,")
@@ -196,6 +229,10 @@ def print_conversion(done: "Conversion", seconds: float) -> None:
     if done.requantized:
         path, reason = next(iter(done.requantized.items()))
         print(f"{len(done.requantized)} layers were decoded and quantized again, as {path}: {reason}")
+    if done.requantize_errors:
+        print("largest and mean error of a weight by quantizing it again:")
+        for path, error in sorted(done.requantize_errors.items()):
+            print(f"  {path}: {error.largest:.3g}, {error.mean:.3g}")
     if done.repacked:
         print("in 8 bits, groups of 32, because MLX has no smaller layout for their kind; largest error of a weight:")
         print("\n".join(f"  {path} ({found.kind}): {found.error:.2g}" for path, found in sorted(done.repacked.items())))

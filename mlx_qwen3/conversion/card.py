@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..files import disk_error
+from ..files import disk_errors, write_atomically
 from ..quantization.quality import quality_table
+from .folder import leads_inside
 from .result import Conversion
 from .source import Source
 
@@ -26,6 +27,9 @@ _PIPELINE_TAGS = (
     ("Model", "feature-extraction"),
 )
 _KEPT_PIPELINE_TAGS = ("text-ranking", "feature-extraction", "sentence-similarity", "zero-shot-classification")
+_MOST_CARD_BYTES = 1 << 20
+_MOST_HEADER_CHARACTERS = 64 << 10
+_MOST_DEPTH = 20
 _KEPT_FIELDS = ("license", "license_name", "license_link", "language", "datasets")
 
 
@@ -37,6 +41,7 @@ def pipeline_tag(class_name: str) -> str:
 def write_card(
     folder: Path,
     source: Source,
+    original: Mapping[str, Any],
     done: Conversion,
     config: dict[str, Any],
     command: str | None,
@@ -44,31 +49,40 @@ def write_card(
 ) -> None:
     """Write README.md.
 
+    Args:
+        original: the metadata of the source's card, from `source_metadata`.
+
     Raises:
-        CheckpointError: the disk is full.
+        CheckpointError: the file cannot be written.
     """
-    from huggingface_hub import ModelCardData
+    import yaml
 
     class_name = source.model.__name__
-    original = _source_metadata(source.folder)
     tag = pipeline_tag(class_name)
     if original.get("pipeline_tag") in _KEPT_PIPELINE_TAGS and class_name.endswith(("ForCausalLM", "Model")):
         tag = original["pipeline_tag"]
     # A tag such as `6-bit` speaks of the source's weights, not of these.
-    tags = [tag for tag in map(str, original.get("tags") or []) if tag != "mlx" and not re.fullmatch(r"\d+-bit", tag)]
+    tags = [tag for tag in _texts(original.get("tags")) if tag != "mlx" and not re.fullmatch(r"\d+-bit", tag)]
     tags += ["mlx", "mlx-qwen3", *_bit_tags(config.get("quantization"))]
-    fields: dict[str, Any] = {name: original[name] for name in _KEPT_FIELDS if original.get(name) is not None}
-    base = source.name if "/" in source.name and not Path(source.name).exists() else original.get("base_model")
-    if base is not None:
-        fields["base_model"] = base
+    fields: dict[str, Any] = {name: original[name] for name in _KEPT_FIELDS if original.get(name)}
+    base = source.name if _is_hub_id(source.name) else original.get("base_model")
+    base = [name for name in _texts(base) if _is_hub_id(name)]
+    if base:
+        fields["base_model"] = base[0] if len(base) == 1 else base
         if "quantization" in config:
             fields["base_model_relation"] = "quantized"
-    data = ModelCardData(library_name="mlx", pipeline_tag=tag, tags=list(dict.fromkeys(tags)), **fields)
-    text = f"---\n{data.to_yaml()}\n---\n\n" + _body(folder, source, done, config, command, upload_repo)
-    try:
-        (folder / "README.md").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise disk_error(folder, error) from error
+    fields |= {"library_name": "mlx", "pipeline_tag": tag, "tags": list(dict.fromkeys(tags))}
+    metadata = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000)
+    text = f"---\n{metadata}---\n\n" + _body(source, done, command, upload_repo)
+    write_atomically(folder / "README.md", text.encode("utf-8", "replace"))
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [text for text in value or () if isinstance(text, str)]
 
 
 def _bit_tags(quantization: Mapping[str, Any] | None) -> list[str]:
@@ -80,31 +94,47 @@ def _bit_tags(quantization: Mapping[str, Any] | None) -> list[str]:
     return [f"{bits.pop()}-bit"] if len(bits) == 1 else []
 
 
-def _source_metadata(folder: Path) -> dict[str, Any]:
+def source_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of a card: texts and lists of texts only, whatever its YAML holds.
+
+    Every scalar is read as text, so that no date, number or truth value is made of it. Aliases, deep nesting and large
+    headers are refused: a warning says that the metadata is left out.
+    """
     import yaml
 
     readme = folder / "README.md"
-    if not readme.is_file():
+    if not readme.is_file() or not leads_inside(readme, folder):
         return {}
-    text = readme.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---\n") or "\n---" not in text[4:]:
+    with disk_errors(readme), readme.open("rb") as file:
+        text = file.read(_MOST_CARD_BYTES).decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
+    if not text.startswith("---\n"):
         return {}
+    header, end, _ = text[4:].partition("\n---")
     try:
-        found = yaml.safe_load(text[4:].partition("\n---")[0])
-    except yaml.YAMLError:
+        if not end or len(header) > _MOST_HEADER_CHARACTERS:
+            raise yaml.YAMLError("no end, or too long")
+        depth = 0
+        for event in yaml.parse(header, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _MOST_DEPTH:
+                raise yaml.YAMLError("aliases or deep nesting")
+        found = yaml.load(header, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         logger.warning("the metadata of %s cannot be read and is left out of the new card", readme)
         return {}
-    return found if isinstance(found, dict) else {}
+    return _plain_fields(found) if isinstance(found, dict) else {}
 
 
-def _body(
-    folder: Path,
-    source: Source,
-    done: Conversion,
-    config: dict[str, Any],
-    command: str | None,
-    upload_repo: str | None,
-) -> str:
+def _plain_fields(found: Mapping[Any, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in found.items():
+        texts = [text for text in _texts(value if isinstance(value, str | list) else None) if 0 < len(text) < 300]
+        if isinstance(name, str) and texts:
+            fields[name] = texts[0] if isinstance(value, str) else texts[:200]
+    return fields
+
+
+def _body(source: Source, done: Conversion, command: str | None, upload_repo: str | None) -> str:
     name = upload_repo or done.path.name
     lines = [f"# {name}", ""]
     origin = source.name if not Path(source.name).exists() else Path(source.name).resolve().name
@@ -153,6 +183,12 @@ def _notes(done: Conversion) -> list[str]:
         )
     if done.requantized:
         notes.append(f"- Decoded and quantized again: {_listed(done.requantized)}.")
+    if done.requantize_errors:
+        largest = max(error.largest for error in done.requantize_errors.values())
+        mean = max(error.mean for error in done.requantize_errors.values())
+        notes.append(
+            f"- That moved no weight by more than {largest:.3g}, and by {mean:.3g} or less per layer on average."
+        )
     if done.repacked:
         error = max(found.error for found in done.repacked.values())
         notes.append(

@@ -13,9 +13,10 @@ from ..cache import cache_bytes
 from ..checkpoint import resolve_checkpoint
 from ..checkpoint.gguf_checkpoint import GgufCheckpoint
 from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
-from ..config.pretrained import read_config_file
+from ..config.fields import shown
+from ..config.pretrained import DTYPES, read_config_file
 from ..config.qwen3 import Qwen3Config
-from ..errors import HubError
+from ..errors import ConfigError, HubError
 from ..memory import machine_memory
 from ..models.pretrained import computing_dtype
 from ..models.registry import model_class
@@ -114,7 +115,10 @@ def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
 
 
 def _config_dtype(config: Mapping[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32").rpartition(".")[2]
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").rpartition(".")[2]
+    if name not in DTYPES:
+        raise ConfigError(f"config field 'dtype' is {shown(name)}, expected one of {', '.join(DTYPES)}")
+    return name
 
 
 def _resident(source: Source, names: tuple[str, ...]) -> int:
@@ -137,13 +141,13 @@ def _format(source: Source) -> str:
     if isinstance(source.checkpoint, GgufCheckpoint):
         return source.checkpoint.format_name
     if source.method == "mlx":
-        settings = source.config["quantization"]
-        mode = settings.get("mode", "affine")
-        mixed = any(isinstance(value, Mapping) for value in settings.values())
-        return f"MLX {mode} {settings['bits']}-bit, groups of {settings['group_size']}" + (", mixed" if mixed else "")
+        forms = [weight.form for weight in source.weights if weight.form is not None]
+        most = max(forms, key=forms.count)
+        mixed = any(form != most for form in forms)
+        return f"MLX {most.mode} {most.bits}-bit, groups of {most.group_size}" + (", mixed" if mixed else "")
     if source.method is not None:
         return source.method.upper()
-    kinds = {source.checkpoint.entry(weight.name).dtype for weight in source.weights if weight.is_layer}
+    kinds = {source.checkpoint.entry(weight.names[0]).dtype for weight in source.weights if weight.is_layer}
     return "/".join(sorted(kinds))
 
 

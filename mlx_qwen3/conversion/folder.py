@@ -13,7 +13,8 @@ from ..checkpoint.gguf import is_gguf
 from ..config.gguf import generation_from_gguf
 from ..config.qwen3 import Qwen3Config
 from ..config.stock_mlx_lm import MODEL_FILE, silently_different
-from ..files import disk_error
+from ..errors import CheckpointError
+from ..files import disk_error, write_atomically
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantization_entry
 from ..tokenizer import AutoTokenizer
@@ -22,12 +23,45 @@ from .source import Source
 logger = logging.getLogger(__name__)
 
 _PATTERNS = ("*.json", "*.txt", "*.jinja", "*.jsonl", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "*/config.json")
+_LINKED = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
+)
 _REWRITTEN = ("config.json", "quality.json", "quantize_config.json", "quant_config.json")
 _DROPPED_FIELDS = ("quantization", "quantization_config", "auto_map", "model_file", "_name_or_path")
 
 
+def leads_inside(file: Path, folder: Path) -> bool:
+    """Whether a file is in a folder, or in the store of the Hub's cache that the folder is a snapshot of."""
+    real, root = file.resolve(), folder.resolve()
+    stores = [root]
+    if root.parent.name == "snapshots":
+        stores.append(root.parent.parent / "blobs")
+    return any(store in real.parents for store in stores)
+
+
 def copied_files(source: Path) -> list[Path]:
-    """The files of a checkpoint that go along unchanged: data only, no weights, never Python."""
+    """Return the files of a checkpoint that go along unchanged: data only, no weights, never Python.
+
+    A link that leads out of the folder is refused, because what it leads to may be private. A tokenizer's file may be
+    a link to a file of the same name.
+
+    Raises:
+        CheckpointError: such a link.
+    """
+    if source.is_file():
+        return []
+    files = _data_files(source)
+    for file in files:
+        if not leads_inside(file, source) and not (file.name in _LINKED and file.resolve().name == file.name):
+            raise CheckpointError(
+                f"{file} is a link to {file.resolve()}, outside of the folder, and is not copied. "
+                "Replace it by the file, or delete it"
+            )
+    return files
+
+
+def _data_files(source: Path) -> list[Path]:
     found = {file for pattern in _PATTERNS for file in source.glob(pattern) if file.is_file()}
     own = {source / name for name in _REWRITTEN}
     return sorted(file for file in found if file not in own and not file.name.endswith(".index.json"))
@@ -92,11 +126,7 @@ def mlx_config(
     if dtype is not None:
         config["dtype"] = config["torch_dtype"] = str(dtype).rpartition(".")[2]
     if any(formats.values()):
-        own = source.config.get("quantization")
-        if source.method == "mlx" and isinstance(own, Mapping):
-            config["quantization"] = dict(own)
-        else:
-            config["quantization"] = quantization_entry(formats, default if default in formats.values() else None)
+        config["quantization"] = quantization_entry(formats, default if default in formats.values() else None)
         config["quantization_config"] = config["quantization"]
     if silently_different(config):
         config["model_file"] = MODEL_FILE
@@ -120,8 +150,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the disk is full.
     """
-    try:
-        text = json.dumps(dict(sorted(content.items())), indent=4, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise disk_error(path.parent, error) from error
+    write_atomically(path, json.dumps(dict(sorted(content.items())), indent=4, ensure_ascii=False) + "\n")

@@ -101,7 +101,7 @@ def convert_to_gguf(
 
 
 def _write(writer: GgufWriter, name: str, kind: str, weight: SourceWeight, start: int, stop: int) -> None:
-    rows = weight.rows(start, stop) if len(weight.shape) > 1 else weight.checkpoint.read_now(weight.name)[None]
+    rows = weight.rows(start, stop) if len(weight.shape) > 1 else weight.checkpoint.read_now(weight.names[0])[None]
     if not mx.issubdtype(rows.dtype, mx.floating):
         raise CheckpointError(f"{weight.name} is stored as {rows.dtype}, expected floating point: check the source")
     stored = rows.astype(mx.float16) if kind == "F16" else rows

@@ -6,21 +6,22 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..config.stock_mlx_lm import silently_different
-from ..errors import CheckpointError, InputError, MemoryFitError
+from ..errors import CheckpointError, InputError, MlxQwen3Error
 from ..folders import check_target_free, replace_folder
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
-from .card import write_card
+from .card import source_metadata, write_card
 from .folder import copied_files, copy_files, mlx_config, write_json
 from .plan import Plan, formats_by_path, make_plan
-from .quality import Measuring, has_tokenizer, measure_quality, model_fits
+from .quality import Measuring, has_tokenizer, measure_quality, model_fits, read_samples, vocabulary_size
 from .result import Conversion
-from .source import Source, open_source
+from .source import Source, check_downloads, check_unchanged, file_hashes, open_source
 from .stream import Converter, Progress
 from .target_bits import formats_for_target
-from .upload import upload_folder
+from .upload import check_repo_id, upload_folder
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def convert(
     measuring: Measuring | None = None,
     command: str | None = None,
     gguf_file: str | None = None,
+    requantize_bits: int = 8,
+    verify: bool = False,
 ) -> Conversion:
     """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
 
@@ -80,6 +83,10 @@ def convert(
         measuring: called while layers or the quality are measured, with what is measured, how much of it is done,
             and how much there is; default a line for the logger.
         command: the command line, for the model card.
+        requantize_bits: bits of GPTQ and AWQ layers whose codes MLX cannot take over, such as those with reordered
+            columns.
+        verify: compare the sha256 of every file of the source before and after, not only size and time, and that of
+            a downloaded file with the one it should have.
         gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
 
     Raises:
@@ -106,22 +113,43 @@ def convert(
     if revision is not None and os.path.isdir(os.path.expanduser(hf_path)):
         raise InputError(f"{hf_path} is a folder here, which has no revision {revision}: leave revision out")
     report = True if report is None and report_text is not None else report
+    asked_report = report is True
     quantize = quantize or target_bpw is not None
     recipe = _recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
+    if upload_repo is not None:
+        check_repo_id(upload_repo)
     source = open_source(hf_path, revision, gguf_file)
+    if dequantize and source.method is None:
+        logger.warning("%s is not quantized: its weights are copied", source.name)
     target = Path(os.path.abspath(os.path.expanduser(mlx_path)))
     _check_target(source.folder, target)
+    check_target_free(target, force)
+    card, files = source_metadata(source.folder), copied_files(source.folder)
     explicit = bool(asked) or target_bpw is not None
-    if recipe is not None and target_bpw is not None:
-        # the search takes minutes: what would be refused after it is refused before
-        check_target_free(target, force)
-        make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=explicit)
-        recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text, measuring)
-    plan = make_plan(source, recipe, dequantize=dequantize, dtype=dtype, explicit_format=explicit)
-    # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
-    others = sum(file.stat().st_size for file in copied_files(source.folder))
-    _check_disk(target, plan.bytes_out + others + plan.bytes_out // 100)
+
+    def plan_now() -> Plan:
+        return make_plan(
+            source,
+            recipe,
+            dequantize=dequantize,
+            dtype=dtype,
+            explicit_format=explicit,
+            requantize_bits=requantize_bits,
+        )
+
+    plan = plan_now()
+    report = _wants_report(report, recipe, source, plan)
+    if report:
+        report = _can_be_measured(source, report_text, required=asked_report)
+    hashes = file_hashes(source) if verify else None
+    check_downloads(hashes or {})
     with replace_folder(target, force=force) as folder:
+        if recipe is not None and target_bpw is not None:
+            recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text, measuring)
+            plan = plan_now()
+        # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
+        others = sum(file.stat().st_size for file in files)
+        _check_disk(target, plan.bytes_out + others + plan.bytes_out // 100)
         started = time.perf_counter()
         converter = Converter(plan, folder, allow_not_finite=force, progress=progress)
         converter.run()
@@ -137,27 +165,56 @@ def convert(
             bits_per_weight=plan.bits_per_weight,
             kept=plan.kept,
             requantized=plan.requantized,
+            requantize_errors=converter.requantize_errors,
             largest_error=converter.largest_error if any(step.mapped for step in plan.steps) else None,
             repacked=source.repacked,
             not_finite=converter.not_finite,
             mlx_lm_differences=silently_different(config),
             seconds=seconds,
         )
-        no_report: MemoryFitError | None = None
-        if _wants_report(report, recipe, source, plan):
-            try:
-                done.quality = measure_quality(source, folder, report_text, target_bpw is not None, measuring)
-                write_json(folder / "quality.json", done.quality)
-            except MemoryFitError as error:
-                no_report = error  # the converted model is complete, and stays
-        write_card(folder, source, done, config, command, upload_repo)
-    if no_report is not None and report:
-        raise MemoryFitError(f"{target} is converted, but has no quality report: {no_report}")
-    if no_report is not None:
-        logger.warning("no quality report: %s", no_report)
+        write_card(folder, source, card, done, config, command, upload_repo)
+        check_unchanged(source, hashes)
+    # The model is complete and in its place: nothing that fails from here on takes it away.
+    if report:
+        done.quality = _quality(source, target, report_text, target_bpw is not None, measuring, required=asked_report)
+    if done.quality is not None:
+        write_json(target / "quality.json", done.quality)
+        write_card(target, source, card, done, config, command, upload_repo)
     if upload_repo is not None:
         upload_folder(target, upload_repo)
     return done
+
+
+def _can_be_measured(source: Source, text: str | Path | None, required: bool) -> bool:
+    """Whether text and tokenizer can be used; looked at before the work, and an error where a report was asked for."""
+    try:
+        if not has_tokenizer(source.folder):
+            raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made. Leave it out")
+        read_samples(source.folder, vocabulary_size(source), text, "report")
+    except MlxQwen3Error as error:
+        if required:
+            raise
+        logger.warning("no quality report: %s", error)
+        return False
+    return True
+
+
+def _quality(
+    source: Source,
+    target: Path,
+    text: str | Path | None,
+    compare_plain: bool,
+    measuring: Measuring | None,
+    required: bool,
+) -> dict[str, Any] | None:
+    """Return the quality report; without one, say so, as an error where it was asked for."""
+    try:
+        return measure_quality(source, target, text, compare_plain, measuring)
+    except MlxQwen3Error as error:
+        if required:
+            raise type(error)(f"{target} is converted, but has no quality report: {error}") from error
+        logger.warning("%s is converted, but has no quality report: %s", target, error)
+        return None
 
 
 def _check_quantizing(
@@ -224,8 +281,13 @@ def _check_disk(target: Path, needed: int) -> None:
 
 def _wants_report(report: bool | None, recipe: Recipe | None, source: Source, plan: Plan) -> bool:
     if report is not None:
+        if report and "lm_head.weight" in source.content.fresh:
+            raise InputError(f"{source.name} has no output head, so there is no quality to report. Leave report out")
         return report
     if recipe is None:
+        return False
+    if "lm_head.weight" in source.content.fresh:
+        logger.warning("no quality report: %s has no output head", source.name)
         return False
     if not has_tokenizer(source.folder):
         logger.warning("no quality report: %s has no tokenizer", source.name)

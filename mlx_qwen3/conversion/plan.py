@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..checkpoint.writer import Spec, planned_bytes
 from ..errors import QuantizationError
-from ..quantization.formats import PackedFormat
+from ..quantization.formats import AFFINE_BITS, PackedFormat
 from ..quantization.recipes import Recipe
 from .source import Source, SourceWeight
 
@@ -49,6 +49,7 @@ class Plan:
     requantized: dict[str, str] = field(default_factory=dict)
     dtype: mx.Dtype | None = None
     tied: bool | None = None
+    requantize_bits: int = 8
 
     @property
     def outputs(self) -> dict[str, Spec]:
@@ -78,6 +79,7 @@ def make_plan(
     dequantize: bool = False,
     dtype: str | None = None,
     explicit_format: bool = False,
+    requantize_bits: int = 8,
 ) -> Plan:
     """Decide what becomes of every weight of the source.
 
@@ -87,6 +89,7 @@ def make_plan(
         dtype: of what is not packed, and of scales; default the configuration's, for taken-over codes the
             scales'.
         explicit_format: the recipe's format was asked for; else codes are taken over in their own format.
+        requantize_bits: of GPTQ and AWQ layers whose codes cannot be taken over.
 
     Raises:
         QuantizationError: the source is packed by MLX already, or no weight could be packed.
@@ -95,7 +98,9 @@ def make_plan(
         raise QuantizationError(
             f"{source.name} is quantized already: convert the original, or dequantize it first with -d"
         )
-    plan = Plan(dtype=_target_dtype(source, dtype, dequantize))
+    if requantize_bits not in AFFINE_BITS:
+        raise QuantizationError(f"requantize_bits is {requantize_bits!r}, expected one of {AFFINE_BITS}")
+    plan = Plan(dtype=_target_dtype(source, dtype, dequantize), requantize_bits=requantize_bits)
     weights, renamed, plan.tied = kept_weights(source)
     if recipe is not None:
         layers = {weight.path: weight.shape for weight in weights if weight.is_layer}
@@ -128,26 +133,9 @@ def _target_dtype(source: Source, dtype: str | None, dequantize: bool) -> mx.Dty
 
 def kept_weights(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | None]:
     """The weights that are kept, new names, and what the config must say of tying (None: as it does)."""
-    by_name = {weight.name: weight for weight in source.weights}
-    head = by_name.get("lm_head.weight")
-    embedding = next((weight for name, weight in by_name.items() if name.endswith("embed_tokens.weight")), None)
-    if head is None or not source.config.get("tie_word_embeddings", False):
-        return source.weights, {}, None
-    if embedding is None:
-        return source.weights, {"lm_head.weight": "model.embed_tokens.weight"}, None
-    if _equal(head, embedding):
-        return [weight for weight in source.weights if weight is not head], {}, None
-    logger.warning(
-        "%s ties its embedding and output head but holds two different ones: both are kept and untied",
-        source.name,
-    )
-    return source.weights, {}, False
-
-
-def _equal(a: SourceWeight, b: SourceWeight) -> bool:
-    if a.shape != b.shape:
-        return False
-    return all(bool(mx.array_equal(a.rows(start, stop), b.rows(start, stop)).item()) for start, stop in row_blocks(a))
+    alone = source.model.__name__ == "Qwen3ForCausalLM"  # stock mlx-lm loads nothing with the weights of other heads
+    weights = [weight for weight in source.weights if not (alone and weight.name in source.content.other_heads)]
+    return weights, {}, False if source.content.untied else None
 
 
 def row_blocks(weight: SourceWeight, block_bytes: int = 16 << 20) -> list[tuple[int, int]]:
@@ -169,7 +157,6 @@ def _step(plan: Plan, source: Source, weight: SourceWeight, name: str, dequantiz
         return _copy_packed(weight, plan.dtype if weight.form.has_biases else None)
     own = weight.foreign.affine_format if weight.foreign is not None else None
     if weight.foreign is not None and source.method in ("gptq", "awq") and not dequantize:
-        bits = getattr(weight.foreign, "bits", 4)
         if own is not None and (not explicit_format or (form and form == PackedFormat(*own))):
             mapped = PackedFormat(*own)
             plan.formats[path] = mapped
@@ -178,7 +165,7 @@ def _step(plan: Plan, source: Source, weight: SourceWeight, name: str, dequantiz
             return Step(weight, name, mapped, True, outputs, scale_dtype)
         if form is None and not explicit_format and path not in plan.formats:
             size = next((size for size in (128, 64, 32) if weight.shape[1] % size == 0), None)
-            form = PackedFormat(bits, size) if size else None
+            form = PackedFormat(plan.requantize_bits, size) if size else None
         reason = weight.foreign.kept_apart or "another format was asked for"
         plan.requantized[path] = reason if form else f"{reason}; stored unpacked"
     if form is not None and not form.divides(weight.shape):

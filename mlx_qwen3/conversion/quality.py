@@ -62,6 +62,11 @@ def model_fits(source: Source, plan: Plan) -> bool:
     return source.parameters * per_weight + converted < _SHARE_OF_MEMORY * room
 
 
+def vocabulary_size(source: Source) -> int:
+    """Return how many tokens the model of a source knows."""
+    return source.model.config_class.from_dict(source.config).vocab_size
+
+
 def reference_model(source: Source) -> Any:
     """The unquantized model of a source, whatever format its weights are stored in."""
     return source.model.from_pretrained(source.folder, unpack=True)
@@ -155,8 +160,7 @@ def measure_quality(
     """
     if not has_tokenizer(source.folder):
         raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made: leave it out")
-    vocab_size = int(source.config.get("vocab_size", 151936))
-    samples, name, tokens = read_samples(source.folder, vocab_size, text, "report")
+    samples, name, tokens = read_samples(source.folder, vocabulary_size(source), text, "report")
     measuring = measuring or log_measuring
     measuring("quality", 0, len(samples))
     on_cpu = mx.default_device().type == mx.DeviceType.cpu

@@ -7,6 +7,14 @@ from typing import Any
 from ..checkpoint.gguf_checkpoint import Repacked
 
 
+@dataclass(frozen=True)
+class LayerError:
+    """What quantizing a layer again cost: the largest and the mean absolute error of a weight."""
+
+    largest: float
+    mean: float
+
+
 @dataclass
 class Conversion:
     """What a conversion did.
@@ -19,6 +27,7 @@ class Conversion:
         bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
         kept: layers left in full precision because the group size does not divide their rows.
         requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
+        requantize_errors: layer -> what that cost.
         largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
             if none were.
         repacked: layer -> kind and largest error, for kinds of GGUF that MLX has no layout for but 8 bits.
@@ -35,6 +44,7 @@ class Conversion:
     bits_per_weight: float
     kept: list[str] = field(default_factory=list)
     requantized: dict[str, str] = field(default_factory=dict)
+    requantize_errors: dict[str, LayerError] = field(default_factory=dict)
     largest_error: float | None = None
     repacked: dict[str, Repacked] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)

@@ -1,11 +1,10 @@
-"""What is converted: a checkpoint of any accepted format, seen as plain weights that can be read row by
-row.
-"""
+"""What is converted: a checkpoint of any accepted format, seen as plain weights that can be read row by row."""
 
+import hashlib
 import math
-import re
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,30 @@ import mlx.core as mx
 
 from ..checkpoint import (
     Checkpoint,
+    DecodedCheckpoint,
     ForeignWeight,
-    foreign_weights,
-    open_checkpoint,
+    mlx_quantization,
+    open_decoded_checkpoint,
     quantization_settings,
     resolve_checkpoint,
 )
 from ..checkpoint.gguf_checkpoint import GgufCheckpoint, Repacked
 from ..config.pretrained import read_config_file
 from ..config.stock_mlx_lm import check_model_file
-from ..errors import QuantizationError
+from ..errors import CheckpointError
+from ..files import disk_errors
+from ..models.content import Content, check_scale, match_content, names_of
 from ..models.registry import model_class
-from ..models.weight_names import names_in_memory
-from ..quantization.formats import PackedFormat, infer_format
-
-_BUFFER = re.compile(r"rotary_emb\.inv_freq$|embeddings\.(position|token_type)_ids$")
-"""What older files hold and no model needs."""
-
-_HIDDEN_SIZE_INPUTS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "gate_proj",
-    "up_proj",
-    "embed_tokens",
-    "lm_head",
-    "score",
-)
+from ..quantization.formats import PackedFormat
 
 
 @dataclass(frozen=True)
 class SourceWeight:
-    """One weight of the source, unpacked in thought.
+    """One weight of the source, described as if it were not packed.
 
     Attributes:
-        name: its name once it is a plain tensor.
-        names: the tensors it is read from.
+        name: its name in memory, which is its name in the result.
+        names: the tensors it is read from, by their names on disk.
         shape: unpacked.
         dtype: what `rows` gives.
         nbytes: what reading all of it reads.
@@ -83,7 +70,7 @@ class SourceWeight:
         if self.foreign is not None:
             return self.foreign.decode_rows(start, stop)
         if self.form is None:
-            return self.checkpoint.read_rows(self.name, start, stop)
+            return self.checkpoint.read_rows(self.names[0], start, stop)
         parts = {name.rpartition(".")[2]: self.checkpoint.read_rows(name, start, stop) for name in self.names}
         return self.form.dequantize(parts, mx.float32)
 
@@ -99,6 +86,8 @@ class Source:
         weights: all its weights.
         method: `fp8`, `gptq`, `awq`, `mlx`, or None for plain weights.
         model: the class that runs it.
+        content: what the gate found.
+        stamps: size and time of the last change of its files when it was opened.
     """
 
     name: str
@@ -108,6 +97,8 @@ class Source:
     weights: list[SourceWeight]
     method: str | None
     model: Any
+    content: Content = field(default_factory=Content)
+    stamps: "Stamps" = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -123,104 +114,119 @@ class Source:
         """Whether a layer belongs to a head other than the language model's."""
         return self.model.weight_rules.is_head(f"{path}.") and not path.startswith("lm_head")
 
-    def path_in_memory(self, path: str) -> str:
-        """The path of a layer in the model, which may stand under another prefix than on disk."""
-        name = f"{path}.weight"
-        names = names_in_memory([name], self.model.weight_prefix(), self.model.weight_rules)
-        return names[name].removesuffix(".weight")
-
 
 def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Source:
-    """The checkpoint to convert; only headers and the configuration are read.
+    """Open the checkpoint to convert; only headers and the configuration are read.
+
+    The content passes the gate that loading uses, so what is converted is what a model would load.
 
     Raises:
-        CheckpointError, HubError: it cannot be had or its files are broken.
+        CheckpointError, HubError: it cannot be fetched, its files are broken, or a weight belongs to nothing.
         UnsupportedModelError: another architecture.
+        ConfigError: a field of the configuration is wrong.
         QuantizationError: packed by a method that is not decoded here.
     """
     folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
-    config = read_config_file(folder)
-    check_model_file(config, str(path_or_id))
-    model = model_class(config, str(path_or_id))
-    checkpoint = open_checkpoint(folder)
-    settings = quantization_settings(folder, config)
-    packed: dict[str, SourceWeight] = {}
+    stamps = file_stamps(folder)
+    name = str(path_or_id)
+    values = read_config_file(folder)
+    check_model_file(values, name)
+    kind = model_class(values, name)
+    checkpoint = open_decoded_checkpoint(folder, values)
+    config = kind.config_class.from_dict(values)
+    by_name = names_of(checkpoint, kind.weight_prefix(), kind.weight_rules, name)
+    check_scale(config, checkpoint, by_name, name)
+    model = kind(config)
+    content = match_content(model, checkpoint, by_name, mlx_quantization(values, name), mx.float32, name)
+    model.check_state(content, name)
     method = None
-    if settings is not None:
-        method = str(settings["quant_method"]).lower()
-        packed = {path: _foreign(checkpoint, w) for path, w in foreign_weights(checkpoint, settings).items()}
-    elif isinstance(config.get("quantization"), Mapping):
+    if content.packed:
         method = "mlx"
-        packed = _mlx_packed(checkpoint, config)
-    used = {name for weight in packed.values() for name in weight.names}
-    weights = list(packed.values())
-    for name in checkpoint.names:
-        if name in used or _BUFFER.search(name):
-            continue
-        dtype = checkpoint.dtype(name)
-        weights.append(SourceWeight(checkpoint, name, (name,), checkpoint.shape(name), dtype, checkpoint.nbytes(name)))
-    order = {name: number for number, name in enumerate(_file_order(checkpoint))}
-    weights.sort(key=lambda weight: order[weight.names[0]])
-    return Source(str(path_or_id), folder, config, checkpoint, weights, method, model)
-
-
-def _file_order(checkpoint: Checkpoint) -> list[str]:
-    return sorted(checkpoint.names, key=lambda name: (checkpoint.entry(name).file, checkpoint.entry(name).offset))
-
-
-def _foreign(checkpoint: Checkpoint, weight: ForeignWeight) -> SourceWeight:
-    nbytes = sum(checkpoint.nbytes(name) for name in weight.names)
-    return SourceWeight(
-        checkpoint, f"{weight.path}.weight", weight.names, weight.shape, mx.float32, nbytes, foreign=weight
+    elif checkpoint.decoded:
+        method = str((quantization_settings(folder, values) or {}).get("quant_method")).lower()
+    return Source(
+        name, folder, values, checkpoint.stored, _weights(model, checkpoint, content), method, kind, content, stamps
     )
 
 
-def _mlx_packed(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, SourceWeight]:
-    quantization = config["quantization"]
-    found = {}
-    for name in checkpoint.names:
-        path = name.removesuffix(".scales")
-        if path == name or f"{path}.weight" not in checkpoint:
+def _weights(model: Any, checkpoint: Checkpoint, content: Content) -> list[SourceWeight]:
+    """The weights under their names in memory, in the order of the files."""
+    modules = dict(model.named_modules())
+    forms = {
+        path: PackedFormat(modules[path].bits, modules[path].group_size, modules[path].mode) for path in content.packed
+    }
+    named = {**content.weights, **content.state, **content.other_heads}
+    found = []
+    for name, disk in named.items():
+        path, _, part = name.rpartition(".")
+        if path in forms and part in ("scales", "biases"):
             continue
-        form = _mlx_format(path, checkpoint, config, quantization)
-        parts = ("weight", "scales", "biases") if form.has_biases else ("weight", "scales")
-        names = tuple(f"{path}.{part}" for part in parts)
-        rows, words = checkpoint.shape(names[0])
-        found[path] = SourceWeight(
-            checkpoint,
-            names[0],
-            names,
-            (rows, words * 32 // form.bits),
-            mx.float32,
-            sum(checkpoint.nbytes(part) for part in names),
-            form=form,
-        )
-    return found
+        if path in forms and part == "weight":
+            found.append(_packed(checkpoint, name, forms[path], named))
+        else:
+            found.append(_plain(checkpoint, name, disk))
+    entries = {weight.name: checkpoint.entry(named[weight.name]) for weight in found}
+    return sorted(found, key=lambda weight: (entries[weight.name].file, entries[weight.name].offset))
 
 
-def _mlx_format(
-    path: str, checkpoint: Checkpoint, config: Mapping[str, Any], quantization: Mapping[str, Any]
-) -> PackedFormat:
-    entry = quantization.get(path)
-    form = PackedFormat.from_config(entry if isinstance(entry, Mapping) else quantization)
-    words, groups = checkpoint.shape(f"{path}.weight")[-1], checkpoint.shape(f"{path}.scales")[-1]
-    columns = words * 32 // form.bits
-    if not isinstance(entry, Mapping):
-        # Without an entry of its own a layer may differ from the default; its width in the config decides.
-        byte_scales = checkpoint.entry(f"{path}.scales").dtype == "U8"
-        shapes = checkpoint.shape(f"{path}.weight"), checkpoint.shape(f"{path}.scales")
-        return infer_format(path, _columns(path, config) or columns, *shapes, byte_scales)
-    if groups * form.group_size != columns:
-        raise QuantizationError(f"{path} is not packed as config.json says ({form.to_config()}): convert it again")
-    return form
+def _plain(checkpoint: Checkpoint, name: str, disk: str) -> SourceWeight:
+    foreign = checkpoint.foreign(disk) if isinstance(checkpoint, DecodedCheckpoint) else None
+    if foreign is None:
+        shape, dtype, size = checkpoint.shape(disk), checkpoint.dtype(disk), checkpoint.nbytes(disk)
+        return SourceWeight(checkpoint.stored, name, (disk,), shape, dtype, size)
+    size = sum(checkpoint.stored.nbytes(part) for part in foreign.names)
+    return SourceWeight(checkpoint.stored, name, foreign.names, foreign.shape, mx.float32, size, foreign=foreign)
 
 
-def _columns(path: str, config: Mapping[str, Any]) -> int | None:
-    last = path.rpartition(".")[2]
-    if last in _HIDDEN_SIZE_INPUTS or last == "qa_outputs":
-        return config.get("hidden_size")
-    if last == "down_proj":
-        return config.get("intermediate_size")
-    if last == "o_proj":
-        return config.get("num_attention_heads", 32) * config.get("head_dim", 128)
-    return None
+def _packed(checkpoint: Checkpoint, name: str, form: PackedFormat, named: Mapping[str, str]) -> SourceWeight:
+    path = name.removesuffix(".weight")
+    parts = ("weight", "scales", "biases") if form.has_biases else ("weight", "scales")
+    names = tuple(named[f"{path}.{part}"] for part in parts)
+    rows, words = checkpoint.shape(names[0])
+    size = sum(checkpoint.nbytes(part) for part in names)
+    return SourceWeight(checkpoint, name, names, (rows, words * 32 // form.bits), mx.float32, size, form=form)
+
+
+Stamps = dict[str, tuple[int, int]]
+"""File -> size and time of its last change (ns)."""
+
+
+def file_stamps(folder: Path) -> Stamps:
+    """Return size and time of the last change of every file that a conversion reads."""
+    files = [folder] if folder.is_file() else [file for file in folder.iterdir() if file.is_file()]
+    return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+
+
+def file_hashes(source: Source) -> dict[str, str]:
+    """Return the sha256 of every file that a conversion reads, by its path."""
+    hashes = {}
+    for file in source.stamps:
+        with disk_errors(file), open(file, "rb") as opened:
+            hashes[file] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return hashes
+
+
+def check_downloads(hashes: Mapping[str, str]) -> None:
+    """Raise `CheckpointError` where a file of the Hub's cache is not what its name, a sha256, says."""
+    for file, found in hashes.items():
+        name = os.path.basename(os.path.realpath(file))
+        if len(name) == 64 and name != found and all(sign in "0123456789abcdef" for sign in name):
+            raise CheckpointError(f"{file} is damaged: its sha256 is {found}, expected {name}. Download it again")
+
+
+def check_unchanged(source: Source, hashes: Mapping[str, str] | None = None) -> None:
+    """Raise `CheckpointError` where a file of the source was changed since it was opened.
+
+    Args:
+        hashes: from `file_hashes`, to compare the content too.
+    """
+    for file, stamp in source.stamps.items():
+        try:
+            found = os.stat(file)
+        except OSError:
+            found = None
+        if found is None or (found.st_size, found.st_mtime_ns) != stamp:
+            raise CheckpointError(f"{file} was changed while it was converted. Run the conversion again")
+    for file, found in (file_hashes(source) if hashes is not None else {}).items():
+        if hashes is not None and hashes.get(file) != found:
+            raise CheckpointError(f"{file} was changed while it was converted. Run the conversion again")

@@ -12,6 +12,7 @@ from ..checkpoint import CheckpointWriter
 from ..errors import CheckpointError
 from ..layers.threads import release_streams_at_thread_end
 from .plan import Plan, Step, row_blocks
+from .result import LayerError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Converter:
         self._rows_left = {step.name: step.weight.shape[0] if step.weight.shape else 1 for step in plan.steps}
         self._lock = threading.Lock()
         self.largest_error = 0.0
+        self._moved: dict[str, tuple[float, float, int]] = {}
         self.not_finite: list[str] = []
 
     def run(self) -> None:
@@ -107,8 +109,8 @@ class Converter:
 
     def _computed(self, step: Step, start: int, stop: int) -> dict[str, mx.array]:
         weight = step.weight
-        rows = weight.rows(start, stop) if weight.shape else weight.checkpoint.read_now(weight.name)
-        floating = mx.issubdtype(rows.dtype, mx.floating)
+        rows = weight.rows(start, stop) if weight.shape else weight.checkpoint.read_now(weight.names[0])
+        floating, exact = mx.issubdtype(rows.dtype, mx.floating), rows
         if step.dtype is not None:
             rows = rows.astype(step.dtype)
         if floating and not is_finite(rows):
@@ -116,7 +118,22 @@ class Converter:
         if step.form is None:
             return {step.name: rows}
         path = step.name.removesuffix(".weight")
-        return {f"{path}.{part}": array for part, array in step.form.quantize(rows).items()}
+        packed = step.form.quantize(rows)
+        if path in self._plan.requantized:
+            self._measure(path, exact, step.form.dequantize(packed, mx.float32))
+        return {f"{path}.{part}": array for part, array in packed.items()}
+
+    def _measure(self, path: str, exact: mx.array, packed: mx.array) -> None:
+        moved = mx.abs(exact.astype(mx.float32) - packed)
+        largest, total = float(mx.max(moved).item()), float(mx.sum(moved).item())
+        with self._lock:
+            before = self._moved.get(path, (0.0, 0.0, 0))
+            self._moved[path] = (max(before[0], largest), before[1] + total, before[2] + moved.size)
+
+    @property
+    def requantize_errors(self) -> dict[str, LayerError]:
+        """Layer -> what quantizing it again cost."""
+        return {path: LayerError(largest, total / count) for path, (largest, total, count) in self._moved.items()}
 
     def _copied(self, step: Step, start: int, stop: int) -> dict[str, mx.array]:
         parts = {}

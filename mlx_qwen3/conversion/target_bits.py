@@ -11,7 +11,7 @@ from ..quantization.formats import PackedFormat
 from ..quantization.recipes import Recipe
 from ..quantization.sensitivity import allocate, measure_layers
 from .plan import kept_weights
-from .quality import Measuring, has_tokenizer, log_measuring, read_samples, reference_model
+from .quality import Measuring, has_tokenizer, log_measuring, read_samples, reference_model, vocabulary_size
 from .source import Source, SourceWeight
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,18 @@ def formats_for_target(
         raise InputError(f"target_bpw is {target_bpw}: give bits per weight between 2 and 16, such as 4.5")
     if not has_tokenizer(source.folder):
         raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
-    vocab_size = int(source.config.get("vocab_size", 151936))
+    vocab_size = vocabulary_size(source)
     samples, _, _ = read_samples(source.folder, vocab_size, text, "calibration")
     weights, _, _ = kept_weights(source)
     given = recipe.formats({w.path: w.shape for w in weights if w.is_layer}, source.is_head)
     layers = [path for path, form in given.items() if form is not None and not recipe.overridden(path)]
-    paths = {path: source.path_in_memory(path) for path in layers}
     heard = partial(measuring or log_measuring, "layers")
     heard(0, len(layers))
-    sensitivity = measure_layers(reference_model(source), samples, list(paths.values()), heard)
+    sensitivity = measure_layers(reference_model(source), samples, layers, heard)
     numbers = [w for w in weights if mx.issubdtype(w.dtype, mx.floating)]
-    fixed = sum(w.size * _bits(w, given.get(w.path)) for w in numbers if w.path not in paths)
+    fixed = sum(w.size * _bits(w, given.get(w.path)) for w in numbers if w.path not in layers)
     budget = target_bpw * sum(w.size for w in numbers) - fixed
-    chosen = allocate({path: sensitivity[paths[path]] for path in layers}, budget)
+    chosen = allocate({path: sensitivity[path] for path in layers}, budget)
     logger.info("chose formats for %d layers at %.2f bits per weight", len(chosen), target_bpw)
     return dict(chosen)
 

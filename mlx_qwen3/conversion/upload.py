@@ -8,6 +8,17 @@ from ..errors import HubError
 logger = logging.getLogger(__name__)
 
 
+def check_repo_id(repo: str) -> None:
+    """Raise `HubError` for a name that no repository can have."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HubError(f"{repo!r} is no valid name of a repository: {error}. Give a name such as me/my-model") from None
+
+
 def upload_folder(folder: Path, repo: str) -> str:
     """Create the repository if it is not there and upload the folder; gives back its address.
 

@@ -59,7 +59,8 @@ class Content:
         weights: name in memory -> name on disk, of every weight that the file holds for the model.
         state: the same for what is a layer's state and no weight (the ranges of quantizers).
         fresh: names in memory of a head's weights that the file lacks.
-        left_out: names on disk that the model does not need: buffers, other heads, copies of a tied matrix.
+        other_heads: the same for the weights of heads that this model does not have.
+        left_out: names on disk that no model needs: buffers and copies of a tied matrix.
         packed: paths of the layers that MLX packed.
         untied: whether the file holds an output head that differs from the embedding that the configuration ties it to.
     """
@@ -67,6 +68,7 @@ class Content:
     weights: dict[str, str] = field(default_factory=dict)
     state: dict[str, str] = field(default_factory=dict)
     fresh: frozenset[str] = frozenset()
+    other_heads: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     packed: list[str] = field(default_factory=list)
     untied: bool = False
@@ -162,7 +164,7 @@ def match_content(
             content.left_out.append(disk)
         else:
             _check_left_over(name, disk, parameters, rules, type(model).__name__, source)
-            content.left_out.append(disk)
+            content.other_heads[name] = disk
     content.fresh = _check_shapes(checkpoint, content.weights, parameters, rules, source, ignore_mismatched_sizes)
     content.weights = {name: disk for name, disk in content.weights.items() if name not in content.fresh}
     _check_types(checkpoint, content, parameters, source)

@@ -130,7 +130,7 @@ class PreTrainedModel(nn.Module):
         elif is_adapter_folder(folder):
             found = read_adapter(folder)
             source = found.needs_base()
-            folder = resolve_checkpoint(source, found.config.get("revision"))
+            folder = found.base_folder()
         refuse_outer_folder(folder, source)
         values = read_config_file(folder)
         check_model_file(values, source)
@@ -222,6 +222,11 @@ class PreTrainedModel(nn.Module):
 
     def require_head(self) -> None:
         """Raise `InputError` where the checkpoint held no output head, so that logits would be random."""
+
+    def check_state(self, content: Content, source: str) -> Any:
+        """Raise `CheckpointError` for a state in the file that no layer of this model has."""
+        if content.state:
+            raise CheckpointError(f"{source}: {min(content.state.values())!r} belongs to no layer. Check the config")
 
     def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
         """Read what the file holds beside weights."""

@@ -4,6 +4,7 @@ Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal, Self, overload
 
 import mlx.core as mx
@@ -367,7 +368,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
 
     config: Qwen3Config
     _fused: FusedDecoder | None = None
-    _random_head: mx.array | None = None
+    _is_random_head: Callable[[Any], bool] = staticmethod(lambda weight: False)
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
@@ -382,7 +383,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
 
     def require_head(self) -> None:
         """Raise `InputError` where the checkpoint held no output head and none was trained or loaded since."""
-        if self._random_head is not None and self._random_head is self.lm_head.get("weight"):
+        if "lm_head" in self and self._is_random_head(self.lm_head.get("weight")):
             raise InputError(
                 "the checkpoint has no output head (lm_head.weight), so this model embeds texts but generates nothing. "
                 "Load a checkpoint with a head, or pass tie_word_embeddings=True if its embedding is the head"
@@ -390,7 +391,9 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
 
     def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
         super()._load(checkpoint, content, dtype, source)
-        self._random_head = self.lm_head.weight if "lm_head.weight" in content.fresh else None
+        if "lm_head.weight" in content.fresh:
+            fresh = self.lm_head.weight
+            self._is_random_head = lambda weight: weight is fresh  # trained or loaded weights are other arrays
 
     def for_inference(self) -> Any:
         """This model for one generation: over joined matrices where all its layers are plain ones, else itself.

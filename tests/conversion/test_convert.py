@@ -236,14 +236,19 @@ def test_codes_are_taken_over(tmp_path, small, made):
     mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_shuffled_columns_are_decoded_and_packed_again(tmp_path, small):
+@pytest.mark.parametrize(("options", "bits"), [({}, 8), ({"requantize_bits": 4}, 4)])
+def test_shuffled_columns_are_decoded_and_packed_again(tmp_path, small, options, bits):
     settings, build = gptq("shuffled")
     decoded = foreign_source(tmp_path / "source", small, settings, build)
-    done = convert(tmp_path / "source", tmp_path / "out", dtype="float32")
+    done = convert(tmp_path / "source", tmp_path / f"out-{bits}", dtype="float32", **options)
     assert set(done.requantized) == {name.removesuffix(".weight") for name in decoded}
     assert "g_idx" in next(iter(done.requantized.values()))
-    out, form = open_checkpoint(tmp_path / "out"), PackedFormat(4, 64)
+    out, form = open_checkpoint(done.path), PackedFormat(bits, 64)
     for name, weight in decoded.items():
+        error = done.requantize_errors[name.removesuffix(".weight")]
+        moved = np.abs(np.array(form.dequantize(form.quantize(mx.array(weight)))) - weight)
+        assert error.largest == pytest.approx(float(moved.max()), rel=1e-5)
+        assert error.mean == pytest.approx(float(moved.mean()), rel=1e-4)
         for part, array in form.quantize(mx.array(weight)).items():
             assert mx.array_equal(out.read(f"{name.removesuffix('.weight')}.{part}"), array).item()
 
