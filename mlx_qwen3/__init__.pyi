@@ -15,6 +15,7 @@ from .errors import CacheError as CacheError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import ContextError as ContextError
+from .errors import DistributedError as DistributedError
 from .errors import HubError as HubError
 from .errors import InputError as InputError
 from .errors import MemoryFitError as MemoryFitError

@@ -11,6 +11,7 @@ MlxQwen3Error
 ├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
 ├── CacheError           a key/value cache that does not fit the model or cannot go back
 ├── MemoryFitError       the model and its cache do not fit this machine
+├── DistributedError     several processes cannot work together
 └── HubError             no network, no such repository, no access
 """
 
@@ -70,6 +71,10 @@ class CacheError(MlxQwen3Error):
 
 class MemoryFitError(MlxQwen3Error):
     """The model and its cache do not fit into this machine's memory."""
+
+
+class DistributedError(MlxQwen3Error):
+    """Several processes cannot be connected, or one of them has gone."""
 
 
 class HubError(MlxQwen3Error):

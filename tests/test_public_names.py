@@ -21,6 +21,7 @@ NAMES = [
     "ConfigError",
     "ContextError",
     "Conversion",
+    "DistributedError",
     "Embedding",
     "FeatureExtraction",
     "FillMask",

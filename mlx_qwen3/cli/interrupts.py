@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..distributed import launched
+
 
 class StopWish:
     """Whether Ctrl-C was pressed since."""
@@ -21,9 +23,11 @@ class StopWish:
 
 @contextmanager
 def stop_wishes() -> Iterator[StopWish]:
-    """Notes Ctrl-C instead of raising; a second one raises as usual. Outside the main thread nothing is noted."""
+    """Notes Ctrl-C instead of raising; a second one raises as usual. Nothing is noted outside the main thread,
+    nor where several processes work together and agree on stopping.
+    """
     wish = StopWish()
-    if threading.current_thread() is not threading.main_thread():
+    if launched() or threading.current_thread() is not threading.main_thread():
         yield wish
         return
 

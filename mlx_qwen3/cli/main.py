@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import MlxQwen3Error
 from .model_flags import warn_if_slow
+from .ranks import run_on_ranks
 from .standard_streams import fill_closed_streams
 
 VERBS = {
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest:
             args.refuse(f"unrecognized arguments: {' '.join(rest)}")
         warn_if_slow(args)
-        status = args.run(args)
+        status = run_on_ranks(args.verb, lambda: args.run(args))
         sys.stdout.flush()
         return status
     except SystemExit as stop:  # argparse has printed what there is to say

@@ -130,6 +130,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     """
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
+    from ..distributed import launched
     from ..errors import UnsupportedModelError
     from ..generation.context import context_length
     from ..loading import base_of, load
@@ -157,7 +158,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     check_fit(fit, source, force=args.force)
     if args.wired_limit is not None:
         wire_memory(args.wired_limit)
-    return load(asked, adapter=args.adapter, dtype=args.dtype)
+    return load(asked, adapter=args.adapter, dtype=args.dtype, distributed=launched())
 
 
 def _check_ignored(args: argparse.Namespace) -> None:

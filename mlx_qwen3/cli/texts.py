@@ -65,7 +65,10 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         )
     import mlx.core as mx
 
+    from ..distributed import launched
+
     return {
+        "distributed": launched(),
         "model": args.model,
         "model_options": {
             name: value for name in ("dtype", "adapter") if (value := getattr(args, name, None)) is not None

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..distributed import stoppable
 from ..errors import InputError
 from .config import GenerationConfig
 from .context import new_cache, tokens_left
@@ -123,6 +124,7 @@ def stream_generate(
         history=history,
     )
     ends = ending_ids(config, tokenizer) if eos_token_ids is None else set(eos_token_ids)
+    steps = stoppable(steps, getattr(model, "group", None))
     return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), StopStrings(stop), ends)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from .. import __version__
 from ..adapters import (
     Adapter,
     AttachedAdapter,
@@ -36,6 +37,7 @@ from ..checkpoint import (
 )
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..config.stock_mlx_lm import check_model_file
+from ..distributed import Group, agree_on_seed, check_divides, check_same, find_group, load_divided
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
 from ..layers.parameters import flat
@@ -59,6 +61,8 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str] = "model"
     """The name of the model below the head; "" for a model without a head."""
     config: Any
+    group: Group | None = None
+    """The processes that the model is divided between; None where this process holds all of it."""
     adapter: AttachedAdapter | None = None
     """The adapter whose layers are in the model."""
 
@@ -94,6 +98,7 @@ class PreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = False,
         unpack: bool = False,
         lazy: bool = False,
+        distributed: bool | Group = False,
         **keywords: Any,
     ) -> Self:
         """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
@@ -110,6 +115,8 @@ class PreTrainedModel(nn.Module):
             ignore_mismatched_sizes: a head of another size starts fresh instead of being refused.
             unpack: turn packed (quantized) weights into plain ones, which is faster on some CPUs.
             lazy: read weights when they are first used; only the thread that loads the model can then use it.
+            distributed: True to divide the model between the processes that `mlx.launch` started, or a group of
+                `mx.distributed`; each reads its own part of the weights. False for the whole model.
             **keywords: fields of the configuration to change (`num_labels=3`, `rope_scaling={…}`, …) and arguments of
                 the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`.
 
@@ -146,6 +153,9 @@ class PreTrainedModel(nn.Module):
         elif keywords:
             config = type(config).from_dict(config.to_dict(), **keywords)
         target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
+        group = find_group(distributed)
+        if group is not None:
+            cls._check_group(group, config, adapter is not None or found is not None, unpack)
         checkpoint = open_decoded_checkpoint(folder, values, target)
         by_name = names_of(checkpoint, cls.weight_prefix(), cls.weight_rules, source)
         check_scale(config, checkpoint, by_name, source)
@@ -157,7 +167,14 @@ class PreTrainedModel(nn.Module):
             model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
         )
         content.fresh -= heads
-        model._load(checkpoint, content, target, source)
+        if group is None:
+            model._load(checkpoint, content, target, source)
+        else:
+            shapes = {name: checkpoint.shape(disk) for name, disk in content.weights.items()}
+            check_same(group, "checkpoint", __version__, config.to_dict(), shapes)
+            agree_on_seed(group)
+            load_divided(model, checkpoint, content.weights, target, group)
+            model.group = group
         config.dtype = str(target).rpartition(".")[2]
         if unpack:
             from ..quantization import unpack_quantized
@@ -174,6 +191,17 @@ class PreTrainedModel(nn.Module):
         if not lazy:
             evaluate_arrays(model)
         return model
+
+    @classmethod
+    def _check_group(cls, group: Group, config: Any, has_adapter: bool, unpack: bool) -> None:
+        """Raise `InputError` for a model that cannot be divided between the processes of `group`."""
+        if not hasattr(config, "num_key_value_heads"):
+            raise InputError(f"{cls.__name__} cannot be divided between processes. Load it without distributed=")
+        if has_adapter:
+            raise InputError("a model with an adapter cannot be divided. Merge it first: mlx-qwen3 merge")
+        if unpack:
+            raise InputError("unpack=True and distributed= exclude each other. Leave one out")
+        check_divides(config, group)
 
     @classmethod
     def _adapter_fields(cls, adapter: Adapter, values: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +281,8 @@ class PreTrainedModel(nn.Module):
         """
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+        if self.group is not None:
+            raise InputError("a model that is divided between processes cannot be saved. Load it whole first")
         if merge:
             self._save_merged(folder, max_shard_size)
             return

@@ -43,7 +43,8 @@ class FusedDecoder:
 
     def __init__(self, decoder: Any):
         config = decoder.config
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        attention = decoder.layers[0].self_attn  # fewer heads than in the config where processes share the model
+        self._heads, self._kv_heads = attention.heads, attention.kv_heads
         self._head_dim, self._eps, self._scale = config.head_dim, config.rms_norm_eps, config.head_dim**-0.5
         self._rotary = decoder._rotary
         sliding = [bool(layer.self_attn.sliding) for layer in decoder.layers]

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 import mlx.core as mx
 import numpy as np
 
+from ..distributed import Group, find_group, from_json, gather_rows, shared_rows, to_json
 from ..errors import InputError, RowError
 from ..models.heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
 from .keywords import TO_LOADING, drop_harmless, split_loading_options
-from .rows import ON_ERROR, as_rows, check_choice, check_count, check_text, is_batch, is_stream, windows
+from .rows import ON_ERROR, as_rows, characters, check_choice, check_count, check_text, is_batch, is_stream, windows
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class Task(Generic[O, R]):
         model: a model of this package, a folder or a Hub repository; None for the model that comes with the package,
             under its example head where the task needs one.
         tokenizer: by default the model's own; needed when `model` is an object.
+        distributed: True to divide the rows of a call between the processes that `mlx.launch` started, each with the
+            whole model; every process must make the same calls, and gets all results.
         model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`; `dtype`, `revision` and the Hub's
             options may also be given directly.
         **options: the task's options, which a call may replace.
@@ -112,6 +115,7 @@ class Task(Generic[O, R]):
         model_options: dict[str, Any] | None = None,
         **options: Any,
     ):
+        self._group = find_group(options.pop("distributed", False))
         loading = split_loading_options(options, model_options)
         defaults: Any = self.options_class()
         self.options: O = defaults.replaced(options, ("model_options",))
@@ -203,9 +207,14 @@ class Task(Generic[O, R]):
         """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
         room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
+        if self._group is not None:
+            size, room = size * self._group.size(), None if room is None else room * self._group.size()
         bar = progress_bar(rows) if options.progress else None
         try:
             for start, window in windows(rows, size, room, options.batch_size or 1):
+                if self._group is not None:
+                    yield from self._window_of_ranks(self._group, start, window, options, errors, bar)
+                    continue
                 good, bad = [], {}
                 for index, row in enumerate(window):
                     try:
@@ -217,6 +226,30 @@ class Task(Generic[O, R]):
         finally:
             if bar is not None:
                 bar.close()
+
+    def _window_of_ranks(
+        self, group: Group, start: int, window: list[Any], options: O, errors: dict[int, str], bar: Any
+    ) -> Iterator[Any]:
+        """Yield the results of a window whose rows are divided between the processes of `group`, in order, on each."""
+        mine = shared_rows([characters(row) for row in window], group)
+        failed: dict[int, str] = {}
+        alone, self._group = self._group, None
+        try:
+            results = list(self._ordered([window[index] for index in mine], options, failed))
+        finally:
+            self._group = alone
+        own = {
+            index: {"error": failed[position]} if position in failed else {"result": to_json(result)}
+            for position, (index, result) in enumerate(zip(mine, results, strict=True))
+        }
+        for index, found in enumerate(gather_rows(own, len(window), group)):
+            if bar is not None:
+                bar.update()
+            if "error" not in found:
+                yield from_json(found["result"])
+                continue
+            errors[start + index] = found["error"]
+            yield {"error": found["error"], "row": start + index} if options.on_error == "record" else None
 
     def _window(
         self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None

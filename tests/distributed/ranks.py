@@ -1,0 +1,65 @@
+"""What one rank does: it loads models divided and whole, and writes down whether they agree."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_qwen3 import InputError, batch_generate, load, pipeline, stream_generate
+
+FOLDER, RANK = Path(sys.argv[1]), int(os.environ["MLX_RANK"])
+PROMPTS = [[3, 9, 27, 81, 101, 44], [5, 6], [7, 8, 9, 10, 11]]
+
+
+def tokens(model, tokenizer, **options):
+    return [response.token for response in stream_generate(model, tokenizer, PROMPTS[0], 12, **options)]
+
+
+def compare(name):
+    divided, tokenizer = load(FOLDER / name, distributed=True)
+    whole, _ = load(FOLDER / name)
+    ids = mx.array([PROMPTS[0]])
+    matrices = [sum(a.nbytes for n, a in _flat(m) if "layers." in n and a.ndim > 1) for m in (divided, whole)]
+    seeded = {"temperature": 1.0, "seed": 3}
+    result = {
+        "logits": float(mx.abs(divided(ids).logits - whole(ids).logits).max()),
+        "share": matrices[0] / matrices[1],
+        "greedy": tokens(divided, tokenizer, temperature=0) == tokens(whole, tokenizer, temperature=0),
+        "seeded": tokens(divided, tokenizer, **seeded) == tokens(whole, tokenizer, **seeded),
+        "batch": batch_generate(divided, tokenizer, PROMPTS, 8, completion_batch_size=2).token_ids
+        == batch_generate(whole, tokenizer, PROMPTS, 8, completion_batch_size=2).token_ids,
+        "unseeded": tokens(divided, tokenizer, temperature=1.0),
+    }
+    for refused in (lambda: divided.save_pretrained(FOLDER / "saved"), lambda: load(FOLDER / name, distributed=1)):
+        try:
+            refused()
+            result["refused"] = False
+        except InputError:
+            result.setdefault("refused", True)
+    return result
+
+
+def rows():
+    texts = [f"hello {'the ' * (i % 5)}world {i}" for i in range(13)] + [""]
+    found = pipeline("text-classification", str(FOLDER / "labels"), distributed=True, on_error="record")(texts)
+    alone = pipeline("text-classification", str(FOLDER / "labels"), on_error="record")(texts)
+    pairs = list(zip(found, alone, strict=True))
+    same = [a.get("label") == b.get("label") and a.get("error") == b.get("error") for a, b in pairs]
+    close = [abs(a["score"] - b["score"]) < 1e-5 for a, b in pairs if "score" in a]
+    vectors = pipeline("embedding", str(FOLDER / "plain"), distributed=True)(texts[:-1])
+    expected = pipeline("embedding", str(FOLDER / "plain"))(texts[:-1])
+    return {"same": all(same), "close": all(close), "vectors": bool(np.abs(vectors - expected).max() < 1e-5)}
+
+
+def _flat(model):
+    from mlx.utils import tree_flatten
+
+    return tree_flatten(model.parameters())
+
+
+mx.set_default_device(mx.cpu)
+found = {"plain": compare("plain"), "packed": compare("packed"), "rows": rows()}
+(FOLDER / f"rank{RANK}.json").write_text(json.dumps(found))
