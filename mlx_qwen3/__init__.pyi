@@ -11,6 +11,7 @@ from .config import QDQBertConfig as QDQBertConfig
 from .config import Qwen3Config as Qwen3Config
 from .conversion import Conversion as Conversion
 from .conversion import convert as convert
+from .conversion import convert_to_gguf as convert_to_gguf
 from .errors import CacheError as CacheError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError

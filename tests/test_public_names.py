@@ -65,6 +65,7 @@ NAMES = [
     "cache_bytes",
     "calibrate",
     "convert",
+    "convert_to_gguf",
     "generate",
     "generate_step",
     "load",
