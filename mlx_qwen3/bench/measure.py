@@ -12,18 +12,25 @@ Runner = Callable[[list[int], int], Iterator[int]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """prompt_tps, decode_tps: tokens a second. first_token: seconds until it. peak_memory: bytes."""
+    """One run.
+
+    Args:
+        prompt_tps, decode_tps: tokens per second. first_token: seconds until it.
+        peak_memory: bytes, weights included. working: bytes of the peak above what was in memory before.
+    """
 
     prompt_tps: float
     first_token: float
     decode_tps: float
     peak_memory: int
+    working: int = 0
 
 
 def measure(run: Runner, prompt: list[int], max_tokens: int) -> Measurement:
-    """Times one run: the time to the first token covers the whole prompt, the others are the decode."""
+    """Time one run: the time to the first token covers the whole prompt, the others are the decode."""
     mx.synchronize()
     mx.clear_cache()
+    before = mx.get_active_memory()
     mx.reset_peak_memory()
     start = time.perf_counter()
     tokens = run(prompt, max_tokens)
@@ -36,4 +43,5 @@ def measure(run: Runner, prompt: list[int], max_tokens: int) -> Measurement:
         first_token=first - start,
         decode_tps=count / (stop - first),
         peak_memory=mx.get_peak_memory(),
+        working=mx.get_peak_memory() - before,
     )

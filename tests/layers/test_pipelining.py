@@ -80,7 +80,7 @@ def batch_of_texts(model):
 
 def embeddings(model):
     def compute(call, last):
-        states = model.backbone(**call).last_hidden_state
+        states = model.base_model(**call).last_hidden_state
         return (states[mx.arange(states.shape[0]), last],)
 
     pieces = [Piece(list(range(1, 2 + n))) for n in (3, 9, 5)]

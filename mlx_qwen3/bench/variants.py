@@ -1,0 +1,145 @@
+"""Measure the variants of `layers/variants.py` on this machine, so that a device's defaults can be chosen."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..generation import generate_step
+from ..layers.variants import using, variants
+from .measure import Measurement, measure
+from .random_models import with_dtype
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "prefill_rope": ("fast", "table", "compiled"),
+    "head_norms": ("joined", "separate"),
+    "layers_per_step": (0, 1, 2, 4),
+    "prefill_step_size": (1024, 2048, 4096, 8192),
+    "packed_values": ("group", "single"),
+}
+"""Variant -> values to measure; drafts and dtypes come on top."""
+
+DRAFTS = (0, 4, 6, 9, 16)
+"""Tokens proposed at once; 0 is a plain step."""
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """Medians of one value of one variant.
+
+    Args:
+        variant, value: what was varied. default: whether it is this device's default.
+        prompt_tps, decode_tps: tokens per second. working: bytes of the peak above what was in memory before.
+    """
+
+    variant: str
+    value: str
+    default: bool
+    prompt_tps: float | None
+    decode_tps: float | None
+    working: int | None
+
+
+def measure_variants(
+    model: Any,
+    *,
+    prompt_tokens: int = 2048,
+    max_tokens: int = 32,
+    rounds: int = 3,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[VariantRow]:
+    """Measure every variant on a causal model, the values of each in turns; the first round does not count."""
+    prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt_tokens).tolist()
+    found: list[VariantRow] = []
+    for variant, values in CHOICES.items():
+        options = {"kv_bits": 8} if variant == "packed_values" else {}
+        if variant == "packed_values" and model.config.head_dim % 64:
+            continue
+        results: dict[Any, list[Measurement]] = {value: [] for value in values}
+        for turn in range(rounds + 1):
+            for value in values:
+                with using(**{variant: value}):
+                    one = measure(_runner(model, options), prompt, max_tokens)
+                if turn:
+                    results[value].append(one)
+        default = getattr(variants(), variant)
+        for value, rows in results.items():
+            found.append(_row(variant, value, value == default, rows))
+            progress(_told(found[-1]))
+    found += _drafts(model, prompt[: min(prompt_tokens, 512)], rounds)
+    if mx.default_device().type == mx.DeviceType.gpu:  # a CPU computes both by way of float32
+        found += _dtypes(model, prompt, max_tokens, rounds)
+    return found
+
+
+def _runner(model: Any, options: dict[str, Any]) -> Any:
+    def run(prompt: list[int], max_tokens: int) -> Iterator[int]:
+        return generate_step(model, prompt, max_tokens=max_tokens, **options)
+
+    return run
+
+
+def _row(variant: str, value: Any, default: bool, rows: Sequence[Measurement]) -> VariantRow:
+    return VariantRow(
+        variant,
+        str(value),
+        default,
+        statistics.median(row.prompt_tps for row in rows),
+        statistics.median(row.decode_tps for row in rows),
+        int(statistics.median(row.working for row in rows)),
+    )
+
+
+def _told(row: VariantRow) -> str:
+    return f"{row.variant} {row.value}: prompt {row.prompt_tps or 0:.0f}, decode {row.decode_tps or 0:.1f} tokens/s"
+
+
+def _drafts(model: Any, prompt: list[int], rounds: int) -> list[VariantRow]:
+    """Tokens per second of verifying passes, where every proposed token is right."""
+    path, cache = model.for_inference(), model.make_cache()
+    mx.eval(path.step_logits(mx.array([prompt]), cache))
+    seconds: dict[int, list[float]] = {count: [] for count in DRAFTS}
+    for turn in range(3 * rounds + 2):
+        for count in DRAFTS:
+            ids = mx.array([(prompt * (count + 1))[: count + 1]])
+            mx.synchronize()
+            start = time.perf_counter()
+            mx.eval(mx.argmax(path.step_logits(ids, cache, count + 1), axis=-1))
+            if turn > 1:
+                seconds[count].append(time.perf_counter() - start)
+            cache.trim(count + 1)
+    rows = []
+    for count, taken in seconds.items():
+        speed = (count + 1) / statistics.median(taken)
+        rows.append(VariantRow("longest_draft", str(count), count == variants().longest_draft, None, speed, None))
+    return rows
+
+
+def _dtypes(model: Any, prompt: list[int], max_tokens: int, rounds: int) -> list[VariantRow]:
+    """float16 against bfloat16; the model comes back in its own dtype."""
+    stored = model.dtype
+    results: dict[mx.Dtype, list[Measurement]] = {mx.bfloat16: [], mx.float16: []}
+    for dtype, rows in results.items():
+        with_dtype(model, dtype)
+        found = [measure(_runner(model, {}), prompt, max_tokens) for _ in range(rounds + 1)]
+        rows.extend(found[1:])
+    with_dtype(model, stored)
+    named = {dtype: str(dtype).rpartition(".")[2] for dtype in results}
+    return [_row("dtype", named[dtype], dtype == stored, rows) for dtype, rows in results.items()]
+
+
+def variants_table(rows: Sequence[VariantRow]) -> str:
+    """Return the rows as a Markdown table; the defaults are bold."""
+    lines = ["| variant | value | prompt tok/s | decode tok/s | peak above weights GB |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in rows:
+        value = f"**{row.value}**" if row.default else row.value
+        prompt = "" if row.prompt_tps is None else f"{row.prompt_tps:.0f}"
+        decode = "" if row.decode_tps is None else f"{row.decode_tps:.1f}"
+        working = "" if row.working is None else f"{row.working / 1e9:.2f}"
+        lines.append(f"| {row.variant} | {value} | {prompt} | {decode} | {working} |")
+    lines += ["", "Bold: this device's default. Drafts: tokens/s of verifying passes in which every proposed token is right."]
+    return "\n".join(lines) + "\n"
