@@ -4,7 +4,8 @@
 
 Random weights, so nothing is downloaded. All implementations compute the same prompts with the same arrays, in turns;
 a figure is the median of the rounds after one that does not count. "auto" is what the package does by default; "graph"
-evaluates a pass at its end, as it did before; the others fix the layers per step or the tokens per pass. `--encode`
+evaluates a pass at its end, as it did before; the others fix the layers per step or the tokens per pass.
+`--encode`
 measures batches of texts instead: "before" is a compiled pass in one graph with cosines and sines from a table.
 """
 
@@ -34,14 +35,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "4096 per pass": {"prefill_step_size": 4096},
     "8192 per pass": {"prefill_step_size": 8192},
 }
-ENCODINGS: dict[str, tuple[dict[str, Any], bool]] = {
+ENCODINGS: dict[str, tuple[dict[str, Any], bool | None]] = {
     "before": ({"layers_per_step": 0, "prefill_rope": "table"}, True),
     "before, not compiled": ({"layers_per_step": 0, "prefill_rope": "table"}, False),
     "graph": ({"layers_per_step": 0}, False),
     "graph, compiled": ({"layers_per_step": 0}, True),
     "1 layer": ({"layers_per_step": 1}, False),
     "2 layers": ({"layers_per_step": 2}, False),
-    "auto": ({}, False),
+    "auto": ({}, None),
 }
 SHAPES = ((32, 128), (256, 32), (8, 1024), (128, 128), (1, 128))
 
@@ -78,11 +79,13 @@ def prompts(model, size: str, bits: int, lengths: list[int], rounds: int, new_to
             print(f"| | | **ratio** | {' | '.join(f'{ratio:.2f}×' for ratio in ratios)} |", flush=True)
 
 
-def encodings(model, size: str, shapes, rounds: int) -> None:
+def encodings(model, size: str, shapes, rounds: int, batches: int, ways: list[str]) -> None:
     for shape in shapes:
-        for name, (changes, compiled) in ENCODINGS.items():
+        for name in ways:
+            changes, compiled = ENCODINGS[name]
+            options: dict[str, Any] = {"rounds": rounds, "batches": batches, "compiled": compiled}
             with using(**changes):
-                (row,) = measure_encoding(model, [shape], tasks=["classification"], rounds=rounds, compiled=compiled)
+                (row,) = measure_encoding(model, [shape], tasks=["classification"], **options)
             texts = f"{shape[0]} × {shape[1]}"
             print(f"| {size} | {texts} | {name} | {row.texts_per_second:.1f} | {row.working / 2**30:.3f} |", flush=True)
 
@@ -96,6 +99,8 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--encode", action="store_true", help="batches of texts instead of prompts")
     parser.add_argument("--shapes", nargs="+", help="with --encode: texts x tokens, such as 32x128")
+    parser.add_argument("--batches", type=int, default=8, help="with --encode: batches per round (default: 8)")
+    parser.add_argument("--ways", nargs="+", choices=ENCODINGS, default=list(ENCODINGS), help="with --encode")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--no-mlx-lm", action="store_true")
@@ -106,13 +111,13 @@ def main() -> None:
     if args.encode:
         print("| model | texts × tokens | way | texts/s | peak above weights GiB |\n| --- | --- | --- | ---: | ---: |")
     else:
-        print("| model | prompt | way | prompt tok/s | first token ms | decode tok/s | peak above weights GiB | peak GiB |")
+        print("| model | prompt | way | prompt tok/s | first token ms | decode tok/s | peak above weights | peak GiB |")
         print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for bits in [16] if args.encode else args.bits:
         model = random_model(args.size, getattr(mx, args.dtype), bits)
         if args.encode:
             shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes] if args.shapes else SHAPES
-            encodings(model, args.size, shapes, args.rounds)
+            encodings(model, args.size, shapes, args.rounds, args.batches, args.ways)
         else:
             prompts(model, args.size, bits, args.tokens, args.rounds, args.new_tokens, not args.no_mlx_lm)
         del model

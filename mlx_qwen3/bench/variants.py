@@ -16,7 +16,8 @@ from .random_models import with_dtype
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prefill_rope": ("fast", "table", "compiled"),
-    "head_norms": ("joined", "separate"),
+    "head_norms": ("joined", "separate", "mixed"),
+    "decode_parts": (1, 2, 4),
     "layers_per_step": (0, 1, 2, 4),
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
@@ -134,12 +135,18 @@ def _dtypes(model: Any, prompt: list[int], max_tokens: int, rounds: int) -> list
 
 def variants_table(rows: Sequence[VariantRow]) -> str:
     """Return the rows as a Markdown table; the defaults are bold."""
-    lines = ["| variant | value | prompt tok/s | decode tok/s | peak above weights GB |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = [
+        "| variant | value | prompt tok/s | decode tok/s | peak above weights GB |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for row in rows:
         value = f"**{row.value}**" if row.default else row.value
         prompt = "" if row.prompt_tps is None else f"{row.prompt_tps:.0f}"
         decode = "" if row.decode_tps is None else f"{row.decode_tps:.1f}"
         working = "" if row.working is None else f"{row.working / 1e9:.2f}"
         lines.append(f"| {row.variant} | {value} | {prompt} | {decode} | {working} |")
-    lines += ["", "Bold: this device's default. Drafts: tokens/s of verifying passes in which every proposed token is right."]
+    lines += [
+        "",
+        "Bold: this device's default. Drafts: tokens/s of verifying passes in which every proposed token is right.",
+    ]
     return "\n".join(lines) + "\n"

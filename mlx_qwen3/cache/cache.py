@@ -27,6 +27,8 @@ class Cache:
     def __init__(self, layers: Sequence[LayerCache]):
         self.layers = list(layers)
         self._snapshots: dict[int, list[LayerCache | None]] = {}
+        self.marks: list[mx.array] = []
+        """Where the newest pass over one token can be waited for; see `layers.pipelining.Marks`."""
 
     @classmethod
     def for_layer_types(cls, layer_types: Sequence[str], window: int | None) -> Self:

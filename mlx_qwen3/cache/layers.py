@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..errors import CacheError
 from ..layers.attention import aligned, attend, attends_step_by_step
+from ..layers.devices import on_cuda
 from ..layers.masks import Mask, SlotRanges, with_hidden_slots
 from .packing import KVFormat
 from .slots import PackedSlots, PlainSlots, Slots
@@ -23,6 +24,17 @@ MLX's own kernel over stores of up to some 4,000 slots, and less time over 16,00
 
 LONG, LONG_STEP = 8192, 256
 """From so many slots on, a store with the usual step grows by the other one."""
+
+LARGE_GROUP = 4
+"""Query heads per key head from which stores grow by `LONG_STEP` on CUDA: MLX's own kernel reads the keys once per
+query head, cuDNN once per group (4B, a token behind 6,000: 6.5 ms and 4.4 ms, H100, benchmarks/RESULTS.md)."""
+
+
+def step_for(config: Any) -> int:
+    """Return the slots by which the stores of a model grow on this device."""
+    if not on_cuda():
+        return STEP
+    return LONG_STEP if config.num_attention_heads >= LARGE_GROUP * config.num_key_value_heads else STEP
 
 
 def roomy(tokens: int, step: int) -> int:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .cache import make_cache
+from .layers import step_for
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -39,6 +40,7 @@ def cache_bytes(
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
         slack=slack,
+        step=step_for(config),
     )
     itemsize, head_dim = ITEM_BYTES[dtype], config.head_dim
     total = 0

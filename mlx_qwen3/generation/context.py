@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..cache import Cache, make_cache
+from ..cache.layers import step_for
 from ..errors import ContextError, InputError
 from ..layers.variants import variants
 
@@ -76,4 +77,5 @@ def new_cache(
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
         slack=SLACK,
+        step=step_for(config),
     )

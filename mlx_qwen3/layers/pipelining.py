@@ -13,7 +13,7 @@ from .variants import variants
 LEAST_WORK = 1 << 18
 """Tokens times width below which a pass stays one graph: there the waiting costs more than it saves."""
 
-WORK_PER_STEP = 1 << 20
+WORK_PER_STEP = 1 << 19
 """Tokens times width of the layers that are evaluated together."""
 
 
@@ -57,3 +57,31 @@ class Pipeline:
         if self._previous is not None:
             mx.eval(self._previous)
         self._previous = x
+
+
+class Marks:
+    """Hold a decoded token's pass back until the pass before it has come as far.
+
+    Decoding is one pass ahead: token n+1 is handed to the device while it computes token n, whose attention still reads
+    the cache. Then the cache cannot be written in place, and MLX copies it. With a few marks in a pass, each part of it
+    is handed over once the pass before has finished the same part.
+
+    Args:
+        layers: of the model. parts: into which a pass is cut; 0 or 1 for none.
+        before: the marks that the pass before left, which are replaced.
+    """
+
+    def __init__(self, layers: int, parts: int, before: list[mx.array]):
+        self._ends = {layers * part // parts - 1 for part in range(1, parts)} if parts > 1 else set()
+        self._before, self._found = list(before), before
+        self._found.clear()
+
+    def __call__(self, index: int, x: mx.array) -> None:
+        """Hand over what was built up to x, the output of layer `index`, where a part ends."""
+        if index not in self._ends:
+            return
+        place = len(self._found)
+        if place < len(self._before):
+            mx.eval(self._before[place])
+        mx.async_eval(x)
+        self._found.append(x)

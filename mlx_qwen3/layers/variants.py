@@ -21,18 +21,21 @@ class Variants:
     Args:
         prefill_rope: how consecutive positions are rotated in float16 and bfloat16: "fast" by `mx.fast.rope`, "table"
             by cosines and sines, "compiled" by the same in one compiled function. float32 always uses the table.
-        head_norms: "joined" normalizes queries and keys in one kernel, "separate" in two with their own rope each.
+        head_norms: "joined" normalizes queries and keys in one kernel, "separate" in two with their own rope each;
+            "mixed" is "joined" for one token per row and "separate" for more.
         packed_values: rows of the product with packed values: "group" for the query heads of one key head together,
             "single" for each query head alone, "auto" for "single" where the group has 4 heads or more.
         layers_per_step: layers of a prompt evaluated together, 0 for all at the end; None by tokens and width.
+        decode_parts: parts of a decoded token's pass that wait for the same part of the pass before; 1 for none.
         longest_draft: tokens that prompt lookup proposes at once, at most.
         prefill_step_size: tokens of a prompt per pass.
     """
 
     prefill_rope: str = "fast"
-    head_norms: str = "joined"
+    head_norms: str = "mixed"
     packed_values: str = "group"
     layers_per_step: int | None = None
+    decode_parts: int = 1
     longest_draft: int = 16
     prefill_step_size: int = 2048
 
@@ -44,19 +47,20 @@ class Variants:
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prefill_rope": ("fast", "table", "compiled"),
-    "head_norms": ("joined", "separate"),
+    "head_norms": ("joined", "separate", "mixed"),
     "packed_values": ("group", "single", "auto"),
 }
 
 DEFAULTS = {
-    "metal": Variants(packed_values="auto"),
-    "cuda": Variants(),
+    "metal": Variants(packed_values="auto", decode_parts=2),
+    "cuda": Variants(prefill_step_size=4096, decode_parts=2),
     "cpu": Variants(layers_per_step=0, longest_draft=6),
 }
 """Device -> what is used there.
 
-metal: not measured; follows from its sources (the vector kernels end at 4 rows). cpu: MLX keeps few operations in
-flight there, so that pipelining saves no memory; the time of a pass grows with its tokens, so that long drafts cost.
+metal: not measured. Its vector kernels end at 4 rows, and its command buffers keep the cache in use, as CUDA's do.
+cuda: measured on an H100 (benchmarks/RESULTS.md). cpu: MLX keeps few operations in flight there, so that pipelining
+saves no memory; the time of a pass grows with its tokens, so that long drafts cost.
 """
 
 _override: Variants | None = None

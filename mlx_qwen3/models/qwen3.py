@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import Cache, LayerCache, make_cache
+from ..cache.layers import step_for
 from ..checkpoint import Checkpoint
 from ..config.qwen3 import SLIDING, Qwen3Config
 from ..errors import InputError
@@ -134,6 +135,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
 
     def make_cache(self, **options: Any) -> Cache:
         """Return an empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
+        options = {"step": step_for(self.config), **options}
         cache = make_cache(self.config.layer_types, self.config.sliding_window, **options)
         for layer in cache.layers:
             if layer.form is not None:

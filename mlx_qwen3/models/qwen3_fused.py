@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..cache import Cache
 from ..layers.masks import Mask, check_padding_mask, decoder_mask
-from ..layers.pipelining import Pipeline
+from ..layers.pipelining import Marks, Pipeline
 from ..layers.variants import variants
 
 logger = logging.getLogger(__name__)
@@ -87,10 +87,12 @@ class FusedDecoder:
         all_heads, width = turned + self._kv_heads, heads * head_dim
         rms_norm, split = mx.fast.rms_norm, mx.split
         evaluate = Pipeline(batch * length, x.shape[-1], length)
-        separate = variants().head_norms == "separate"
+        chosen = variants()
+        separate = chosen.head_norms == "separate" or (chosen.head_norms == "mixed" and length > 1)
+        mark = Marks(len(self._layers), chosen.decode_parts, cache.marks) if length == 1 else None
         # one row a token: kernels for packed weights read those once for all rows of a matrix, not for a batch of them
         x = x.reshape(batch * length, -1)
-        for layer, store, mask in zip(self._layers, cache.layers, masks, strict=True):
+        for index, (layer, store, mask) in enumerate(zip(self._layers, cache.layers, masks, strict=True)):
             norm, project, qk_weight, q_weight, k_weight, output, mlp_norm, mlp = layer
             joined = project(rms_norm(x, norm, eps))
             if separate:
@@ -118,6 +120,8 @@ class FusedDecoder:
             x = x + output(mixed.reshape(batch * length, width))
             x = x + mlp(rms_norm(x, mlp_norm, eps))
             evaluate(x)
+            if mark is not None:
+                mark(index, x)
         return self._norm(x).reshape(batch, length, -1)
 
     def _masks(

@@ -21,6 +21,10 @@ TOKENS_A_BATCH = 8192
 """Padded tokens that a batch holds when its number of rows is not given."""
 
 ROWS_A_BATCH = 256
+
+COMPILED_TOKENS = 256
+"""Padded tokens up to which a batch is bound by the host, so that compiling its graph pays (benchmarks/RESULTS.md)."""
+
 SHORTEST_PREFIX = 8
 """A shared beginning shorter than this is not worth a call of its own."""
 
@@ -47,7 +51,8 @@ class Runner:
     Args:
         model: any model of this package; what is called is up to `compute`.
         pad_token_id: what fills a row; no result depends on it.
-        compiled: whether a call of a shape that has been seen before is compiled; None: on a GPU, where it pays.
+        compiled: whether a call of a shape that has been seen before is compiled; None: on a GPU, up to
+            `COMPILED_TOKENS` padded tokens. Larger batches are evaluated layer by layer, which no compiled call can be.
     """
 
     model: Any
@@ -59,8 +64,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.base_model = self.model.base_model
         self.causal: bool = self.base_model.causal
-        if self.compiled is None:
-            self.compiled = mx.default_device().type == mx.DeviceType.gpu
+        self._on_gpu = mx.default_device().type == mx.DeviceType.gpu
 
     def run(
         self,
@@ -125,7 +129,7 @@ class Runner:
         places = np.arange(width)[None]
         real = places >= width - lengths[:, None] if left else places < lengths[:, None]
         ids = np.full(real.shape, self.pad_token_id, dtype=np.int32)
-        ids[real] = np.concatenate([piece.ids[shared:] for piece in pieces])
+        ids[real] = np.concatenate([np.asarray(piece.ids[shared:], dtype=np.int32) for piece in pieces])
         inputs = {"input_ids": mx.array(ids)}
         if pieces[0].type_ids is not None:
             types = np.zeros(real.shape, dtype=np.int32)
@@ -136,8 +140,8 @@ class Runner:
         return inputs, mx.array(np.full_like(lengths, width - 1) if left else lengths - 1)
 
     def _width(self, longest: int) -> int:
-        """The padded length; few different ones where each is compiled, the shortest elsewhere."""
-        if not self.compiled:
+        """Return the padded length: one of a few on a GPU, where each is compiled or planned, else the shortest."""
+        if not (self._on_gpu if self.compiled is None else self.compiled):
             return longest
         step = 8 if longest <= 64 else 16 if longest <= 256 else 64
         width = -(-longest // step) * step
@@ -174,7 +178,8 @@ class Runner:
             return compute(call, last)
 
         shape = (compute, inputs["input_ids"].shape, len(inputs), prefix[0].shape if prefix else ())
-        if not self.compiled or shape not in self._shapes:
+        small = self._on_gpu and inputs["input_ids"].size <= COMPILED_TOKENS
+        if not (small if self.compiled is None else self.compiled) or shape not in self._shapes:
             self._shapes.add(shape)  # tracing a shape that never comes again would cost more than it gives
             return function(inputs, last, prefix)
         if compute not in self._functions:

@@ -3,11 +3,12 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_qwen3.cache import GrowingLayer, KVFormat, LayerCache, SlidingLayer
-from mlx_qwen3.cache.layers import STEP
+from mlx_qwen3.cache.layers import LONG_STEP, STEP, step_for
 from mlx_qwen3.errors import CacheError, InputError
 from mlx_qwen3.layers.attention import attend_with_weights
 from mlx_qwen3.layers.masks import decoder_mask, key_slots
@@ -156,3 +157,12 @@ def test_a_group_that_does_not_divide_the_head_names_one_that_does():
         KVFormat(8, 64).check_head_dim(96)
     with pytest.raises(InputError, match="leave kv_bits out"):
         KVFormat(8, 64).check_head_dim(80)
+
+
+@pytest.mark.parametrize(("heads", "cuda", "step"), [(4, True, LONG_STEP), (4, False, STEP), (2, True, STEP)])
+def test_stores_of_large_groups_grow_by_other_steps_on_cuda(monkeypatch, heads, cuda, step):
+    monkeypatch.setattr("mlx_qwen3.cache.layers.on_cuda", lambda: cuda)
+    model = tiny.model(num_attention_heads=heads, num_key_value_heads=1)
+    assert step_for(model.config) == step
+    assert {layer.step for layer in model.make_cache().layers} == {step}
+    assert {layer.step for layer in model.make_cache(step=8).layers} == {8}

@@ -9,6 +9,7 @@ import tiny_bert
 from mlx.utils import tree_flatten
 
 from mlx_qwen3.generation import generate_step
+from mlx_qwen3.generation.context import new_cache
 from mlx_qwen3.layers import pipelining
 from mlx_qwen3.layers.pipelining import LEAST_WORK, WORK_PER_STEP, layers_per_step
 from mlx_qwen3.layers.variants import using
@@ -167,3 +168,25 @@ def test_gradients_of_the_later_layers_alone():
     assert mx.allclose(got, want)
     for (name, a), (_, b) in zip(tree_flatten(want_grads), tree_flatten(got_grads), strict=True):
         assert mx.allclose(a, b, atol=1e-6), name
+
+
+@pytest.mark.parametrize(("parts", "marks"), [(1, 0), (2, 1), (4, 3), (9, 4)])
+def test_a_decoded_pass_waits_for_the_same_part_of_the_one_before(started, parts, marks):
+    model = tiny.model(num_hidden_layers=LAYERS)
+    want = list(generate_step(model, tiny.ids(batch=1)[0], max_tokens=6))
+    assert not started["started"]
+    with using(decode_parts=parts):
+        assert list(generate_step(model, tiny.ids(batch=1)[0], max_tokens=6)) == want
+    # five passes over one token; all but the first have one before them
+    assert len(started["started"]) == 5 * marks
+    assert [id(x) for x in started["waited"]] == [id(x) for x in started["started"][: 4 * marks]]
+
+
+def test_each_cache_has_its_own_marks(started):
+    model, token = tiny.model(num_hidden_layers=LAYERS).for_inference(), mx.array([[5]])
+    one, other = new_cache(model.config), new_cache(model.config)
+    with using(decode_parts=2):
+        for cache in (one, other, one):
+            mx.eval(model.step_logits(token, cache))
+    assert [id(x) for x in started["waited"]] == [id(started["started"][0])]
+    assert len(one.marks) == len(other.marks) == 1

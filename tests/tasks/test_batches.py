@@ -100,6 +100,19 @@ def test_compiled_calls_give_the_same(model):
     model.model.norm.weight = model.model.norm.weight / 2
 
 
+@pytest.mark.parametrize(("rows", "compiled"), [(4, True), (60, False)])
+def test_on_a_gpu_only_small_batches_are_compiled(model, monkeypatch, rows, compiled):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    spy, runner = Spy(model), Runner(model)
+    monkeypatch.undo()
+    pieces = [Piece([1, 2, 3, 4, row % 9 + 1]) for row in range(rows)]
+    for _ in range(3):
+        found = runner.run(pieces, spy, batch_size=rows)
+    assert bool(runner._functions) is compiled
+    plain = Runner(model, compiled=False).run(pieces, spy, batch_size=rows)
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
 def test_memory_that_lies_idle_is_given_back(model, monkeypatch):
     pieces = [Piece(list(range(3, 3 + n))) for n in range(4, 40, 5)]
     lying = {}
