@@ -35,6 +35,15 @@ from .generation import generate_step as generate_step
 from .generation import make_sampler as make_sampler
 from .generation import stream_generate as stream_generate
 from .loading import load as load
+from .models.auto import AutoConfig as AutoConfig
+from .models.auto import AutoModel as AutoModel
+from .models.auto import AutoModelForCausalLM as AutoModelForCausalLM
+from .models.auto import AutoModelForMaskedLM as AutoModelForMaskedLM
+from .models.auto import AutoModelForMultipleChoice as AutoModelForMultipleChoice
+from .models.auto import AutoModelForNextSentencePrediction as AutoModelForNextSentencePrediction
+from .models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+from .models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+from .models.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
 from .models.qwen3 import Qwen3ForCausalLM as Qwen3ForCausalLM
 from .models.qwen3 import Qwen3ForQuestionAnswering as Qwen3ForQuestionAnswering
 from .models.qwen3 import Qwen3ForSequenceClassification as Qwen3ForSequenceClassification

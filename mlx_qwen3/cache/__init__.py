@@ -1,7 +1,8 @@
 """Where keys and values live between calls."""
 
 from .cache import Cache, make_cache
-from .files import load_cache, save_cache
+from .files import ignored_options, load_cache, save_cache
+from .fingerprint import weights_fingerprint
 from .layers import GrowingLayer, LayerCache
 from .packing import KVFormat
 from .prefixes import PrefixCache
@@ -16,7 +17,9 @@ __all__ = [
     "PrefixCache",
     "SlidingLayer",
     "cache_bytes",
+    "ignored_options",
     "load_cache",
     "make_cache",
     "save_cache",
+    "weights_fingerprint",
 ]

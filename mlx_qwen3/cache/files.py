@@ -3,11 +3,9 @@
 Only written slots are saved, in the form in which they are held. The file appears under its name when it is complete.
 """
 
-import contextlib
-import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import Checkpoint
 from ..checkpoint.header import SAFETENSORS_DTYPES, encode_header, read_header
-from ..errors import CacheError, CheckpointError, InputError
+from ..errors import CacheError, CheckpointError, InputError, QuantizationError
+from ..files import open_atomically, parse_json
 from .cache import Cache
 from .layers import GrowingLayer, LayerCache
 from .packing import KVFormat
@@ -99,7 +99,7 @@ def save_cache(
         "identity": json.dumps(dict(identity or {})),
         "metadata": json.dumps(dict(metadata or {})),
     }
-    _write(Path(path), arrays, header)
+    _write(Path(os.path.expanduser(path)), arrays, header)
 
 
 def load_cache(
@@ -115,7 +115,7 @@ def load_cache(
         CacheError: no such file, no saved cache, a damaged one, one of a newer version, or one of another model; the
             message names what differs.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise CacheError(f"{path} is a folder, not a saved cache: name a file in it")
     if not path.is_file():
@@ -123,28 +123,64 @@ def load_cache(
     try:
         entries, header = read_header(path)
     except CheckpointError as error:
-        raise CacheError(f"{path} is not a complete saved cache: save it again") from error
+        raise CacheError(f"{path} is not a complete saved cache: save it again ({error})") from error
     if header.get("format") != FORMAT:
         raise CacheError(f"{path} is not a cache that this package saved")
     if header.get("version") != str(VERSION):
-        raise CacheError(f"{path} has version {header.get('version')}, this package reads {VERSION}: save it again")
-    try:
-        model, layers = json.loads(header["model"]), json.loads(header["layers"])
-        info = CacheFileInfo(*(json.loads(header[name]) for name in ("token_ids", "identity", "metadata")))
-    except (KeyError, ValueError) as error:
-        raise CacheError(f"{path} has a damaged description: save it again") from error
+        shown = header.get("version", "none")[:20]
+        raise CacheError(f"{path} has version {shown}, this package reads {VERSION}: save it again")
+    model, layers, ids, saved, notes = (_described(path, header, name, kind) for name, kind in _DESCRIPTION.items())
+    if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
+        raise CacheError(f"{path} has a damaged description (token_ids): save it again")
+    info = CacheFileInfo(ids, saved, notes)
     _compare(path, "model", model, _model_of(config))
-    _compare(path, "cache", info.identity, {k: v for k, v in (identity or {}).items() if k in info.identity})
-    arrays = mx.load(str(path), format="safetensors") if entries else {}
-    assert isinstance(arrays, dict)
+    _compare(path, "cache", saved, {k: v for k, v in (identity or {}).items() if k in saved})
+    checkpoint = Checkpoint(path.parent, entries, header, [path])
     try:
-        cache = Cache([_layer(record, arrays, i, config) for i, record in enumerate(layers)])
+        cache = Cache([_layer(record, checkpoint, i, config) for i, record in enumerate(layers)])
         if len({layer.offset for layer in cache.layers}) != 1 or len(cache) != config.num_hidden_layers:
             raise ValueError("layers disagree")
         mx.eval(cache.arrays)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (*_DAMAGE, RuntimeError, CheckpointError, QuantizationError, InputError) as error:
         raise CacheError(f"{path} holds layers that do not fit its description: save it again") from error
     return cache, info
+
+
+_DESCRIPTION = {"model": dict, "layers": list, "token_ids": list, "identity": dict, "metadata": dict}
+"""Part of a file's description -> its type."""
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+
+
+def _described(path: Path, header: Mapping[str, str], name: str, kind: type) -> Any:
+    content = parse_json(header.get(name, "null"), f"{path} has a damaged description: {name!r}", error=CacheError)
+    if not isinstance(content, kind):
+        raise CacheError(f"{path} has a damaged description ({name}): save it again")
+    return content
+
+
+def ignored_options(cache: Cache, asked: Cache) -> list[str]:
+    """Return what a loaded cache has otherwise than was asked for, in a few words each; empty where they agree.
+
+    Args:
+        asked: an empty cache made with the options that the caller gave.
+    """
+    found = []
+    for name, read in _OPTIONS.items():
+        own, other = ({read(layer) for layer in store.layers} for store in (cache, asked))
+        if own != other:
+            found.append(f"{name} is {_shown(own)} in the file, not {_shown(other)}")
+    return found
+
+
+_OPTIONS: dict[str, Callable[[LayerCache], Any]] = {
+    "kv_bits": lambda layer: layer.form.bits if layer.form else None,
+    "kv_group_size": lambda layer: layer.form.group_size if layer.form else None,
+    "max_kv_size": lambda layer: layer.window,
+}
+
+
+def _shown(values: set[Any]) -> str:
+    return " or ".join(sorted("unset" if value is None else str(value) for value in values))
 
 
 def _model_of(config: Any) -> dict[str, Any]:
@@ -159,44 +195,47 @@ def _compare(path: Path, what: str, saved: Mapping[str, Any], asked: Mapping[str
             )
 
 
-def _layer(record: dict[str, Any], arrays: Mapping[str, mx.array], index: int, config: Any) -> LayerCache:
-    settings = dict(record["settings"])
-    form = KVFormat(*settings.pop("form")) if settings["form"] else settings.pop("form")
+def _layer(record: dict[str, Any], checkpoint: Checkpoint, index: int, config: Any) -> LayerCache:
+    settings, offset, packed, count = (record[name] for name in ("settings", "offset", "packed", "arrays"))
+    form = KVFormat(*_sizes(settings["form"])) if settings["form"] else None
+    numbers = {name: value for name, value in settings.items() if name != "form"}
+    _sizes([offset, *(value for value in numbers.values() if value is not None)])
     kind = {"growing": GrowingLayer, "sliding": SlidingLayer}[record["kind"]]
-    layer = kind(form=form, **settings)
-    found = [arrays[f"layers.{index}.{part}"] for part in range(record["arrays"])]
+    layer = kind(form=form, **numbers)
+    if not isinstance(packed, bool) or count not in (0, 6 if packed else 2) or (packed and form is None):
+        raise ValueError("wrong number of arrays")
+    found = [checkpoint.read_now(f"layers.{index}.{part}") for part in range(count)]
     if found:
-        if len(found) != (6 if record["packed"] else 2):
-            raise ValueError("wrong number of arrays")
         size = found[0].shape[2]
         fits = all(x.ndim == 4 and x.shape[1:3] == (config.num_key_value_heads, size) for x in found)
-        width = config.head_dim * (form.bits if form and record["packed"] else 32) // 32
-        if not fits or found[0].shape[3] != width:
-            raise ValueError("wrong shape")
-    layer.adopt(found, record["packed"], record["offset"])
+        width = config.head_dim * (form.bits if form and packed else 32) // 32
+        words = {0, 3} if packed else set()
+        types = all(
+            x.dtype == mx.uint32 if part in words else mx.issubdtype(x.dtype, mx.floating)
+            for part, x in enumerate(found)
+        )
+        same = len({x.dtype for part, x in enumerate(found) if part not in words}) == 1
+        if not fits or found[0].shape[3] != width or not types or not same:
+            raise ValueError("wrong shape or type")
+    layer.adopt(found, packed, offset)
     if layer.used != (found[0].shape[2] if found else 0):
         raise ValueError("wrong number of tokens")
     return layer
 
 
+def _sizes(values: Any) -> list[int]:
+    """The values, if they are sizes that a cache can have."""
+    if not all(isinstance(value, int) and 0 <= value < 1 << 31 for value in values):
+        raise ValueError("not a size")
+    return list(values)
+
+
 def _write(path: Path, arrays: Mapping[str, mx.array], header: dict[str, str]) -> None:
     table = {name: (SAFETENSORS_DTYPES[array.dtype], tuple(array.shape)) for name, array in arrays.items()}
     head, _ = encode_header(table, header)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(head)
-            for array in arrays.values():
-                raw = mx.contiguous(array).reshape(-1).view(mx.uint8)
-                mx.eval(raw)
-                file.write(np.asarray(raw).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise CacheError(f"cannot save the cache as {path}: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with open_atomically(path, error=CacheError) as file:
+        file.write(head)
+        for array in arrays.values():
+            raw = mx.contiguous(array).reshape(-1).view(mx.uint8)
+            mx.eval(raw)
+            file.write(np.asarray(raw).data)

@@ -4,7 +4,7 @@ Each turn renders the whole conversation anew, as the chat template wants it (ea
 ids with what the cache holds, keeps the common beginning and computes the rest.
 """
 
-import hashlib
+import logging
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..cache import load_cache, save_cache
+from ..cache import ignored_options, load_cache, save_cache, weights_fingerprint
 from ..errors import CacheError, InputError
 from ..generation import Decoding, GenerationConfig, GenerationResponse, stream_generate
 from ..generation.context import new_cache, tokens_left
@@ -22,6 +22,8 @@ from ..generation.steps import fill_prompt
 from .modes import CLOSE, Sampling, ThinkingSupport, mode_sampling, opens_thinking, resolve_thinking, thinking_support
 from .thinking import Kind, Piece, ThinkingParser
 from .transcript import load_transcript, save_transcript
+
+logger = logging.getLogger(__name__)
 
 ENOUGH = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
@@ -191,6 +193,11 @@ class ChatSession:
         cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
         if len(info.token_ids) != cache.offset:
             raise CacheError(f"{path} does not say which tokens it holds: it was not saved by a chat")
+        ignored = (
+            ignored_options(cache, new_cache(self.model.config, **self._cache_options)) if self._cache_options else []
+        )
+        if ignored:
+            logger.warning("%s keeps its own form: %s", path, "; ".join(ignored))
         self.cache, self.cached_ids = cache, list(info.token_ids)
         return cache.offset
 
@@ -344,14 +351,8 @@ class _Turn:
 
 
 def fingerprint(model: Any) -> str:
-    """A hash of every weight's name, form and first numbers: other weights, other hash, wherever they lie."""
-    digest = hashlib.sha256()
-    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    for name, array in sorted(weights.items()):
-        first = array.reshape(-1)[:16]
-        first = first.astype(mx.float32) if mx.issubdtype(first.dtype, mx.floating) else first
-        digest.update(f"{name} {array.shape} {array.dtype} {first.tolist()}\n".encode())
-    return digest.hexdigest()
+    """Return a hash of every byte of a model's weights: other weights, other hash, wherever they lie."""
+    return weights_fingerprint(dict(tree_flatten(model.parameters())))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -125,7 +125,8 @@ class Converter:
 
     def _measure(self, path: str, exact: mx.array, packed: mx.array) -> None:
         moved = mx.abs(exact.astype(mx.float32) - packed)
-        largest, total = float(mx.max(moved).item()), float(mx.sum(moved).item())
+        values: list[float] = mx.stack([mx.max(moved), mx.sum(moved)]).tolist()  # type: ignore[assignment]
+        largest, total = values
         with self._lock:
             before = self._moved.get(path, (0.0, 0.0, 0))
             self._moved[path] = (max(before[0], largest), before[1] + total, before[2] + moved.size)

@@ -58,5 +58,22 @@ def model_class(config: dict[str, Any], source: str) -> Any:
     name = architectures[0] if architectures else DEFAULTS[str(model_type)]
     if name not in CLASSES:
         raise UnsupportedModelError(f"{source}: architecture {name!r} is not one of {', '.join([*_QWEN3, *_QDQBERT])}")
+    return class_named(name)
+
+
+def class_named(name: str) -> Any:
+    """Return the class for an architecture in `CLASSES`."""
     module, attribute = CLASSES[name]
     return getattr(importlib.import_module(f"mlx_qwen3.{module}"), attribute)
+
+
+def config_class(config: dict[str, Any], source: str) -> Any:
+    """Return the configuration's class for a config.json, whatever head it names.
+
+    Raises:
+        UnsupportedModelError: an architecture that this package does not run.
+    """
+    if config.get("model_type") is None:
+        return model_class(config, source).config_class
+    refuse_other_architecture(config["model_type"], MODEL_TYPES, source)
+    return class_named(DEFAULTS[config["model_type"]]).config_class

@@ -1,0 +1,39 @@
+"""The class that a configuration and the name of a task ask for."""
+
+import json
+
+import pytest
+import tiny
+
+import mlx_qwen3
+from mlx_qwen3 import InputError, UnsupportedModelError
+
+
+@pytest.mark.parametrize("task", ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_the_class_of_a_task(tmp_path, task):
+    tiny.model().save_pretrained(tmp_path)
+    auto = getattr(mlx_qwen3, f"AutoModelFor{task}")
+    model = auto.from_pretrained(tmp_path, dtype="float32", local_files_only=True)
+    assert type(model).__name__ == f"Qwen3For{task}"
+    assert type(auto.from_config(model.config)) is type(model)
+    assert type(mlx_qwen3.AutoModel.from_pretrained(tmp_path)).__name__ == "Qwen3Model"
+
+
+def test_the_configuration_of_each_family(tmp_path):
+    tiny.model().save_pretrained(tmp_path)
+    config = mlx_qwen3.AutoConfig.from_pretrained(tmp_path, num_labels=3)
+    assert type(config) is mlx_qwen3.Qwen3Config
+    assert config.num_labels == 3
+    assert type(mlx_qwen3.AutoConfig.for_model("bert")) is mlx_qwen3.QDQBertConfig
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert type(mlx_qwen3.AutoConfig.from_pretrained(tmp_path / "config.json")) is mlx_qwen3.QDQBertConfig
+
+
+def test_what_there_is_no_class_for(tmp_path):
+    tiny.model().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="AutoModelForMaskedLM has no class for model_type 'qwen3'"):
+        mlx_qwen3.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="from_pretrained"):
+        mlx_qwen3.AutoModel()
+    with pytest.raises(UnsupportedModelError, match="mlx-lm"):
+        mlx_qwen3.AutoConfig.for_model("llama")
