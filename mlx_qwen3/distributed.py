@@ -29,6 +29,9 @@ COLUMNS = ("o_proj", "down_proj")
 """Layers whose inputs are divided; their products are summed over the ranks."""
 
 VOCABULARY = ("embed_tokens", "lm_head")
+VOCABULARY_BYTES = 64 << 20
+"""Bytes of an embedding from which on it is divided: below, two more sums per token would cost more than they save."""
+
 BYTES_AT_ONCE = 64 << 20
 """Bytes of a tensor that are read before the columns of other ranks are dropped."""
 
@@ -168,15 +171,19 @@ def part_of(size: int, group: Group) -> tuple[int, int]:
     return group.rank() * share, (group.rank() + 1) * share
 
 
-def divided_by(name: str, rows: int, group: Group) -> str | None:
-    """Return how a weight of this name is divided: "rows", "columns", or None for whole on every rank."""
+def divided_by(name: str, vocabulary: bool) -> str | None:
+    """Return how a weight of this name is divided: "rows", "columns", or None for whole on every rank.
+
+    Args:
+        vocabulary: whether embedding and output head are divided.
+    """
     layer, _, leaf = name.rpartition(".")
     layer = layer.rpartition(".")[2]
     if layer in ROWS:
         return "rows"
     if layer in COLUMNS:
         return None if leaf == "bias" else "columns"
-    return "rows" if layer in VOCABULARY and rows % group.size() == 0 else None
+    return "rows" if vocabulary and layer in VOCABULARY else None
 
 
 def read_part(checkpoint: Checkpoint, disk: str, how: str | None, group: Group) -> mx.array:
@@ -284,9 +291,10 @@ def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str],
         weights: name in memory → name on disk.
         dtype: what floats become.
     """
-    rows = {name: checkpoint.shape(disk)[0] if checkpoint.shape(disk) else 0 for name, disk in weights.items()}
+    sizes = [checkpoint.nbytes(disk) for name, disk in weights.items() if name.endswith("embed_tokens.weight")]
+    vocabulary = sum(sizes) >= VOCABULARY_BYTES and model.config.vocab_size % group.size() == 0
     for name, disk in _in_file_order(checkpoint, weights):
-        array = read_part(checkpoint, disk, divided_by(name, rows[name], group), group)
+        array = read_part(checkpoint, disk, divided_by(name, vocabulary), group)
         if mx.issubdtype(array.dtype, mx.floating):
             array = array.astype(dtype)
         mx.eval(array)
@@ -302,7 +310,7 @@ def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str],
         attention.heads //= group.size()
         attention.kv_heads //= group.size()
         attention.o_proj, mlp.down_proj = _with_sum(attention.o_proj, group), _with_sum(mlp.down_proj, group)
-    if model.config.vocab_size % group.size() == 0:
+    if vocabulary:
         decoder.embed_tokens = VocabularyEmbedding(decoder.embed_tokens, group)
         if "lm_head" in model:
             model.lm_head = VocabularyHead(model.lm_head, group)

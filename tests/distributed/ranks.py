@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3 import InputError, batch_generate, load, pipeline, stream_generate
+from mlx_qwen3 import InputError, batch_generate, distributed, load, pipeline, stream_generate
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["MLX_RANK"])
 PROMPTS = [[3, 9, 27, 81, 101, 44], [5, 6], [7, 8, 9, 10, 11]]
@@ -61,5 +61,8 @@ def _flat(model):
 
 
 mx.set_default_device(mx.cpu)
-found = {"plain": compare("plain"), "packed": compare("packed"), "rows": rows()}
+distributed.VOCABULARY_BYTES = 0
+found = {"vocabulary": compare("plain"), "packed vocabulary": compare("packed")}
+distributed.VOCABULARY_BYTES = 64 << 20
+found |= {"plain": compare("plain"), "packed": compare("packed"), "rows": rows()}
 (FOLDER / f"rank{RANK}.json").write_text(json.dumps(found))

@@ -63,7 +63,7 @@ def test_two_processes_compute_what_one_computes(folder):
     assert [code for *_, code in ended] == [0, 0], ended[0][1][-2000:]
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     for found in ranks:
-        for kind in ("plain", "packed"):
+        for kind in ("plain", "packed", "vocabulary", "packed vocabulary"):
             one = found[kind]
             assert one["logits"] < 1e-3
             assert one["share"] == pytest.approx(0.5, abs=0.01)
