@@ -153,7 +153,13 @@ def match_content(
     if any(name.endswith(".scales") for name in by_name):
         from ..quantization import prepare_quantized
 
-        content.packed = prepare_quantized(model, quantization, Shapes(checkpoint, by_name), dtype)
+        modules = {path for path, _ in model.named_modules()}
+        own = {
+            name: disk
+            for name, disk in by_name.items()
+            if not rules.is_head(name) or name.rpartition(".")[0] in modules  # a packed head of another class
+        }
+        content.packed = prepare_quantized(model, quantization, Shapes(checkpoint, own), dtype)
     parameters = flat(model.parameters())
     for name, disk in by_name.items():
         if name in parameters:

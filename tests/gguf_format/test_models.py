@@ -96,6 +96,18 @@ def test_fused_projections_are_taken_apart(tmp_path):
         assert np.array_equal(logits(load(fused)[0]), logits(load(apart)[0]))
 
 
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_other_classes_take_the_same_file(tmp_path, kind):
+    path = tiny_gguf(tmp_path, kind, config={"tie_word_embeddings": False})
+    causal, _ = load(path)
+    bare = mlx_qwen3.Qwen3Model.from_pretrained(path)
+    assert np.array_equal(np.array(bare(IDS)[0]), np.array(causal.model(IDS)[0]))
+    labels = mlx_qwen3.Qwen3ForSequenceClassification.from_pretrained(path, num_labels=3)
+    assert labels(IDS).logits.shape == (1, 3)
+    causal.save_pretrained(tmp_path / "saved")
+    assert np.array_equal(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / "saved")), logits(causal))
+
+
 def test_rope_scaling_context_and_window(tmp_path):
     path = tiny_gguf(
         tmp_path,
