@@ -3,6 +3,7 @@
 MlxQwen3Error
 ├── ConfigError          a field of a configuration (also ValueError)
 ├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
+│   ├── ConstraintError  a schema, regex or grammar that cannot be kept
 │   ├── RowError         rows of a batch; holds the results of the other rows
 │   └── ContextError     more tokens than the model or its cache can hold
 ├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
@@ -12,6 +13,7 @@ MlxQwen3Error
 ├── CacheError           a key/value cache that does not fit the model or cannot go back
 ├── MemoryFitError       the model and its cache do not fit this machine
 ├── DistributedError     several processes cannot work together
+├── IncompleteOutputError   an answer cut before its constraint was complete; holds the text
 └── HubError             no network, no such repository, no access
 """
 
@@ -32,6 +34,21 @@ class InputError(MlxQwen3Error, ValueError):
 
 class ContextError(InputError):
     """More tokens than the model, or the cache, can hold."""
+
+
+class ConstraintError(InputError):
+    """A schema, regex, list of choices or grammar cannot be kept; the message names the keyword and its path."""
+
+
+class IncompleteOutputError(MlxQwen3Error):
+    """An answer was cut before its constraint was complete; `text` holds what there is of it."""
+
+    def __init__(self, message: str, text: str = ""):
+        super().__init__(message)
+        self.text = text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.text)
 
 
 class RowError(InputError):

@@ -4,7 +4,7 @@ A `Decoding` is the way from the prompt's last logits to further tokens. `OneByO
 several tokens and verifies them in a single pass has the same two ends (a `DecodeRun` in, `Step`s out).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import mlx.core as mx
 
 from .sampling import Sampler
+from .token_masks import Mask, apply_masks
 
 CLEAR_EVERY = 256
 """Tokens after which MLX gives unused buffers back."""
@@ -48,11 +49,16 @@ class HasInferencePath(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A token, the log-probabilities (V,) that it was chosen from if asked for, and whether a draft proposed it."""
+    """A token, the log-probabilities (V,) that it was chosen from if asked for, and whether a draft proposed it.
+
+    complete: under a constraint, whether the answer may end after this token; finished: whether it must.
+    """
 
     token: int
     logprobs: mx.array | None = None
     from_draft: bool = False
+    complete: bool = True
+    finished: bool = False
 
 
 @dataclass
@@ -67,13 +73,20 @@ class Chooser:
     logprobs: bool = False
     normalized: bool = False
 
-    def __call__(self, logits: mx.array, history: mx.array | None) -> tuple[mx.array, mx.array | None]:
-        """Logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or None."""
+    def __call__(
+        self, logits: mx.array, history: mx.array | None, masks: Sequence[Mask | None] | None = None
+    ) -> tuple[mx.array, mx.array | None]:
+        """Logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or None.
+
+        masks: of a constraint, one per row, applied after the processors.
+        """
         if self.processors:
             assert history is not None
             logits = logits.astype(mx.float32)
             for process in self.processors:
                 logits = process(history, logits)
+        if masks is not None:
+            logits = apply_masks(logits, masks)
         logprobs = None
         if self.logprobs or self.normalized:
             logits = logits.astype(mx.float32)

@@ -133,7 +133,7 @@ class Speculation:
     def __init__(self, proposer: Proposer, longest: int = LONGEST_DRAFT, gate: Gate | None = None):
         self.proposer, self.longest = proposer, longest
         self.gate = gate or Gate()
-        self._pace = Pace(longest)
+        self.pace = Pace(longest)
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         rope = getattr(run.model.config, "rope_parameters", None) or {}
@@ -201,7 +201,7 @@ class Speculation:
     def _guessed(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
         """One pass over `token` and the guesses after it: what comes of it; nothing where there is no guess."""
         began = time.perf_counter()
-        draft = self.proposer.propose(min(self._pace.length, left - 1, room_to_guess(run.cache, self.longest)))
+        draft = self.proposer.propose(min(self.pace.length, left - 1, room_to_guess(run.cache, self.longest)))
         if not draft:
             return []
         logits = run.logits(mx.array([[token, *draft]]), len(draft) + 1)
@@ -213,7 +213,7 @@ class Speculation:
             self.proposer.observe(step.token)
         seconds = time.perf_counter() - began
         self.gate.saw_pass(seconds, len(steps))
-        self._pace.saw(len(draft), len(steps), seconds)
+        self.pace.saw(len(draft), len(steps), seconds)
         return steps
 
     def _chosen(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:

@@ -1,0 +1,163 @@
+"""Decode under a constraint: masks on the scores, forced tokens without a choice, drafts that are checked.
+
+The mask of a token is computed on the CPU while the model's pass for it runs on its device. Where the constraint
+leaves no choice, its tokens go through the model together and no scores are needed. Every way of decoding applies the
+same masks to the same tokens, so greedy answers are the same in all of them.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import mlx.core as mx
+
+from .after_thinking import TokenMatcher
+from .context import MOVING_FREQUENCIES
+from .decoding import CLEAR_EVERY, DecodeRun, Step
+from .speculation import Speculation, room_to_guess
+from .token_masks import allows, certain_logprobs
+
+@dataclass
+class ConstrainedDecoding:
+    """A `Decoding` under a constraint.
+
+    matcher: follows the answer. draft: proposes tokens as in `Speculation`; None for none. forced_together: whether
+    forced tokens share a pass.
+    """
+
+    matcher: TokenMatcher
+    draft: Speculation | None = None
+    forced_together: bool = True
+    _history: list[int] = field(default_factory=list, init=False)
+
+    def __call__(self, run: DecodeRun) -> Iterator[Step]:
+        rope = getattr(run.model.config, "rope_parameters", None) or {}
+        together = self.forced_together
+        if rope.get("rope_type") in MOVING_FREQUENCIES:  # there the length of a pass changes the result
+            together = False
+        self._history = list(run.history)
+        return self._with_drafts(run, together) if self.draft and together else self._plain(run, together)
+
+    def _plain(self, run: DecodeRun, together: bool) -> Iterator[Step]:
+        left, ids = run.max_tokens, run.pending
+        forced = self._forced(run, left) if together else []
+        yield from forced
+        left -= len(forced)
+        if forced and (not left or self.matcher.finished):
+            return
+        logits = run.logits(mx.concatenate([ids, mx.array([[step.token for step in forced]], ids.dtype)], axis=1)
+                            if forced else ids)
+        count = 0
+        while left:
+            mx.async_eval(logits)
+            token, logprobs = self._choose(run, logits)
+            mx.async_eval(token)
+            if left > 1:  # the pass over the token begins before it is known here
+                logits = run.logits(token[None])
+                mx.async_eval(logits)
+            yield self._took(cast(int, token.item()), logprobs)
+            left -= 1
+            if not left or self.matcher.finished:
+                return
+            forced = self._forced(run, left) if together else []
+            left -= len(forced)
+            if forced and left and not self.matcher.finished:
+                logits = run.logits(mx.array([[step.token for step in forced]]))
+                mx.async_eval(logits)
+            yield from forced
+            if forced and self.matcher.finished:
+                return
+            count += 1
+            if count % CLEAR_EVERY == 0:
+                mx.clear_cache()
+
+    def _with_drafts(self, run: DecodeRun, together: bool) -> Iterator[Step]:
+        """One pass per chosen token and what is forced or drafted after it."""
+        assert self.draft is not None
+        proposer, gate, pace = self.draft.proposer, self.draft.gate, self.draft.pace
+        proposer.start(self._history)
+        left, fed = run.max_tokens, run.pending
+        trying = False
+        while True:
+            began = time.perf_counter()
+            forced = self._forced(run, left)
+            left -= len(forced)
+            yield from forced
+            if not left or self.matcher.finished:
+                return
+            draft: list[int] = []
+            if trying and left > 1:
+                most = min(pace.length, left - 1, room_to_guess(run.cache, self.draft.longest))
+                draft = self._allowed(proposer.propose(most)) if most > 0 else []
+            following = mx.array([[*(step.token for step in forced), *draft]], mx.int32)
+            ids = mx.concatenate([fed.astype(mx.int32), following], axis=1) if following.size else fed
+            rows = mx.split(run.logits(ids, len(draft) + 1), len(draft) + 1)
+            mx.async_eval(rows)
+            steps: list[Step] = []
+            for i, row in enumerate(rows):
+                token, logprobs = self._choose(run, row)
+                found = cast(int, token.item())
+                steps.append(self._took(found, logprobs, i < len(draft) and found == draft[i]))
+                if not steps[-1].from_draft or self.matcher.finished:
+                    break
+            used = sum(step.from_draft for step in steps)
+            if len(steps) == used and used:  # the constraint ended inside the draft
+                used -= 1
+            run.cache.trim(len(draft) - used)
+            left -= len(steps)
+            seconds = time.perf_counter() - began
+            if draft:
+                gate.saw_pass(seconds, len(steps))
+                pace.saw(len(draft), len(steps), seconds)
+                if len(steps) == 1 or not gate.pays():
+                    gate.end()
+                    trying = False
+            else:
+                if not forced:
+                    gate.saw_plain(seconds)
+                if trying:
+                    gate.end()
+                    trying = False
+                if gate.opens(proposer.confidence):
+                    gate.begin()
+                    trying = True
+            yield from steps
+            if not left or self.matcher.finished:
+                return
+            fed = mx.array([[steps[-1].token]])
+
+    def _allowed(self, draft: list[int]) -> list[int]:
+        """Return the beginning of a draft that the constraint allows."""
+        kept: list[int] = []
+        for token in draft:
+            mask = self.matcher.mask()
+            if self.matcher.finished or not allows(mask, token):
+                break
+            self.matcher.accept(token)
+            kept.append(token)
+        self.matcher.rollback(len(kept))
+        return kept
+
+    def _choose(self, run: DecodeRun, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+        mask = self.matcher.mask()
+        history = mx.array(self._history) if run.choose.processors else None
+        return run.choose(logits, history, [mask])
+
+    def _took(self, token: int, logprobs: mx.array | None, from_draft: bool = False) -> Step:
+        self.matcher.accept(token)
+        self._history.append(token)
+        if self.draft is not None:
+            self.draft.proposer.observe(token)
+        return Step(token, logprobs, from_draft, self.matcher.complete, self.matcher.finished)
+
+    def _forced(self, run: DecodeRun, left: int) -> list[Step]:
+        """Accept the tokens that must come next, at most `left`."""
+        steps: list[Step] = []
+        while len(steps) < left and (tokens := self.matcher.forced()):
+            for token in tokens[: left - len(steps)]:
+                if steps and self.matcher.forced()[:1] != [token]:
+                    break  # after the token before it the rest is written otherwise
+                logprobs = certain_logprobs(token, run.model.config.vocab_size) if run.choose.logprobs else None
+                steps.append(self._took(token, logprobs, from_draft=True))
+        return steps

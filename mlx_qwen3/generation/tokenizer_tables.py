@@ -1,0 +1,175 @@
+"""What the constraint engine knows of a vocabulary: the bytes of every token, kept on disk between starts.
+
+The file is a header, the length of each token as uint16, and the bytes of all tokens; its name is a hash of the
+vocabulary, its last 32 bytes a hash of its content, so that half a file or a foreign one is never used.
+"""
+
+import bisect
+import functools
+import hashlib
+import logging
+import os
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConstraintError, MlxQwen3Error
+from ..files import open_atomically, read_bytes
+from ..tokenizer.detokenizer import BYTE_OF_CHARACTER
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+logger = logging.getLogger(__name__)
+
+MAGIC = b"mlx_qwen3 tokens 1\n"
+CACHE_VARIABLE = "MLX_QWEN3_CACHE"
+"""The environment variable that names the folder for files which can be made again at any time."""
+
+_lock = threading.Lock()
+_known: "weakref.WeakKeyDictionary[Any, TokenTables]" = weakref.WeakKeyDictionary()
+
+
+def cache_folder() -> Path:
+    """Return the folder for derived files: `MLX_QWEN3_CACHE`, or the system's place for caches."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/mlx_qwen3").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx_qwen3"
+
+
+class TokenTables:
+    """The bytes of each token, and the engine's tokenizer made of them.
+
+    Args:
+        tokenizer: a tokenizer of this package, with a byte-level vocabulary.
+    """
+
+    def __init__(self, tokenizer: Any):
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        self.backend = tokenizer.backend
+        names = _names(self.backend)
+        self.added = sorted(self.backend.get_added_tokens_decoder())
+        self.tokens = _load_or_make(self.backend, names)
+        eos = tokenizer.eos_token_id
+        self.eos = len(names) - 1 if eos is None else int(eos)
+        self.special_token_ids = sorted({*self.added, self.eos})
+        self.tokens_by_text = {names[i]: i for i in self.added if names[i] is not None}
+        self.engine: LLTokenizer = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
+
+    @functools.cached_property
+    def sorted_tokens(self) -> list[tuple[bytes, int]]:
+        """The tokens in the order of their bytes."""
+        return sorted((token, i) for i, token in enumerate(self.tokens))
+
+    def beginning_with(self, start: bytes) -> list[int]:
+        """Return the tokens that begin with some bytes."""
+        first = bisect.bisect_left(self.sorted_tokens, (start, -1))
+        last = bisect.bisect_left(self.sorted_tokens, (start + b"\xff" * 8, -1), lo=first)
+        return [i for _, i in self.sorted_tokens[first:last]]
+
+    @functools.cached_property
+    def whole_strings(self) -> list[int]:
+        """The tokens that hold a whole string of JSON."""
+        return [i for i, token in enumerate(self.tokens) if re.search(rb'"[^"\\]*"', token)]
+
+
+class _Codec:
+    """The tokenizer as the engine sees it."""
+
+    def __init__(self, tables: TokenTables):
+        special = set(tables.special_token_ids)
+        # the engine recognizes special tokens by a byte that no text has
+        self.tokens = [b"\xff" + t if i in special else t for i, t in enumerate(tables.tokens)]
+        self.eos_token_id, self.bos_token_id = tables.eos, None
+        self.special_token_ids = tables.special_token_ids
+        self._backend = tables.backend
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+def token_tables(tokenizer: Any) -> TokenTables:
+    """Return the tables of a tokenizer, made once.
+
+    Raises:
+        ConstraintError: the vocabulary is not byte-level.
+    """
+    with _lock:
+        found = _known.get(tokenizer)
+        if found is None:
+            found = _known[tokenizer] = TokenTables(tokenizer)
+        return found
+
+
+def _names(backend: Any) -> list[str | None]:
+    decoder = backend.decoder
+    if decoder is None or "ByteLevel" not in repr(decoder):
+        raise ConstraintError("this tokenizer is not byte-level BPE, which constraints need. Use a Qwen3 checkpoint")
+    size = backend.get_vocab_size(with_added_tokens=True)
+    highest = max(backend.get_added_tokens_decoder(), default=0)
+    return list(map(backend.id_to_token, range(max(size, highest + 1))))
+
+
+def _load_or_make(backend: Any, names: Iterable[str | None]) -> list[bytes]:
+    names = list(names)
+    added = backend.get_added_tokens_decoder()
+    text = "\0".join(name or "" for name in names) + "\1" + ",".join(map(str, sorted(added)))
+    path = cache_folder() / "tokenizers" / f"{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:40]}.tokens"
+    found = _read(path)
+    if found is not None and len(found) == len(names):
+        return found
+    tokens = _bytes_of(names, set(added))
+    _write(path, tokens)
+    return tokens
+
+
+def _bytes_of(names: list[str | None], added: set[int]) -> list[bytes]:
+    table: dict[int, int] = {ord(character): byte for character, byte in BYTE_OF_CHARACTER.items()}
+    tokens = []
+    for i, name in enumerate(names):
+        if i in added or not name:
+            tokens.append((name or "").encode("utf-8", "replace"))
+            continue
+        try:
+            tokens.append(name.translate(table).encode("latin-1"))
+        except UnicodeEncodeError:  # a character that stands for no byte: plain text
+            tokens.append(name.encode("utf-8", "replace"))
+    return tokens
+
+
+def _read(path: Path) -> list[bytes] | None:
+    try:
+        content = read_bytes(path, error=ConstraintError)
+    except MlxQwen3Error:
+        return None
+    body, digest = content[:-32], content[-32:]
+    if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        return None
+    start = len(MAGIC) + 4
+    count = int.from_bytes(body[len(MAGIC) : start], "little")
+    ends = np.cumsum(np.frombuffer(body, "<u2", count, start), dtype=np.int64).tolist()
+    blob = body[start + 2 * count :]
+    return [blob[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+
+
+def _write(path: Path, tokens: list[bytes]) -> None:
+    if max(map(len, tokens), default=0) > 0xFFFF:
+        return
+    lengths = np.array([len(token) for token in tokens], "<u2").tobytes()
+    body = MAGIC + len(tokens).to_bytes(4, "little") + lengths + b"".join(tokens)
+    try:
+        with open_atomically(path, error=ConstraintError) as file:
+            file.write(body + hashlib.sha256(body).digest())
+    except MlxQwen3Error as problem:
+        logger.warning("token tables are not kept on disk: %s Set %s to a folder that can be written", problem, CACHE_VARIABLE)
