@@ -15,9 +15,11 @@ from .conversion import convert_to_gguf as convert_to_gguf
 from .errors import CacheError as CacheError
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
+from .errors import ConstraintError as ConstraintError
 from .errors import ContextError as ContextError
 from .errors import DistributedError as DistributedError
 from .errors import HubError as HubError
+from .errors import IncompleteOutputError as IncompleteOutputError
 from .errors import InputError as InputError
 from .errors import MemoryFitError as MemoryFitError
 from .errors import MlxQwen3Error as MlxQwen3Error
@@ -26,10 +28,12 @@ from .errors import RowError as RowError
 from .errors import TokenizerError as TokenizerError
 from .errors import UnsupportedModelError as UnsupportedModelError
 from .generation import BatchResponse as BatchResponse
+from .generation import Constraint as Constraint
 from .generation import GenerateOutput as GenerateOutput
 from .generation import GenerationConfig as GenerationConfig
 from .generation import GenerationResponse as GenerationResponse
 from .generation import batch_generate as batch_generate
+from .generation import compile_constraint as compile_constraint
 from .generation import generate as generate
 from .generation import generate_step as generate_step
 from .generation import make_sampler as make_sampler

@@ -2,6 +2,7 @@
 
 from .batching import BatchResponse, BatchStats, batch_generate
 from .config import GenerationConfig
+from .constraints import Constraint, Matcher, chosen_constraint, compile_constraint
 from .decoding import Chooser, DecodeRun, Decoding, OneByOne, Step
 from .mixin import DecoderGenerationMixin, GenerationMixin
 from .results import GenerateOutput, GenerationResponse
@@ -14,6 +15,7 @@ __all__ = [
     "BatchResponse",
     "BatchStats",
     "Chooser",
+    "Constraint",
     "DecodeRun",
     "DecoderGenerationMixin",
     "Decoding",
@@ -21,11 +23,14 @@ __all__ = [
     "GenerationConfig",
     "GenerationMixin",
     "GenerationResponse",
+    "Matcher",
     "OneByOne",
     "RandomSampler",
     "Step",
     "StopStrings",
     "batch_generate",
+    "chosen_constraint",
+    "compile_constraint",
     "decode_steps",
     "generate",
     "generate_step",

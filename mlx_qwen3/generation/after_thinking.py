@@ -56,7 +56,9 @@ class Reasoning:
             list(tokenizer.encode(text, add_special_tokens=False)) if text else [] for text in (CLOSE, first, "\n\n")
         )
         if len(close) != 1:
-            raise InputError("this tokenizer has no token </think>, so a constraint cannot follow it. Turn thinking off")
+            raise InputError(
+                "this tokenizer has no token </think>, so a constraint cannot follow it. Turn thinking off"
+            )
         return cls(tuple(ids), free, close[0], tuple(then))
 
 

@@ -18,6 +18,7 @@ from .decoding import CLEAR_EVERY, DecodeRun, Step
 from .speculation import Speculation, room_to_guess
 from .token_masks import allows, certain_logprobs
 
+
 @dataclass
 class ConstrainedDecoding:
     """A `Decoding` under a constraint.
@@ -46,8 +47,9 @@ class ConstrainedDecoding:
         left -= len(forced)
         if forced and (not left or self.matcher.finished):
             return
-        logits = run.logits(mx.concatenate([ids, mx.array([[step.token for step in forced]], ids.dtype)], axis=1)
-                            if forced else ids)
+        logits = run.logits(
+            mx.concatenate([ids, mx.array([[step.token for step in forced]], ids.dtype)], axis=1) if forced else ids
+        )
         count = 0
         while left:
             mx.async_eval(logits)

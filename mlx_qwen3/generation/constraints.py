@@ -154,7 +154,9 @@ class Matcher:
     def _check(self) -> None:
         if self._engine.is_error():
             problem = _first_line(self._engine.get_error())
-            raise ConstraintError(f"the {self.constraint.kind} became too complex after {len(self._tokens)} tokens: {problem}")
+            raise ConstraintError(
+                f"the {self.constraint.kind} became too complex after {len(self._tokens)} tokens: {problem}"
+            )
 
 
 def start_engine(grammar: str, tables: TokenTables) -> "LLMatcher":
@@ -232,7 +234,7 @@ def schema_of(value: Any) -> Any:
         except (ValueError, RecursionError) as problem:
             raise ConstraintError(f"the schema is not valid JSON: {problem}. Mend the text") from None
         if not isinstance(value, Mapping | bool):
-            raise ConstraintError("the schema is JSON but no object. Give a JSON Schema such as {\"type\": \"object\"}")
+            raise ConstraintError('the schema is JSON but no object. Give a JSON Schema such as {"type": "object"}')
     if not isinstance(value, Mapping | bool):
         raise InputError(
             f"schema is {type(value).__name__}, expected a JSON Schema as a dict or text, or a pydantic model class"

@@ -57,7 +57,7 @@ class Step:
     token: int
     logprobs: mx.array | None = None
     from_draft: bool = False
-    complete: bool = True
+    complete: bool = False
     finished: bool = False
 
 

@@ -26,16 +26,55 @@ FEW_KEYS = 500
 """A pattern of property names with at most so many names is written out as these names."""
 
 ANNOTATIONS = frozenset(
-    "title description default examples example deprecated readOnly writeOnly contentEncoding contentMediaType "
-    "contentSchema nullable discriminator xml externalDocs $schema $id id $anchor $comment $vocabulary $defs "
-    "definitions $dynamicAnchor".split()
+    [
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+        "nullable",
+        "discriminator",
+        "xml",
+        "externalDocs",
+        "$schema",
+        "$id",
+        "id",
+        "$anchor",
+        "$comment",
+        "$vocabulary",
+        "$defs",
+        "definitions",
+        "$dynamicAnchor",
+    ]
 )
 """Keywords that say nothing about which values are valid, and those that only name parts of a schema."""
 
 NOT_SUPPORTED = frozenset(
-    "not if then else dependentSchemas dependentRequired dependencies contains minContains maxContains "
-    "propertyNames unevaluatedItems unevaluatedProperties $dynamicRef $recursiveRef $recursiveAnchor "
-    "additionalItems".split()
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependentSchemas",
+        "dependentRequired",
+        "dependencies",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "$dynamicRef",
+        "$recursiveRef",
+        "$recursiveAnchor",
+        "additionalItems",
+    ]
 )
 
 _OFFSET = "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
@@ -49,7 +88,7 @@ _DATE = (
 OWN_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 """RFC 3339: no 29 February in other years, no second 60."""
 
-FORMATS = frozenset("duration email hostname ipv4 ipv6 uuid uri".split())
+FORMATS = frozenset(["duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 
 _TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 
@@ -218,7 +257,9 @@ class Rewriter:
             if sign * value < -EXACT:
                 out[word] = -sign * EXACT  # stricter, and exact
         if isinstance(out.get("multipleOf"), int | float) and out["multipleOf"] > EXACT:
-            raise ConstraintError(f"multipleOf at {path} is {_short(out['multipleOf'])}, beyond 2^53. Use a smaller one")
+            raise ConstraintError(
+                f"multipleOf at {path} is {_short(out['multipleOf'])}, beyond 2^53. Use a smaller one"
+            )
 
     def _add_patterns(self, node: Mapping[str, Any], out: dict[str, Any], path: str) -> None:
         patterns = []

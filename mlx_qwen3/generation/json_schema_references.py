@@ -59,7 +59,7 @@ class Index:
             address, fragment = base, reference[1:]
         if address not in self.resources:
             raise ConstraintError(
-                f"$ref at {path} is {reference[:80]!r}, which is not in the schema; nothing is fetched. Put it into $defs"
+                f"$ref at {path} is {reference[:80]!r}, not part of this schema. Put it into $defs: nothing is fetched"
             )
         node, where = self.resources[address]
         fragment = unquote(fragment)
@@ -125,7 +125,9 @@ def _refuse_circles(definitions: Mapping[str, Any]) -> None:
         if "$ref" in node:
             name = node["$ref"].rsplit("/", 1)[1]
             if name in trail:
-                raise ConstraintError("$ref is circular: it leads back to itself and describes nothing. Mend the schema")
+                raise ConstraintError(
+                    "$ref is circular: it leads back to itself and describes nothing. Mend the schema"
+                )
             if name not in done:
                 visit(definitions[name], (*trail, name))
                 done.add(name)
@@ -153,12 +155,16 @@ def _ends(node: Any, finite: set[str]) -> bool:
     for word in ("anyOf", "oneOf"):
         if word in node and not any(_ends(part, finite) for part in node[word]):
             return False
-    return simple or ("object" in kinds and _object_ends(node, finite)) or ("array" in kinds and _array_ends(node, finite))
+    return (
+        simple or ("object" in kinds and _object_ends(node, finite)) or ("array" in kinds and _array_ends(node, finite))
+    )
 
 
 def _object_ends(node: Mapping[str, Any], finite: set[str]) -> bool:
     own, others = node.get("properties", {}), node.get("additionalProperties", {})
-    return all(_ends(own.get(name, {} if "patternProperties" in node else others), finite) for name in node.get("required", ()))
+    return all(
+        _ends(own.get(name, {} if "patternProperties" in node else others), finite) for name in node.get("required", ())
+    )
 
 
 def _array_ends(node: Mapping[str, Any], finite: set[str]) -> bool:

@@ -5,19 +5,23 @@ anchors. Here a pattern becomes a tree of explicit character sets. Where the two
 is what both allow, so that every text made under it is valid in either.
 """
 
-import functools
-import sys
-import unicodedata
 from dataclasses import dataclass
 
 from ..errors import ConstraintError
-
-Ranges = tuple[tuple[int, int], ...]
-"""Code points as sorted, disjoint, inclusive ranges; surrogates are never among them."""
+from .character_sets import (
+    ANY,
+    CATEGORIES,
+    LAST,
+    LINE_END,
+    Ranges,
+    class_of,
+    inverted,
+    is_single,
+    normalized,
+    with_property,
+)
 
 MAX_REPEAT = 100_000
-
-_LAST = 0x10FFFF
 
 
 @dataclass(frozen=True)
@@ -60,71 +64,7 @@ class Anchor:
 Node = Chars | Sequence | Choice | Repeat | Anchor
 
 
-def normalized(ranges: list[tuple[int, int]]) -> Ranges:
-    """Sort ranges, merge those that touch, and leave surrogates out."""
-    pieces: list[tuple[int, int]] = []
-    for low, high in ranges:
-        for first, last in ((low, min(high, 0xD7FF)), (max(low, 0xE000), high)):
-            if first <= last:
-                pieces.append((first, last))
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(pieces):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
-
-
-def inverted(ranges: Ranges) -> Ranges:
-    """Return every other character."""
-    found, start = [], 0
-    for low, high in ranges:
-        found.append((start, low - 1))
-        start = high + 1
-    found.append((start, _LAST))
-    return normalized([pair for pair in found if pair[0] <= pair[1]])
-
-
-@functools.cache
-def _where(name: str) -> Ranges:
-    """Return the characters that a Unicode property holds for: a category, its first letter, or "word"."""
-    found = []
-    for code in range(sys.maxunicode + 1):
-        category = unicodedata.category(chr(code))
-        if name == "word":
-            holds = chr(code).isalnum() or chr(code) == "_" or category[0] == "M" or category == "Pc"
-        else:
-            holds = category.startswith(name)
-        if holds:
-            found.append((code, code))
-    return normalized(found)
-
-
-ANY: Ranges = normalized([(0, _LAST)])
-DIGIT: Ranges = ((0x30, 0x39),)
-WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
-SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
-_WIDE_SPACE = normalized(
-    [(9, 13), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)]
-    + [(0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]
-)
-_LINE_END = normalized([(10, 10), (13, 13), (0x2028, 0x2029)])
-_CATEGORIES = frozenset(
-    "L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp".split()
-)
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "a": 7, "0": 0}
-
-
-def _class_of(letter: str) -> Ranges | None:
-    """Return the set of \\d, \\w, \\s and their opposites, each as narrow as any of the languages has it."""
-    if letter in "dws":
-        return {"d": DIGIT, "w": WORD, "s": SPACE}[letter]
-    if letter == "D":
-        return inverted(normalized([*_where("Nd"), *DIGIT]))
-    if letter == "W":
-        return inverted(_where("word"))
-    return inverted(_WIDE_SPACE) if letter == "S" else None
 
 
 class _Parser:
@@ -207,7 +147,7 @@ class _Parser:
         if char == "[":
             return Chars(self.folded(self.bracket()))
         if char == ".":
-            return Chars(ANY if self.dot_all else inverted(_LINE_END))
+            return Chars(ANY if self.dot_all else inverted(LINE_END))
         if char in "^$":
             return Anchor(char == "$")
         if char in "*+?":
@@ -295,10 +235,10 @@ class _Parser:
             if self.peek("[:") or self.peek("&&") or self.peek("--"):
                 raise self.fail("has set operations in brackets, which are not supported")
             low = self.member()
-            if self.peek("-") and self.text[self.at + 1 : self.at + 2] not in ("]", "") and _single(low):
+            if self.peek("-") and self.text[self.at + 1 : self.at + 2] not in ("]", "") and is_single(low):
                 self.at += 1
                 high = self.member()
-                if not _single(high) or high[0][0] < low[0][0]:
+                if not is_single(high) or high[0][0] < low[0][0]:
                     raise self.fail("has a bad range in brackets")
                 low = normalized([(low[0][0], high[0][0])])
             found += low
@@ -315,16 +255,16 @@ class _Parser:
             raise self.fail("ends with a backslash")
         char = self.text[self.at]
         self.at += 1
-        named = _class_of(char)
+        named = class_of(char)
         if named is not None:
             return named
         if char in "pP":
             end = self.text.find("}", self.at)
             name = self.text[self.at + 1 : end].removeprefix("gc=").removeprefix("General_Category=")
-            if not self.peek("{") or name not in _CATEGORIES:
+            if not self.peek("{") or name not in CATEGORIES:
                 raise self.fail(f"has a Unicode property that is not supported ({name or char})")
             self.at = end + 1
-            return _where(name) if char == "p" else inverted(_where(name))
+            return with_property(name) if char == "p" else inverted(with_property(name))
         if char in "xuU":
             return self.code_point(char)
         if char == "c" and self.text[self.at : self.at + 1].isalpha():
@@ -358,14 +298,10 @@ class _Parser:
             code = int(digits, 16)
         except ValueError:
             raise self.fail(f"has an incomplete escape \\{letter}") from None
-        found = normalized([(code, code)]) if code <= _LAST else ()
+        found = normalized([(code, code)]) if code <= LAST else ()
         if not found:
             raise self.fail(f"names a character that does not exist (\\{letter}{digits})")
         return found
-
-
-def _single(ranges: Ranges) -> bool:
-    return len(ranges) == 1 and ranges[0][0] == ranges[0][1]
 
 
 def _anchored(node: Node) -> bool:
@@ -456,11 +392,11 @@ def written(node: Node) -> str:
     The engine reads a set of all control characters as one that holds quotes and backslashes, which NUL completes.
     """
     if isinstance(node, Chars):
-        if len(node.ranges) > 1 or not _single(node.ranges):
+        if len(node.ranges) > 1 or not is_single(node.ranges):
             node = Chars(tuple((max(low, 1), high) for low, high in node.ranges if high > 0))
         if not node.ranges:
             raise ConstraintError("the regular expression has an empty set of characters. Change it")
-        if _single(node.ranges):
+        if is_single(node.ranges):
             return f"\\x{{{node.ranges[0][0]:X}}}"
         return "[" + "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in node.ranges) + "]"
     if isinstance(node, Sequence):

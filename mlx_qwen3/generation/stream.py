@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 
 from ..distributed import stoppable
 from ..errors import InputError
+from .after_thinking import TokenMatcher
 from .config import GenerationConfig
+from .constrained_answer import constrained, end_reason, matcher_for, whole_answer
+from .constraints import KINDS, chosen_constraint
 from .context import new_cache, tokens_left
 from .decoding import CachedModel, Chooser, Decoding, LogitsProcessor, Progress, Step
 from .processors import make_processors
@@ -61,6 +64,11 @@ def stream_generate(
     prefill_step_size: int | None = None,
     prompt_progress_callback: Progress | None = None,
     decoding: Decoding | None = None,
+    schema: Any = None,
+    regex: str | None = None,
+    choices: Sequence[str] | None = None,
+    grammar: str | None = None,
+    matcher: TokenMatcher | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """The model's answer, a response a token. The last one has a `finish_reason`.
 
@@ -83,15 +91,35 @@ def stream_generate(
         prefill_step_size: tokens of the prompt in one pass; by default 2048.
         prompt_progress_callback: gets (tokens done, all tokens) of the prompt.
         decoding: the way to decode; one token a pass by default.
+        schema: a JSON Schema (a dict, JSON text, or a pydantic model class) that the answer satisfies, as compact JSON.
+        regex: a regular expression that the whole answer matches. choices: texts of which the answer is one.
+        grammar: a Lark grammar, as llguidance reads it, that the answer follows.
+        matcher: follows the answer under a constraint that is compiled already, in place of these four.
+
+    A constrained answer has the finish_reason "stop" as soon as it is whole. For messages with thinking on, the
+    constraint begins after `</think>`.
 
     Raises:
-        InputError: an empty prompt, a sampling value out of range.
+        InputError: an empty prompt, a sampling value out of range, several constraints, a constraint with `stop`.
+        ConstraintError: a constraint that cannot be kept.
         ContextError: a prompt that fills the context.
         TokenizerError: messages, and no chat template.
     """
+    constraint = chosen_constraint(tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
+    config = getattr(model, "generation_config", None) or GenerationConfig()
+    ends = ending_ids(config, tokenizer) if eos_token_ids is None else set(eos_token_ids)
+    if constraint is not None and matcher is None:
+        text = None
+        if is_conversation(prompt):
+            variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+            text = tokenizer.apply_chat_template(
+                cast(Sequence[Any], prompt), tools=tools, add_generation_prompt=True, tokenize=False, **variables
+            )
+        matcher = matcher_for(constraint, tokenizer, sorted(ends), text, enable_thinking)
+    if matcher is not None and stop:
+        raise InputError("stop and a constraint exclude each other: a constraint ends the answer. Leave one out")
     ids = prompt_ids(tokenizer, prompt, enable_thinking=enable_thinking, tools=tools)
     ids = checked_prompt(ids, model.config.vocab_size)
-    config = getattr(model, "generation_config", None) or GenerationConfig()
     if sampler is None:
         sampler = chosen_sampler(config, temperature, top_k, top_p, min_p, seed)
     penalties = make_processors(
@@ -120,10 +148,9 @@ def stream_generate(
         max_tokens=limit,
         prefill_step_size=prefill_step_size,
         progress=prompt_progress_callback,
-        decoding=decoding,
+        decoding=decoding if matcher is None else constrained(matcher, decoding),
         history=history,
     )
-    ends = ending_ids(config, tokenizer) if eos_token_ids is None else set(eos_token_ids)
     steps = stoppable(steps, getattr(model, "group", None))
     return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), StopStrings(stop), ends)
 
@@ -163,7 +190,7 @@ def _responses(
             ended = step.token in ends
             if not ended:
                 detokenizer.add_token(step.token)
-            reason = "stop" if ended else "length" if count == limit else None
+            reason = end_reason(ended, step.complete, step.finished, count == limit)
             if reason is not None:
                 detokenizer.finalize()
             text, found = stops.feed(detokenizer.last_segment)
@@ -178,9 +205,28 @@ def _responses(
         steps.close()
 
 
-def generate(model: CachedModel, tokenizer: TextCodec, prompt: Any, **options: Any) -> str:
-    """The whole answer as one text; the arguments are those of `stream_generate`."""
-    return "".join(response.text for response in stream_generate(model, tokenizer, prompt, **options))
+def generate(
+    model: CachedModel, tokenizer: TextCodec, prompt: Any, *args: Any, parse: bool = False, **options: Any
+) -> Any:
+    """The whole answer as one text; the arguments are those of `stream_generate`.
+
+    Args:
+        parse: with a pydantic model class as `schema`, return an instance; with another schema, the JSON value.
+
+    Raises:
+        IncompleteOutputError: `max_tokens` cut an answer under a constraint; `text` holds what there is.
+    """
+    responses = list(stream_generate(model, tokenizer, prompt, *args, **options))
+    text = "".join(response.text for response in responses)
+    reason = responses[-1].finish_reason if responses else "length"
+    return whole_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
+
+
+def is_conversation(prompt: Any) -> bool:
+    """Tell whether a prompt is a list of messages."""
+    return (
+        isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
+    )
 
 
 def prompt_ids(
@@ -195,7 +241,7 @@ def prompt_ids(
         if not prompt:
             raise InputError("the prompt is empty: there is no token to start from")
         return tokenizer.encode(prompt)
-    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+    if is_conversation(prompt):
         variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         return tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True, **variables)
     return prompt

@@ -15,16 +15,13 @@ import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import ConstraintError, MlxQwen3Error
 from ..files import open_atomically, read_bytes
 from ..tokenizer.detokenizer import BYTE_OF_CHARACTER
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +61,7 @@ class TokenTables:
         self.eos = len(names) - 1 if eos is None else int(eos)
         self.special_token_ids = sorted({*self.added, self.eos})
         self.tokens_by_text = {names[i]: i for i in self.added if names[i] is not None}
-        self.engine: LLTokenizer = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
+        self.engine = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
 
     @functools.cached_property
     def sorted_tokens(self) -> list[tuple[bytes, int]]:
@@ -172,4 +169,6 @@ def _write(path: Path, tokens: list[bytes]) -> None:
         with open_atomically(path, error=ConstraintError) as file:
             file.write(body + hashlib.sha256(body).digest())
     except MlxQwen3Error as problem:
-        logger.warning("token tables are not kept on disk: %s Set %s to a folder that can be written", problem, CACHE_VARIABLE)
+        logger.warning(
+            "token tables are not kept on disk: %s Set %s to a folder that can be written", problem, CACHE_VARIABLE
+        )
