@@ -47,6 +47,11 @@ class SlidingLayer(LayerCache):
     def window(self) -> int:
         return self._window
 
+    @property
+    def kept(self) -> int:
+        """The newest tokens that always stay, the sinks not counted."""
+        return self._kept
+
     def capacity_at(self, tokens: int) -> int:
         return min(roomy(tokens, self.step), self.sinks + self._kept + 2 * self.step)
 

@@ -25,6 +25,7 @@ VERBS = {
     "embed": ("embed", "turn texts into vectors"),
     "rank": ("rank", "order documents by a query"),
     "fill-mask": ("fill_mask", "fill in masked words"),
+    "serve": ("serve", "serve models over HTTP, with a chat page"),
     "bench": ("bench", "measure speed and memory"),
     "doctor": ("doctor", "check this machine and test every kernel"),
 }

@@ -232,6 +232,12 @@ class Tokenizer(Vocabulary):
             return ByteLevelDetokenizer(self._token_bytes, skipped)
         return WindowDetokenizer(self.backend, skipped)
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a text; none for an id outside the vocabulary."""
+        if isinstance(self.backend.decoder, tokenizers.decoders.ByteLevel):
+            return self._token_bytes[token]
+        return self.backend.decode([token], skip_special_tokens=False).encode()
+
     def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
         """The Jinja template that `apply_chat_template` uses with these arguments."""
         return chat_templates.choose_template(self.chat_template, chat_template, tools is not None)

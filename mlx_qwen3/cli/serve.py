@@ -1,0 +1,113 @@
+"""Serve models over HTTP: OpenAI's API, reranking, classification, extraction, and a chat page."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from ..errors import InputError
+from .model_flags import DTYPES
+
+KEY_VARIABLE = "MLX_QWEN3_API_KEY"
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser("serve", help="serve models over HTTP", description=__doc__)
+    group = parser.add_argument_group("models (a folder, a Hub id, or a GGUF file)")
+    group.add_argument("--model", metavar="PATH|ID", help="chat and completions (default: the bundled small model)")
+    group.add_argument("--embedding-model", metavar="PATH|ID", help="embeddings (default: the chat model)")
+    group.add_argument("--rerank-model", metavar="PATH|ID", help="reranking, such as Qwen/Qwen3-Reranker-0.6B")
+    group.add_argument("--classify-model", metavar="PATH|ID", help="classification with a trained head")
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="serve the chat model with an adapter as NAME",
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
+    group.add_argument("--kv-bits", type=int, choices=(4, 8), help="quantize the cache")
+    group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
+    group.add_argument("--force", action="store_true", help="load models although they do not fit into memory")
+    group = parser.add_argument_group("address")
+    group.add_argument("--host", default="127.0.0.1", help="where to listen (127.0.0.1: this machine only)")
+    group.add_argument("--port", type=int, default=8080, help="which port; 0 takes a free one (8080)")
+    group.add_argument("--api-key", metavar="KEY", help=f"what clients must send (or the environment's {KEY_VARIABLE})")
+    group.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="a web page's origin that may use the API"
+    )
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a further name in the Host header"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-batch", type=int, default=32, metavar="N", help="sequences decoded together (32)")
+    group.add_argument("--max-queue", type=int, default=256, metavar="N", help="requests accepted at a time (256)")
+    group.add_argument(
+        "--max-tokens", type=int, default=4096, metavar="N", help="of an answer where a request names no limit (4096)"
+    )
+    group.add_argument(
+        "--cache-memory", type=float, metavar="GB", help="for running sequences (default: what the memory leaves)"
+    )
+    group.add_argument(
+        "--prefix-cache",
+        type=float,
+        default=1.0,
+        metavar="GB",
+        help="for the caches of earlier prompts; 0 for none (1)",
+    )
+    group.add_argument("--max-body", type=float, default=16.0, metavar="MB", help="of a request (16)")
+    group.add_argument("--drain", type=float, default=30.0, metavar="S", help="for running requests at the end (30)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    from ..server import ServerSettings
+
+    settings = ServerSettings(
+        model=args.model,
+        embedding_model=args.embedding_model,
+        rerank_model=args.rerank_model,
+        classify_model=args.classify_model,
+        adapters=_adapters(args.adapter),
+        dtype=args.dtype,
+        kv_bits=args.kv_bits,
+        kv_group_size=args.kv_group_size,
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key if args.api_key is not None else os.environ.get(KEY_VARIABLE),
+        max_batch=args.max_batch,
+        max_queue=args.max_queue,
+        max_tokens=args.max_tokens,
+        cache_bytes=None if args.cache_memory is None else int(args.cache_memory * 1e9),
+        prefix_bytes=int(args.prefix_cache * 1e9),
+        allow_origins=tuple(args.allow_origin),
+        allow_hosts=tuple(args.allow_host),
+        max_body=int(args.max_body * 1e6),
+        drain_seconds=args.drain,
+        force=args.force,
+    )
+    try:
+        from ..server.running import serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"the server needs {error.name}. Install it: pip install 'mlx-qwen3[server]'") from error
+    if args.model is None:
+        from ..bundled import BUNDLED_NOTE
+
+        print(BUNDLED_NOTE, file=sys.stderr)
+    return serve(settings)
+
+
+def _adapters(values: list[str]) -> dict[str, str]:
+    """NAME=DIR of every --adapter."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, sign, folder = value.partition("=")
+        if not (name and sign and folder):
+            raise InputError(f"--adapter is {value!r}, expected NAME=DIR.")
+        if name in found:
+            raise InputError(f"--adapter names {name!r} twice. Choose another name.")
+        found[name] = folder
+    return found

@@ -1,0 +1,105 @@
+"""From the tokens of one choice to the pieces of its answer: text, reasoning, stop strings, the reason of the end."""
+
+from collections.abc import Set
+from typing import Any
+
+from ..chat.thinking import ThinkingParser
+from ..generation.constrained_answer import end_reason
+from ..generation.stopping import StopStrings
+from .jobs import Delta, TextOptions, TokenLogprob
+
+
+class Answer:
+    """The text of one choice while it is generated. Runs in the engine's thread.
+
+    Args:
+        index: the choice's index.
+        ends: ids that end an answer; they are not part of it.
+        budget: tokens after which it is cut.
+    """
+
+    def __init__(self, tokenizer: Any, options: TextOptions, ends: Set[int], budget: int, index: int = 0):
+        self.index, self._ends, self._budget = index, ends, budget
+        self._detokenizer = tokenizer.make_detokenizer()
+        self._parser = None if options.thinking is None else ThinkingParser(options.thinking)
+        self._stops = StopStrings([text for text in options.stop if text])
+        self._tools = options.tools() if options.tools is not None else None
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
+        return self._parser is not None and self._parser.thinking
+
+    def take(self, token: int, logprob: TokenLogprob | None = None, matcher: Any = None) -> list[Delta]:
+        """Add a token and return what can be shown of it; the last delta of all has the reason of the end.
+
+        Args:
+            matcher: follows the answer under its constraint, this token included.
+        """
+        if token in self._ends:
+            return self._finish("stop", [])
+        self.tokens.append(token)
+        self._detokenizer.add_token(token)
+        deltas, stopped = self._split(self._detokenizer.last_segment)
+        if logprob is not None:
+            deltas.append(Delta(self.index, logprobs=(logprob,)))
+        if stopped:
+            self.finish_reason = "stop"
+            return [*deltas, Delta(self.index, finish_reason="stop")]
+        last = len(self.tokens) >= self._budget
+        reason = end_reason(
+            False, matcher is not None and matcher.complete, matcher is not None and matcher.finished, last
+        )
+        return deltas if reason is None else self._finish(reason, deltas)
+
+    def _finish(self, reason: str, deltas: list[Delta]) -> list[Delta]:
+        self._detokenizer.finalize()
+        rest, stopped = self._split(self._detokenizer.last_segment)
+        deltas = [*deltas, *rest]
+        if not stopped:
+            for piece in self._parser.flush() if self._parser is not None else []:
+                found, stopped = self._shown(piece.kind, piece.text)
+                deltas += found
+            if not stopped:
+                deltas += self._called(self._stops.flush())
+        if self._tools is not None:
+            deltas += [self._tool_delta(event) for event in self._tools.flush()]
+            if reason == "stop" and self._tools.called:
+                reason = "tool_calls"
+        self.finish_reason = reason
+        return [*deltas, Delta(self.index, finish_reason=reason)]
+
+    def _split(self, text: str) -> tuple[list[Delta], bool]:
+        """Divide new text into reasoning and answer; also whether a stop string has ended the answer."""
+        if not text:
+            return [], False
+        if self._parser is None:
+            return self._shown("answer", text)
+        deltas: list[Delta] = []
+        for piece in self._parser.feed(text):
+            found, stopped = self._shown(piece.kind, piece.text)
+            deltas += found
+            if stopped:
+                return deltas, True
+        return deltas, False
+
+    def _shown(self, kind: str, text: str) -> tuple[list[Delta], bool]:
+        if kind == "reasoning":  # stop strings belong to the answer
+            return [Delta(self.index, kind, text)], False
+        text, stopped = self._stops.feed(text)
+        return self._called(text), stopped
+
+    def _called(self, text: str) -> list[Delta]:
+        """Return an answer's text, with the tool calls in it taken out."""
+        if not text:
+            return []
+        if self._tools is None:
+            return [Delta(self.index, "answer", text)]
+        return [self._tool_delta(event) for event in self._tools.feed(text)]
+
+    def _tool_delta(self, event: Any) -> Delta:
+        if isinstance(event, str):
+            return Delta(self.index, "answer", event)
+        return Delta(self.index, "tool", call=event)

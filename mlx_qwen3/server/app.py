@@ -1,0 +1,323 @@
+"""The ASGI application: routes, errors, metrics, and the engine behind them."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .engine import Engine
+from .errors import ApiError, internal_error
+from .guard import Guard, json_bytes
+from .jobs import Delta, Job, TextJob
+from .metrics import Metrics
+from .models import load_models
+from .page import page_response
+from .schemas import Body, ChatBody, ClassifyBody, CompletionBody, EmbeddingBody, ExtractBody, RerankBody, parse_body
+from .settings import ServerSettings
+from .streams import DisconnectedError, EventStream, unless_disconnected
+from .task_routes import classify, embed, rerank
+from .text_routes import ChatRequest, CompletionRequest, extract
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Body)
+Handler = Callable[["Api", Request], Awaitable[Any]]
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response."""
+    return Response(json_bytes(value), status, headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return an error as OpenAI writes it."""
+    return json_response(error.body(), error.status, error.headers)
+
+
+class Api:
+    """What the routes share: the engine, the settings, the counters."""
+
+    def __init__(self, settings: ServerSettings, engine: Engine):
+        self.settings, self.engine = settings, engine
+        self.metrics = Metrics(engine.numbers)
+
+    @property
+    def models(self) -> Any:
+        """The loaded models.
+
+        Raises:
+            ApiError: 503 while the server is starting or stopping.
+        """
+        if self.engine.stopping or not self.engine.loaded:
+            state = "stopping" if self.engine.stopping else "starting"
+            raise ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
+        return self.engine.models
+
+    async def body(self, request: Request, kind: type[T]) -> T:
+        """Read and check a request's body."""
+        self.models  # noqa: B018 - refuses while starting, before the body is read
+        return parse_body(await request.body(), kind)
+
+    async def result(self, request: Request, job: Job) -> Any:
+        """Run a job with a single event and return it; the job is dropped when the client goes away."""
+
+        async def wait() -> Any:
+            found = None
+            async for events in job.read():
+                found = events[-1]
+            return found
+
+        self.engine.submit(job)
+        try:
+            return await unless_disconnected(request.receive, wait())
+        finally:
+            self.engine.cancel(job)
+
+    async def text(self, request: Request, made: Any, stream: bool, usage: bool) -> Response | EventStream:
+        """Answer a chat or completion request, whole or as a stream."""
+        jobs: list[TextJob] = made.jobs
+        began = time.monotonic()
+        submitted: list[TextJob] = []
+
+        def finish() -> None:
+            for job in submitted:
+                self.engine.cancel(job)
+            self.count_tokens(made.jobs)
+
+        try:
+            for job in jobs:
+                self.engine.submit(job)
+                submitted.append(job)
+        except ApiError:
+            finish()
+            raise
+        deltas = self._deltas(jobs, began)
+        if stream:
+            return EventStream(made.shape.events(jobs, deltas, usage), self.settings.stall_seconds, finish)
+        choices: list[list[Delta]] = [[] for _ in range(sum(job.options.choices for job in jobs))]
+
+        async def gather() -> None:
+            async for found in deltas:
+                for delta in found:
+                    choices[delta.index].append(delta)
+
+        try:
+            await unless_disconnected(request.receive, gather())
+        finally:
+            finish()
+        return json_response(made.whole(choices))
+
+    async def _deltas(self, jobs: list[TextJob], began: float) -> AsyncIterator[list[Delta]]:
+        """The deltas of all jobs as they come, with the index of the choice among all."""
+        first = True
+        if len(jobs) == 1:
+            async for found in jobs[0].read():
+                if first:
+                    self.metrics.first_token.observe(time.monotonic() - began)
+                    first = False
+                yield found
+            return
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def pump(job: TextJob, shift: int) -> None:
+            try:
+                async for found in job.read():
+                    await queue.put([_shifted(delta, shift) for delta in found])
+                await queue.put(None)
+            except ApiError as error:
+                await queue.put(error)
+
+        shifts = [sum(job.options.choices for job in jobs[:i]) for i in range(len(jobs))]
+        pumps = [asyncio.ensure_future(pump(job, shift)) for job, shift in zip(jobs, shifts, strict=True)]
+        try:
+            left = len(jobs)
+            while left:
+                found = await queue.get()
+                if isinstance(found, ApiError):
+                    raise found
+                if found is None:
+                    left -= 1
+                    continue
+                yield found
+        finally:
+            for one in pumps:
+                one.cancel()
+
+    def count_tokens(self, jobs: list[TextJob]) -> None:
+        """Count the tokens of requests that are over."""
+        for job in jobs:
+            self.metrics.prompt_tokens.inc(len(job.prompt))
+            self.metrics.cached_tokens.inc(job.cached_tokens)
+            self.metrics.completion_tokens.inc(job.completion_tokens)
+
+
+def _shifted(delta: Delta, shift: int) -> Delta:
+    if not shift:
+        return delta
+    return Delta(delta.index + shift, delta.kind, delta.text, delta.logprobs, delta.finish_reason, delta.call)
+
+
+# routes
+
+
+async def health(api: Api, request: Request) -> Response:
+    """Tell whether requests are served."""
+    status = "stopping" if api.engine.stopping else "ok" if api.engine.loaded else "starting"
+    return json_response({"status": status, **api.engine.numbers()}, 200 if status == "ok" else 503)
+
+
+async def metrics(api: Api, request: Request) -> Response:
+    """Give the counters to Prometheus."""
+    return Response(api.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def list_models(api: Api, request: Request) -> Response:
+    """List the models."""
+    return json_response({"object": "list", "data": [_described(served) for served in api.models.served]})
+
+
+async def one_model(api: Api, request: Request) -> Response:
+    """Describe a model."""
+    name = request.path_params["name"]
+    for served in api.models.served:
+        if served.name == name:
+            return json_response(_described(served))
+    raise ApiError(404, f"there is no model {name!r}. See /v1/models.", "model", "model_not_found")
+
+
+def _described(served: Any) -> dict[str, Any]:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "mlx-qwen3",
+        "abilities": served.abilities,
+        "thinking": None if served.thinking is None else served.thinking.value,
+        "context_length": served.context,
+    }
+
+
+async def chat_completions(api: Api, request: Request) -> Any:
+    """Answer a conversation."""
+    body = await api.body(request, ChatBody)
+    made = await asyncio.to_thread(ChatRequest.prepare, api.models, api.settings, body)
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return await api.text(request, made.start(), bool(body.stream), usage)
+
+
+async def completions(api: Api, request: Request) -> Any:
+    """Continue texts."""
+    body = await api.body(request, CompletionBody)
+    made = await asyncio.to_thread(CompletionRequest.prepare, api.models, api.settings, body)
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return await api.text(request, made.start(), bool(body.stream), usage)
+
+
+async def embeddings(api: Api, request: Request) -> Response:
+    """Embed texts."""
+    return json_response(await embed(api, request, await api.body(request, EmbeddingBody)))
+
+
+async def reranking(api: Api, request: Request) -> Response:
+    """Order documents by a query."""
+    return json_response(await rerank(api, request, await api.body(request, RerankBody)))
+
+
+async def classification(api: Api, request: Request) -> Response:
+    """Label texts."""
+    return json_response(await classify(api, request, await api.body(request, ClassifyBody)))
+
+
+async def extraction(api: Api, request: Request) -> Response:
+    """Extract values by a JSON schema."""
+    return json_response(await extract(api, request, await api.body(request, ExtractBody)))
+
+
+ROUTES: list[tuple[str, str, Handler]] = [
+    ("GET", "/health", health),
+    ("GET", "/metrics", metrics),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{name:path}", one_model),
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("POST", "/v1/embeddings", embeddings),
+    ("POST", "/v1/rerank", reranking),
+    ("POST", "/v2/rerank", reranking),
+    ("POST", "/rerank", reranking),
+    ("POST", "/v1/classify", classification),
+    ("POST", "/v1/extract", extraction),
+]
+
+
+def create_app(settings: ServerSettings | None = None, engine: Engine | None = None, **options: Any) -> Any:
+    """Return the server as an ASGI application.
+
+    The engine starts with the application's lifespan and is drained at its end.
+
+    Args:
+        settings: see `ServerSettings`; or give its fields as keywords.
+        engine: one that is started already; by default a new one.
+
+    Raises:
+        InputError: settings out of range.
+    """
+    settings = settings or ServerSettings(**options)
+    own = engine is None
+    engine = engine or Engine(settings, lambda: load_models(settings))
+    api = Api(settings, engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        if own:
+            engine.start()
+            await asyncio.to_thread(engine.ready.wait)
+            if engine.error is not None:
+                raise engine.error
+        yield
+        if own:
+            engine.stop()
+            if not await asyncio.to_thread(engine.join, settings.drain_seconds):
+                engine.abort()
+                await asyncio.to_thread(engine.join, 10.0)
+
+    def endpoint(handler: Handler, path: str) -> Callable[[Request], Awaitable[Any]]:
+        async def run(request: Request) -> Any:
+            began = time.monotonic()
+            try:
+                response = await handler(api, request)
+            except ApiError as error:
+                response = error_response(error)
+            except (DisconnectedError, ClientDisconnect):
+                response = Response(status_code=499)  # nobody reads it
+            except Exception:  # one request fails, the server goes on
+                logger.exception("%s %s failed", request.method, path)
+                response = error_response(internal_error())
+            api.metrics.requests.labels(path, str(response.status_code)).inc()
+            api.metrics.duration.labels(path).observe(time.monotonic() - began)
+            return response
+
+        return run
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            message = f"{request.method} is not allowed here. Use {allowed}."
+            return error_response(ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed}))
+        message = f"there is nothing at {request.url.path[:200]!r}. The API begins with /v1."
+        return error_response(ApiError(error.status_code, message, code="not_found"))
+
+    routes = [Route(path, endpoint(handler, path), methods=[method]) for method, path, handler in ROUTES]
+    routes += [Route("/", page_response), Route("/page/{name}", page_response)]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: not_found})
+    app.router.redirect_slashes = False
+    app.state.engine = engine
+    return Guard(app, settings)

@@ -1,0 +1,388 @@
+"""The engine: one thread that owns the models and every MLX array, and interleaves all work.
+
+Each round computes one token of every running sequence, then a chunk of a waiting prompt and a slice of the waiting
+embedding, reranking and classification rows, both bounded by time while sequences are running.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from ..cache import PrefixCache
+from ..errors import MlxQwen3Error
+from ..generation.context import tokens_left
+from ..memory import machine_memory
+from .batch import Row
+from .decoder import Decoder, Prompt, Rate
+from .errors import ApiError, internal_error
+from .jobs import Job, TaskJob, TextJob
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_PAUSE = 0.03
+"""Seconds that a running stream may wait for other work between two tokens, at least; see `Engine._pause`."""
+
+PAUSE_STEPS = 2.0
+"""The same in steps of the batch, where those take longer."""
+
+GATHERING = 0.003
+"""Seconds in which rows of several requests come together while nothing else runs."""
+
+ROWS_AT_ONCE = 4096
+CLEAR_EVERY = 256
+CACHE_SHARE = 0.9
+COPIES = 3
+"""A batch may hold as much padding as tokens, and exists twice while rows join or leave it."""
+
+
+class Engine:
+    """Runs requests. `start` it once; `submit` and `cancel` are called from event loops.
+
+    Args:
+        load: returns the models; called in the engine's thread.
+    """
+
+    def __init__(self, settings: ServerSettings, load: Callable[[], Any]):
+        self.settings, self._load = settings, load
+        self.models: Any = None
+        self.error: BaseException | None = None
+        self.ready = threading.Event()
+        self.stopping = False
+        self.prefixes = PrefixCache(settings.prefix_bytes)
+        self.capacity = 0
+        self.reserved = 0
+        self._condition = threading.Condition()
+        self._inbox: list[Job] = []
+        self._tasks: list[TaskJob] = []
+        self._held: list[TextJob] = []  # wait for memory
+        self._open: dict[Job, int] = {}  # every accepted request and the choices that it still waits for
+        self._outbox: dict[Job, list[Any]] = {}
+        self._decoders: dict[Any, Decoder] = {}
+        self._task_rate = Rate(500.0)
+        self._steps = 0
+        self._thread = threading.Thread(target=self._run, name="mlx-qwen3-engine", daemon=True)
+
+    # called from other threads
+
+    def start(self) -> None:
+        """Start the thread, which loads the models first."""
+        self._thread.start()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether requests are served."""
+        return self.models is not None and self.error is None
+
+    def submit(self, job: Job) -> None:
+        """Accept a request.
+
+        Raises:
+            ApiError: 503 while starting or stopping, 429 when the queue is full, 400 for a prompt that can never fit.
+        """
+        if self.stopping or not self.loaded:
+            state = "stopping" if self.stopping else "starting"
+            raise ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
+        if isinstance(job, TextJob):
+            self._check_fit(job)
+        with self._condition:
+            if len(self._open) >= self.settings.max_queue:
+                raise ApiError(
+                    429,
+                    f"the server has {len(self._open)} requests, as many as it takes. Try again later.",
+                    code="queue_full",
+                    headers={"Retry-After": "2"},
+                )
+            self._open[job] = job.options.choices if isinstance(job, TextJob) else 1
+            self._inbox.append(job)
+            self._condition.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Drop a request at the next token; does nothing for one that has finished."""
+        with self._condition:
+            if job in self._open:
+                job.cancel()
+                self._condition.notify()
+
+    def stop(self) -> None:
+        """Refuse further requests and end the thread once those that were accepted have finished."""
+        with self._condition:
+            self.stopping = True
+            self._condition.notify()
+
+    def abort(self) -> None:
+        """Stop, and drop all requests."""
+        with self._condition:
+            self.stopping = True
+            for job in self._open:
+                job.cancel()
+            self._condition.notify()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread; whether it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def numbers(self) -> dict[str, int]:
+        """Return what is going on: requests and sequences, tokens' caches in bytes."""
+        decoders = list(self._decoders.values())
+        running = sum(decoder.running for decoder in decoders)
+        return {
+            "open_requests": len(self._open),
+            "running_sequences": running,
+            "waiting_requests": sum(len(decoder.waiting) for decoder in decoders) + len(self._held) + len(self._tasks),
+            "reserved_cache_bytes": self.reserved,
+            "prefix_cache_entries": len(self.prefixes),
+        }
+
+    def _check_fit(self, job: TextJob) -> None:
+        """Raise `ApiError` for a request that this server can never hold."""
+        decoder = self._decoders[job.served]
+        needed = self._needed(decoder, job)
+        if needed > self.capacity:
+            tokens = len(job.prompt) + self._budget(decoder, job)
+            choices = f" in {job.options.choices} choices" if job.options.choices > 1 else ""
+            raise ApiError(
+                400,
+                f"the request may need {tokens:,} tokens of cache{choices}, {needed / 1e6:,.1f} MB, and the server has "
+                f"{self.capacity / 1e6:,.1f} MB for all. Shorten the prompt or lower max_tokens.",
+                "max_tokens",
+                "insufficient_memory",
+            )
+
+    @staticmethod
+    def _budget(decoder: Decoder, job: TextJob) -> int:
+        return tokens_left(decoder.config, 0, len(job.prompt), job.options.max_tokens)
+
+    def _needed(self, decoder: Decoder, job: TextJob) -> int:
+        return decoder.row_bytes(len(job.prompt) + self._budget(decoder, job)) * job.options.choices
+
+    # the engine's thread
+
+    def _run(self) -> None:
+        try:
+            models = self._load()
+            self._set_limits(models)
+            for served in models.generating:
+                self._decoders[served] = Decoder(
+                    served, self.settings.max_batch, self._prefixes(served), self._post, models.cache_options
+                )
+            self.models = models
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for `ready`
+            self.error = error
+            return
+        finally:
+            self.ready.set()
+        while self._take_in():
+            try:
+                self._round()
+            except Exception:  # the requests concerned have been told
+                logger.exception("a step of the engine failed")
+            self._flush()
+        self._decoders.clear()
+
+    def _prefixes(self, served: Any) -> PrefixCache:
+        """The caches of earlier prompts; an adapter's own, since it changes every number."""
+        return self.prefixes if served is self._first(served) else PrefixCache(self.settings.prefix_bytes // 4)
+
+    def _first(self, served: Any) -> Any:
+        return next(iter(self._decoders), served)
+
+    def _set_limits(self, models: Any) -> None:
+        """Decide how many bytes of cache running requests may reserve."""
+        memory = machine_memory()
+        mx.set_cache_limit(min(memory // 8, 2 << 30))
+        if self.settings.cache_bytes is not None:
+            self.capacity = self.settings.cache_bytes
+            return
+        rest = CACHE_SHARE * memory - models.nbytes - models.working_bytes - self.settings.prefix_bytes
+        self.capacity = max(int(rest / COPIES), 0)
+
+    def _take_in(self) -> bool:
+        """Move new requests to where they wait; sleeps while there is nothing to do. False when all is over."""
+        with self._condition:
+            while not (self._inbox or self._busy()):
+                if self.stopping and not self._open:
+                    return False
+                if self.prefixes.max_bytes and self._steps:
+                    self._steps = 0
+                    mx.clear_cache()
+                self._condition.wait(0.5 if self._open else None)
+            inbox, self._inbox = self._inbox, []
+        gathers = not self._busy()
+        for job in inbox:
+            if isinstance(job, TaskJob):
+                self._tasks.append(job)
+            elif isinstance(job, TextJob):
+                self._held.append(job)
+        if gathers and self._tasks and not self._held and time.monotonic() - self._tasks[0].created < GATHERING:
+            time.sleep(GATHERING)
+            with self._condition:
+                more, self._inbox = self._inbox, []
+            self._tasks += [job for job in more if isinstance(job, TaskJob)]
+            self._held += [job for job in more if isinstance(job, TextJob)]
+        self._admit()
+        return True
+
+    def _busy(self) -> bool:
+        return bool(self._tasks or self._held or any(d.waiting or d.batches for d in self._decoders.values()))
+
+    def _admit(self) -> None:
+        """Let requests that wait for memory go on, in their order, as far as it reaches."""
+        waiting: list[TextJob] = []
+        for job in self._held:
+            decoder = self._decoders[job.served]
+            needed = self._needed(decoder, job)
+            if job.cancelled:
+                self._close(job)
+            elif waiting or (self.reserved + needed > self.capacity and self.reserved):
+                waiting.append(job)
+            else:
+                self.reserved += needed
+                budget = self._budget(decoder, job)
+                decoder.add(Prompt(job, budget, needed // job.options.choices))
+        self._held = waiting
+
+    def _round(self) -> None:
+        for decoder in self._decoders.values():
+            self._steps += 1 if decoder.step() else 0
+        self._flush()
+        running = [decoder for decoder in self._decoders.values() if decoder.running]
+        pause = self._pause(running)
+        for decoder in self._decoders.values():
+            if decoder.waiting:
+                decoder.prefill(pause)
+        if self._tasks:
+            self._run_tasks(pause)
+        if self._steps >= CLEAR_EVERY:
+            self._steps = 0
+            mx.clear_cache()
+
+    @staticmethod
+    def _pause(running: list[Decoder]) -> float | None:
+        """Seconds that other work may take before the next token of running streams; None without streams."""
+        if not running:
+            return None
+        return max(SHORTEST_PAUSE, PAUSE_STEPS * max(decoder.step_seconds for decoder in running))
+
+    # tasks
+
+    def _run_tasks(self, pause: float | None) -> None:
+        """Compute some rows of the requests that share the oldest one's task and options."""
+        for job in [job for job in self._tasks if job.cancelled]:
+            self._tasks.remove(job)
+            self._close(job)
+        if not self._tasks:
+            return
+        first = self._tasks[0]
+        group = [job for job in self._tasks if job.key == first.key]
+        for job in [job for job in group if job.pieces is None]:
+            try:
+                job.pieces = job.task.pieces(job.rows, job.options)
+            except Exception as error:  # noqa: BLE001 - this request alone fails
+                self._tasks.remove(job)
+                group.remove(job)
+                self._fail(job, error)
+        if not group:
+            return
+        try:
+            rows = self._slice(group, pause)
+            start = time.perf_counter()
+            results = first.task.compute([(job.rows[i], (job.pieces or [])[i]) for job, i in rows], first.options)
+            tokens = sum(len(piece.ids) for job, i in rows for piece in (job.pieces or [])[i])
+            self._task_rate.add(tokens, time.perf_counter() - start)
+        except Exception as error:  # noqa: BLE001 - these requests alone fail
+            for job in group:
+                self._tasks.remove(job)
+                self._fail(job, error)
+            return
+        for (job, _), result in zip(rows, results, strict=True):
+            job.results.append(result)
+        for job in group:
+            if len(job.results) == len(job.rows):
+                self._tasks.remove(job)
+                self._outbox.setdefault(job, []).append(job.results)
+                self._close(job)
+
+    def _slice(self, group: list[TaskJob], pause: float | None) -> list[tuple[TaskJob, int]]:
+        """The next rows of some requests, by turns, for about `pause` seconds."""
+        room = self._task_rate.tokens_in(pause, 1 << 20)
+        chosen: list[tuple[TaskJob, int]] = []
+        place = {job: len(job.results) for job in group}
+        while place and len(chosen) < ROWS_AT_ONCE:
+            for job in list(place):
+                at = place[job]
+                if at == len(job.rows):
+                    del place[job]
+                    continue
+                room -= sum(len(piece.ids) for piece in (job.pieces or [])[at])
+                if chosen and room < 0:
+                    return chosen
+                chosen.append((job, at))
+                place[job] = at + 1
+        return chosen
+
+    # events
+
+    def _post(self, job: TextJob, events: list[Any]) -> None:
+        """Pass on the deltas of a job; a row or prompt in place of them means that it has left."""
+        for event in events:
+            if isinstance(event, Prompt | Row):
+                self._left(job, event)
+            else:
+                self._outbox.setdefault(job, []).append(event)
+
+    def _left(self, job: TextJob, part: Prompt | Row) -> None:
+        whole = isinstance(part, Prompt)
+        self.reserved -= part.reserved * (job.options.choices if whole else 1)
+        failed = whole or part.failed
+        with self._condition:
+            left = self._open.get(job, 0) - (job.options.choices if whole else 1)
+            if job in self._open:
+                self._open[job] = left
+        if failed and not job.cancelled:
+            job.cancel()
+            error = None if isinstance(part, Prompt) else part.error
+            self._outbox.setdefault(job, []).append(error or internal_error())
+        if left <= 0:
+            self._close(job)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        found: ApiError = internal_error()
+        if isinstance(error, MlxQwen3Error):
+            found = ApiError(400, str(error))
+        elif isinstance(error, ApiError):
+            found = error
+        else:
+            logger.error("a request failed", exc_info=error)
+        self._outbox.setdefault(job, []).append(found)
+        self._close(job)
+
+    def _close(self, job: Job) -> None:
+        """The last event of a request."""
+        with self._condition:
+            self._open.pop(job, None)
+        self._outbox.setdefault(job, []).append(None)
+
+    def _flush(self) -> None:
+        """Deliver all events, with one call per event loop."""
+        outbox, self._outbox = self._outbox, {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Any]]]] = {}
+        for job, events in outbox.items():
+            by_loop.setdefault(job.loop, []).append((job, events))
+        for loop, deliveries in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, deliveries)
+            except RuntimeError:  # the loop is closed: nobody reads the answers
+                for job, _ in deliveries:
+                    job.cancel()
+
+
+def _deliver(deliveries: list[tuple[Job, list[Any]]]) -> None:
+    for job, events in deliveries:
+        job.deliver(events)

@@ -1,0 +1,207 @@
+"""What every request passes before it reaches a route: host, origin, key, size of the body."""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+import pydantic_core
+
+from .errors import ApiError
+from .settings import LOOPBACK, ServerSettings
+
+logger = logging.getLogger(__name__)
+
+OPEN_PATHS = ("/", "/health")
+"""Paths that need no key; so do the page's own files."""
+
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+METHODS = "GET, POST, OPTIONS"
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return JSON; numbers that JSON does not have become null."""
+    return pydantic_core.to_json(value, inf_nan_mode="null")
+
+
+def json_headers(body: bytes, extra: dict[str, str] | None = None) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a JSON response."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    return headers + [(name.lower().encode(), value.encode()) for name, value in (extra or {}).items()]
+
+
+async def send_error(send: Any, error: ApiError) -> None:
+    """Answer with an error."""
+    body = json_bytes(error.body())
+    await send({"type": "http.response.start", "status": error.status, "headers": json_headers(body, error.headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Guard:
+    """ASGI middleware that refuses what must not reach a route.
+
+    The Host header must be a name of this machine, an IP address or a name that the settings allow: a web page that
+    has its own name point here (DNS rebinding) is refused. Requests of other web origins are refused unless allowed.
+    """
+
+    def __init__(self, app: Any, settings: ServerSettings):
+        self.app, self.settings = app, settings
+        key = settings.api_key
+        self._key = None if key is None else key.encode()
+        names = (*LOOPBACK, settings.host.strip("[]"), *settings.allow_hosts)
+        self._hosts = {name.lower() for name in names}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.lower(), value)
+        cors: list[tuple[bytes, bytes]] = []
+        try:
+            self._check_host(headers)
+            cors = self._check_origin(headers)
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await _send_preflight(send, cors)
+                return
+            self._check_key(scope["path"], headers)
+            self._check_length(headers)
+        except ApiError as error:
+            await send_error(_with_headers(send, cors), error)
+            return
+        limited = _LimitedBody(receive, self.settings)
+        await self.app(scope, limited, _with_headers(send, cors))
+
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1").strip()
+        name = _host_name(host)
+        if name is None or not (name in self._hosts or name.endswith(".localhost") or _is_address(name)):
+            raise ApiError(
+                400,
+                f"the Host header is {host[:100]!r}, which is no name of this server. "
+                "Use its address, or start it with --allow-host NAME.",
+                code="host_not_allowed",
+            )
+
+    def _check_origin(self, headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """Return the CORS headers of the response."""
+        origin = headers.get(b"origin")
+        if origin is None:
+            return []
+        text = origin.decode("latin-1")
+        allowed = self.settings.allow_origins
+        if text in allowed or "*" in allowed:
+            return [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
+        if urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
+            return []
+        raise ApiError(
+            403, f"web origin {text[:100]!r} is not allowed. Start the server with --allow-origin.", code="origin"
+        )
+
+    def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if self._key is None or path in OPEN_PATHS or path.startswith("/page/"):
+            return
+        right = False
+        for name in KEY_HEADERS:
+            given = headers.get(name, b"").strip()
+            if name == b"authorization" and given[:7].lower() == b"bearer ":
+                given = given[7:].strip()
+            right |= hmac.compare_digest(given, self._key)
+        if not right:
+            raise ApiError(
+                401,
+                "the API key is missing or wrong. Send it as 'Authorization: Bearer KEY'.",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_length(self, headers: dict[bytes, bytes]) -> None:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.settings.max_body:
+            raise too_large(self.settings.max_body)
+
+
+def too_large(limit: int) -> ApiError:
+    """Return the error for a body above the limit; the connection is closed, since the rest is not read."""
+    return ApiError(
+        413,
+        f"the body has more than {limit:,} bytes. Send less.",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+class _LimitedBody:
+    """`receive` with limits on the size of the body and on the time that it takes to arrive."""
+
+    def __init__(self, receive: Any, settings: ServerSettings):
+        self._receive, self._settings = receive, settings
+        self._size, self._whole = 0, False
+        self._deadline = asyncio.get_running_loop().time() + settings.body_seconds
+
+    async def __call__(self) -> Any:
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"the body did not arrive within {self._settings.body_seconds:g} s. Send it again.",
+                code="timeout",
+                headers={"Connection": "close"},
+            ) from None
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            if self._size > self._settings.max_body:
+                raise too_large(self._settings.max_body)
+            self._whole = not message.get("more_body", False)
+        return message
+
+
+def _host_name(host: str) -> str | None:
+    """The name or address of a Host header without its port; None for what is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018 - raises for a wrong port
+    except ValueError:
+        return None
+    if not parts.hostname or parts.path or parts.query or parts.fragment or "@" in host:
+        return None
+    return parts.hostname.rstrip(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_headers(send: Any, extra: list[tuple[bytes, bytes]]) -> Any:
+    async def wrapped(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", []), *extra, (b"x-content-type-options", b"nosniff")]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return wrapped
+
+
+async def _send_preflight(send: Any, cors: list[tuple[bytes, bytes]]) -> None:
+    allowed = [
+        (b"access-control-allow-methods", METHODS.encode()),
+        (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": [*cors, *(allowed if cors else [])]})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,232 @@
+"""The models of a server: loaded once, found by the name that a request gives."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..bundled import BUNDLED_NAME, bundled_model_path
+from ..chat.modes import ThinkingSupport, thinking_support
+from ..checkpoint import resolve_checkpoint
+from ..errors import InputError, TokenizerError
+from ..generation import GenerationConfig
+from ..generation.context import context_length
+from ..generation.stream import ending_ids
+from ..loading import base_of, load
+from ..memory import check_fit, estimate_fit, working_bytes
+from ..models.heads import SequenceClassification
+from ..tasks import Embedding, Reranker, TextClassification, ZeroShotClassification
+from .errors import ApiError
+from .settings import ServerSettings
+from .task_models import ServedClassifier, ServedEmbedding, ServedReranker, ServedZeroShot
+
+ABILITIES = ("chat", "completions", "embeddings", "rerank", "classify", "labels")
+FIT_TOKENS = 4096
+"""Tokens of cache for which a model must fit into memory when it is loaded."""
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A model under its name.
+
+    Attributes:
+        tasks: ability → the task that serves it.
+        generates: whether it serves chat and completions.
+        ends: ids that end an answer.
+        thinking: whether its chat template lets it reason before it answers; None without a chat template.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    tasks: dict[str, Any] = field(default_factory=dict)
+    generates: bool = False
+    ends: frozenset[int] = frozenset()
+    thinking: ThinkingSupport | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How the checkpoint wants its tokens to be chosen."""
+        return getattr(self.model, "generation_config", None) or GenerationConfig()
+
+    @property
+    def context(self) -> int:
+        """The tokens that it holds."""
+        return context_length(self.model.config)
+
+    @property
+    def abilities(self) -> list[str]:
+        """What it serves."""
+        own = [*(("chat", "completions") if self.generates else ()), *self.tasks]
+        return [ability for ability in ABILITIES if ability in own]
+
+
+@dataclass
+class Models:
+    """All models of a server, the chat model first."""
+
+    served: list[ServedModel]
+    cache_options: dict[str, Any]
+
+    @property
+    def generating(self) -> list[ServedModel]:
+        """Those that serve chat and completions."""
+        return [served for served in self.served if served.generates]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights; those that models share count once."""
+        arrays: dict[int, int] = {}
+        for served in self.served:
+            weights: list[Any] = [array for _, array in tree_flatten(served.model.parameters())]
+            arrays.update({id(array): array.nbytes for array in weights})
+        return sum(arrays.values())
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes of the intermediates of the largest pass."""
+        return max((working_bytes(s.model.config, 2048, 4) for s in self.generating), default=0)
+
+    def find(self, name: str | None, ability: str) -> ServedModel:
+        """Return the model of a request.
+
+        Raises:
+            ApiError: 404 for an unknown name, 400 for a model that cannot do what is asked for.
+        """
+        able = [served for served in self.served if ability in served.abilities]
+        if name is None:
+            if able:
+                return able[0]
+            raise ApiError(400, f"no model of this server does {ability}. Start it with one that does.", "model")
+        found = next((served for served in self.served if served.name == name), None)
+        if found is None:
+            known = ", ".join(served.name for served in self.served)
+            raise ApiError(404, f"there is no model {name!r}. This server has {known}.", "model", "model_not_found")
+        if ability not in found.abilities:
+            names = ", ".join(served.name for served in able)
+            hint = f"Use {names}." if able else "No model of this server does."
+            wanted = "classification by labels of the request" if ability == "labels" else ability
+            raise ApiError(400, f"model {name!r} does not serve {wanted}. {hint}", "model", "model_not_supported")
+        return found
+
+
+def load_models(settings: ServerSettings) -> Models:
+    """Load every model that the settings name; one that is named twice is loaded once.
+
+    Raises:
+        InputError: a checkpoint of the wrong kind. CheckpointError, HubError, MemoryFitError: as in loading.
+    """
+    options: dict[str, Any] = {} if settings.dtype is None else {"dtype": settings.dtype}
+    cache_options: dict[str, Any] = {}
+    if settings.kv_bits is not None:
+        cache_options = {"kv_bits": settings.kv_bits, "kv_group_size": settings.kv_group_size}
+    models = Models([_load_chat(settings.model, settings, options, cache_options)], cache_options)
+    chat = models.served[0]
+    for name, folder in settings.adapters.items():
+        models.served.append(_load_chat(settings.model, settings, options, cache_options, name, folder))
+    roles = (
+        ("embeddings", settings.embedding_model),
+        ("rerank", settings.rerank_model),
+        ("classify", settings.classify_model),
+    )
+    sources: dict[str, ServedModel] = {str(settings.model): chat}
+    for role, source in roles:
+        if source is None:
+            continue
+        known = sources.get(str(source))
+        served = _task_model(role, source, options, known, models)
+        sources[str(source)] = served
+        if known is None:
+            models.served.append(served)
+    if settings.embedding_model is None:
+        chat.tasks["embeddings"] = ServedEmbedding(Embedding(chat.model, chat.tokenizer))
+    if settings.rerank_model is None:
+        reranker = _reranker(chat)
+        if reranker is not None:
+            chat.tasks["rerank"] = reranker
+    chat.tasks["labels"] = ServedZeroShot(ZeroShotClassification(chat.model, chat.tokenizer))
+    names = [served.name for served in models.served]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two models are called {double}. Rename a folder or an adapter.")
+    for served in models.served:
+        mx.eval(served.model.parameters())
+    return models
+
+
+def _reranker(chat: ServedModel) -> ServedReranker | None:
+    """A reranker of the chat model, where its tokenizer has the words for it."""
+    try:
+        return ServedReranker(Reranker(chat.model, chat.tokenizer))
+    except InputError:
+        return None
+
+
+def model_name(source: str | Path | None) -> str:
+    """Return the name under which a model is served: a Hub id, or a folder's name without its path."""
+    if source is None:
+        return BUNDLED_NAME
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else str(source)
+
+
+def _load_chat(
+    source: str | Path | None,
+    settings: ServerSettings,
+    options: dict[str, Any],
+    cache_options: dict[str, Any],
+    name: str | None = None,
+    adapter: str | None = None,
+) -> ServedModel:
+    folder = bundled_model_path() if source is None else resolve_checkpoint(source, tokenizer=True)
+    shown = str(source or BUNDLED_NAME)
+    model, tokenizer = _checked_load(folder, shown, settings, {**options, **({"adapter": adapter} if adapter else {})})
+    if not hasattr(model, "fill_cache"):
+        raise InputError(
+            f"{shown} is a {type(model).__name__}, which writes no text. "
+            "Pass it as --embedding-model, --rerank-model or --classify-model."
+        )
+    model.for_inference()
+    served = ServedModel(name or model_name(source), model, tokenizer, generates=True)
+    served.ends = frozenset(ending_ids(served.generation_config, tokenizer))
+    try:
+        served.thinking = thinking_support(tokenizer)
+    except TokenizerError:  # completions only
+        served.thinking = None
+    return served
+
+
+def _checked_load(folder: Path, shown: str, settings: ServerSettings, options: dict[str, Any]) -> tuple[Any, Any]:
+    from ..config.pretrained import read_config_file
+    from ..models.registry import model_class
+
+    base = base_of(folder)[0]
+    kind = model_class(read_config_file(base), shown)
+    if hasattr(kind, "fill_cache"):
+        config = kind.config_class.from_pretrained(base)
+        fit = estimate_fit(base, config, min(FIT_TOKENS, context_length(config)), dtype=settings.dtype)
+        check_fit(fit, shown, force=settings.force)
+    return load(folder, **options)
+
+
+def _task_model(
+    role: str, source: str | Path, options: dict[str, Any], known: ServedModel | None, models: Models
+) -> ServedModel:
+    """The model of a task, added to one that is loaded already where it is the same."""
+    given = (known.model, known.tokenizer) if known is not None else (str(source), None)
+    extra = {} if known is not None else options
+    if role == "embeddings":
+        task: Any = ServedEmbedding(Embedding(*given, **extra))
+    elif role == "rerank":
+        task = ServedReranker(Reranker(*given, **extra))
+    else:
+        task = ServedClassifier(TextClassification(*given, **extra, top_k=None))
+    served = known or ServedModel(model_name(source), task.task.model, task.task.tokenizer)
+    served.tasks[role] = task
+    if role == "classify" and not isinstance(served.model, SequenceClassification):
+        raise InputError(f"{source} has no classification head. Pass a checkpoint that has one.")
+    return served

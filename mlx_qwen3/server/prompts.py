@@ -1,0 +1,297 @@
+"""From the body of a chat or completion request to the ids of its prompt and the options of its answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from ..chat.modes import Sampling, ThinkingSupport, mode_sampling, opens_thinking
+from ..errors import ContextError, InputError, MlxQwen3Error
+from ..generation.constrained_answer import matcher_for
+from ..generation.constraints import Constraint, compile_constraint
+from ..generation.context import tokens_left
+from ..generation.sampling import RandomSampler
+from .errors import ApiError, invalid
+from .jobs import TextOptions
+from .models import ServedModel
+from .schemas import ChatBody, CompletionBody, Sampled
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+"""Roles of the API → roles of chat templates."""
+
+TEMPLATE_VARIABLES = ("enable_thinking",)
+"""What `chat_template_kwargs` may set; other names are ignored, since they could replace the template itself."""
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default of `max_tokens` for completions."""
+
+
+def chat_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages as a chat template takes them: content as text, tool calls in OpenAI's shape.
+
+    Raises:
+        ApiError: 400 with the index of a message that cannot be used.
+    """
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(f"{where}.role", f"it is {role!r}. Use one of {', '.join(ROLES)}.")
+    result: dict[str, Any] = {"role": ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+    if role == "user" and message.get("content") is None:
+        raise invalid(f"{where}.content", "it is missing. Send a text.")
+    if role != "assistant":
+        return result
+    reasoning = message.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning:
+        result["reasoning_content"] = reasoning
+    calls = message.get("tool_calls")
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise invalid(f"{where}.tool_calls", "it is no list. Send a list of tool calls.")
+        if calls:
+            result["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return result
+
+
+def _content(content: Any, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise invalid(where, "it is neither a text nor a list of parts. Send a text.")
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
+            raise invalid(f"{where}[{index}]", f"a part of type {kind!r} is not supported. Send parts of type 'text'.")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise invalid(where, "it has no function with a name. Send the call as it was received.")
+    arguments = function.get("arguments", "{}")
+    if not isinstance(arguments, str | dict):
+        raise invalid(f"{where}.function.arguments", "it is neither a text nor an object. Send a JSON text.")
+    if isinstance(arguments, str):
+        try:  # a template writes an object as JSON of its own
+            parsed = json.loads(arguments)
+            arguments = parsed if isinstance(parsed, dict) else arguments
+        except ValueError:
+            pass
+    return {"type": "function", "id": call.get("id"), "function": {"name": function["name"], "arguments": arguments}}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the model reads it.
+
+    Args:
+        enable_thinking: as the template got it.
+    """
+
+    text: str
+    ids: list[int]
+    enable_thinking: bool | None
+
+    @property
+    def opens_thinking(self) -> bool:
+        """Whether it ends inside the reasoning."""
+        return opens_thinking(self.text)
+
+
+def render(served: ServedModel, body: ChatBody, tools: Sequence[Mapping[str, Any]] | None) -> Rendered:
+    """Return the prompt of a conversation.
+
+    Raises:
+        ApiError: 400 for messages or tools that the template refuses.
+    """
+    if served.thinking is None:
+        raise ApiError(400, f"model {served.name!r} has no chat template. Use /v1/completions.", "model")
+    messages = chat_messages(body.messages)
+    variables: dict[str, Any] = {}
+    asked = (body.chat_template_kwargs or {}).get("enable_thinking")
+    if asked is not None and not isinstance(asked, bool):
+        raise invalid("chat_template_kwargs", "enable_thinking is neither true nor false.")
+    if asked is None and body.reasoning_effort in ("none", "minimal"):
+        asked = False
+    if asked is not None and served.thinking is ThinkingSupport.OPTIONAL:
+        variables["enable_thinking"] = asked
+    try:
+        text = served.tokenizer.apply_chat_template(
+            messages, tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False, **variables
+        )
+        ids = list(served.tokenizer.encode(text, add_special_tokens=False))
+    except MlxQwen3Error as error:
+        raise invalid("messages", str(error)) from None
+    return Rendered(text, ids, variables.get("enable_thinking"))
+
+
+def completion_prompts(served: ServedModel, prompt: Any) -> list[list[int]]:
+    """Return the ids of the prompts of a completion: a text, ids, or a list of either.
+
+    Raises:
+        ApiError: 400 for anything else.
+    """
+    if isinstance(prompt, str) or is_ids(prompt):
+        prompt = [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise invalid("prompt", "it is neither a text, nor token ids, nor a list of those. Send a text.")
+    rows = []
+    for index, item in enumerate(prompt):
+        where = f"prompt[{index}]" if len(prompt) > 1 else "prompt"
+        if isinstance(item, str) and item:
+            try:
+                rows.append(list(served.tokenizer.encode(item)))
+            except InputError as error:
+                raise invalid(where, str(error)) from None
+        elif is_ids(item):
+            rows.append(checked_ids(item, served.model.config.vocab_size, where))
+        else:
+            raise invalid(where, "it is empty, or neither a text nor token ids. Send a text.")
+    return rows
+
+
+def is_ids(value: Any) -> TypeGuard[list[int]]:
+    """Return whether a value is a list of whole numbers, not empty."""
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def checked_ids(ids: list[int], size: int, where: str) -> list[int]:
+    """Return token ids.
+
+    Raises:
+        ApiError: 400 for an id outside the vocabulary.
+    """
+    wrong = [token for token in ids if not 0 <= token < size]
+    if wrong:
+        raise invalid(where, f"token id {wrong[0]} is outside the vocabulary of {size}. Use this model's tokenizer.")
+    return ids
+
+
+def check_room(served: ServedModel, prompt: Sequence[int], where: str) -> None:
+    """Raise `ApiError` for a prompt that fills the model's context."""
+    try:
+        tokens_left(served.model.config, 0, len(prompt), None)
+    except ContextError as error:
+        raise ApiError(400, f"{where}: {error}", where, "context_length_exceeded") from None
+
+
+def text_options(
+    served: ServedModel, body: Sampled, limit: int, logprobs: int | None, thinking: bool | None
+) -> TextOptions:
+    """Return the options of an answer; what the request leaves open follows the checkpoint.
+
+    Raises:
+        ApiError: 400 for a value that cannot be.
+    """
+    config = served.generation_config
+    asked = Sampling(body.temperature, body.top_p, body.top_k, body.min_p)
+    if thinking is not None and served.thinking is not None:
+        chosen = asked.over(mode_sampling(thinking, served.thinking, config))
+    else:
+        chosen = asked.over(Sampling(config.temperature, config.top_p, config.top_k, config.min_p))
+    sampling: dict[str, Any] | None = None
+    given = [value for value in (body.temperature, body.top_p, body.top_k, body.min_p) if value is not None]
+    if chosen.temperature != 0 and (given or config.do_sample or thinking is not None):
+        sampling = {
+            "temperature": 1.0 if chosen.temperature is None else chosen.temperature,
+            "top_k": chosen.top_k or 0,
+            "top_p": 1.0 if chosen.top_p is None else chosen.top_p,
+            "min_p": chosen.min_p or 0.0,
+            "seed": None if body.seed is None else body.seed % (1 << 64),
+        }
+        try:
+            RandomSampler(**sampling)
+        except InputError as error:
+            raise invalid("temperature", str(error)) from None
+    return TextOptions(
+        max_tokens=limit,
+        choices=body.n or 1,
+        sampling=sampling,
+        processors=_processors(served, body),
+        stop=body.stops,
+        logprobs=logprobs,
+        thinking=thinking,
+    )
+
+
+def _processors(served: ServedModel, body: Sampled) -> dict[str, Any]:
+    penalty = body.repetition_penalty
+    options: dict[str, Any] = {
+        "repetition_penalty": served.generation_config.repetition_penalty if penalty is None else penalty,
+        "presence_penalty": body.presence_penalty or None,
+        "frequency_penalty": body.frequency_penalty or None,
+        "logit_bias": _bias(body.logit_bias, served.model.config.vocab_size) if body.logit_bias else None,
+    }
+    if options["repetition_penalty"] == 1:
+        options["repetition_penalty"] = None
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _bias(bias: Mapping[str, float], size: int) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for name, value in bias.items():
+        if not (name.isascii() and name.isdigit() and int(name) < size):
+            raise invalid("logit_bias", f"{name[:40]!r} is no token id of the vocabulary of {size}.")
+        found[int(name)] = float(value)
+    return found
+
+
+def completion_limits(body: CompletionBody) -> None:
+    """Raise `ApiError` for fields of completions that would be ignored."""
+    if body.suffix:
+        raise invalid("suffix", "filling in before a suffix is not supported. Leave it out.")
+    if body.echo:
+        raise invalid("echo", "echoing the prompt is not supported. Leave it out.")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise invalid("best_of", "choosing the best of several answers is not supported. Leave it out.")
+
+
+def response_constraint(served: ServedModel, body: ChatBody, prompt: Rendered) -> Any:
+    """Return what gives a matcher for the answer's `response_format`, or None for free text.
+
+    Raises:
+        ApiError: 400 for a format or a schema that cannot be used.
+    """
+    form = body.response_format
+    if form is None:
+        return None
+    kind = form.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        schema: Any = {"type": "object"}
+    elif kind == "json_schema":
+        inner = form.get("json_schema")
+        if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict | bool):
+            raise invalid("response_format", "json_schema has no schema. Send {'name': …, 'schema': {…}}.")
+        schema = inner["schema"]
+    else:
+        raise invalid("response_format", f"its type is {kind!r}. Use text, json_object or json_schema.")
+    return schema_constraint(served, schema, prompt, "response_format")
+
+
+def schema_constraint(served: ServedModel, schema: Any, prompt: Rendered, field: str) -> Any:
+    """Return what gives a matcher for an answer by a JSON schema.
+
+    Raises:
+        ApiError: 400 for a schema that cannot be used.
+    """
+    try:
+        constraint = compile_constraint("schema", schema, served.tokenizer)
+    except MlxQwen3Error as error:
+        raise invalid(field, str(error)) from None
+    return matcher_factory(served, constraint, prompt)
+
+
+def matcher_factory(served: ServedModel, constraint: Constraint, prompt: Rendered) -> Any:
+    """Return what gives a matcher for each choice of an answer, which begins after the reasoning."""
+    ends = sorted(served.ends)
+    return lambda: matcher_for(constraint, served.tokenizer, ends, prompt.text, prompt.enable_thinking)

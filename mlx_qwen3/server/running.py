@@ -1,0 +1,193 @@
+"""The server as a process: its socket, its signals, the line that says it is ready."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import InputError
+from .app import create_app
+from .engine import Engine
+from .errors import ApiError
+from .guard import json_bytes, json_headers
+from .models import load_models
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 64 << 10
+HEADER_SECONDS = 15.0
+"""Time that a client has for the head of a request."""
+
+KEEP_ALIVE_SECONDS = 30
+SWITCH_SECONDS = 0.0005
+"""How long one Python thread may keep another waiting: the engine's and the HTTP side's take turns."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 that answers malformed requests in JSON and gives each request's head a limited time."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Start to wait for the first request."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; once a head is complete, its time is over."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._stop_timer()
+        elif self._head_timer is None and self.conn.their_state is h11.IDLE:
+            self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(
+            ApiError(400, "the request is not valid HTTP/1.1. Check its request line and headers.", code="http")
+        )
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._head_is_late)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing() and self.conn.our_state is h11.IDLE:
+            self._refuse(
+                ApiError(408, f"the request's head did not arrive within {HEADER_SECONDS:g} s.", code="timeout")
+            )
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json_bytes(error.body())
+        headers = [*json_headers(body), (b"connection", b"close")]
+        with contextlib.suppress(h11.LocalProtocolError):
+            output = self.conn.send(h11.Response(status_code=error.status, headers=headers))
+            output = (output or b"") + (self.conn.send(h11.Data(data=body)) or b"")
+            self.transport.write(output + (self.conn.send(h11.EndOfMessage()) or b""))
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, ended by signals without a traceback: the first one drains, the second one drops everything."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self._engine = engine
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM while the server runs."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def end(self) -> None:
+        """Stop: requests that run may finish, unless this is called again."""
+        if self.should_exit:
+            self.force_exit = True
+            self._engine.abort()
+        else:
+            self.should_exit = True
+            self._engine.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        InputError: the address cannot be used, or the port is in use.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"--host {host!r} is no address of this machine. Use 127.0.0.1.") from error
+    family, _, _, _, address = found[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise InputError(
+            f"cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port."
+        ) from error
+    return sock
+
+
+def serve(settings: ServerSettings) -> int:
+    """Run the server until SIGINT or SIGTERM; the exit status.
+
+    The address is printed on standard output once the models are loaded. Requests that come sooner get 503.
+
+    Raises:
+        InputError: an address that cannot be used. MlxQwen3Error: a model that cannot be loaded.
+    """
+    sock = listen(settings.host, settings.port)
+    try:
+        engine = Engine(settings, lambda: load_models(settings))
+        config = uvicorn.Config(
+            create_app(settings, engine),
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+        )
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        engine.start()
+        asyncio.run(_run(Server(config, engine), engine, sock, settings))
+    finally:
+        sock.close()
+    if engine.error is not None:
+        raise engine.error
+    return 0
+
+
+async def _run(server: Server, engine: Engine, sock: socket.socket, settings: ServerSettings) -> None:
+    async def announce() -> None:
+        await asyncio.to_thread(engine.ready.wait)
+        if engine.error is not None:
+            server.should_exit = True
+            return
+        host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
+        print(f"http://{host}:{sock.getsockname()[1]}", flush=True)
+
+    port_open = asyncio.create_task(announce())
+    await server.serve(sockets=[sock])
+    engine.abort()
+    await asyncio.to_thread(engine.join, 10.0)
+    await port_open

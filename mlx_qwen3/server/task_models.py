@@ -1,0 +1,119 @@
+"""The tasks behind embeddings, reranking and classification, in three parts: rows to ids, which needs no device and
+runs in any thread; ids to outputs, in the engine's thread; outputs to results.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..tasks import Embedding, Reranker, TextClassification, ZeroShotClassification
+from ..tasks.batches import Piece
+
+
+class ServedTask:
+    """A task as the engine runs it.
+
+    Args:
+        task: a task of `mlx_qwen3.tasks`.
+    """
+
+    needs_model = False
+    """Whether making the pieces runs the model."""
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    def options(self, **options: Any) -> Any:
+        """Return the task's options with some replaced."""
+        return self.task.options.replaced(options)
+
+    def pieces(self, rows: Sequence[Any], options: Any) -> list[list[Piece]]:
+        """Return the pieces of each row.
+
+        Raises:
+            InputError: a row that cannot be used, by its index.
+        """
+        checked = []
+        for index, row in enumerate(rows):
+            try:
+                checked.append(self.task._checked(row, options))
+            except InputError as error:
+                raise InputError(f"row {index}: {error}") from error
+        found = list(self.task._pieces(checked, options)) if checked else []
+        for index, pieces in enumerate(found):
+            if isinstance(pieces, InputError):
+                raise InputError(f"row {index}: {pieces}")
+        return found
+
+    def compute(self, rows: Sequence[tuple[Any, list[Piece]]], options: Any) -> list[Any]:
+        """Return the result of each (row, pieces)."""
+        outputs = self.task._run([piece for _, pieces in rows for piece in pieces], options, lambda indices: None)
+        results, start = [], 0
+        for row, pieces in rows:
+            results.append(self.task._result(row, pieces, outputs[start : start + len(pieces)], options))
+            start += len(pieces)
+        return results
+
+
+class ServedEmbedding(ServedTask):
+    """An embedding model. A row is a text, or a list of token ids, which are taken as they are."""
+
+    task: Embedding
+
+    def pieces(self, rows: Sequence[Any], options: Any) -> list[list[Piece]]:
+        """Return one piece per row; a longer row than the model holds is refused.
+
+        Raises:
+            InputError: a row that is empty, too long, or has an id outside the vocabulary.
+        """
+        task = self.task
+        self.check_dimensions(options)
+        texts = [index for index, row in enumerate(rows) if isinstance(row, str)]
+        found: list[list[Piece]] = [[] for _ in rows]
+        checked = []
+        for index in texts:
+            try:
+                checked.append(task._checked(rows[index], options))
+            except InputError as error:
+                raise InputError(f"row {index}: {error}") from error
+        if checked:
+            encoded = task.tokenizer(checked, return_attention_mask=False)["input_ids"]
+            for index, ids in zip(texts, encoded, strict=True):
+                found[index] = [Piece(ids)]
+        prompt = task._prompt(options)
+        before = task.tokenizer.encode(prompt, add_special_tokens=False) if prompt else []
+        size, limit = task.model.config.vocab_size, task.limit(options)
+        for index, row in enumerate(rows):
+            if not isinstance(row, str):
+                wrong = [token for token in row if not 0 <= token < size]
+                if wrong or not row:
+                    what = f"token id {wrong[0]} is outside the vocabulary of {size}" if wrong else "it has no tokens"
+                    raise InputError(f"row {index}: {what}")
+                found[index] = [Piece([*before, *row])]
+            count = len(found[index][0].ids)
+            if count > limit:
+                raise InputError(f"row {index}: it has {count} tokens and the model holds {limit}. Split the text")
+        return found
+
+    def check_dimensions(self, options: Any) -> None:
+        """Raise `InputError` for more dimensions than the model has."""
+        self.task._width(options)
+
+
+class ServedReranker(ServedTask):
+    """A reranking model. A row is a (query, document) pair; its result is the score."""
+
+    task: Reranker
+
+
+class ServedClassifier(ServedTask):
+    """A model with a classification head. A row is a text; its result is a list of labels with scores, best first."""
+
+    task: TextClassification
+
+
+class ServedZeroShot(ServedTask):
+    """A causal model that scores labels of the request."""
+
+    task: ZeroShotClassification
+    needs_model = True

@@ -1,0 +1,109 @@
+"""What chat, completion and extraction requests become: prompts with options, and the shape of their response."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ApiError, invalid
+from .jobs import Delta, TextJob, TextOptions
+from .models import Models, ServedModel
+from .prompts import check_room, completion_limits, completion_prompts, render, response_constraint, text_options
+from .schemas import ChatBody, CompletionBody, ExtractBody, Sampled
+from .settings import ServerSettings
+from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
+
+
+@dataclass
+class TextRequest:
+    """A checked request. It is prepared in a worker thread and started in the event loop."""
+
+    served: ServedModel
+    prompts: list[list[int]]
+    options: TextOptions
+    shape: Shape
+    jobs: list[TextJob] = field(default_factory=list)
+
+    def start(self) -> "TextRequest":
+        """Create the jobs; to be called in the event loop that waits for them."""
+        self.jobs = [TextJob(self.served, prompt, self.options) for prompt in self.prompts]
+        return self
+
+    def whole(self, choices: list[list[Delta]]) -> dict[str, Any]:
+        """Return the whole response."""
+        return {**self.shape.head, "choices": self.shape.whole(choices), "usage": usage_of(self.jobs)}
+
+
+def _check_choices(body: Sampled, settings: ServerSettings) -> None:
+    if (body.n or 1) > settings.max_batch:
+        raise invalid("n", f"it is {body.n} and this server decodes {settings.max_batch} sequences. Ask for fewer.")
+
+
+def tool_choice(body: ChatBody) -> str | dict[str, Any]:
+    """Return which tools the answer may or must call: "none", "auto", "required" or {"name": …}.
+
+    Raises:
+        ApiError: 400 for another choice, or one of a tool that is not there.
+    """
+    choice = body.tool_choice
+    names = [tool.get("function", {}).get("name") for tool in body.tools or []]
+    if choice is None:
+        return "auto" if names else "none"
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise invalid("tool_choice", f"it is {choice!r}. Use none, auto, required or a function.")
+        if choice == "required" and not names:
+            raise invalid("tool_choice", "it is 'required' and there are no tools. Send tools.")
+        return choice
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or name not in names:
+        raise invalid("tool_choice", f"there is no function {name!r} among the tools.")
+    return {"name": name}
+
+
+class ChatRequest(TextRequest):
+    """A chat completion."""
+
+    @classmethod
+    def prepare(cls, models: Models, settings: ServerSettings, body: ChatBody) -> "ChatRequest":
+        """Check a body and render its conversation.
+
+        Raises:
+            ApiError: 400 or 404.
+        """
+        served = models.find(body.model, "chat")
+        _check_choices(body, settings)
+        if body.top_logprobs is not None and not body.logprobs:
+            raise invalid("top_logprobs", "it needs logprobs. Set logprobs to true, or leave it out.")
+        tools = None if tool_choice(body) == "none" else body.tools
+        prompt = render(served, body, tools)
+        check_room(served, prompt.ids, "messages")
+        limit = body.max_completion_tokens or body.max_tokens or settings.max_tokens
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        options = text_options(served, body, limit, top, prompt.opens_thinking)
+        options.constraint = response_constraint(served, body, prompt)
+        return cls(served, [prompt.ids], options, ChatShape(served.name, Tokens(served.tokenizer), top))
+
+
+class CompletionRequest(TextRequest):
+    """A text completion."""
+
+    @classmethod
+    def prepare(cls, models: Models, settings: ServerSettings, body: CompletionBody) -> "CompletionRequest":
+        """Check a body and encode its prompts.
+
+        Raises:
+            ApiError: 400 or 404.
+        """
+        served = models.find(body.model, "completions")
+        _check_choices(body, settings)
+        completion_limits(body)
+        prompts = completion_prompts(served, body.prompt)
+        for prompt in prompts:
+            check_room(served, prompt, "prompt")
+        options = text_options(served, body, body.max_tokens or 16, body.logprobs, None)
+        return cls(served, prompts, options, CompletionShape(served.name, Tokens(served.tokenizer), body.logprobs))
+
+
+async def extract(api: Any, request: Any, body: ExtractBody) -> dict[str, Any]:
+    """Extract values by a JSON schema from texts."""
+    raise ApiError(400, "extraction is not available yet.", "schema")
