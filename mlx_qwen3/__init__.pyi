@@ -26,6 +26,7 @@ from .errors import MlxQwen3Error as MlxQwen3Error
 from .errors import QuantizationError as QuantizationError
 from .errors import RowError as RowError
 from .errors import TokenizerError as TokenizerError
+from .errors import TrainingError as TrainingError
 from .errors import UnsupportedModelError as UnsupportedModelError
 from .generation import BatchResponse as BatchResponse
 from .generation import Constraint as Constraint
@@ -77,5 +78,10 @@ from .tasks import pipeline as pipeline
 from .tokenizer import AutoTokenizer as AutoTokenizer
 from .tokenizer import BatchEncoding as BatchEncoding
 from .tokenizer import Tokenizer as Tokenizer
+from .training import TextClassifier as TextClassifier
+from .training import TextRegressor as TextRegressor
+from .training import TrainingOptions as TrainingOptions
+from .training import TrainingReport as TrainingReport
+from .training import train as train
 
 __version__: str

@@ -11,6 +11,7 @@ MlxQwen3Error
 ├── TokenizerError       a vocabulary or a chat template that cannot be used
 ├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
 ├── CacheError           a key/value cache that does not fit the model or cannot go back
+├── TrainingError        a training that diverged
 ├── MemoryFitError       the model and its cache do not fit this machine
 ├── DistributedError     several processes cannot work together
 ├── IncompleteOutputError   an answer cut before its constraint was complete; holds the text
@@ -92,6 +93,10 @@ class MemoryFitError(MlxQwen3Error):
 
 class DistributedError(MlxQwen3Error):
     """Several processes cannot be connected, or one of them has gone."""
+
+
+class TrainingError(MlxQwen3Error):
+    """A training diverged before anything was worth keeping."""
 
 
 class HubError(MlxQwen3Error):

@@ -67,10 +67,15 @@ NAMES = [
     "RowError",
     "TensorQuantizer",
     "TextClassification",
+    "TextClassifier",
     "TextGeneration",
+    "TextRegressor",
     "TokenClassification",
     "Tokenizer",
     "TokenizerError",
+    "TrainingError",
+    "TrainingOptions",
+    "TrainingReport",
     "UnsupportedModelError",
     "ZeroShotClassification",
     "batch_generate",
@@ -88,6 +93,7 @@ NAMES = [
     "pipeline",
     "save_cache",
     "stream_generate",
+    "train",
 ]
 
 

@@ -1,13 +1,16 @@
 """LoRA and DoRA adapters: PEFT's folders in and out, mlx-lm's folders in, and merging into the weights."""
 
 from .attach import AttachedAdapter, attach_adapter, lora_config
+from .create import TARGETS, add_adapter
 from .folder import Adapter, is_adapter_folder, read_adapter, refuse_outer_folder, write_adapter
 from .merging import adapter_weights, merge_adapter
 
 __all__ = [
+    "TARGETS",
     "Adapter",
     "AttachedAdapter",
     "adapter_weights",
+    "add_adapter",
     "attach_adapter",
     "is_adapter_folder",
     "lora_config",

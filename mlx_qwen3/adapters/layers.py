@@ -64,7 +64,7 @@ class LoRALinear(AdaptedLayer):
         """x (..., in) → (..., out)."""
         y = self.base_layer(x)
         seen = self.lora_dropout(x)
-        change = (self.scale * self.lora_B(self.lora_A(seen))).astype(y.dtype)
+        change = self._change(seen).astype(y.dtype)
         if "lora_magnitude_vector" not in self:
             return y + change
         # the norm counts as a constant for the gradient (section 4.3 of the paper)
@@ -78,6 +78,12 @@ class LoRALinear(AdaptedLayer):
             bias = self.base_layer.bias
             return ratio * (y - bias + change) + bias
         return ratio * (y + change)
+
+    def _change(self, x: mx.array) -> mx.array:
+        # A and B may be kept in float32 for training; the products are computed in the dtype of x
+        low = self.scale * (x @ self.lora_A.weight.T.astype(x.dtype))
+        high = low @ self.lora_B.weight.T.astype(x.dtype)
+        return high + (self.scale * self.lora_B.bias).astype(x.dtype) if "bias" in self.lora_B else high
 
     def _changed_weight(self) -> mx.array:
         weight = dense_weight(self.base_layer).astype(mx.float32)

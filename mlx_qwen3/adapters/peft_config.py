@@ -170,9 +170,8 @@ def parse_peft_config(values: dict[str, Any], source: str, class_name: str | Non
         refuse("bias", instead="Expected none, all or lora_only")
     targets = _names(values, "target_modules", refuse)
     layers: Any = values.get("layers_to_transform")
-    if isinstance(layers, int) and not isinstance(layers, bool):
-        layers = [layers]
-    if layers is not None and not (isinstance(layers, list) and all(type(i) is int for i in layers)):
+    chosen: list[int] | None = [layers] if isinstance(layers, int) else layers
+    if isinstance(layers, bool) or not (chosen is None or _is_int_list(chosen)):
         refuse("layers_to_transform", "is malformed", "Expected a number or a list of numbers")
     saved = _names(values, "modules_to_save", refuse) or []
     saved = [saved] if isinstance(saved, str) else saved
@@ -185,7 +184,7 @@ def parse_peft_config(values: dict[str, Any], source: str, class_name: str | Non
         excluded=_names(values, "exclude_modules", refuse) or [],
         rank_pattern=_pattern(values, "rank_pattern", refuse, int),
         alpha_pattern=_pattern(values, "alpha_pattern", refuse, float),
-        layers=list(layers) if layers else None,
+        layers=chosen or None,
         layers_pattern=_as_list(_names(values, "layers_pattern", refuse)),
         saved=tuple(dict.fromkeys([*saved, *heads])),
         tokens=_tokens(values, refuse),
@@ -241,6 +240,10 @@ def _names(values: Mapping[str, Any], name: str, refuse: Any) -> Any:
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return value
     return refuse(name, "is malformed", "Expected a list of names, or a regular expression")
+
+
+def _is_int_list(value: Any) -> bool:
+    return isinstance(value, list) and all(type(entry) is int for entry in value)
 
 
 def _as_list(value: Any) -> list[str]:

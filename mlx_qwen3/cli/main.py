@@ -17,6 +17,7 @@ VERBS = {
     "chat": ("chat", "talk to a model"),
     "generate": ("generate", "answer one prompt"),
     "convert": ("convert", "turn a checkpoint into another format, or quantize it"),
+    "train": ("train", "fine-tune a model on your own data"),
     "merge": ("merge", "merge an adapter into its base model"),
     "info": ("info", "describe a checkpoint without loading it"),
     "classify": ("classify", "label texts"),

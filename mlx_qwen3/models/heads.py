@@ -126,9 +126,18 @@ class SequenceClassification(Head):
     score: Any
     dropout: Any
 
-    def pool(self, base: Any, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
-        """Return one vector per sequence, (B, M): the last token's; see `last_token`."""
-        return last_token(self.config, base.last_hidden_state, input_ids, last_positions)
+    def pool(
+        self,
+        base: Any,
+        input_ids: mx.array | None,
+        last_positions: mx.array | None,
+        attention_mask: mx.array | None = None,
+    ) -> mx.array:
+        """Return one vector per sequence, (B, M): the last token's, or the mean where `classifier_pooling` says so."""
+        hidden = base.last_hidden_state
+        if getattr(self.config, "classifier_pooling", None) == "mean":
+            return mean_of_tokens(self.config, hidden, input_ids, last_positions, attention_mask)
+        return last_token(self.config, hidden, input_ids, last_positions)
 
     @overload
     def __call__(self, *args: Any, return_dict: Literal[False], **kwargs: Any) -> tuple[Any, ...]: ...
@@ -165,7 +174,9 @@ class SequenceClassification(Head):
         """
         ids = as_array(input_ids, "input_ids")
         base = self.model(ids, attention_mask=attention_mask, return_dict=True, **inputs)
-        vector = self.pool(base, ids, as_array(last_positions, "last_positions"))
+        vector = self.pool(
+            base, ids, as_array(last_positions, "last_positions"), as_array(attention_mask, "attention_mask")
+        )
         logits = self.score(self.dropout(vector))
         targets = as_array(labels, "labels")
         loss = None if targets is None else self.loss(logits, targets)
@@ -295,15 +306,43 @@ def last_token(config: Any, hidden: mx.array, input_ids: mx.array | None, last_p
     is refused.
     Source: transformers 5.23 `modeling_layers.py`, GenericForSequenceClassification.
     """
+    batch = hidden.shape[0]
+    if last_positions is None:
+        last_positions = _last_positions(config, hidden, input_ids)
+    return hidden[mx.arange(batch), last_positions]
+
+
+def _last_positions(config: Any, hidden: mx.array, input_ids: mx.array | None) -> mx.array:
     batch, length, _ = hidden.shape
-    if last_positions is not None:
-        return hidden[mx.arange(batch), last_positions]
     if config.pad_token_id is None and batch != 1:
         raise InputError("cannot handle a batch of more than one row without a padding token: set config.pad_token_id")
     if config.pad_token_id is None or input_ids is None:
-        return hidden[:, -1]
+        return mx.full((batch,), length - 1)
     positions = mx.where(input_ids != config.pad_token_id, mx.arange(length), 0)
-    return hidden[mx.arange(batch), mx.max(positions, axis=-1)]
+    return mx.max(positions, axis=-1)
+
+
+def mean_of_tokens(
+    config: Any,
+    hidden: mx.array,
+    input_ids: mx.array | None,
+    last_positions: mx.array | None,
+    attention_mask: mx.array | None,
+) -> mx.array:
+    """Return the mean of hidden (B, L, M) over the tokens of each row, (B, M), summed in float32.
+
+    The tokens are those of a mask (B, L), else all up to the last one, as `last_token` finds it.
+    """
+    length = hidden.shape[1]
+    if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] == length:
+        counts = attention_mask != 0
+    else:
+        if last_positions is None:
+            last_positions = _last_positions(config, hidden, input_ids)
+        counts = mx.arange(length) <= last_positions[:, None]
+    weights = counts[..., None].astype(mx.float32)
+    total = mx.sum(hidden.astype(mx.float32) * weights, axis=1)
+    return (total / mx.maximum(mx.sum(weights, axis=1), 1)).astype(hidden.dtype)
 
 
 def classifier_dropout(config: Any) -> float:

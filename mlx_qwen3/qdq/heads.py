@@ -243,7 +243,13 @@ class QDQBertForSequenceClassification(SequenceClassification, QDQBertWithHead):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def pool(self, base: Any, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
+    def pool(
+        self,
+        base: Any,
+        input_ids: mx.array | None,
+        last_positions: mx.array | None,
+        attention_mask: mx.array | None = None,
+    ) -> mx.array:
         """Return what the pooler made of each sequence, (B, M)."""
         return base.pooler_output
 

@@ -53,11 +53,13 @@ class Runner:
         pad_token_id: what fills a row; no result depends on it.
         compiled: whether a call of a shape that has been seen before is compiled; None: on a GPU, up to
             `COMPILED_TOKENS` padded tokens. Larger batches are evaluated layer by layer, which no compiled call can be.
+        shares_prefix: whether a beginning that all rows share is computed once; not where `compute` needs its states.
     """
 
     model: Any
     pad_token_id: int = 0
     compiled: bool | None = None
+    shares_prefix: bool = True
     _functions: dict[Any, Any] = field(default_factory=dict)
     _shapes: set[Any] = field(default_factory=set)
 
@@ -89,7 +91,7 @@ class Runner:
             return []
         self._check_ids(pieces)
         left = padding_side == "left" and self.causal  # an encoder counts positions from the first slot
-        may_share = self.causal and not left
+        may_share = self.causal and not left and self.shares_prefix
         shared = common_prefix([piece.ids for piece in pieces], SHORTEST_PREFIX) if may_share else 0
         wanted = compute if per_token else None
         prefix, ahead = self._prefix(pieces[0].ids[:shared], wanted) if shared else ([], ())

@@ -123,6 +123,7 @@ class Task(Generic[O, R]):
         self._check_model(model)
         pad = self.tokenizer.pad_token_id
         self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
+        self._runner.shares_prefix = getattr(self.model.config, "classifier_pooling", None) != "mean"
         self._said: set[str] = set()
 
     def __init_subclass__(cls, **keywords: Any) -> None:

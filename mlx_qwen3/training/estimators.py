@@ -1,0 +1,337 @@
+"""`TextClassifier` and `TextRegressor`: estimators in the manner of scikit-learn, which is not needed."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import CheckpointError, InputError
+from ..files import read_json_object
+from .datasets import encode_texts, same_labels
+from .files import rows_hash
+from .fitting import Base, Fitted, fit, load_base, make_objective, token_limit
+from .frozen_features import BATCH_TOKENS
+from .labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    Labels,
+    check_labels,
+    check_numbers,
+    check_texts,
+    class_weights,
+    imbalance,
+)
+from .metrics import regression_metrics
+from .options import TrainingOptions
+from .output import write_output
+from .report import TrainingReport
+from .train import label_fields, text_examples, training_options
+
+
+class NotFittedError(InputError, AttributeError):
+    """An estimator is used before it was fitted."""
+
+
+class _TextEstimator:
+    """What both estimators share: parameters, fitting, saving.
+
+    Args:
+        model: a folder or Hub repository; None for the bundled model.
+        method: "head" fits a linear head on frozen features, in one pass over the texts; "lora" and "dora" train an
+            adapter, "full" all weights.
+        pooling: what a head sees: "last" for the last token, as transformers reads it, "mean" for the mean over the
+            tokens, "auto" for the better one in cross-validation.
+        random_state: the seed; None for 0.
+        The others: see `TrainingOptions`.
+    """
+
+    _estimator_type = ""
+    _task = ""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        method: str = "head",
+        pooling: str = "auto",
+        epochs: int = 3,
+        batch_size: int = 16,
+        accumulation: int = 1,
+        learning_rate: float | None = None,
+        rank: int = 8,
+        alpha: float = 16.0,
+        dropout: float = 0.0,
+        weight_decay: float = 0.01,
+        patience: int | None = None,
+        max_length: int | None = None,
+        class_weights: Any = None,
+        dtype: str | None = None,
+        random_state: int | None = None,
+    ):
+        self.model = model
+        self.method = method
+        self.pooling = pooling
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.learning_rate = learning_rate
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.max_length = max_length
+        self.class_weights = class_weights
+        self.dtype = dtype
+        self.random_state = random_state
+
+    # parameters
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change parameters.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        for name in parameters:
+            if name not in self._names():
+                known = ", ".join(self._names())
+                raise InputError(f"unknown parameter {name!r} of {type(self).__name__}. Expected one of {known}")
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        changed = [f"{n}={v!r}" for n, v in self.get_params().items() if v != defaults[n].default]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn asks of an estimator; called by scikit-learn alone."""
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        classifier = self._estimator_type == "classifier"
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=True),
+            transformer_tags=None,
+            classifier_tags=ClassifierTags() if classifier else None,
+            regressor_tags=None if classifier else RegressorTags(),
+            input_tags=InputTags(two_d_array=False, string=True),
+        )
+
+    # fitting
+
+    def _options(self) -> TrainingOptions:
+        names = ("method", "epochs", "batch_size", "accumulation", "learning_rate", "rank", "alpha", "dropout")
+        names = (*names, "weight_decay", "patience", "max_length", "class_weights")
+        if self.pooling not in ("auto", "last", "mean"):
+            raise InputError(f"pooling is {self.pooling!r}, expected 'auto', 'last' or 'mean'")
+        seed = 0 if self.random_state is None else self.random_state
+        return training_options({**{name: getattr(self, name) for name in names}, "seed": seed})
+
+    def _targets(self, y: Any, rows: int) -> Labels:
+        raise NotImplementedError
+
+    def fit(self, X: Any, y: Any, eval_set: Any = None) -> Self:  # noqa: N803
+        """Fit the estimator to texts.
+
+        Args:
+            X: a list, NumPy array or pandas Series of N texts.
+            y: N labels (strings or ints), N collections of labels, or N numbers.
+            eval_set: (X, y) that are held out: figures are measured on them, and training keeps the weights with the
+                lowest loss there.
+
+        Raises:
+            InputError: rows that cannot be used; names the first by its index.
+        """
+        options = self._options()
+        texts = check_texts(X)
+        labels = self._targets(y, len(texts))
+        weights = class_weights(labels, options.class_weights)
+        held = None
+        if eval_set is not None:
+            held_texts = check_texts(eval_set[0], "eval_set")
+            held = held_texts, same_labels(self._targets(eval_set[1], len(held_texts)), labels, "eval_set")
+        base = load_base(self.model, self._task, options.method, self.dtype, **label_fields(labels))
+        limit = token_limit(base, options)
+        train = text_examples(base, texts, labels, weights, limit)
+        valid = [] if held is None else text_examples(base, held[0], held[1], None, limit)
+        report = TrainingReport(self._task, options.method, base.source, len(train))
+        report.labels = labels.names if labels.problem != REGRESSION else []
+        report.remarks += [remark for remark in [imbalance(labels)] if remark]
+        report.data_sha256 = rows_hash([texts, labels.targets])
+        objective = make_objective(base, self._task, labels.names, labels.problem)
+        fitted = fit(base, objective, train, valid, options, report, pooling=self.pooling)
+        self._set_fitted(fitted, labels.problem, labels.classes)
+        return self
+
+    def _set_fitted(self, fitted: Fitted, problem: str, classes: list[Any]) -> None:
+        self._fitted, self._problem, self._labels = fitted, problem, classes
+        self.report_ = fitted.report
+        if problem != REGRESSION:
+            self.classes_ = np.array(classes)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether `fit` has been called."""
+        return hasattr(self, "_fitted")
+
+    def _base(self) -> Base:
+        if not hasattr(self, "_fitted"):
+            message = f"this {type(self).__name__} is not fitted yet. Call fit(X, y) first"
+            raise _not_fitted(message)
+        return self._fitted.base
+
+    def _logits(self, X: Any) -> np.ndarray:  # noqa: N803
+        base = self._base()
+        texts = check_texts(X)
+        if not texts:
+            return np.zeros((0, base.model.config.num_labels), np.float32)
+        from ..tasks.batches import Piece, Runner
+
+        rows = encode_texts(base.tokenizer, texts, token_limit(base, self._options()))
+        mean = getattr(base.model.config, "classifier_pooling", None) == "mean"
+        runner = Runner(base.model, shares_prefix=not mean)
+
+        def compute(call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
+            return (base.model(**call, last_positions=last).logits.astype(mx.float32),)
+
+        tokens = BATCH_TOKENS[mx.default_device().type.name]
+        outputs = runner.run([Piece(ids) for ids in rows], compute, batch_tokens=tokens)
+        return np.stack([row[0] for row in outputs])
+
+    # files
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model: a checkpoint folder for "head" and "full", a PEFT adapter for "lora" and "dora".
+
+        `mlx_qwen3.load`, `pipeline` and the command line read it as any other.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+            CheckpointError: the folder exists or cannot be written.
+        """
+        self._base()
+        parameters = {name: value for name, value in self.get_params().items() if name != "model"}
+        extra = {"classes": self._labels, "problem_type": self._problem, "parameters": parameters}
+        write_output(self._fitted, path, extra=extra)
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Self:
+        """Return the estimator in a folder that `save` or `mlx-qwen3 train` wrote.
+
+        Args:
+            **options: what `mlx_qwen3.load` takes, such as `dtype`.
+
+        Raises:
+            CheckpointError: the folder holds no text classifier, or none with what a training records.
+        """
+        from ..loading import load
+
+        folder = Path(path).expanduser()
+        adapter = folder / "training.json"
+        training: Any = None
+        if adapter.is_file():
+            training = read_json_object(adapter)
+        elif (folder / "config.json").is_file():
+            training = read_json_object(folder / "config.json").get("training")
+        if not isinstance(training, dict) or training.get("task") != cls._task:
+            raise CheckpointError(f"{path} holds no {cls.__name__}. Load it with mlx_qwen3.load or pipeline")
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        model, tokenizer = load(path, **{"unpack": on_cpu, **options})
+        parameters = {k: v for k, v in (training.get("parameters") or {}).items() if k in cls._names()}
+        self = cls(**{"method": training["method"], **parameters})
+        base = Base(model, tokenizer, str(training.get("base_model")), folder, False)
+        report = TrainingReport(cls._task, training["method"], base.source, training.get("rows", 0))
+        report.metrics, report.baselines = training.get("metrics", {}), training.get("baselines", {})
+        self._set_fitted(Fitted(base, report), training["problem_type"], training["classes"])
+        return self
+
+
+def _not_fitted(message: str) -> Exception:
+    """Return the error of an estimator without a model; where scikit-learn is in use, it is also scikit-learn's."""
+    import sys
+
+    if "sklearn" not in sys.modules:
+        return NotFittedError(message)
+    from sklearn.exceptions import NotFittedError as SklearnNotFittedError
+
+    class BothNotFittedError(NotFittedError, SklearnNotFittedError):
+        """The error of both packages."""
+
+    return BothNotFittedError(message)
+
+
+class TextClassifier(_TextEstimator):
+    """Labels texts. An estimator of scikit-learn's kind: it works in pipelines, grid searches and cross-validation.
+
+    >>> classifier = TextClassifier().fit(["good", "bad", "fine", "poor"], [1, 0, 1, 0])  # doctest: +SKIP
+    >>> classifier.predict(["great"])  # doctest: +SKIP
+    array([1])
+    """
+
+    _estimator_type = "classifier"
+    _task = "text-classification"
+    classes_: np.ndarray
+
+    def _targets(self, y: Any, rows: int) -> Labels:
+        return check_labels(y, rows)
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the probability of each label, (N, labels); with several labels per text each for itself."""
+        logits = self._logits(X).astype(np.float64)
+        if self._problem == MULTI:
+            return np.exp(-np.logaddexp(0, -logits))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the label of each text; with several labels per text, zeros and ones (N, labels)."""
+        chances = self.predict_proba(X)
+        if self._problem == MULTI:
+            return (chances > 0.5).astype(np.int64)
+        return self.classes_[chances.argmax(axis=1)]
+
+    def score(self, X: Any, y: Any) -> float:  # noqa: N803
+        """Return the accuracy; with several labels per text, the share of texts with exactly the right ones."""
+        said = self.predict(X)
+        if self._problem == SINGLE:
+            expected = np.array(list(y))
+            if len(expected) != len(said):
+                raise InputError(f"X has {len(said)} rows and y has {len(expected)}. Give one label per row")
+            return float(np.mean(said == expected))
+        expected = np.array([[label in labels for label in self._labels] for labels in y])
+        return float(np.mean((said == 1).all(axis=1) if not len(expected) else ((said == 1) == expected).all(axis=1)))
+
+
+class TextRegressor(_TextEstimator):
+    """Predicts a number for each text; otherwise as `TextClassifier`."""
+
+    _estimator_type = "regressor"
+    _task = "text-regression"
+
+    def _targets(self, y: Any, rows: int) -> Labels:
+        return check_numbers(y, rows)
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """Return the number of each text, (N,)."""
+        return self._logits(X)[:, 0].astype(np.float64)
+
+    def score(self, X: Any, y: Any) -> float:  # noqa: N803
+        """Return R²."""
+        said = self.predict(X)
+        expected = np.array([row[0] for row in check_numbers(y, len(said)).targets])
+        return regression_metrics(expected[:, None], said[:, None])["r2"]

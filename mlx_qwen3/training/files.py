@@ -1,0 +1,209 @@
+"""Rows of training files: csv, tsv, jsonl, json, parquet, CoNLL, and folders of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import parse_json, read_text
+
+TABLES = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+CONLL = (".conll", ".conllu", ".iob", ".bio", ".txt")
+READ = "csv, tsv, jsonl, json or parquet"
+MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file: where it stands, for messages, and its fields."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path | None]:
+    """Return the training file and the validation file; a folder holds train.* and perhaps valid.*.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no file or folder {data}. Check the path")
+    if not path.is_dir():
+        return path, _existing(valid)
+    train = _named(path, ("train",))
+    if train is None:
+        raise InputError(f"{data} is a folder without train.jsonl, train.csv or the like. Name the file itself")
+    return train, _existing(valid) or _named(path, ("valid", "validation", "dev"))
+
+
+def _existing(path: str | Path | None) -> Path | None:
+    if path is None:
+        return None
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise InputError(f"there is no file {path}. Check the path")
+    return found
+
+
+def _named(folder: Path, stems: Sequence[str]) -> Path | None:
+    for stem in stems:
+        for suffix in (*JSON_LINES, ".json", *TABLES, ".parquet", *CONLL):
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    return None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a csv, tsv, jsonl, json or parquet file.
+
+    Raises:
+        InputError: a file that cannot be read, of another kind, or without rows; names the line.
+    """
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        rows = list(_table(path, TABLES[suffix]))
+    elif suffix in JSON_LINES:
+        rows = list(_json_lines(path))
+    elif suffix == ".json":
+        rows = list(_json_array(path))
+    elif suffix == ".parquet":
+        rows = list(_parquet(path))
+    else:
+        raise InputError(f"{path}: files of the kind {suffix or 'without a suffix'} are not read. Give {READ}")
+    if not rows:
+        raise InputError(f"{path} holds no rows. Give a file with data")
+    return rows
+
+
+def _table(path: Path, delimiter: str) -> Iterator[Row]:
+    text = read_text(path, error=InputError, max_bytes=MAX_BYTES)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            if None in row:
+                raise InputError(f"{path}: line {reader.line_num} has more cells than the header. Quote its text")
+            yield Row(f"line {reader.line_num}", row)
+    except csv.Error as problem:
+        raise InputError(f"{path}: line {reader.line_num} cannot be read ({problem}). Try a jsonl file") from None
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    text = read_text(path, error=InputError, max_bytes=MAX_BYTES)
+    for number, line in enumerate(io.StringIO(text), 1):
+        if line.strip():
+            place = f"line {number}"
+            yield _object(path, place, parse_json(line, f"{path}: {place}", error=InputError))
+
+
+def _json_array(path: Path) -> Iterator[Row]:
+    content = parse_json(read_text(path, error=InputError, max_bytes=MAX_BYTES), str(path), error=InputError)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = list(_squad(path, content["data"]))
+    if not isinstance(content, list):
+        raise InputError(f"{path} holds no JSON array. Write [row, row, …], or one row per line in a .jsonl file")
+    for index, entry in enumerate(content):
+        yield _object(path, f"row {index}", entry)
+
+
+def _object(path: Path, place: str, entry: Any) -> Row:
+    if isinstance(entry, str):
+        entry = {"text": entry}
+    if not isinstance(entry, dict):
+        raise InputError(f'{path}: {place} is no JSON object. Write {{"text": …, "label": …}}')
+    return Row(place, entry)
+
+
+def _squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the questions of a file in SQuAD's nested form."""
+    for index, article in enumerate(articles):
+        if not (isinstance(article, dict) and isinstance(article.get("paragraphs"), list)):
+            if isinstance(article, dict):
+                yield article
+                continue
+            raise InputError(f"{path}: entry {index} of 'data' is no article with paragraphs. Use SQuAD's form")
+        for paragraph in article["paragraphs"]:
+            for question in paragraph.get("qas", []):
+                yield {"context": paragraph.get("context"), **question}
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError(f"{path}: reading parquet needs pyarrow (pip install pyarrow). Or give a jsonl file") from None
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{path} cannot be read as parquet ({str(problem).splitlines()[0]})") from None
+    for index, row in enumerate(rows):
+        yield Row(f"row {index}", row)
+
+
+def read_conll(path: Path) -> list[Row]:
+    """Return the sentences of a CoNLL file as rows of `tokens` and `labels`: the first and the last column of a line.
+
+    Blank lines end a sentence; lines of `#` and `-DOCSTART-` are left out.
+
+    Raises:
+        InputError: a line with one column, or a file without sentences.
+    """
+    rows: list[Row] = []
+    tokens: list[str] = []
+    labels: list[str] = []
+    start = 1
+    lines = read_text(path, error=InputError, max_bytes=MAX_BYTES).split("\n")
+    for number, line in enumerate([*lines, ""], 1):
+        cells = line.split()
+        if not cells or cells[0] == "-DOCSTART-":
+            if tokens:
+                rows.append(Row(f"line {start}", {"tokens": tokens, "labels": labels}))
+            tokens, labels, start = [], [], number + 1
+            continue
+        if cells[0].startswith("#") and len(cells) != 2 and not tokens:
+            continue
+        if len(cells) < 2:
+            raise InputError(f"{path}: line {number} has no label: {line.strip()!r}. Write a token and its label")
+        tokens.append(cells[0])
+        labels.append(cells[-1])
+    if not rows:
+        raise InputError(f"{path} holds no sentences. Write a token and its label per line, a blank line between them")
+    return rows
+
+
+def field(row: Row, name: str, path: Path, flag: str) -> Any:
+    """Return a field of a row.
+
+    Raises:
+        InputError: the file has no such column; names those that it has.
+    """
+    if name not in row.fields:
+        known = ", ".join(map(repr, row.fields)) or "none"
+        raise InputError(f"{path}: {row.place} has no column {name!r}, only {known}. Name one with {flag}")
+    return row.fields[name]
+
+
+def data_hash(*paths: Path | None) -> str:
+    """Return the SHA-256 of the content of some files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in paths:
+        if path is not None:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def rows_hash(rows: Sequence[Any]) -> str:
+    """Return the SHA-256 of rows in memory."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, default=str).encode()).hexdigest()

@@ -1,0 +1,304 @@
+"""Fit one model to examples: load the base, fit or train the head and the layers, measure, and write the result."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .. import models
+from ..adapters import TARGETS, add_adapter, is_adapter_folder
+from ..checkpoint import resolve_checkpoint
+from ..config.pretrained import read_config_file
+from ..errors import InputError, QuantizationError
+from ..layers.parameters import flat
+from ..tokenizer import AutoTokenizer, Tokenizer
+from .frozen_features import embed, fit_head
+from .memory_estimate import check_training_fits
+from .objectives import Example, LanguageObjective, Objective, SequenceObjective, SpanObjective, TokenObjective
+from .options import TrainingOptions
+from .report import TrainingReport
+from .state import TrainingState
+from .trainer import Progress, Trainer, evaluate
+
+logger = logging.getLogger(__name__)
+
+CLASSES = {
+    "text-classification": "Qwen3ForSequenceClassification",
+    "text-regression": "Qwen3ForSequenceClassification",
+    "token-classification": "Qwen3ForTokenClassification",
+    "question-answering": "Qwen3ForQuestionAnswering",
+    "text-generation": "Qwen3ForCausalLM",
+}
+
+
+@dataclass
+class Base:
+    """A base model as it is trained, with its tokenizer.
+
+    Attributes:
+        source: the folder or repository, as adapters name it.
+        folder: where its files are.
+        packed: whether its weights are quantized in the files.
+        fields: what was changed in its configuration.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    source: str
+    folder: Path
+    packed: bool
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def load_base(model: str | Path | None, task: str, method: str, dtype: str | None, **fields: Any) -> Base:
+    """Load a base model under the head of a task; a head of another size starts fresh.
+
+    Args:
+        model: a folder or Hub repository; None for the bundled model.
+        fields: of the configuration: labels and problem type.
+
+    Raises:
+        QuantizationError: full training of a quantized base.
+        InputError: the folder of an adapter.
+        CheckpointError, UnsupportedModelError, HubError: as `from_pretrained`.
+    """
+    if model is None:
+        from ..bundled import bundled_model_path
+
+        folder = Path(bundled_model_path())
+        source = str(folder)
+    else:
+        folder = resolve_checkpoint(model)
+        source = str(folder.resolve()) if Path(model).expanduser().is_dir() else str(model)
+    if is_adapter_folder(folder):
+        raise InputError(f"{model} is an adapter, on which nothing is trained. Merge it first (mlx-qwen3 merge)")
+    packed = bool(read_config_file(folder).get("quantization")) if folder.is_dir() else True
+    if packed and method == "full":
+        raise QuantizationError(
+            f"{model or 'the bundled model'} is quantized, and its weights cannot be trained. Use --method lora "
+            "(QLoRA), or dequantize it first: mlx-qwen3 convert -d"
+        )
+    cls = getattr(models, CLASSES[task])
+    if dtype is None and method == "full":
+        dtype = "float32"  # small steps are lost in 16 bits
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    with without_warning("a fresh head starts"):
+        loaded = cls.from_pretrained(
+            folder, dtype=dtype, unpack=packed and on_cpu, ignore_mismatched_sizes=True, **fields
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pad = tokenizer.pad_token_id
+    if loaded.config.pad_token_id is None and pad is not None and pad < loaded.config.vocab_size:
+        loaded.config.pad_token_id = fields["pad_token_id"] = pad
+    return Base(loaded, tokenizer, source, folder, packed, fields)
+
+
+@contextlib.contextmanager
+def without_warning(text: str) -> Iterator[None]:
+    """Drop a warning that does not apply: the head that is fresh is about to be trained."""
+    log = logging.getLogger("mlx_qwen3.models.pretrained")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return text not in record.msg
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+def token_limit(base: Base, options: TrainingOptions) -> int:
+    """Return how many tokens a row may have."""
+    context = min(base.model.config.max_position_embeddings, base.tokenizer.model_max_length)
+    return min(context, options.max_length or context)
+
+
+def make_objective(base: Base, task: str, labels: list[str], problem: str) -> Objective:
+    """Return the objective of a task."""
+    pad = base.tokenizer.pad_token_id
+    pad = 0 if pad is None or pad >= base.model.config.vocab_size else pad
+    if task in ("text-classification", "text-regression"):
+        return SequenceObjective(pad, labels, problem=problem)
+    if task == "token-classification":
+        return TokenObjective(pad, labels)
+    if task == "question-answering":
+        return SpanObjective(pad)
+    return LanguageObjective(pad)
+
+
+@dataclass
+class Fitted:
+    """A trained model with its report."""
+
+    base: Base
+    report: TrainingReport
+    state: TrainingState | None = None
+
+
+def fit(
+    base: Base,
+    objective: Objective,
+    train: list[Example],
+    valid: list[Example],
+    options: TrainingOptions,
+    report: TrainingReport,
+    *,
+    pooling: str = "auto",
+    folder: Path | None = None,
+    identity: str = "",
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train `base` in place and fill `report`.
+
+    Args:
+        pooling: of a head on frozen features: "last", "mean", or "auto" for the better one.
+        folder: where the state of the training is saved, for resuming.
+        progress: called with rows of the log.
+
+    Raises:
+        MemoryFitError: the training needs more memory than there is.
+        TrainingError: the loss became infinite at once.
+    """
+    started = time.perf_counter()
+    mx.random.seed(options.seed)
+    _draw_head(base.model)
+    report.rows, report.valid_rows, report.held_out = len(train), len(valid), bool(valid)
+    measured = valid or train
+    if isinstance(objective, SequenceObjective):
+        _fit_frozen_head(base, objective, train, measured, options, report, pooling, progress)
+    state = None
+    if options.method != "head" or not isinstance(objective, SequenceObjective):
+        state = _train(base, objective, train, valid, options, folder, identity, progress)
+        report.log, report.best_step = state.log, state.best_step if state.best else state.step
+        report.stopped = next((row["stopped"] for row in state.log if "stopped" in row), None)
+        report.metrics = evaluate(base.model, objective, measured, options.batch_size)
+        if valid and "head" in report.baselines:
+            report.remarks += _compared(options.method, report)
+    report.seconds = time.perf_counter() - started
+    return Fitted(base, report, state)
+
+
+def _draw_head(model: Any) -> None:
+    """Draw a fresh head from the seed; loading has drawn it from whatever state there was."""
+    deviation = model.config.initializer_range
+    for name in sorted(model.fresh_weights):
+        path, _, leaf = name.rpartition(".")
+        layer = dict(model.named_modules())[path]
+        array = layer[leaf]
+        drawn = mx.random.normal(array.shape) * deviation if leaf == "weight" else mx.zeros(array.shape)
+        layer[leaf] = drawn.astype(array.dtype)
+    model.fresh_weights = frozenset()
+
+
+def _fit_frozen_head(
+    base: Base,
+    objective: SequenceObjective,
+    train: list[Example],
+    measured: list[Example],
+    options: TrainingOptions,
+    report: TrainingReport,
+    pooling: str,
+    progress: Progress | None,
+) -> None:
+    """Fit the head on frozen features: the result of the method "head", the baseline and first values of the others."""
+    classes = base.model.score.weight.shape[0]
+    same = measured is train
+    rows = [example.ids for example in train] + ([] if same else [example.ids for example in measured])
+    seen = [0]
+
+    def count(done: int) -> None:
+        seen[0] += done
+        if progress is not None:
+            progress({"embedded": seen[0], "total": len(rows)})
+
+    features = embed(base.model, rows, count)
+    of_train = {name: array[: len(train)] for name, array in features.items()}
+    of_measured = of_train if same else {name: array[len(train) :] for name, array in features.items()}
+    chosen, head = fit_head(of_train, train, objective.problem, classes, pooling, options.seed)
+    found = objective.metrics(measured, [(row,) for row in of_measured[chosen] @ head.weight.T])
+    if objective.problem == "single_label_classification":
+        targets = np.array([example.target for example in train])
+        majority = int(np.bincount(targets, minlength=classes).argmax())
+        guess = np.eye(classes, dtype=np.float32)[[majority] * len(measured)]
+        report.baselines["majority"] = _plain(objective.metrics(measured, [(row,) for row in guess]))
+    weight = head.weight
+    if options.method == "head":
+        report.metrics = found
+        report.remarks.append(
+            f"features: {'the last token' if chosen == 'last' else 'the mean over the tokens'}; L2 penalty "
+            f"{head.penalty:g} by cross-validation"
+        )
+        if chosen == "mean":
+            base.model.config.classifier_pooling = base.fields["classifier_pooling"] = "mean"
+            report.remarks.append(
+                "config.json says classifier_pooling: mean, which transformers does not read: load the model with "
+                "mlx-qwen3, or train with pooling='last'"
+            )
+    else:
+        report.baselines["head"] = _plain(found)
+        if chosen != "last":  # adapters keep the last token, as PEFT and transformers do
+            weight = fit_head(of_train, train, objective.problem, classes, "last", options.seed)[1].weight
+    base.model.score.weight = mx.array(weight).astype(base.model.score.weight.dtype)
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
+def _compared(method: str, report: TrainingReport) -> list[str]:
+    name = next((n for n in ("accuracy", "r2", "exact_match") if n in report.metrics), None)
+    if name is None or name not in report.baselines["head"]:
+        return []
+    difference = report.metrics[name] - report.baselines["head"][name]
+    if difference > 0:
+        return [f"{method} is {difference:.4f} better in {name} than a linear head on frozen features"]
+    return [
+        f"{method} did not beat a linear head on frozen features ({name} {difference:+.4f}): use --method head, or "
+        "train longer or on more rows"
+    ]
+
+
+def _train(
+    base: Base,
+    objective: Objective,
+    train: list[Example],
+    valid: list[Example],
+    options: TrainingOptions,
+    folder: Path | None,
+    identity: str,
+    progress: Progress | None,
+) -> TrainingState:
+    model = base.model
+    if options.method == "full":
+        names = [name for name, array in flat(model.parameters()).items() if mx.issubdtype(array.dtype, mx.floating)]
+        if isinstance(objective, LanguageObjective):
+            objective.frozen_head = False
+    elif options.method == "head":
+        names = [name for name in flat(model.parameters()) if name.startswith(("score.", "qa_outputs."))]
+    else:
+        targets = options.targets or TARGETS
+        add_adapter(
+            model,
+            r=options.rank,
+            alpha=options.alpha,
+            targets=targets,
+            dora=options.method == "dora",
+            dropout=options.dropout,
+            base=base.source,
+        )
+        names = model.adapter.names
+        if isinstance(objective, LanguageObjective) and any(name.startswith("lm_head.") for name in names):
+            objective.frozen_head = False
+    longest = max(len(example.ids) for example in train)
+    check_training_fits(model, list(names), longest, options, base.source)
+    trainer = Trainer(model, names, objective, train, valid, options, folder, identity, progress)
+    return trainer.run()

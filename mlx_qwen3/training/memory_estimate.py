@@ -1,0 +1,62 @@
+"""How much memory a training needs, estimated before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import MemoryFitError
+from ..layers.parameters import flat
+from ..memory import machine_memory
+from .forward import ROWS_PER_CHUNK
+from .options import TrainingOptions
+
+TIGHT = 0.95
+
+
+def training_bytes(model: Any, names: list[str], longest: int, options: TrainingOptions) -> int:
+    """Return about how many bytes a training needs: weights, gradients, moments and intermediates.
+
+    Of every layer the inputs of its products are kept for the backward pass; with gradient checkpointing only its
+    input, and one layer's intermediates at a time.
+
+    Args:
+        names: the trained parameters. longest: tokens of the longest row.
+    """
+    config = model.config
+    held = flat(model.parameters())
+    weights = sum(array.nbytes for array in held.values())
+    # the gradient, two moments and the next value of each trained number; the best weights so far
+    trained = sum(held[name].size for name in names) * (4 * 4 + 4)
+    tokens = options.batch_size * longest
+    itemsize = 2 if model.dtype in (mx.float16, mx.bfloat16) else 4
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    per_layer = 6 * config.hidden_size + 3 * heads * config.head_dim + 5 * config.intermediate_size
+    layers = config.num_hidden_layers
+    kept = config.hidden_size * layers + per_layer if options.grad_checkpoint else per_layer * layers
+    head = 3 * 4 * config.vocab_size * min(tokens, ROWS_PER_CHUNK) if hasattr(model, "logits") else 0
+    return weights + trained + tokens * kept * itemsize + head
+
+
+def check_training_fits(model: Any, names: list[str], longest: int, options: TrainingOptions, source: str) -> int:
+    """Return the estimate of `training_bytes`.
+
+    Raises:
+        MemoryFitError: it is more than the machine has; the message says what to change.
+    """
+    needed, memory = training_bytes(model, names, longest, options), machine_memory()
+    if needed > TIGHT * memory:
+        steps = []
+        if not options.grad_checkpoint:
+            steps.append("--grad-checkpoint")
+        if options.batch_size > 1:
+            steps.append("a smaller --batch-size with more --accumulation")
+        steps.append("a smaller --max-length")
+        if options.method == "full":
+            steps.append("--method lora")
+        raise MemoryFitError(
+            f"training {source} with batches of {options.batch_size} × {longest} tokens needs about "
+            f"{needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB. Use {', or '.join(steps)}"
+        )
+    return needed

@@ -1,0 +1,112 @@
+"""The saved state of a training: everything that the next step depends on, in one file that appears whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.core as mx
+
+from ..checkpoint import Checkpoint, read_header
+from ..errors import CheckpointError
+from ..files import disk_errors, remove
+
+STATE_NAME, LOG_NAME = "state.safetensors", "log.jsonl"
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands after a number of steps.
+
+    Attributes:
+        step: steps done.
+        parameters, first, second: what is trained, and the optimizer's moments.
+        best: the parameters of the best evaluation so far; empty before the first.
+        best_loss, best_step: of that evaluation.
+        stale: evaluations since then.
+        smooth_loss, lowest_loss: of the training, for the detection of divergence.
+        tokens: seen so far.
+        evaluation: the figures of the best evaluation.
+        log: what has been logged.
+    """
+
+    step: int = 0
+    parameters: dict[str, mx.array] = field(default_factory=dict)
+    first: dict[str, mx.array] = field(default_factory=dict)
+    second: dict[str, mx.array] = field(default_factory=dict)
+    best: dict[str, mx.array] = field(default_factory=dict)
+    best_loss: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    smooth_loss: float | None = None
+    lowest_loss: float | None = None
+    tokens: int = 0
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    _NUMBERS: ClassVar[tuple[str, ...]] = (
+        "step",
+        "best_loss",
+        "best_step",
+        "stale",
+        "smooth_loss",
+        "lowest_loss",
+        "tokens",
+        "evaluation",
+        "log",
+    )
+
+    def save(self, folder: Path, identity: str) -> None:
+        """Write the state into `folder`; an older one is replaced at once.
+
+        Args:
+            identity: names data, model and options; another training does not resume from it.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or the disk is full.
+        """
+        arrays: dict[str, mx.array] = {}
+        for group in ("parameters", "first", "second", "best"):
+            arrays.update({f"{group}.{name}": array for name, array in getattr(self, group).items()})
+        numbers = {name: getattr(self, name) for name in self._NUMBERS}
+        partial = folder / f".{STATE_NAME}.part.safetensors"
+        metadata = {"identity": identity, "numbers": json.dumps(numbers)}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                mx.save_safetensors(str(partial), arrays, metadata)
+            except RuntimeError as problem:
+                remove(partial)
+                raise CheckpointError(
+                    f"cannot write {folder}: {str(problem).splitlines()[0]}. Free some space and resume the training"
+                ) from None
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, folder / STATE_NAME)
+
+    @classmethod
+    def load(cls, folder: Path, identity: str) -> TrainingState | None:
+        """Return the state in `folder`, or None where there is none.
+
+        Raises:
+            CheckpointError: a damaged file, or the state of another training.
+        """
+        file = folder / STATE_NAME
+        if not file.is_file():
+            return None
+        entries, metadata = read_header(file)
+        if metadata.get("identity") != identity:
+            raise CheckpointError(
+                f"{folder} holds the state of a training with other data, another model or other options. Use the same "
+                "ones to resume it, or delete the folder"
+            )
+        arrays = Checkpoint(folder, entries, metadata, [file]).read_all()
+        state = cls(**json.loads(metadata["numbers"]))
+        for name, array in arrays.items():
+            group, _, rest = name.partition(".")
+            getattr(state, group)[rest] = array
+        mx.eval(list(arrays.values()))
+        return state

@@ -1,0 +1,294 @@
+"""The training loop: minibatches of similar length, accumulation, evaluation, early stopping, and resuming.
+
+Whatever the next step depends on is either in the saved state or follows from the options, so that a training that is
+killed and resumed ends with the same weights, bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from ..errors import TrainingError
+from ..layers.parameters import flat
+from .objectives import Batch, Example, Objective
+from .optimizer import AdamW, Parameters, learning_rate
+from .options import TrainingOptions
+from .state import TrainingState
+
+BATCHES_PER_POOL = 32
+"""Minibatches whose rows are sorted by length together: enough to avoid padding, few enough to stay mixed."""
+SMOOTHING = 0.9
+DIVERGED = 3.0
+"""Training stops when the smoothed loss is this many times its lowest value, and above its first value."""
+
+Progress = Callable[[dict[str, Any]], object]
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the rows of each minibatch of an epoch, in their order: similar lengths together, otherwise shuffled."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches: list[list[int]] = []
+    size = batch_size * BATCHES_PER_POOL
+    for start in range(0, len(order), size):
+        pool = sorted(order[start : start + size].tolist(), key=lambda row: lengths[row])
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class Trainer:
+    """Trains some parameters of a model.
+
+    Args:
+        model: a Qwen3 model with a head. names: the parameters to train.
+        objective: batches, loss and figures of the task.
+        train, valid: examples; without `valid` nothing is evaluated and the last weights count.
+        folder: where the state is saved; None for nowhere.
+        identity: names data, model and options in the state.
+        progress: called after every step and evaluation with a row of the log.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        objective: Objective,
+        train: Sequence[Example],
+        valid: Sequence[Example],
+        options: TrainingOptions,
+        folder: Path | None = None,
+        identity: str = "",
+        progress: Progress | None = None,
+    ):
+        self.model, self.objective, self.options = model, objective, options
+        self.train, self.valid = train, valid
+        self.folder, self.identity = folder, identity
+        self.progress = progress or (lambda row: None)
+        self.lengths = [len(example.ids) for example in train]
+        self.compiled = options.compiled
+        if self.compiled is None:
+            self.compiled = mx.default_device().type == mx.DeviceType.gpu
+        objective.step = 32 if self.compiled else 1
+        objective.checkpoint = options.grad_checkpoint
+        per_epoch = math.ceil(len(plan_batches(self.lengths, options.batch_size, 0, 0)) / options.accumulation)
+        self.steps_per_epoch = per_epoch
+        self.total = min(per_epoch * options.epochs, options.max_steps or per_epoch * options.epochs)
+        self.warmup = math.ceil(self.total * options.warmup)
+        self.evaluate_every = options.evaluate_every or per_epoch
+        self.optimizer = AdamW(options.weight_decay, options.clip)
+        held = flat(model.parameters())
+        self.state = TrainingState(parameters={name: held[name] for name in names})
+        self.optimizer.prepare(self.state.parameters)
+        self.state.first, self.state.second = self.optimizer.first, self.optimizer.second
+        self._gradients, self._update = self._functions()
+        self._noted = time.perf_counter()
+        self._lowest: tuple[Parameters, int] = ({}, 0)
+        self._lowest_loss = math.inf
+        trained = sum(held[name].size for name in names)
+        self._keeps_previous = trained < 0.1 * sum(array.size for array in held.values())
+
+    # one step
+
+    def _functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        model, objective = self.model, self.objective
+
+        def loss(parameters: Parameters, batch: Batch) -> tuple[mx.array, mx.array]:
+            model.update(tree_unflatten(list(parameters.items())))
+            return objective.loss(model, batch)
+
+        gradients, update = mx.value_and_grad(loss), self.optimizer.update
+        if not self.compiled:
+            return gradients, update
+        random: Any = mx.random.state
+        return mx.compile(gradients, inputs=random, outputs=random), mx.compile(update)
+
+    def _step(self, batches: list[list[int]]) -> tuple[mx.array, mx.array, int]:
+        """Do one step of the optimizer; return the lazy loss and norm, and the tokens it saw."""
+        state, options = self.state, self.options
+        total: Any = None
+        tokens = 0
+        # dropout follows from the step alone: the random state itself cannot be restored
+        mx.random.seed((options.seed * 1_000_003 + state.step) % 2**63)
+        for rows in batches:
+            batch = self.objective.batch([self.train[row] for row in rows])
+            tokens += sum(self.lengths[row] for row in rows)
+            (loss, count), gradients = self._gradients(state.parameters, batch)
+            if total is None:
+                total = loss, count, gradients
+            else:
+                added = {name: total[2][name] + gradient for name, gradient in gradients.items()}
+                total = total[0] + loss, total[1] + count, added
+            mx.async_eval(total)
+        loss, count, gradients = total
+        step = state.step + 1
+        rate = learning_rate(step, self.total, options.peak_rate, self.warmup, options.schedule)
+        scale = 1 / mx.maximum(count, 1e-9)
+        state.parameters, state.first, state.second, norm = self._update(
+            state.parameters, state.first, state.second, gradients, scale, mx.array(rate), mx.array(float(step))
+        )
+        mx.async_eval(state.parameters, state.first, state.second)
+        state.step = step
+        state.tokens += tokens
+        return loss * scale, norm, tokens
+
+    # the loop
+
+    def run(self) -> TrainingState:
+        """Train, or go on from the saved state; the model holds the best weights afterwards.
+
+        Raises:
+            TrainingError: the loss became infinite before anything was worth keeping.
+            CheckpointError: the state cannot be written.
+        """
+        if self.folder is not None:
+            saved = TrainingState.load(self.folder, self.identity)
+            if saved is not None:
+                self.state = saved
+        state = self.state
+        stopped = state.log[-1].get("stopped") if state.log else None
+        self.model.train()
+        self._freeze()
+        planned: tuple[int, list[list[int]]] = (-1, [])
+        pending: Any = None
+        while state.step < self.total and stopped is None:
+            epoch, position = divmod(state.step, self.steps_per_epoch)
+            if planned[0] != epoch:
+                planned = epoch, plan_batches(self.lengths, self.options.batch_size, self.options.seed, epoch)
+            accumulated = self.options.accumulation
+            batches = planned[1][position * accumulated : (position + 1) * accumulated]
+            before = dict(state.parameters) if self._keeps_previous and not state.best else {}
+            previous, pending = pending, (*self._step(batches), state.step, before)
+            stopped = self._note(previous)  # while the device computes the step that was just started
+            saves = self.folder is not None and (state.step % self.options.save_every == 0 or state.step == self.total)
+            evaluates = bool(self.valid) and self._evaluates()
+            if stopped is None and (saves or evaluates or state.step == self.total):
+                pending, stopped = None, self._note(pending)
+            if stopped is None and evaluates:
+                stopped = self._evaluate()
+            if stopped is not None:
+                self._log({"step": state.step, "stopped": stopped})
+            if saves or (self.folder is not None and stopped is not None):
+                self.save()
+        self._finish()
+        return state
+
+    def _evaluates(self) -> bool:
+        return self.state.step % self.evaluate_every == 0 or self.state.step == self.total
+
+    def save(self) -> None:
+        """Write the state of the training."""
+        assert self.folder is not None
+        self.state.save(self.folder, self.identity)
+
+    def _note(self, pending: Any) -> str | None:
+        """Wait for a step and log it; return why training must stop, or None."""
+        if pending is None:
+            return None
+        state, options = self.state, self.options
+        loss, norm = (float(np.array(array)) for array in pending[:2])
+        tokens, step, before = pending[2:]
+        now = time.perf_counter()
+        seconds, self._noted = now - self._noted, now
+        row = {
+            "step": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
+            "loss": loss,
+            "learning_rate": learning_rate(step, self.total, options.peak_rate, self.warmup, options.schedule),
+            "gradient_norm": norm,
+            "tokens": tokens,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+        }
+        self._log(row)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._keep_lowest()
+            return f"the loss became {loss} in step {step}"
+        if loss < self._lowest_loss:  # the loss is that of the weights before the step
+            self._lowest_loss, self._lowest = loss, (before, step - 1)
+        smooth = loss if state.smooth_loss is None else SMOOTHING * state.smooth_loss + (1 - SMOOTHING) * loss
+        first = next(entry["loss"] for entry in state.log if "loss" in entry)
+        state.smooth_loss = smooth
+        if state.lowest_loss is None or smooth < state.lowest_loss:
+            state.lowest_loss = smooth
+        elif smooth > DIVERGED * state.lowest_loss and smooth > 1.5 * first and step > 5:
+            self._keep_lowest()
+            return f"the loss rose to {smooth:.3g} from {state.lowest_loss:.3g} by step {step}"
+        return None
+
+    def _freeze(self) -> None:
+        """Freeze what is not trained: a checkpointed layer would compute its gradients as well."""
+        self.model.freeze()
+        modules = dict(self.model.named_modules())
+        for name in self.state.parameters:
+            path, _, leaf = name.rpartition(".")
+            modules[path].unfreeze(recurse=False, keys=[leaf])
+
+    def _keep_lowest(self) -> None:
+        """Without an evaluation so far, keep the weights whose training loss was the lowest."""
+        parameters, step = self._lowest
+        if parameters and not self.state.best:
+            self.state.best, self.state.best_step = parameters, step
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.state.log.append(row)
+        self.progress({**row, "total": self.total})
+
+    def _evaluate(self) -> str | None:
+        state = self.state
+        figures = self.evaluate()
+        self._log({"step": state.step, "evaluation": figures})
+        if math.isfinite(figures["loss"]) and (state.best_loss is None or figures["loss"] < state.best_loss):
+            state.best, state.best_loss, state.best_step = dict(state.parameters), figures["loss"], state.step
+            state.evaluation, state.stale = figures, 0
+            return None
+        state.stale += 1
+        if self.options.patience is not None and state.stale >= self.options.patience:
+            return f"{state.stale} evaluations brought no lower loss"
+        return None
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the loss and the figures of the task on the held-out examples, with the present weights."""
+        return evaluate(self.model, self.objective, self.valid, self.options.batch_size, self.state.parameters)
+
+    def _finish(self) -> None:
+        state = self.state
+        stopped = next((row["stopped"] for row in state.log if "stopped" in row), "")
+        diverged = stopped.startswith("the loss")
+        if diverged and not state.best:
+            raise TrainingError(f"training diverged: {stopped}. Lower the learning rate ({self.options.peak_rate:g})")
+        chosen = state.best or state.parameters
+        self.model.update(tree_unflatten(list(chosen.items())))
+        self.model.unfreeze()
+        self.model.eval()
+
+
+def evaluate(
+    model: Any, objective: Objective, examples: Sequence[Example], batch_size: int, parameters: Parameters | None = None
+) -> dict[str, Any]:
+    """Return the mean loss and the figures of the task on some examples, in evaluation mode."""
+    if parameters is not None:
+        model.update(tree_unflatten(list(parameters.items())))
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda row: -len(examples[row].ids))
+    outputs: list[tuple[np.ndarray, ...]] = [()] * len(examples)
+    total = count = 0.0
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = objective.batch([examples[row] for row in rows])
+        loss, weight = objective.loss(model, batch)
+        found = objective.outputs(model, batch)
+        mx.eval(loss, weight, found)
+        total, count = total + float(np.array(loss)), count + float(np.array(weight))
+        arrays = [np.array(array) for array in found]
+        for index, row in enumerate(rows):
+            outputs[row] = tuple(array[index] for array in arrays)
+    model.train(was_training)
+    return {"loss": total / max(count, 1e-9), **objective.metrics(examples, outputs)}
