@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from ..errors import InputError
-from ..generation import GenerationConfig, RandomSampler, greedy
+from ..generation import GenerationConfig
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -51,12 +51,16 @@ class Sampling:
         """These values, and where there is none those of `other`."""
         return Sampling(**{name: v if v is not None else getattr(other, name) for name, v in asdict(self).items()})
 
-    def sampler(self, seed: int | None = None) -> Any:
-        """Greedy at temperature 0, else a `RandomSampler`."""
+    @classmethod
+    def of(cls, config: GenerationConfig) -> "Sampling":
+        """Return the sampling that a configuration sets."""
+        return cls(config.temperature, config.top_p, config.top_k, config.min_p)
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what is set, as keywords of `stream_generate`; greedy at temperature 0."""
         if self.temperature == 0:
-            return greedy
-        values = {name: value for name, value in asdict(self).items() if value is not None}
-        return RandomSampler(**values, seed=seed)
+            return {"temperature": 0.0}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __str__(self) -> str:
         if self.temperature == 0:
@@ -70,7 +74,7 @@ PLAIN = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 
 def mode_sampling(thinks: bool, support: ThinkingSupport, config: GenerationConfig) -> Sampling:
     """The sampling of a mode. A generation_config describes one mode: thinking, where both are there."""
-    own = Sampling(config.temperature, config.top_p, config.top_k, config.min_p)
+    own = Sampling.of(config)
     default = THINKING if thinks else PLAIN
     return own.over(default) if thinks or support is not ThinkingSupport.OPTIONAL else default
 

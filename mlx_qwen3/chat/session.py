@@ -9,16 +9,19 @@ import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..cache import ignored_options, load_cache, save_cache, weights_fingerprint
 from ..errors import CacheError, InputError
-from ..generation import Decoding, GenerationConfig, GenerationResponse, stream_generate
+from ..generation import Decoding, GenerationConfig, GenerationResponse, resolve_options, stream_generate
 from ..generation.context import new_cache, tokens_left
+from ..generation.options import NOT_GIVEN, GenerationKeywords
+from ..generation.sampling import mixed
 from ..generation.steps import fill_prompt
+from ..generation.stream import token_budget
 from .modes import CLOSE, Sampling, ThinkingSupport, mode_sampling, opens_thinking, resolve_thinking, thinking_support
 from .thinking import Kind, Piece, ThinkingParser
 from .transcript import load_transcript, save_transcript
@@ -62,12 +65,13 @@ class ChatSession:
         thinking: think before answering; None for what the checkpoint does by itself.
         thinking_budget: tokens of thought after which the answer is demanded; None for no limit.
         sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
-        presence_penalty, repetition_penalty: as in `stream_generate`.
         max_tokens: of one answer, thoughts included; None for as many as the context holds.
         seed: makes the conversation repeatable.
         tools: JSON schemas of functions, for the template.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
         prefill_step_size: tokens of the prompt in one pass.
+        decoding, **options: as in `stream_generate`: `repetition_penalty`, `stop`, `logit_bias`, a
+            `generation_config`, … With `do_sample=False`, and no `sampling`, answers are greedy.
 
     Raises:
         InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range.
@@ -83,15 +87,13 @@ class ChatSession:
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         sampling: Sampling | None = None,
-        presence_penalty: float | None = None,
-        repetition_penalty: float | None = None,
         max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         cache_options: Mapping[str, Any] | None = None,
         prefill_step_size: int | None = None,
         decoding: Decoding | None = None,
+        **options: Unpack[GenerationKeywords],
     ):
         if thinking_budget is not None and thinking_budget < 0:
             raise InputError(f"thinking_budget is {thinking_budget}, expected 0 or more tokens")
@@ -108,16 +110,13 @@ class ChatSession:
         self.cached_ids: list[int] = []
         self.stats: TurnStats | None = None
         self._cache_options = dict(cache_options or {})
-        self._options = {
-            "presence_penalty": presence_penalty,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop,
-            "decoding": decoding,
-        }
+        self._decoding = decoding
         self._prefill_step_size = prefill_step_size
         self._seed = seed
-        self._samplers: dict[Sampling, Any] = {}
-        self.sampling_for(self.thinking).sampler()
+        self._streams = 0
+        self._options, self.sampling = _split_sampling(options, self.sampling)
+        self._running: _Turn | None = None
+        resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
 
     # what a person does
 
@@ -203,8 +202,11 @@ class ChatSession:
 
     def sampling_for(self, thinks: bool) -> Sampling:
         """How tokens are drawn in a mode."""
-        config = getattr(self.model, "generation_config", None) or GenerationConfig()
-        return self.sampling.over(mode_sampling(thinks, self.support, config))
+        own = getattr(self.model, "generation_config", None) or GenerationConfig()
+        user = self._options.get("generation_config")
+        greedy = self._options.get("do_sample", None if user is None else user.do_sample) is False
+        asked = Sampling(temperature=0.0) if greedy else Sampling() if user is None else Sampling.of(user)
+        return self.sampling.over(asked.over(mode_sampling(thinks, self.support, own)))
 
     # one turn
 
@@ -225,20 +227,37 @@ class ChatSession:
                 found = _SWITCH.findall(message["content"]) if message["role"] == "user" else []
                 if found:
                     return not found[-1]
+            found = _SWITCH.findall(self.system or "")
+            if found:
+                return not found[-1]
         return self.thinking
 
     def _answer(self, messages: list[dict[str, Any]], progress: Any) -> Generator[ChatPart, None, None]:
-        turn = _Turn(self, messages, self._rendered(messages))
+        if self._running is not None:
+            raise InputError("an answer is being generated: read it to its end or close it before the next message")
+        turn = self._running = _Turn(self, messages, self._rendered(messages))
         try:
             yield from turn.run(progress)
         finally:
+            self._running = None
             turn.finish()
 
-    def _sampler(self, thinks: bool) -> Any:
-        sampling = self.sampling_for(thinks)
-        if sampling not in self._samplers:
-            self._samplers[sampling] = sampling.sampler(self._seed)
-        return self._samplers[sampling]
+    def _stream_options(self, thinks: bool) -> dict[str, Any]:
+        """The options of the next stream; with a seed each stream has draws of its own."""
+        options = {**self._options, **self.sampling_for(thinks).keywords()}
+        options.pop("do_sample", None)
+        if self._seed is not None:
+            options["seed"] = mixed(self._seed, self._streams)
+        self._streams += 1
+        return options
+
+    def _token_budget(self, prompt: int) -> int | None:
+        """Tokens of one answer: `max_tokens`, else what the options say, else what the context holds."""
+        if self.max_tokens is not None:
+            return self.max_tokens
+        resolved = resolve_options(self.model, self._options, streaming=True)
+        limits = {"max_new_tokens", "max_length"} & resolved.given
+        return token_budget(resolved, NOT_GIVEN, prompt) if limits else None
 
     def _keep_common(self, ids: list[int], messages: Sequence[Mapping[str, Any]], progress: Any) -> int:
         """Brings the cache to a beginning of `ids`, not all of them, and returns its length."""
@@ -275,7 +294,7 @@ class _Turn:
 
     def run(self, progress: Any) -> Generator[ChatPart, None, None]:
         session = self.session
-        left = tokens_left(session.model.config, 0, len(self.ids), session.max_tokens)
+        left = tokens_left(session.model.config, 0, len(self.ids), session._token_budget(len(self.ids)))
         self.reused = session._keep_common(self.ids, self.messages, progress)
         if self.parser.thinking and session.thinking_budget == 0:
             self._force()
@@ -286,12 +305,12 @@ class _Turn:
                 session.tokenizer,
                 mx.array(self.known[session.cache.offset :]),
                 left - self.generated,
-                sampler=session._sampler(thinks),
+                decoding=session._decoding,
                 prompt_cache=session.cache,
                 history=self.known[: session.cache.offset],
                 prefill_step_size=session._prefill_step_size,
                 prompt_progress_callback=progress,
-                **session._options,
+                **session._stream_options(thinks),
             )
             over_budget = yield from self._take(responses)
             if not over_budget or self.generated >= left:
@@ -348,6 +367,15 @@ class _Turn:
         session.messages = [*self.messages, message]
         held = 0 if session.cache is None else session.cache.nbytes
         session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held)
+
+
+def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], Sampling]:
+    """Generation options without the fields of `Sampling`, and the sampling with those fields in it."""
+    rest = dict(options)
+    if "temp" in rest:
+        rest["temperature"] = rest.pop("temp")
+    given = {name: rest.pop(name) for name in ("temperature", "top_p", "top_k", "min_p") if name in rest}
+    return rest, Sampling(**given).over(sampling)
 
 
 def fingerprint(model: Any) -> str:

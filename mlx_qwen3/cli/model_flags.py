@@ -185,11 +185,26 @@ def _bundled() -> Any:
     return path
 
 
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the generation options that the flags set; the others are left to the model."""
+    flags = {
+        "temperature": args.temp,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "presence_penalty": args.presence_penalty,
+        "repetition_penalty": args.repetition_penalty,
+        "stop": args.stop,
+        "seed": args.seed,
+    }
+    return {name: value for name, value in flags.items() if value is not None}
+
+
 def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
     """A conversation as the flags ask for it, with the cache of the last one if there is a file of it."""
     from pathlib import Path
 
-    from ..chat import ChatSession, Sampling
+    from ..chat import ChatSession
 
     session = ChatSession(
         model,
@@ -197,12 +212,8 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
         system=args.system_prompt,
         thinking=False if args.thinking == "off" else None,
         thinking_budget=args.thinking_budget,
-        sampling=Sampling(args.temp, args.top_p, args.top_k, args.min_p),
-        presence_penalty=args.presence_penalty,
-        repetition_penalty=args.repetition_penalty,
         max_tokens=args.max_tokens,
-        stop=args.stop,
-        seed=args.seed,
+        **generation_options(args),
         cache_options=cache_options(args),
         prefill_step_size=args.prefill_step_size,
         decoding=decoding_asked(args, model),

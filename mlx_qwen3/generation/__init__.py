@@ -1,14 +1,17 @@
-"""Text that goes on: sampling, the decode loop, `model.generate`, and streamed answers. Knows models by protocol."""
+"""Text generation: sampling, decode loops, `model.generate`, streamed and batched answers. Knows models by protocol."""
 
 from .batching import BatchResponse, BatchStats, batch_generate
 from .config import GenerationConfig
 from .constraints import Constraint, Matcher, chosen_constraint, compile_constraint
-from .decoding import Chooser, DecodeRun, Decoding, OneByOne, Step
+from .criteria import StoppingCriteria, StoppingCriteriaList
+from .decoding import Chooser, DecodeRun, Decoding, PlainDecoding, Step
 from .mixin import DecoderGenerationMixin, GenerationMixin
+from .options import GenerationOptions, resolve_options
+from .processors import LogitsProcessor, LogitsProcessorList
 from .results import GenerateOutput, GenerationResponse
 from .sampling import RandomSampler, greedy, make_sampler
 from .steps import decode_steps, generate_step
-from .stopping import StopStrings
+from .stop_strings import StopStrings
 from .stream import generate, stream_generate
 
 __all__ = [
@@ -22,12 +25,17 @@ __all__ = [
     "GenerateOutput",
     "GenerationConfig",
     "GenerationMixin",
+    "GenerationOptions",
     "GenerationResponse",
+    "LogitsProcessor",
+    "LogitsProcessorList",
     "Matcher",
-    "OneByOne",
+    "PlainDecoding",
     "RandomSampler",
     "Step",
     "StopStrings",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
     "batch_generate",
     "chosen_constraint",
     "compile_constraint",
@@ -36,5 +44,6 @@ __all__ = [
     "generate_step",
     "greedy",
     "make_sampler",
+    "resolve_options",
     "stream_generate",
 ]

@@ -1,20 +1,24 @@
 """`batch_generate`: many prompts in, as many texts out."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
 from ..errors import InputError
-from .config import GenerationConfig
+from .checks import check_whole_number
 from .context import tokens_left
-from .rows import RowToken, decode_rows
-from .sampling import Sampler
+from .continuous_batch import BatchSequence, RowToken, decode_rows
+from .options import NOT_GIVEN, GenerationKeywords, GenerationOptions, NotGiven, resolve_options
+from .sampling import RandomSampler, Sampler
 from .steps import checked_prompt
-from .stopping import StopStrings
-from .stream import TextCodec, chosen_sampler, ending_ids, prompt_ids
+from .stop_strings import StopStrings
+from .stream import STREAM_ARGUMENTS, EndOfText, TextCodec, ending_ids, prompt_ids, prompt_tail, token_budget
+
+DEFAULT_BATCH_TOKENS = 128
+"""Tokens of each answer where nobody sets a limit."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +42,47 @@ class BatchResponse:
     """What `batch_generate` gives, each list in the order of the prompts.
 
     texts: the answers. token_ids: their ids, ending tokens left out. finish_reasons: "stop" or "length".
+    logprobs: the log-probability of each of `token_ids`, where they were asked for.
     """
 
     texts: list[str]
     token_ids: list[list[int]]
     finish_reasons: list[str]
     stats: BatchStats
+    logprobs: list[list[float]] | None = None
 
 
 @dataclass
 class _Answer:
-    """One sequence on its way."""
+    """An answer that is being generated."""
 
     detokenizer: Any
     stops: StopStrings
-    ends: set[int]
+    ends: EndOfText
     budget: int
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     text: str = ""
     reason: str = "length"
 
-    def take(self, token: int) -> bool:
-        """Adds a token; true when the answer is over."""
-        if token in self.ends:
+    def take(self, token: int, logprobs: mx.array | None = None) -> bool:
+        """Add a token; true when the answer is finished."""
+        if token in self.ends.eos:
             self.reason = "stop"
             return self._close()
+        reason = self.ends.reason(token)
         self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(cast(float, logprobs[token].item()))
         self.detokenizer.add_token(token)
         piece, found = self.stops.feed(self.detokenizer.last_segment)
         self.text += piece
         if found:
             self.reason = "stop"
             return True
+        if reason is not None:
+            self.reason = reason
+            return self._close()
         return self._close() if len(self.tokens) == self.budget else False
 
     def _close(self) -> bool:
@@ -83,70 +96,92 @@ def batch_generate(
     model: Any,
     tokenizer: TextCodec,
     prompts: Sequence[Any],
-    max_tokens: int | Sequence[int] = 128,
+    max_tokens: int | Sequence[int | None] | NotGiven | None = NOT_GIVEN,
     *,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: int | None = None,
     sampler: Sampler | Sequence[Sampler] | None = None,
-    stop: str | Sequence[str] | None = None,
+    logits_processors: Sequence[Any] = (),
     stops: Sequence[str | Sequence[str] | None] | None = None,
-    eos_token_ids: Sequence[int] | None = None,
+    logprobs: bool = False,
     enable_thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool | None = None,
+    prompt_caches: Sequence[Any] | None = None,
+    histories: Sequence[Sequence[int]] | None = None,
     completion_batch_size: int = 32,
+    max_kv_size: int | None = None,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
+    **options: Unpack[GenerationKeywords],
 ) -> BatchResponse:
-    """The answers to many prompts, computed together. Greedy answers are those of single runs, but for scores that
-    tie to within rounding.
+    """Return the model's answers to several prompts, computed together; each is what the prompt gives alone.
 
     Args:
-        prompts: texts as they are, ids (L,), or lists of messages, of any lengths.
-        max_tokens: tokens to generate at most, for all or for each.
-        temperature, top_k, top_p, min_p, seed: as in `stream_generate`, for all.
-        sampler: logits (B, V) → tokens (B,), in place of the sampling arguments; or one for each prompt.
-        stop: strings that end an answer and are not part of it; stops: other ones for each prompt.
-        eos_token_ids: ids that end an answer; by default those of the generation_config and of the tokenizer.
-        completion_batch_size: sequences in a pass; further prompts take the places of those that have ended,
-            where the cache keeps all tokens unpacked, and wait for all of them elsewhere.
-        kv_bits, kv_group_size, quantized_kv_start: of the cache.
+        prompts: texts, ids or lists of messages, as in `stream_generate`.
+        max_tokens: tokens to generate at most, for all or for each; None or -1 for as many as the context holds. By
+            default `max_new_tokens`, else 128.
+        sampler: log-probabilities (n, V) → tokens (n,), in place of the sampling options; one, or one per prompt.
+        logits_processors: as in `stream_generate`, for every prompt; or a list of such lists, one per prompt.
+        stops: stop strings of each prompt, in place of `stop`.
+        logprobs: return the log-probability of each token.
+        prompt_caches: one per prompt, or None for some: what comes before the prompt, whose ids are in `histories`.
+            They are written to; prompts with one are computed one after the other.
+        completion_batch_size: sequences in a pass; further prompts replace finished ones, where the cache keeps all
+            tokens unpacked, and wait for all of them elsewhere.
+        max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache.
+        **options: as in `stream_generate`. `seed`: prompt number n draws the same tokens whatever the others are;
+            prompt 0 draws those of `stream_generate`.
 
     Raises:
-        InputError: an empty prompt, lists of other lengths than `prompts`, a value out of range.
+        InputError: an empty prompt, lists of other lengths than `prompts`, an option that is unknown, not supported or
+            out of range, no token that may follow.
         ContextError: a prompt that fills the context.
     """
-    if completion_batch_size < 1:
-        raise InputError(f"completion_batch_size is {completion_batch_size}, expected a whole number above 0")
-    config = getattr(model, "generation_config", None) or GenerationConfig()
-    ids = _checked(model, tokenizer, prompts, enable_thinking)
-    budgets = _each(max_tokens, len(ids), "max_tokens") if not isinstance(max_tokens, int) else [max_tokens] * len(ids)
-    if any(budget < 1 for budget in budgets):
-        raise InputError(f"max_tokens is {min(budgets)}, expected a whole number above 0")
-    budgets = [tokens_left(model.config, 0, len(row), budget) for row, budget in zip(ids, budgets, strict=True)]
-    if sampler is None:
-        sampler = chosen_sampler(config, temperature, top_k, top_p, min_p, seed)
-    samplers = [sampler] * len(ids) if callable(sampler) else _each(sampler, len(ids), "sampler")
-    ends = ending_ids(config, tokenizer) if eos_token_ids is None else set(eos_token_ids)
-    own_stops = [stop] * len(ids) if stops is None else _each(stops, len(ids), "stops")
-    answers = [
-        _Answer(tokenizer.make_detokenizer(), StopStrings(texts), ends, budget)
-        for texts, budget in zip(own_stops, budgets, strict=True)
-    ]
+    check_whole_number("completion_batch_size", completion_batch_size, least=1)
+    resolved = resolve_options(model, options, streaming=True, more=(*STREAM_ARGUMENTS, "stops", "prompt_caches"))
+    if resolved.drafts:
+        raise InputError("draft models and prompt lookup are not supported in batches. Use stream_generate")
+    ids = _checked_prompts(
+        model,
+        tokenizer,
+        prompts,
+        enable_thinking=enable_thinking,
+        tools=tools,
+        continue_final_message=continue_final_message,
+    )
+    count = len(ids)
+    caches = [None] * count if prompt_caches is None else _each(prompt_caches, count, "prompt_caches")
+    before = [()] * count if histories is None else _each(histories, count, "histories")
+    limits = _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
+    warped = sampler is None and (resolved.needs_warpers or bool(resolved.config.renormalize_logits))
+    samplers = _samplers(resolved, sampler, count, warped)
+    own_stops = [resolved.stop_strings] * count if stops is None else _each(stops, count, "stops")
+    custom = _custom_processors(logits_processors, count)
+    answers: list[_Answer] = []
+    sequences: list[BatchSequence] = []
+    for i, (row, cache) in enumerate(zip(ids, caches, strict=True)):
+        length, cached = len(row) + len(before[i]), 0 if cache is None else cache.offset
+        budget = token_budget(resolved, limits[i], length, DEFAULT_BATCH_TOKENS)
+        if budget == 0:
+            raise InputError("max_tokens is 0, expected a whole number above 0, or -1 for what the context holds")
+        budget = tokens_left(model.config, cached, len(row), budget)
+        processors = resolved.row_processors(length, length + budget, custom[i], i, warped)
+        sequences.append(BatchSequence(i, row, budget, samplers[i], processors, logprobs, cache, before[i]))
+        watched = StopStrings(own_stops[i])
+        watched = StopStrings(own_stops[i], prompt_tail(tokenizer, prompts[i], mx.array([row]), watched.strings))
+        ends = EndOfText(ending_ids(resolved, tokenizer), resolved.criteria(), [*before[i], *row])
+        answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget))
 
     def ended(found: RowToken) -> bool:
-        return answers[found.row].take(found.token)
+        return answers[found.row].take(found.token, found.logprobs)
 
     start, first = time.perf_counter(), None
     for _ in decode_rows(
         model.for_inference() if hasattr(model, "for_inference") else model,
-        ids,
-        budgets,
-        samplers,
+        sequences,
         ended,
-        wave_size=completion_batch_size,
+        batch_size=completion_batch_size,
+        max_kv_size=max_kv_size,
         kv_bits=kv_bits,
         kv_group_size=kv_group_size,
         quantized_kv_start=quantized_kv_start,
@@ -158,16 +193,35 @@ def batch_generate(
         [answer.tokens for answer in answers],
         [answer.reason for answer in answers],
         stats,
+        [answer.logprobs for answer in answers] if logprobs else None,
     )
 
 
-def _checked(model: Any, tokenizer: Any, prompts: Sequence[Any], thinking: bool | None) -> list[list[int]]:
-    if isinstance(prompts, str):
-        raise InputError("prompts is a text, expected a list of prompts; pass [text] for one")
+def _samplers(
+    options: GenerationOptions, sampler: Sampler | Sequence[Sampler] | None, count: int, warped: bool
+) -> list[Sampler]:
+    """One sampler per prompt; prompts that share a seed draw independently."""
+    if sampler is not None and not callable(sampler):
+        return _each(sampler, count, "sampler")
+    shared = options.sampler(warped) if sampler is None else sampler
+    return [shared.for_row(i) if isinstance(shared, RandomSampler) else shared for i in range(count)]
+
+
+def _custom_processors(processors: Sequence[Any], count: int) -> list[list[Any]]:
+    """The user's processors of each prompt."""
+    if processors and all(isinstance(own, list | tuple) and not callable(own) for own in processors):
+        return [list(own) for own in _each(processors, count, "logits_processors")]
+    return [list(processors)] * count
+
+
+def _checked_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
+    if isinstance(prompts, str | Mapping):
+        kind = "a text" if isinstance(prompts, str) else "a mapping"
+        raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one")
     rows = []
     for number, prompt in enumerate(prompts):
         try:
-            found = checked_prompt(prompt_ids(tokenizer, prompt, enable_thinking=thinking), model.config.vocab_size)
+            found = checked_prompt(prompt_ids(tokenizer, prompt, **template), model.config.vocab_size)
         except InputError as error:
             raise type(error)(f"prompt {number}: {error}") from None
         rows.append(found[0].tolist())
@@ -176,7 +230,7 @@ def _checked(model: Any, tokenizer: Any, prompts: Sequence[Any], thinking: bool 
 
 def _each(values: Sequence[Any], count: int, name: str) -> list[Any]:
     if len(values) != count:
-        raise InputError(f"{name} has {len(values)} entries for {count} prompts; give one for each, or one for all")
+        raise InputError(f"{name} has {len(values)} entries for {count} prompts. Give one for each, or one for all")
     return list(values)
 
 

@@ -1,14 +1,14 @@
-"""`GenerationConfig`: the fields of a generation_config.json, which of them are honoured, and which are refused.
+"""`GenerationConfig`: the fields of a generation_config.json, and which of them are not supported.
 
 Source: transformers 5.23 `generation/configuration_utils.py`.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..config.fields import (
-    Field,
+    Check,
     anything,
     boolean,
     natural_int,
@@ -17,41 +17,62 @@ from ..config.fields import (
     positive_int,
     positive_number,
     probability,
+    shown,
     token_id,
     token_ids,
 )
-from ..errors import CheckpointError, ConfigError, InputError
+from ..errors import ConfigError
+from ..files import json_text, read_json_object, write_atomically
 
 FILE_NAME = "generation_config.json"
 
-NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "penalty_alpha": (0, 0.0),
-    "typical_p": (1, 1.0),
-    "epsilon_cutoff": (0, 0.0),
-    "eta_cutoff": (0, 0.0),
-    "top_h": (),
-    "guidance_scale": (1, 1.0),
-    "encoder_repetition_penalty": (1, 1.0),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "diversity_penalty": (0, 0.0),
-    "bad_words_ids": (),
-    "sequence_bias": (),
-    "constraints": (),
-    "force_words_ids": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "begin_suppress_tokens": (),
-    "exponential_decay_length_penalty": (),
-    "watermarking_config": (),
-    "dola_layers": (),
-    "prompt_lookup_num_tokens": (0,),
-    "token_healing": (False,),
-    "max_time": (),
+BEAMS = "Sample with do_sample=True and num_return_sequences, or decode greedily"
+
+NOT_SUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_beams": ((1,), BEAMS),
+    "num_beam_groups": ((1,), BEAMS),
+    "diversity_penalty": ((0,), BEAMS),
+    "length_penalty": ((1,), f"It belongs to beam search. {BEAMS}"),
+    "early_stopping": ((False,), f"It belongs to beam search. {BEAMS}"),
+    "constraints": ((), BEAMS),
+    "force_words_ids": ((), BEAMS),
+    "penalty_alpha": ((0,), "Contrastive search is not available; sample with do_sample=True"),
+    "dola_layers": ((), "Leave it out"),
+    "guidance_scale": ((1,), "Leave it out"),
+    "encoder_repetition_penalty": ((1,), "Use repetition_penalty"),
+    "encoder_no_repeat_ngram_size": ((0,), "Use no_repeat_ngram_size"),
+    "watermarking_config": ((), "Leave it out"),
+    "token_healing": ((False,), "Leave it out"),
+    "low_memory": ((False,), "Leave it out"),
+    "cache_implementation": (("dynamic",), "Pass a cache as past_key_values or prompt_cache"),
+    "assistant_early_exit": ((), "Pass a small model as assistant_model"),
 }
-"""Fields of the reference that change the text and are not computed here -> the values that ask for nothing."""
+"""Fields of the reference that are not computed here: the values that ask for nothing, and advice."""
+
+IGNORED = frozenset(
+    {
+        "disable_compile",
+        "compile_config",
+        "cache_config",
+        "return_legacy_cache",
+        "is_assistant",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "max_matching_ngram_size",
+        "decoder_start_token_id",
+        "continuous_batching_config",
+        "transformers_version",
+    }
+)
+"""Fields of the reference that do not change which tokens are chosen."""
+
+SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"})
+"""Fields that count only where tokens are sampled."""
+
+NO_LIMIT_TOP_K = -1
+"""What vLLM and llama.cpp write for "no limit"; 0 here."""
 
 
 def _texts(value: Any) -> str | None:
@@ -59,48 +80,71 @@ def _texts(value: Any) -> str | None:
     return None if good else "a text or a list of texts"
 
 
+def _number(value: Any) -> str | None:
+    return None if natural_number(abs(value) if isinstance(value, int | float) else value) is None else "a number"
+
+
 class GenerationConfig:
-    """How `model.generate` goes on with a text. A field that is None takes the reference's default.
+    """How `model.generate`, `stream_generate` and `batch_generate` continue a text.
+
+    A field that is None is not set: the model's own generation_config decides, then the reference's default.
 
     Args:
         **fields: by their Hugging Face names; unknown ones are kept, so that a file loses nothing when written again.
 
     Raises:
-        ConfigError: a value that cannot be; the message names the field.
+        ConfigError: an impossible value; the message names the field.
     """
 
-    fields: ClassVar[dict[str, Field]] = {
-        "max_length": Field(None, optional(positive_int)),
-        "max_new_tokens": Field(None, optional(positive_int)),
-        "min_length": Field(None, optional(natural_int)),
-        "min_new_tokens": Field(None, optional(natural_int)),
-        "stop_strings": Field(None, optional(_texts)),
-        "do_sample": Field(None, optional(boolean)),
-        "use_cache": Field(None, optional(boolean)),
-        "temperature": Field(None, optional(natural_number)),
-        "top_k": Field(None, optional(natural_int)),
-        "top_p": Field(None, optional(probability)),
-        "min_p": Field(None, optional(probability)),
-        "repetition_penalty": Field(None, optional(positive_number)),
-        "presence_penalty": Field(None, anything),
-        "frequency_penalty": Field(None, anything),
-        "suppress_tokens": Field(None, optional(token_ids)),
-        "num_return_sequences": Field(None, optional(positive_int)),
-        "prefill_chunk_size": Field(None, optional(positive_int)),
-        "output_attentions": Field(None, optional(boolean)),
-        "output_hidden_states": Field(None, optional(boolean)),
-        "output_scores": Field(None, optional(boolean)),
-        "output_logits": Field(None, optional(boolean)),
-        "return_dict_in_generate": Field(None, optional(boolean)),
-        "pad_token_id": Field(None, optional(token_id)),
-        "bos_token_id": Field(None, optional(token_ids)),
-        "eos_token_id": Field(None, optional(token_ids)),
+    fields: ClassVar[dict[str, Check]] = {
+        "max_length": positive_int,
+        "max_new_tokens": positive_int,
+        "min_length": natural_int,
+        "min_new_tokens": natural_int,
+        "max_time": positive_number,
+        "stop_strings": _texts,
+        "do_sample": boolean,
+        "use_cache": boolean,
+        "temperature": natural_number,
+        "top_k": natural_int,
+        "top_p": probability,
+        "min_p": probability,
+        "top_h": probability,
+        "typical_p": probability,
+        "epsilon_cutoff": probability,
+        "eta_cutoff": probability,
+        "repetition_penalty": positive_number,
+        "presence_penalty": _number,
+        "frequency_penalty": _number,
+        "no_repeat_ngram_size": natural_int,
+        "bad_words_ids": anything,
+        "sequence_bias": anything,
+        "suppress_tokens": token_ids,
+        "begin_suppress_tokens": token_ids,
+        "forced_bos_token_id": token_id,
+        "forced_eos_token_id": token_ids,
+        "exponential_decay_length_penalty": anything,
+        "remove_invalid_values": boolean,
+        "renormalize_logits": boolean,
+        "num_return_sequences": positive_int,
+        "prompt_lookup_num_tokens": natural_int,
+        "num_assistant_tokens": positive_int,
+        "prefill_chunk_size": positive_int,
+        "output_attentions": boolean,
+        "output_hidden_states": boolean,
+        "output_scores": boolean,
+        "output_logits": boolean,
+        "return_dict_in_generate": boolean,
+        "pad_token_id": token_id,
+        "bos_token_id": token_ids,
+        "eos_token_id": token_ids,
     }
 
     max_length: int | None
     max_new_tokens: int | None
     min_length: int | None
     min_new_tokens: int | None
+    max_time: float | None
     stop_strings: str | list[str] | None
     do_sample: bool | None
     use_cache: bool | None
@@ -108,11 +152,26 @@ class GenerationConfig:
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    top_h: float | None
+    typical_p: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
     repetition_penalty: float | None
     presence_penalty: float | None
     frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    bad_words_ids: list[list[int]] | None
+    sequence_bias: Any
     suppress_tokens: list[int] | None
+    begin_suppress_tokens: list[int] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | list[int] | None
+    exponential_decay_length_penalty: tuple[int, float] | None
+    remove_invalid_values: bool | None
+    renormalize_logits: bool | None
     num_return_sequences: int | None
+    prompt_lookup_num_tokens: int | None
+    num_assistant_tokens: int | None
     prefill_chunk_size: int | None
     output_attentions: bool | None
     output_hidden_states: bool | None
@@ -124,35 +183,55 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None
 
     def __init__(self, **fields: Any):
-        for name, field in self.fields.items():
-            self._set(name, fields.pop(name, field.default))
-        self._kept = sorted(fields)
-        for name, value in fields.items():
-            setattr(self, name, value)
+        self._take(fields)
+        for name in self.fields:
+            expected = self.expected(name)
+            if expected:
+                raise ConfigError(f"generation field {name!r} is {shown(getattr(self, name))}, expected {expected}")
 
-    def _set(self, name: str, value: Any) -> None:
-        expected = self.fields[name].check(value) if name in self.fields else None
-        if expected:
-            raise ConfigError(f"generation field {name!r} is {value!r}, expected {expected}")
-        setattr(self, name, value)
+    def _take(self, fields: Mapping[str, Any]) -> None:
+        self._source: str | None = None
+        self._hidden: dict[str, Any] = {}
+        for name in self.fields:
+            setattr(self, name, _normalized(name, fields.get(name)))
+        for name, value in fields.items():
+            if name in self.fields:
+                continue
+            if name.startswith("_") or hasattr(type(self), name):  # must not replace a method
+                self._hidden[name] = value
+            else:
+                setattr(self, name, value)
+
+    @classmethod
+    def unchecked(cls, fields: Mapping[str, Any], source: str | None = None) -> Self:
+        """Return a configuration whose values are checked when they are used: what stands in a file.
+
+        source: the file's name, for messages.
+        """
+        made = cls.__new__(cls)
+        made._take(fields)
+        made._source = source
+        return made
+
+    @property
+    def source(self) -> str | None:
+        """The file that the values come from, if they come from one."""
+        return self._source
+
+    def expected(self, name: str) -> str | None:
+        """Return what a field should hold if it holds something else, or None."""
+        value = getattr(self, name)
+        return optional(self.fields[name])(value)
 
     @classmethod
     def knows(cls, name: str) -> bool:
         """Whether the reference has a generation field of this name."""
-        return name in cls.fields or name in NOT_OFFERED
+        return name in cls.fields or name in NOT_SUPPORTED or name in IGNORED
 
     def with_changes(self, **changes: Any) -> Self:
-        """A copy with other values; None leaves a field as it is."""
+        """Return a copy with other values; None leaves a field as it is."""
         values = {**self.to_dict(), **{k: v for k, v in changes.items() if v is not None}}
         return type(self)(**values)
-
-    def refuse_not_offered(self) -> None:
-        """Raises `InputError` for a way of decoding that this package does not have, such as beams."""
-        for name, neutral in NOT_OFFERED.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in neutral:
-                hint = "use sampling, or num_return_sequences" if "beam" in name else "leave it out"
-                raise InputError(f"generation field {name!r} is {value!r}, which is not supported; {hint}")
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -164,41 +243,38 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: Any) -> Self:
-        """The special ids of a model's configuration, and generation fields that older files keep there."""
-        names = ("pad_token_id", "bos_token_id", "eos_token_id", *_SAMPLING_FIELDS)
-        return cls(**{name: getattr(config, name, None) for name in names})
+        """Return the special ids of a model's configuration, and generation fields that older files keep there."""
+        names = ("pad_token_id", "bos_token_id", "eos_token_id", *_LEGACY_FIELDS)
+        return cls.unchecked({name: getattr(config, name, None) for name in names}, "config.json")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:
-        """The configuration in a folder's generation_config.json, with `changes` on top.
+        """Return the configuration in a folder's generation_config.json, with `changes` on top.
+
+        A value that cannot be used is reported when it is used, so that it does not keep a model from loading.
 
         Raises:
             CheckpointError: no such file, or no JSON object in it.
-            ConfigError: a value that cannot be.
+            ConfigError: a change with an impossible value.
         """
         path = Path(folder)
         path = path / FILE_NAME if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}; download it again") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} does not hold a JSON object; download it again")
-        return cls(**values).with_changes(**changes)
+        cls(**changes)
+        return cls.unchecked({**read_json_object(path), **changes}, str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field that is set."""
-        values = {name: getattr(self, name) for name in (*self.fields, *self._kept)}
-        return {name: value for name, value in values.items() if value is not None}
+        """Return every field that is set."""
+        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: value for name, value in {**values, **self._hidden}.items() if value is not None}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes generation_config.json."""
+        """Write generation_config.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        values = self.to_dict()
+        if isinstance(values.get("sequence_bias"), Mapping):
+            values["sequence_bias"] = [[list(ids), bias] for ids, bias in values["sequence_bias"].items()]
+        write_atomically(folder / FILE_NAME, json_text(dict(sorted(values.items()))))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
@@ -209,7 +285,15 @@ class GenerationConfig:
         return f"GenerationConfig({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items())})"
 
 
-_SAMPLING_FIELDS = (
+def _normalized(name: str, value: Any) -> Any:
+    """Whole numbers that a file writes as 20.0, and "no limit" that it writes as -1."""
+    check = GenerationConfig.fields.get(name)
+    if isinstance(value, float) and value.is_integer() and check in (positive_int, natural_int):
+        value = int(value)
+    return 0 if name == "top_k" and value == NO_LIMIT_TOP_K and not isinstance(value, bool) else value
+
+
+_LEGACY_FIELDS = (
     "do_sample",
     "temperature",
     "top_k",

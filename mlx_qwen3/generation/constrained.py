@@ -8,14 +8,13 @@ same masks to the same tokens, so greedy answers are the same in all of them.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import mlx.core as mx
 
 from .after_thinking import TokenMatcher
 from .context import MOVING_FREQUENCIES
-from .decoding import CLEAR_EVERY, DecodeRun, Step
-from .speculation import Speculation, room_to_guess
+from .decoding import CLEAR_EVERY, DecodeRun, Step, read_token
+from .speculation import Speculation, room_for_draft
 from .token_masks import allows, certain_logprobs
 
 
@@ -58,7 +57,7 @@ class ConstrainedDecoding:
             if left > 1:  # the pass over the token begins before it is known here
                 logits = run.logits(token[None])
                 mx.async_eval(logits)
-            yield self._took(cast(int, token.item()), logprobs)
+            yield self._took(read_token(token), logprobs)
             left -= 1
             if not left or self.matcher.finished:
                 return
@@ -90,7 +89,7 @@ class ConstrainedDecoding:
                 return
             draft: list[int] = []
             if trying and left > 1:
-                most = min(pace.length, left - 1, room_to_guess(run.cache, self.draft.longest))
+                most = min(pace.length, left - 1, room_for_draft(run.cache, self.draft.longest))
                 draft = self._allowed(proposer.propose(most)) if most > 0 else []
             following = mx.array([[*(step.token for step in forced), *draft]], mx.int32)
             ids = mx.concatenate([fed.astype(mx.int32), following], axis=1) if following.size else fed
@@ -99,7 +98,7 @@ class ConstrainedDecoding:
             steps: list[Step] = []
             for i, row in enumerate(rows):
                 token, logprobs = self._choose(run, row)
-                found = cast(int, token.item())
+                found = read_token(token)
                 steps.append(self._took(found, logprobs, i < len(draft) and found == draft[i]))
                 if not steps[-1].from_draft or self.matcher.finished:
                     break

@@ -1,7 +1,7 @@
 """One sequence, token by token: the prompt into the cache, then one token after the other. Ids only, no text.
 
-A `Decoding` is the way from the prompt's last logits to further tokens. `OneByOne` is the plain one; one that proposes
-several tokens and verifies them in a single pass has the same two ends (a `DecodeRun` in, `Step`s out).
+A `Decoding` turns a `DecodeRun`, whose prompt is in the cache, into `Step`s: `PlainDecoding` by one pass per token,
+`Speculation` by passes that verify several drafted tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +11,18 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import mlx.core as mx
 
-from .sampling import Sampler
+from ..errors import InputError
+from .processors import RowProcessor
+from .sampling import INVALID, Sampler, mark_invalid, normalized
 from .token_masks import Mask, apply_masks
 
 CLEAR_EVERY = 256
 """Tokens after which MLX gives unused buffers back."""
 
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-"""The tokens so far (S,) and logits (1, V) → logits (1, V), as in mlx_lm."""
+NOTHING_ALLOWED = (
+    "no token may follow: every score is -inf, or the model computed NaN. Check logit_bias, suppress_tokens and "
+    "logits processors, or load the model in float32"
+)
 
 Progress = Callable[[int, int], None]
 """Called with the prompt's tokens computed so far, and all of them."""
@@ -69,7 +73,7 @@ class Chooser:
     """
 
     sampler: Sampler
-    processors: list[LogitsProcessor] = field(default_factory=list)
+    processors: list[RowProcessor] = field(default_factory=list)
     logprobs: bool = False
     normalized: bool = False
 
@@ -89,10 +93,9 @@ class Chooser:
             logits = apply_masks(logits, masks)
         logprobs = None
         if self.logprobs or self.normalized:
-            logits = logits.astype(mx.float32)
-            logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            logits = normalized(logits)
             logprobs = logits[0] if self.logprobs else None
-        return self.sampler(logits), logprobs
+        return mark_invalid(self.sampler(logits), logits), logprobs
 
 
 @dataclass
@@ -147,6 +150,18 @@ def start_evaluation(*arrays: mx.array | None) -> None:
     mx.async_eval([array for array in arrays if array is not None])
 
 
+def read_token(token: mx.array) -> int:
+    """Wait for a token (1,).
+
+    Raises:
+        InputError: no token could be chosen.
+    """
+    found = cast(int, token.item())
+    if found == INVALID:
+        raise InputError(NOTHING_ALLOWED)
+    return found
+
+
 class Decoding(Protocol):
     """A way to decode."""
 
@@ -155,24 +170,24 @@ class Decoding(Protocol):
         ...
 
 
-class OneByOne:
-    """One pass a token. From the second token on it is one pass ahead: token n+1 is computed while token n is read.
+class PlainDecoding:
+    """One pass per token. From the second token on it is one pass ahead: token n+1 is computed while token n is read.
 
-    The first token waits for nothing but its own pass, for somebody waits for it.
+    The first token waits for nothing but its own pass, so that it is shown as early as possible.
     """
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         history = mx.array(run.history) if run.choose.processors else None
         token, logprobs = run.choose(run.logits(run.pending), history)
         start_evaluation(token, logprobs)
-        yield Step(cast(int, token.item()), logprobs)
+        yield Step(read_token(token), logprobs)
         ahead = self._next(run, token, history) if run.max_tokens > 1 else None
         for count in range(2, run.max_tokens + 1):
             assert ahead is not None
             token, logprobs, history = ahead
             if count < run.max_tokens:
                 ahead = self._next(run, token, history)
-            yield Step(cast(int, token.item()), logprobs)
+            yield Step(read_token(token), logprobs)
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
 

@@ -1,4 +1,4 @@
-"""Guesses from a smaller model with the same vocabulary, which runs ahead of the large one."""
+"""Drafts from a smaller model with the same vocabulary."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,11 +11,11 @@ from .decoding import HasInferencePath
 from .speculation import Gate, Speculation
 
 DRAFT_TOKENS = 4
-"""Tokens that the small model writes before the large one looks."""
+"""Tokens that the small model drafts before the large one verifies them."""
 
 
 class DraftModel:
-    """Proposes what a small model would write, greedily.
+    """Propose the greedy tokens of a small model.
 
     Args:
         model: a causal model. vocab_size: of the large model; they must agree.
@@ -27,8 +27,8 @@ class DraftModel:
     def __init__(self, model: Any, vocab_size: int | None = None):
         if vocab_size is not None and model.config.vocab_size != vocab_size:
             raise InputError(
-                f"the draft model has {model.config.vocab_size} tokens in its vocabulary, the model {vocab_size}; "
-                "take a smaller model of the same family"
+                f"the draft model has {model.config.vocab_size} tokens in its vocabulary, the model {vocab_size}. "
+                "Take a smaller model of the same family"
             )
         self.model: Any = model
         self.start([])
@@ -44,7 +44,7 @@ class DraftModel:
         self._path: Any = model.for_inference() if isinstance(model, HasInferencePath) else model
         self._cache = new_cache(self.model.config)
         self._seen = list(history)
-        self._written: list[int] = []  # what the cache holds
+        self._cached: list[int] = []  # ids of the tokens in the cache
 
     def observe(self, token: int) -> None:
         """The next token."""
@@ -55,30 +55,30 @@ class DraftModel:
         if count < 1 or not self._seen:
             return []
         self._rewind()
-        new = self._seen[len(self._written) :]
+        new = self._seen[len(self._cached) :]
         token = self._next(mx.array([new]))
         drafted = [token]
         for _ in range(count - 1):
             token = self._next(token[None])
             drafted.append(token)
         found = cast(list[int], mx.concatenate(drafted).tolist())
-        self._written = [*self._seen, *found[:-1]]
+        self._cached = [*self._seen, *found[:-1]]
         return found
 
     def _next(self, ids: mx.array) -> mx.array:
         return mx.argmax(self._path.step_logits(ids, self._cache)[:, -1], axis=-1)
 
     def _rewind(self) -> None:
-        """Takes back what the cache holds beyond the text, the newest token included: its logits are needed again."""
+        """Remove from the cache what is not in the text, and the newest token, whose logits are needed again."""
         same = 0
-        for held, seen in zip(self._written, self._seen[:-1], strict=False):
+        for held, seen in zip(self._cached, self._seen[:-1], strict=False):
             if held != seen:
                 break
             same += 1
         kept = self._cache.rewind(same)
-        self._written = self._seen[:kept]
+        self._cached = self._seen[:kept]
 
 
 def draft_with(model: Any, target: Any, count: int = DRAFT_TOKENS) -> Speculation:
-    """The `decoding` in which `model` writes ahead for `target`, `count` tokens at a time."""
+    """Return the `decoding` in which `model` drafts `count` tokens at a time for `target`."""
     return Speculation(DraftModel(model, target.config.vocab_size), count, Gate(patience=1))

@@ -3,11 +3,13 @@
 Source: transformers 5.23 `generation/utils.py` (`generate`, `_sample`).
 """
 
+import difflib
+import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import mlx.core as mx
 
@@ -15,13 +17,21 @@ from ..cache import Cache
 from ..checkpoint.gguf import is_gguf
 from ..config.gguf import generation_from_gguf
 from ..errors import InputError
-from .batch import BatchPrompt, BatchRun, stop_check
 from .config import FILE_NAME, GenerationConfig
-from .processors import Processor, make_processors
+from .context import new_cache
+from .criteria import EndsWithStopString, StoppingCriteriaList
+from .decoding import Chooser
+from .generate_loop import BatchPrompt, GenerateLoop, cached_tokens, evaluate_tree
+from .options import GenerationOptions, is_option, resolve_options
+from .processors import LogitsProcessorList
 from .results import GenerateOutput
-from .sampling import sampler_from
+from .sampling import normalized
+from .steps import decode_steps
 
 logger = logging.getLogger(__name__)
+
+Processor = Callable[[mx.array, mx.array], mx.array]
+"""Ids (B, S) and float32 scores (B, V) → scores (B, V)."""
 
 DEFAULT_NEW_TOKENS = 20
 """The reference's length when nobody names one."""
@@ -41,7 +51,7 @@ class GenerationMixin:
     def _read_companions(self, folder: Path) -> None:
         """Take the generation_config.json beside the weights, if there is one, or what a GGUF file says."""
         if is_gguf(folder):
-            self.generation_config = GenerationConfig(**generation_from_gguf(folder))
+            self.generation_config = GenerationConfig.unchecked(generation_from_gguf(folder), str(folder))
         elif (folder / FILE_NAME).is_file():
             self.generation_config = GenerationConfig.from_pretrained(folder)
 
@@ -53,80 +63,159 @@ class GenerationMixin:
         attention_mask: Any = None,
         streamer: Any = None,
         *,
+        inputs: Any = None,
         inputs_embeds: Any = None,
+        position_ids: Any = None,
         past_key_values: Any = None,
         tokenizer: Any = None,
-        seed: int | None = None,
         **options: Any,
     ) -> mx.array | GenerateOutput:
-        """The prompts with what the model adds to them, (B, S); a row that has ended is filled with padding.
+        """Return the prompts with what the model adds to them, (B, S); finished rows are filled with padding.
 
         Args:
-            input_ids: (B, L) token ids, padded on the left; or `inputs_embeds` (B, L, M), whose result then holds the
-                new tokens alone.
-            generation_config: used in place of the model's own.
+            input_ids: (B, L) token ids, padded on the left; a tokenizer's output, with its mask; or None where there
+                are `inputs_embeds` (B, L, M), whose result then holds the new tokens alone. `inputs` is another name.
+            generation_config: fields that it leaves at None come from the model's own.
             logits_processor: functions of ids (B, S) and float32 scores (B, V) that return scores; they come after
-                penalties and before temperature.
+                the package's own and before temperature.
             attention_mask: (B, L), 0 where a token is padding. Without it, padding is recognised by `pad_token_id`
                 when that is not an ending token as well.
             streamer: gets the prompt and then each step's tokens by `put(array)`, and `end()`.
-            past_key_values: a cache that holds the first tokens of `input_ids` already.
+            position_ids: (B, L); new tokens are counted on from the last one.
+            past_key_values: a cache that holds the first tokens of `input_ids`; with an `attention_mask` over the
+                cached and the new tokens, `input_ids` may be the new ones alone. It is written to.
             tokenizer: needed with `stop_strings`.
-            seed: makes sampling repeatable.
-            **options: generation fields (`max_length`, `max_new_tokens`, `min_new_tokens`, `do_sample`,
-                `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `num_return_sequences`,
-                `eos_token_id`, `pad_token_id`, `stop_strings`, `use_cache`, `return_dict_in_generate`,
-                `output_scores`, `output_logits`, …); any other keyword goes to the model's call.
+            **options: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, `temperature`, `top_k`,
+                `repetition_penalty`, `stop_strings`, `return_dict_in_generate`, …; None switches one off), `seed`,
+                `logit_bias`, `stopping_criteria` (see `criteria.py`), `prefix_allowed_tokens_fn`, `assistant_model`
+                (one sequence only; the tokens stay the same), and arguments of the model's call.
 
         Raises:
-            InputError: arguments that disagree, a prompt as long as `max_length`, beams.
-            ConfigError: a generation field with an impossible value.
+            InputError: arguments that disagree or are not supported, a prompt as long as `max_length`, no token that
+                may follow.
+            ConfigError: an impossible value in the model's generation_config.
         """
-        fields = {name: options.pop(name) for name in list(options) if GenerationConfig.knows(name)}
-        config = (generation_config or self.generation_config).with_changes(**fields)
-        config.refuse_not_offered()
-        prompt = BatchPrompt.of(self.config.vocab_size, config, input_ids, inputs_embeds, attention_mask, options)
-        length = 0 if prompt.ids is None else prompt.ids.shape[1]
-        max_length = self._max_length(config, fields, length, prompt.length)
-        eos = config.eos_token_ids
-        pad = config.pad_token_id if config.pad_token_id is not None else (eos[0] if eos else None)
-        minimum = (config.min_length or 0) if config.min_new_tokens is None else length + config.min_new_tokens
-        processors = make_processors(
-            length,
-            repetition_penalty=config.repetition_penalty,
-            padding=prompt.left_padding,
-            presence_penalty=config.presence_penalty,
-            frequency_penalty=config.frequency_penalty,
-            minimum_length=minimum,
-            eos_token_ids=eos,
-            suppress_tokens=config.suppress_tokens,
+        if inputs is not None and input_ids is not None:
+            raise InputError("inputs and input_ids are two names of one argument. Pass one of them")
+        input_ids = inputs if input_ids is None else input_ids
+        if isinstance(input_ids, Mapping):
+            attention_mask = input_ids.get("attention_mask") if attention_mask is None else attention_mask
+            input_ids = input_ids["input_ids"]
+        named = {name: options.pop(name) for name in list(options) if is_option(name)}
+        self._refuse_unknown(options)
+        if generation_config is not None:
+            named["generation_config"] = generation_config
+        resolved = resolve_options(self, named)
+        config = resolved.config
+        use_cache = self.config.use_cache if config.use_cache is None else config.use_cache
+        past_length = cached_tokens(past_key_values) if use_cache else 0
+        prompt = BatchPrompt.of(
+            self.config.vocab_size,
+            resolved,
+            input_ids,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_length,
+            {name: value for name, value in options.items() if value is not None},
         )
+        length = 0 if prompt.ids is None else prompt.ids.shape[1]
+        max_length = self._max_length(resolved, length, prompt.length)
+        criteria = StoppingCriteriaList(resolved.criteria())
+        if resolved.stop_strings:
+            if tokenizer is None:
+                raise InputError("stop_strings needs the tokenizer. Pass tokenizer=…")
+            criteria.append(EndsWithStopString(resolved.stop_strings, tokenizer))
+        custom = list(logits_processor or [])
         in_full = bool(config.return_dict_in_generate)
         wanted = {
             name: True for name in ("output_attentions", "output_hidden_states") if in_full and getattr(config, name)
         }
-        run = BatchRun(
+        collect_scores, collect_logits = in_full and bool(config.output_scores), in_full and bool(config.output_logits)
+        if resolved.drafts:
+            if prompt.rows > 1 or prompt.ids is None or not use_cache:
+                raise InputError(
+                    "assistant_model and prompt_lookup_num_tokens are not supported for several sequences, for "
+                    "inputs_embeds and without a cache. Leave them out, or pass one sequence at a time"
+                )
+            if not (wanted or collect_scores or collect_logits or prompt.cached or prompt.mask is not None):
+                output = self._generate_from_drafts(
+                    prompt, resolved, max_length, custom, criteria, past_key_values, streamer
+                )
+                return output if in_full else cast(mx.array, output.sequences)
+        warped = resolved.needs_warpers or collect_scores or bool(config.renormalize_logits)
+        processors = resolved.processors(length, max_length, prompt.left_padding, prompt.length - length)
+        run = GenerateLoop(
             step=self._generation_step(wanted, prompt.extra),
-            processors=[*processors, *(logits_processor or [])],
-            sampler=sampler_from(config, seed),
+            processors=[*processors, *custom, *(resolved.warpers() if warped else [])],
+            sampler=resolved.sampler(warped),
             max_new_tokens=max_length - length,
-            eos_token_ids=eos,
-            pad_token_id=pad,
-            stop=stop_check(config.stop_strings, tokenizer, length),
+            eos_token_ids=resolved.eos_token_ids,
+            pad_token_id=resolved.pad_token_id,
+            criteria=criteria,
             streamer=streamer,
             positions_from_mask=self.counts_positions_by_mask,
             prefill_chunk_size=config.prefill_chunk_size,
-            collect_scores=in_full and bool(config.output_scores),
-            collect_logits=in_full and bool(config.output_logits),
+            collect_scores=collect_scores,
+            collect_logits=collect_logits,
             keep_cache=in_full or past_key_values is not None,
         )
-        use_cache = self.config.use_cache if config.use_cache is None else config.use_cache
         past = past_key_values
         if past is None and use_cache:
             past = self._empty_cache()
         output = run(prompt, past, use_cache)
         assert output.sequences is not None
         return output if in_full else output.sequences
+
+    def compute_transition_scores(
+        self, sequences: mx.array, scores: Sequence[mx.array], beam_indices: Any = None, normalize_logits: bool = False
+    ) -> mx.array:
+        """Return the scores of the tokens that were generated, (B, new).
+
+        Args:
+            sequences: (B, S), and `scores`, one (B, V) per new token, from `generate` with `output_scores=True`.
+            normalize_logits: return log-probabilities of the scores.
+
+        Raises:
+            InputError: beams, or shapes that do not belong together.
+        """
+        if beam_indices is not None:
+            raise InputError("beam_indices is not supported: there is no beam search. Leave it out")
+        if not scores or sequences.shape[1] < len(scores) or scores[0].shape[0] != sequences.shape[0]:
+            raise InputError(
+                f"sequences has shape {tuple(sequences.shape)} and there are {len(scores or ())} scores. Pass both as "
+                "generate(…, output_scores=True, return_dict_in_generate=True) returned them"
+            )
+        stacked = mx.stack(list(scores), axis=1)
+        stacked = normalized(stacked) if normalize_logits else stacked
+        new = sequences[:, sequences.shape[1] - len(scores) :]
+        found = mx.take_along_axis(stacked, new[..., None], axis=-1)[..., 0]
+        mx.eval(found)
+        return found
+
+    def _refuse_unknown(self, options: Mapping[str, Any]) -> None:
+        """Raise for keywords that neither generation nor the model's call has."""
+        calls = [type(self).__call__, type(self.base_model).__call__]  # pyright: ignore[reportAttributeAccessIssue]
+        known = [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
+        accepted = [parameter.name for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
+        for name in options:
+            if name not in accepted or name in ("self", "labels"):
+                near = difflib.get_close_matches(name, [*GenerationConfig.fields, *accepted], 1)
+                hint = f"Did you mean {near[0]!r}?" if near else "See help(model.generate) and GenerationConfig"
+                raise InputError(f"unknown argument {name!r}. {hint}")
+
+    def _generate_from_drafts(
+        self,
+        prompt: BatchPrompt,
+        options: GenerationOptions,
+        max_length: int,
+        custom: Sequence[Any],
+        criteria: StoppingCriteriaList,
+        past: Any,
+        streamer: Any,
+    ) -> GenerateOutput:
+        """Generate one sequence by speculative decoding."""
+        raise InputError(f"assistant_model is not supported for {type(self).__name__}. Leave it out")
 
     def _empty_cache(self) -> Any:
         """What the first step gets as `past_key_values`; None lets the model's call make its own."""
@@ -153,23 +242,24 @@ class GenerationMixin:
 
         return step
 
-    def _max_length(self, config: GenerationConfig, fields: dict[str, Any], length: int, context: int) -> int:
-        """The length of the result in tokens, prompt included."""
+    def _max_length(self, options: GenerationOptions, length: int, context: int) -> int:
+        """Return the ids of the result, the `length` given ones included; `context` counts embeddings as well."""
+        config = options.config
         if config.max_new_tokens is not None:
-            if fields.get("max_length") is not None:
+            if "max_length" in options.given and config.max_length is not None:
                 logger.warning("max_length is ignored since max_new_tokens is given as well")
             return length + config.max_new_tokens
         if config.max_length is None:
             limit = getattr(self.config, "max_position_embeddings", None)
             logger.warning("generating at most %d tokens; pass max_new_tokens to choose", DEFAULT_NEW_TOKENS)
-            asked = length + DEFAULT_NEW_TOKENS
-            return asked if limit is None or limit <= context else min(asked, limit)
-        if length >= config.max_length:
+            longest = length + DEFAULT_NEW_TOKENS
+            return longest if limit is None or limit <= context else min(longest, limit)
+        if context >= config.max_length:
             raise InputError(
-                f"the prompt has {length} tokens and max_length is {config.max_length}, which leaves none to generate; "
-                "raise max_length or pass max_new_tokens"
+                f"the prompt has {context} tokens and max_length is {config.max_length}, which leaves none to "
+                "generate. Raise max_length or pass max_new_tokens"
             )
-        return config.max_length
+        return config.max_length - (context - length)
 
 
 @dataclass
@@ -209,6 +299,48 @@ class DecoderGenerationMixin(GenerationMixin):
 
     def _empty_cache(self) -> Any:
         return self.make_cache()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _generate_from_drafts(
+        self,
+        prompt: BatchPrompt,
+        options: GenerationOptions,
+        max_length: int,
+        custom: Sequence[Any],
+        criteria: StoppingCriteriaList,
+        past: Any,
+        streamer: Any,
+    ) -> GenerateOutput:
+        assert prompt.ids is not None
+        cache = new_cache(self.config) if past is None else past
+        ids = cast(list[int], prompt.ids[0].tolist())
+        warped = options.needs_warpers or bool(options.config.renormalize_logits)
+        processors = options.row_processors(len(ids), max_length, [LogitsProcessorList(custom)], warped=warped)
+        if streamer is not None:
+            streamer.put(prompt.ids)
+        steps = decode_steps(
+            cast(Any, self),
+            ids[cache.offset :],
+            cache,
+            Chooser(options.sampler(warped), processors),
+            max_tokens=max_length - len(ids),
+            prefill_step_size=options.config.prefill_chunk_size,
+            decoding=options.decoding(self),
+            history=ids[: cache.offset],
+        )
+        try:
+            for step in steps:
+                ids.append(step.token)
+                if streamer is not None:
+                    streamer.put(mx.array([step.token]))
+                if step.token in options.eos_token_ids or (criteria and criteria(mx.array([ids])).all()):
+                    break
+        finally:
+            steps.close()
+        if streamer is not None:
+            streamer.end()
+        output = GenerateOutput(sequences=mx.array([ids], dtype=mx.int32), past_key_values=cache)
+        evaluate_tree(output)
+        return output
 
     def _generation_step(self, wanted: dict[str, Any], extra: dict[str, Any]) -> Callable[..., Any]:
         slow, model = super()._generation_step(wanted, extra), self.for_inference()

@@ -1,6 +1,6 @@
-"""Guesses from the text itself: what followed the last time that the newest tokens occurred.
+"""Drafts from the text itself: what followed the last time that the newest tokens occurred.
 
-Copying, editing and tool calls repeat what the prompt holds; free text does not, and then nothing is guessed.
+Copying, editing and tool calls repeat what the prompt holds; free text does not, and then nothing is proposed.
 (Prompt lookup decoding: github.com/apoorvumang/prompt-lookup-decoding, 2023.)
 """
 
@@ -11,11 +11,11 @@ from ..layers.variants import variants
 from .speculation import Gate, Speculation
 
 WORD = 3
-"""Tokens that must have occurred before, in a row, to guess what comes after them."""
+"""Tokens that must have occurred before, in a row, to propose what comes after them."""
 
 
 class PromptLookup:
-    """Guesses that the text goes on as it did before, and keeps to a passage for as long as it is right.
+    """Propose that the text continues as it did before, from one passage for as long as that is right.
 
     word: how many of the newest tokens must have occurred together.
     """
@@ -26,7 +26,7 @@ class PromptLookup:
 
     @property
     def confidence(self) -> int:
-        """How many of the newest tokens, in a row, it would have guessed."""
+        """How many of the newest tokens, in a row, it would have proposed."""
         return self._right
 
     def start(self, history: Sequence[int]) -> None:
@@ -71,7 +71,7 @@ class PromptLookup:
 
 
 def prompt_lookup(longest: int | None = None, **gate: Any) -> Speculation:
-    """The `decoding` that guesses from the text itself, wherever that pays.
+    """Return the `decoding` that drafts from the text itself, wherever that pays.
 
     Args:
         longest: tokens proposed at once, at most; by default 16, and 6 on a CPU, where each of them costs.

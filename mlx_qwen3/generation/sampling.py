@@ -8,7 +8,7 @@ nor a softmax runs over the whole vocabulary.
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,6 +20,9 @@ from .checks import check_number, check_seed, check_whole_number
 Sampler = Callable[[mx.array], mx.array]
 """Scores (B, V) → token ids (B,)."""
 
+
+INVALID = -1
+"""Stands for a token that could not be chosen, until the token is read and `InputError` is raised."""
 
 _MASK = (1 << 64) - 1
 _LARGEST = 3.4e38
@@ -77,6 +80,11 @@ class RandomSampler:
         check_seed(self.seed)
         self._base = self.seed
         self._drawn = 0
+
+    @property
+    def settings(self) -> tuple[float, int, float, float, int]:
+        """Everything but the seed: samplers with equal settings draw together."""
+        return self.temperature, self.top_k, self.top_p, self.min_p, self.min_tokens_to_keep
 
     def __call__(self, scores: mx.array) -> mx.array:
         """Scores (B, V) → token ids (B,); row b is draw number n + b."""
@@ -161,19 +169,39 @@ def make_sampler(
     return RandomSampler(temp, top_k, top_p, min_p, seed, min_tokens_to_keep)
 
 
-def sampler_from(config: Any, seed: int | None = None) -> Sampler:
-    """The sampler that a `GenerationConfig` asks for, with the reference's defaults (top_k 50 when sampling)."""
-    if not config.do_sample or config.temperature == 0:
-        return greedy
-    return RandomSampler(
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=50 if config.top_k is None else config.top_k,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        min_p=config.min_p or 0.0,
-        seed=seed,
-    )
-
-
 def needs_logprobs(sampler: Sampler | None) -> bool:
-    """Whether a sampler is somebody else's, which may count on log-probabilities as mlx_lm's samplers do."""
+    """Whether a sampler is a user's, which may count on log-probabilities as mlx_lm's samplers do."""
     return sampler is not None and sampler is not greedy and not isinstance(sampler, RandomSampler)
+
+
+def normalized(logits: mx.array) -> mx.array:
+    """Logits (B, V) → float32 log-probabilities (B, V)."""
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def mark_invalid(tokens: mx.array, scores: mx.array) -> mx.array:
+    """Tokens (B,) chosen from scores (B, V), `INVALID` where every score is −inf or one is NaN."""
+    best = mx.max(scores, axis=-1)
+    return mx.where(best > -math.inf, tokens.astype(mx.int32), INVALID)
+
+
+def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
+    """One token per row of logits (B, V), each by its own sampler; rows with equal settings are sampled together."""
+    groups: dict[Any, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        groups.setdefault(sampler.settings if isinstance(sampler, RandomSampler) else id(sampler), []).append(row)
+    drawn: list[mx.array] = []
+    for rows in groups.values():
+        sampler = samplers[rows[0]]
+        own = logits if len(groups) == 1 else logits[mx.array(rows)]
+        if isinstance(sampler, RandomSampler):
+            keys = [samplers[row].take_keys(1) for row in rows]  # type: ignore[attr-defined]  # all of one class
+            drawn.append(sampler.draw(own, np.concatenate(keys)))
+        else:
+            drawn.append(sampler(normalized(own) if needs_logprobs(sampler) else own))
+    if len(groups) == 1:
+        return drawn[0]
+    order = [row for rows in groups.values() for row in rows]
+    tokens = mx.concatenate([part.astype(mx.int32) for part in drawn])
+    return tokens[mx.array(np.argsort(order))]

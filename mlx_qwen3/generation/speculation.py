@@ -1,10 +1,10 @@
-"""Several tokens a pass: a proposer guesses what comes next, one pass of the model checks the guesses.
+"""Speculative decoding: a proposer drafts several tokens, one pass of the model verifies them.
 
-A guess stays if the model, by its own sampler, chooses the same token there; the first that it does not choose is
-replaced by what it chose. So the tokens are those of one pass a token: greedy ones to the token, sampled ones in
-distribution. (Leviathan et al., arXiv 2211.17192, with proposals that are certain.)
+A drafted token stays if the model, by its own sampler, chooses the same token there; the first that it does not choose
+is replaced by what it chose. So the tokens are those of one pass per token, sampled ones with a seed included.
+(Leviathan et al., arXiv 2211.17192, with a draft that is certain.)
 
-Guessing has to pay: a gate counts seconds and tokens, and steps aside where guesses cost more than they bring.
+Drafting has to pay: a gate counts seconds and tokens, and decodes plainly where drafts cost more than they save.
 """
 
 import time
@@ -14,9 +14,10 @@ from typing import Any, Protocol, cast
 
 import mlx.core as mx
 
+from ..errors import InputError
 from .context import MOVING_FREQUENCIES
-from .decoding import CLEAR_EVERY, Chooser, DecodeRun, OneByOne, Step, start_evaluation
-from .sampling import needs_logprobs
+from .decoding import CLEAR_EVERY, NOTHING_ALLOWED, DecodeRun, PlainDecoding, Step, read_token, start_evaluation
+from .sampling import INVALID, RandomSampler, mark_invalid, needs_logprobs
 
 LONGEST_DRAFT = 16
 """Tokens proposed at once, at most."""
@@ -26,11 +27,11 @@ FIRST_DRAFT = 6
 
 
 class Proposer(Protocol):
-    """Guesses what comes next."""
+    """Drafts what comes next."""
 
     @property
     def confidence(self) -> int:
-        """How many of the newest tokens, in a row, it would have guessed."""
+        """How many of the newest tokens, in a row, it would have proposed."""
         ...
 
     def start(self, history: Sequence[int]) -> None:
@@ -42,17 +43,17 @@ class Proposer(Protocol):
         ...
 
     def propose(self, count: int) -> list[int]:
-        """At most `count` tokens that may come next; none where it has no idea."""
+        """At most `count` tokens that may come next; none where it has no proposal."""
         ...
 
 
 @dataclass
 class Gate:
-    """Decides when guesses are tried and when they stop.
+    """Decides when drafts are tried and when they stop.
 
     Args:
-        patience: how many tokens in a row must have been guessed right before guesses are tried. It doubles after
-            each attempt that lost time, up to `most_patience`, and falls back after one that won.
+        patience: how many tokens in a row must have been proposed right before drafts are tried. It doubles after
+            each attempt that lost time, up to `most_patience`, and is reset by one that gained time.
     """
 
     patience: int = 3
@@ -66,21 +67,21 @@ class Gate:
         self._needed = self.patience
 
     def opens(self, confidence: int) -> bool:
-        """Whether to try guesses now."""
+        """Whether to try drafts now."""
         return confidence >= self._needed and self.plain_seconds is not None
 
     def saw_plain(self, seconds: float) -> None:
-        """A plain token took this long."""
+        """Record the time of a plain token."""
         known = self.plain_seconds
-        # one slow token, as when memory is given back, must not make guesses look good
+        # one slow token, as when memory is given back, must not make drafts look good
         self.plain_seconds = seconds if known is None else 0.9 * known + 0.1 * min(seconds, 2 * known)
 
     def begin(self) -> None:
-        """An attempt begins."""
+        """Begin an attempt."""
         self._seconds, self._tokens = 0.0, 0
 
     def saw_pass(self, seconds: float, tokens: int) -> None:
-        """A pass of the attempt took this long and gave this many tokens."""
+        """Record a pass of the attempt: its time and its tokens."""
         self._seconds += seconds
         self._tokens += tokens
 
@@ -90,7 +91,7 @@ class Gate:
         return self._seconds <= self._tokens * self.plain_seconds
 
     def end(self) -> None:
-        """The attempt is over: its balance sets how much proof the next one needs."""
+        """End the attempt; its balance sets the patience of the next one."""
         self._needed = self.patience if self.pays() else min(2 * self._needed, self.most_patience)
 
 
@@ -124,10 +125,10 @@ class Pace:
 
 
 class Speculation:
-    """A `Decoding` that lets a proposer guess while the gate says that it pays, and otherwise is `OneByOne`.
+    """A `Decoding` that verifies drafts while the gate says that they pay, and otherwise is `PlainDecoding`.
 
     Args:
-        proposer: guesses. longest: tokens that it may propose at once.
+        proposer: drafts tokens. longest: tokens that it may propose at once.
     """
 
     def __init__(self, proposer: Proposer, longest: int = LONGEST_DRAFT, gate: Gate | None = None):
@@ -138,16 +139,16 @@ class Speculation:
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         rope = getattr(run.model.config, "rope_parameters", None) or {}
         if rope.get("rope_type") in MOVING_FREQUENCIES:
-            # there a pass over several tokens turns them by other frequencies than passes over one
-            yield from OneByOne()(run)
+            # there a pass over several tokens rotates them by other frequencies than passes over one
+            yield from PlainDecoding()(run)
             return
         history, left = list(run.history), run.max_tokens
         self.proposer.start(history)
-        # as in `OneByOne`, the first token waits for its own pass alone
+        # as in `PlainDecoding`, the first token waits for its own pass alone
         past = mx.array(history) if run.choose.processors else None
         chosen, logprobs = run.choose(run.logits(run.pending), past)
         start_evaluation(chosen, logprobs)
-        token, left = cast(int, chosen.item()), left - 1
+        token, left = read_token(chosen), left - 1
         history.append(token)
         self.proposer.observe(token)
         yield Step(token, logprobs)
@@ -160,7 +161,7 @@ class Speculation:
                 return
             self.gate.begin()
             while left:
-                steps = self._guessed(run, history, token, left)
+                steps = self._drafted(run, history, token, left)
                 if not steps:
                     break
                 for step in steps:
@@ -184,7 +185,7 @@ class Speculation:
                 past = mx.concatenate([mx.array(history, dtype=token.dtype), token]) if watched else None
                 ahead = run.choose(run.logits(token[None]), past)
                 start_evaluation(*ahead)
-            found = cast(int, token.item())
+            found = read_token(token)
             active = time.perf_counter() - began
             if count > 2 and not opened:
                 self.gate.saw_plain(active)
@@ -193,20 +194,20 @@ class Speculation:
             yield Step(found, logprobs)
             if ahead is None:
                 return
-            opened = self.gate.opens(self.proposer.confidence) and room_to_guess(run.cache, 1) > 0
+            opened = self.gate.opens(self.proposer.confidence) and room_for_draft(run.cache, 1) > 0
             token, logprobs = ahead
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
 
-    def _guessed(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
-        """One pass over `token` and the guesses after it: what comes of it; nothing where there is no guess."""
+    def _drafted(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
+        """Verify a draft after `token` in one pass; no steps where there is no draft."""
         began = time.perf_counter()
-        draft = self.proposer.propose(min(self.pace.length, left - 1, room_to_guess(run.cache, self.longest)))
+        draft = self.proposer.propose(min(self.pace.length, left - 1, room_for_draft(run.cache, self.longest)))
         if not draft:
             return []
         logits = run.logits(mx.array([[token, *draft]]), len(draft) + 1)
         steps = self._chosen(run, logits, history, draft)
-        # what was computed for rejected guesses goes before anybody sees the tokens
+        # what was computed for rejected tokens is removed before the caller sees the others
         run.cache.trim(len(draft) + 1 - len(steps))
         for step in steps:
             history.append(step.token)
@@ -217,25 +218,29 @@ class Speculation:
         return steps
 
     def _chosen(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:
-        """The guesses that the model shares, and the token that it puts after them."""
+        """The drafted tokens that the model chooses too, and the token that it chooses after them."""
         choose = run.choose
         if not (choose.processors or choose.logprobs or needs_logprobs(choose.sampler)):
-            chosen = cast(list[int], _choose_rows(choose, logits).tolist())
-            agreed = next((i for i, guess in enumerate(draft) if chosen[i] != guess), len(draft))
+            chosen = cast(list[int], mark_invalid(choose.sampler(logits), logits).tolist())
+            agreed = next((i for i, proposed in enumerate(draft) if chosen[i] != proposed), len(draft))
+            if isinstance(choose.sampler, RandomSampler):
+                choose.sampler.give_back(len(draft) - agreed)
+            if INVALID in chosen[: agreed + 1]:
+                raise InputError(NOTHING_ALLOWED)
             return [Step(found, None, i < agreed) for i, found in enumerate(chosen[: agreed + 1])]
         steps: list[Step] = []
         for i, row in enumerate(mx.split(logits, len(draft) + 1)):
             past = mx.array([*history, *draft[:i]]) if choose.processors else None
             token, logprobs = choose(row, past)
-            found = cast(int, token.item())
+            found = read_token(token)
             steps.append(Step(found, logprobs, i < len(draft) and found == draft[i]))
             if not steps[-1].from_draft:
                 break
         return steps
 
 
-def room_to_guess(cache: Any, most: int) -> int:
-    """How many guesses the cache can take in and give back again without a trace, at most `most`.
+def room_for_draft(cache: Any, most: int) -> int:
+    """Return how many drafted tokens the cache can hold and remove again without a trace, at most `most`.
 
     Rejected tokens of the newest pass can always be taken back. Tokens that are packed stay packed, so a pass must
     not cross the length from which a cache packs.
@@ -244,11 +249,3 @@ def room_to_guess(cache: Any, most: int) -> int:
         if layer.form is not None and layer.offset < layer.packed_from:
             most = min(most, layer.packed_from - layer.offset - 1)
     return max(most, 0)
-
-
-def _choose_rows(choose: Chooser, logits: mx.array) -> mx.array:
-    """Logits (n, V) of n positions → tokens (n,), each drawn on its own."""
-    if choose.normalized:
-        logits = logits.astype(mx.float32)
-        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    return choose.sampler(logits)

@@ -14,12 +14,12 @@ from .decoding import (
     DecodeRun,
     Decoding,
     HasInferencePath,
-    LogitsProcessor,
-    OneByOne,
+    PlainDecoding,
     Progress,
     Step,
     prefill,
 )
+from .processors import row_processors
 from .sampling import Sampler, greedy, needs_logprobs
 
 
@@ -30,7 +30,7 @@ def generate_step(
     *,
     max_tokens: int | None = 256,
     sampler: Sampler | None = None,
-    logits_processors: Sequence[LogitsProcessor] = (),
+    logits_processors: Sequence[Any] = (),
     prefill_step_size: int | None = None,
     prompt_progress_callback: Progress | None = None,
     decoding: Decoding | None = None,
@@ -56,7 +56,7 @@ def generate_step(
         InputError: no ids, ids outside the vocabulary.
         ContextError: a prompt that fills the context.
     """
-    chooser = Chooser(sampler or greedy, list(logits_processors), normalized=needs_logprobs(sampler))
+    chooser = Chooser(sampler or greedy, row_processors(logits_processors), normalized=needs_logprobs(sampler))
     steps = decode_steps(
         model,
         ids,
@@ -101,7 +101,7 @@ def decode_steps(
     steps = None
     try:
         prefill(run, step_size, progress)
-        steps = iter((decoding or OneByOne())(run))
+        steps = iter((decoding or PlainDecoding())(run))
         for count, step in enumerate(steps, 1):
             if count == 1 and progress is not None:
                 progress(length, length)

@@ -2,23 +2,45 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Unpack, cast
 
 import mlx.core as mx
 
 from ..distributed import stoppable
 from ..errors import InputError
 from .after_thinking import TokenMatcher
-from .config import GenerationConfig
 from .constrained_answer import constrained, end_reason, matcher_for, whole_answer
 from .constraints import KINDS, chosen_constraint
 from .context import new_cache, tokens_left
-from .decoding import CachedModel, Chooser, Decoding, LogitsProcessor, Progress, Step
-from .processors import make_processors
+from .criteria import Criterion, MaxTime, rows_of
+from .decoding import CachedModel, Chooser, Decoding, Progress, Step
+from .options import NOT_GIVEN, GenerationKeywords, GenerationOptions, NotGiven, resolve_options
 from .results import GenerationResponse
-from .sampling import RandomSampler, Sampler, greedy, needs_logprobs
+from .sampling import Sampler, needs_logprobs
 from .steps import checked_prompt, decode_steps
-from .stopping import StopStrings
+from .stop_strings import StopStrings
+
+DEFAULT_TOKENS = 256
+"""Tokens of an answer where nobody sets a limit."""
+
+STREAM_ARGUMENTS = (
+    "max_tokens",
+    "sampler",
+    "logits_processors",
+    "logprobs",
+    "enable_thinking",
+    "tools",
+    "prompt_cache",
+    "max_kv_size",
+    "kv_bits",
+    "prefill_step_size",
+    "decoding",
+    "schema",
+    "regex",
+    "choices",
+    "grammar",
+)
 
 
 class TextCodec(Protocol):
@@ -36,25 +58,15 @@ class TextCodec(Protocol):
 def stream_generate(
     model: CachedModel,
     tokenizer: TextCodec,
-    prompt: str | Sequence[Any] | mx.array,
-    max_tokens: int | None = 256,
+    prompt: str | Sequence[Any] | Mapping[str, Any] | mx.array,
+    max_tokens: int | NotGiven | None = NOT_GIVEN,
     *,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    logit_bias: Mapping[int, float] | None = None,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    eos_token_ids: Sequence[int] | None = None,
     sampler: Sampler | None = None,
-    logits_processors: Sequence[LogitsProcessor] = (),
+    logits_processors: Sequence[Any] = (),
     logprobs: bool = False,
     enable_thinking: bool | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool | None = None,
     prompt_cache: Any = None,
     history: Sequence[int] = (),
     max_kv_size: int | None = None,
@@ -69,67 +81,69 @@ def stream_generate(
     choices: Sequence[str] | None = None,
     grammar: str | None = None,
     matcher: TokenMatcher | None = None,
+    **options: Unpack[GenerationKeywords],
 ) -> Generator[GenerationResponse, None, None]:
-    """The model's answer, a response a token. The last one has a `finish_reason`.
+    """Yield the model's answer, one response per token. The last one has a `finish_reason`.
 
     Args:
-        prompt: a text, taken as it is; ids (L,); or a list of messages, which goes through the chat template with
-            `tools` and `enable_thinking`.
-        max_tokens: tokens to generate at most; None or −1 for as many as the context holds.
-        temperature, top_k, top_p, min_p: where none of them is given, the model's generation_config decides, and
-            without one the answer is greedy. Temperature 0 is greedy.
-        repetition_penalty: of every token so far; presence_penalty and frequency_penalty: of generated ones.
-        logit_bias: token id → what to add to its score.
-        seed: makes sampling repeatable.
-        stop: strings that end the answer and are not part of it.
-        eos_token_ids: ids that end it; by default those of the generation_config and of the tokenizer.
-        sampler: log-probabilities (1, V) → token (1,), in place of the sampling arguments.
-        logits_processors: functions of the tokens so far (S,) and logits (1, V), after the penalties.
+        prompt: a text, taken as it is; ids (L,), or a tokenizer's output; or a list of messages, which goes through the
+            chat template with `tools` and `enable_thinking`. Messages that end with the assistant's are continued.
+        max_tokens: tokens to generate at most; None or -1 for as many as the context holds. By default
+            `max_new_tokens`, else 256.
+        sampler: log-probabilities (1, V) → token (1,), in place of the sampling options.
+        logits_processors: functions of the tokens so far (S,) and logits (1, V), or `LogitsProcessor`s; they come after
+            the penalties.
         logprobs: fill `logprobs` of the responses.
+        continue_final_message: whether the last message is continued; by default if it is the assistant's.
         prompt_cache: holds what comes before the prompt, whose ids are `history`; it is written to.
         max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache that is made when none is given.
         prefill_step_size: tokens of the prompt in one pass; by default 2048.
         prompt_progress_callback: gets (tokens done, all tokens) of the prompt.
-        decoding: the way to decode; one token a pass by default.
+        decoding: the way to decode; one token per pass by default.
         schema: a JSON Schema (a dict, JSON text, or a pydantic model class) that the answer satisfies, as compact JSON.
         regex: a regular expression that the whole answer matches. choices: texts of which the answer is one.
         grammar: a Lark grammar, as llguidance reads it, that the answer follows.
         matcher: follows the answer under a constraint that is compiled already, in place of these four.
+        **options: `generation_config` and fields of it; what nobody sets comes from the model's generation_config.
+            A sampling field (`temperature`, `top_k`, `top_p`, `min_p`, …) turns sampling on, temperature 0 turns it
+            off; without any the model's generation_config decides, and the answer is greedy where that says nothing.
+            `repetition_penalty` looks at all tokens, `presence_penalty` and `frequency_penalty` at generated ones.
+            Besides: `logit_bias` (token id → number to add), `stop` (strings that end the answer and are not part of
+            it), `eos_token_ids`, `seed`, `stopping_criteria`, `prefix_allowed_tokens_fn`, `draft_model`. None switches
+            an option off.
 
-    A constrained answer has the finish_reason "stop" as soon as it is whole. For messages with thinking on, the
+    A constrained answer has the finish_reason "stop" as soon as it is complete. For messages with thinking on, the
     constraint begins after `</think>`.
 
     Raises:
-        InputError: an empty prompt, a sampling value out of range, several constraints, a constraint with `stop`.
+        InputError: an empty prompt, an option that is unknown, not supported or out of range, several constraints, a
+            constraint with `stop`; while it runs: no token may follow, or another generation has changed the cache.
         ConstraintError: a constraint that cannot be kept.
         ContextError: a prompt that fills the context.
         TokenizerError: messages, and no chat template.
     """
+    resolved = resolve_options(model, options, streaming=True, more=STREAM_ARGUMENTS)
+    config = resolved.config
     constraint = chosen_constraint(tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
-    config = getattr(model, "generation_config", None) or GenerationConfig()
-    ends = ending_ids(config, tokenizer) if eos_token_ids is None else set(eos_token_ids)
+    eos = ending_ids(resolved, tokenizer)
     if constraint is not None and matcher is None:
-        text = None
+        rendered = None
         if is_conversation(prompt):
-            variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-            text = tokenizer.apply_chat_template(
-                cast(Sequence[Any], prompt), tools=tools, add_generation_prompt=True, tokenize=False, **variables
+            variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+            turn = template_turn(cast(Sequence[Any], prompt), continue_final_message)
+            rendered = tokenizer.apply_chat_template(
+                cast(Sequence[Any], prompt), tools=tools, tokenize=False, **turn, **variables
             )
-        matcher = matcher_for(constraint, tokenizer, sorted(ends), text, enable_thinking)
-    if matcher is not None and stop:
-        raise InputError("stop and a constraint exclude each other: a constraint ends the answer. Leave one out")
-    ids = prompt_ids(tokenizer, prompt, enable_thinking=enable_thinking, tools=tools)
-    ids = checked_prompt(ids, model.config.vocab_size)
-    if sampler is None:
-        sampler = chosen_sampler(config, temperature, top_k, top_p, min_p, seed)
-    penalties = make_processors(
-        ids.shape[1] + len(history),
-        repetition_penalty=config.repetition_penalty if repetition_penalty is None else repetition_penalty,
-        presence_penalty=config.presence_penalty if presence_penalty is None else presence_penalty,
-        frequency_penalty=config.frequency_penalty if frequency_penalty is None else frequency_penalty,
-        logit_bias=logit_bias,
+        matcher = matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking)
+    stop_strings = resolved.stop_strings
+    if matcher is not None and stop_strings:
+        if "stop_strings" in resolved.given:
+            raise InputError("stop and a constraint exclude each other: a constraint ends the answer. Leave one out")
+        stop_strings = []
+    ids = prompt_ids(
+        tokenizer, prompt, enable_thinking=enable_thinking, tools=tools, continue_final_message=continue_final_message
     )
-    processors: list[LogitsProcessor] = [lambda tokens, logits, p=p: p(tokens[None], logits) for p in penalties]
+    ids = checked_prompt(ids, model.config.vocab_size)
     cache = prompt_cache
     if cache is None:
         cache = new_cache(
@@ -139,20 +153,54 @@ def stream_generate(
             kv_group_size=kv_group_size,
             quantized_kv_start=quantized_kv_start,
         )
-    limit = tokens_left(model.config, cache.offset, ids.shape[1], max_tokens)
+    prompt_length = ids.shape[1] + len(history)
+    limit = tokens_left(model.config, cache.offset, ids.shape[1], token_budget(resolved, max_tokens, prompt_length))
+    warped = sampler is None and (resolved.needs_warpers or bool(config.renormalize_logits))
+    processors = resolved.row_processors(prompt_length, prompt_length + limit, list(logits_processors), warped=warped)
+    sampler = resolved.sampler(warped) if sampler is None else sampler
+    decoding = resolved.decoding(model) if decoding is None else decoding
     steps = decode_steps(
         model,
         ids,
         cache,
-        Chooser(sampler, [*processors, *logits_processors], logprobs, needs_logprobs(sampler)),
+        Chooser(sampler, processors, logprobs, needs_logprobs(sampler)),
         max_tokens=limit,
-        prefill_step_size=prefill_step_size,
+        prefill_step_size=config.prefill_chunk_size if prefill_step_size is None else prefill_step_size,
         progress=prompt_progress_callback,
         decoding=decoding if matcher is None else constrained(matcher, decoding),
         history=history,
     )
     steps = stoppable(steps, getattr(model, "group", None))
-    return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), StopStrings(stop), ends)
+    stops = StopStrings(stop_strings, prompt_tail(tokenizer, prompt, ids, stop_strings))
+    ends = EndOfText(eos, resolved.criteria(), [*history, *_ids_of(ids)])
+    return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), stops, ends)
+
+
+@dataclass
+class EndOfText:
+    """Says after each token of one sequence whether the text is finished.
+
+    eos: ids that end it. criteria: as in `criteria.py`. ids: everything so far.
+    """
+
+    eos: set[int]
+    criteria: Sequence[Criterion] = ()
+    ids: list[int] = field(default_factory=list)
+
+    def reason(self, token: int) -> str | None:
+        """Return "stop" or "length" (out of time), or None; takes the token."""
+        if token in self.eos:
+            return "stop"
+        if not self.criteria:
+            return None
+        self.ids.append(token)
+        for criterion in self.criteria:
+            if isinstance(criterion, MaxTime):
+                if criterion.passed:
+                    return "length"
+            elif rows_of(criterion(mx.array([self.ids]), None), 1)[0]:
+                return "stop"
+        return None
 
 
 def _responses(
@@ -161,7 +209,7 @@ def _responses(
     limit: int,
     detokenizer: Any,
     stops: StopStrings,
-    ends: set[int],
+    ends: EndOfText,
 ) -> Generator[GenerationResponse, None, None]:
     start, first, count = time.perf_counter(), 0.0, 0
     last: Step | None = None
@@ -187,10 +235,9 @@ def _responses(
             if not count:
                 first = time.perf_counter()
             last, count = step, count + 1
-            ended = step.token in ends
-            if not ended:
+            reason = ends.reason(step.token) or end_reason(False, step.complete, step.finished, count == limit)
+            if step.token not in ends.eos:
                 detokenizer.add_token(step.token)
-            reason = end_reason(ended, step.complete, step.finished, count == limit)
             if reason is not None:
                 detokenizer.finalize()
             text, found = stops.feed(detokenizer.last_segment)
@@ -206,9 +253,9 @@ def _responses(
 
 
 def generate(
-    model: CachedModel, tokenizer: TextCodec, prompt: Any, *args: Any, parse: bool = False, **options: Any
+    model: CachedModel, tokenizer: TextCodec, prompt: Any, *arguments: Any, parse: bool = False, **options: Any
 ) -> Any:
-    """The whole answer as one text; the arguments are those of `stream_generate`.
+    """Return the whole answer as one text; the arguments are those of `stream_generate`.
 
     Args:
         parse: with a pydantic model class as `schema`, return an instance; with another schema, the JSON value.
@@ -216,10 +263,37 @@ def generate(
     Raises:
         IncompleteOutputError: `max_tokens` cut an answer under a constraint; `text` holds what there is.
     """
-    responses = list(stream_generate(model, tokenizer, prompt, *args, **options))
+    responses = list(stream_generate(model, tokenizer, prompt, *arguments, **options))
     text = "".join(response.text for response in responses)
     reason = responses[-1].finish_reason if responses else "length"
     return whole_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
+
+
+def prompt_ids(
+    tokenizer: TextCodec,
+    prompt: Any,
+    *,
+    enable_thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool | None = None,
+) -> Any:
+    """Return the ids of a prompt: a text as it is, messages through the chat template, ids unchanged.
+
+    continue_final_message: by default whether the last message is the assistant's.
+    """
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InputError("the prompt is empty: there is no token to start from")
+        return tokenizer.encode(prompt)
+    if isinstance(prompt, Mapping):
+        if "input_ids" not in prompt:
+            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids, or a list of messages")
+        return prompt["input_ids"]
+    if is_conversation(prompt):
+        variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        turn = template_turn(prompt, continue_final_message)
+        return tokenizer.apply_chat_template(prompt, tools=tools, **turn, **variables)
+    return prompt
 
 
 def is_conversation(prompt: Any) -> bool:
@@ -229,52 +303,69 @@ def is_conversation(prompt: Any) -> bool:
     )
 
 
-def prompt_ids(
-    tokenizer: TextCodec,
-    prompt: Any,
-    *,
-    enable_thinking: bool | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> Any:
-    """The ids of a prompt: a text as it is, messages through the chat template, ids unchanged."""
+def template_turn(messages: Sequence[Any], continue_final_message: bool | None) -> dict[str, bool]:
+    """Return what opens the assistant's turn: keywords of `apply_chat_template`."""
+    if continue_final_message is None:
+        continue_final_message = ends_with_assistant(messages)
+    return {"continue_final_message": True} if continue_final_message else {"add_generation_prompt": True}
+
+
+def ends_with_assistant(messages: Sequence[Any]) -> bool:
+    """Whether the last message is text of the assistant's, to be continued."""
+    last = messages[-1]
+    return last.get("role") == "assistant" and isinstance(last.get("content"), str) and bool(last["content"])
+
+
+def prompt_tail(tokenizer: TextCodec, prompt: Any, ids: mx.array, stops: Sequence[str]) -> str:
+    """Return the end of a prompt's text, in which a stop string may begin; nothing for messages."""
+    if not stops or is_conversation(prompt):
+        return ""
+    longest = max(len(stop.encode()) for stop in stops)
     if isinstance(prompt, str):
-        if not prompt:
-            raise InputError("the prompt is empty: there is no token to start from")
-        return tokenizer.encode(prompt)
-    if is_conversation(prompt):
-        variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        return tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True, **variables)
-    return prompt
+        return prompt[-longest:]
+    detokenizer = tokenizer.make_detokenizer()
+    for token in _ids_of(ids)[-longest:]:
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    return detokenizer.text
 
 
-def ending_ids(config: GenerationConfig, tokenizer: Any) -> set[int]:
-    """The ids that end an answer, by the generation_config and by the tokenizer."""
-    known = set(config.eos_token_ids)
-    if getattr(tokenizer, "eos_token_id", None) is not None:
+def _ids_of(ids: mx.array) -> list[int]:
+    return cast(list[int], ids[0].tolist())
+
+
+def ending_ids(options: GenerationOptions, tokenizer: Any) -> set[int]:
+    """Return the ids that end an answer: those that the call names, else the configuration's and the tokenizer's."""
+    known = set(options.eos_token_ids)
+    if "eos_token_id" not in options.given and getattr(tokenizer, "eos_token_id", None) is not None:
         known.add(tokenizer.eos_token_id)
     return known
 
 
-def chosen_sampler(
-    config: GenerationConfig,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    seed: int | None = None,
-) -> Sampler:
-    """The sampler for what a caller asked; what was not said comes from the generation_config, if that samples."""
-    asked = [value for value in (temperature, top_k, top_p, min_p) if value is not None]
-    if temperature == 0 or not (config.do_sample or asked):
-        return greedy
-    return RandomSampler(
-        temperature=_first(temperature, config.temperature, 1.0) or 1.0,
-        top_k=_first(top_k, config.top_k, 0),
-        top_p=_first(top_p, config.top_p, 1.0),
-        min_p=_first(min_p, config.min_p, 0.0),
-        seed=seed,
-    )
+def token_budget(
+    options: GenerationOptions, max_tokens: int | NotGiven | None, prompt_length: int, default: int = DEFAULT_TOKENS
+) -> int | None:
+    """Return how many tokens a call asks for, None or -1 for as many as the context holds.
 
+    `max_tokens` wins over `max_new_tokens`, that over a `max_length` of the call's, that over the default.
 
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+    Raises:
+        InputError: a `max_length` that the prompt fills.
+    """
+    config = options.config
+    if not isinstance(max_tokens, NotGiven):
+        if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int)):
+            raise InputError(
+                f"max_tokens is {max_tokens!r}, expected a whole number, or None for what the context holds"
+            )
+        return max_tokens
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if "max_length" in options.given and config.max_length is not None:
+        if prompt_length >= config.max_length:
+            raise InputError(
+                f"the prompt has {prompt_length} tokens and max_length is {config.max_length}, which leaves none to "
+                "generate. Raise max_length or pass max_tokens"
+            )
+        return config.max_length - prompt_length
+    return default

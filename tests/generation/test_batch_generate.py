@@ -173,10 +173,14 @@ def test_stop_strings_end_rows():
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens"),
         ({"frobnicate": 1}, InputError, "frobnicate"),
         ({"attention_mask": [[1, 1]]}, InputError, "attention_mask has shape"),
-        ({"inputs_embeds": [[[0.0] * 32]]}, InputError, "either input_ids or inputs_embeds"),
+        ({"inputs_embeds": [[[0.0] * 32]] * 2}, InputError, "input_ids has 1 rows"),
+        ({"position_ids": [[0, 1]]}, InputError, "position_ids has shape"),
+        ({"max_new_tokenz": 3}, InputError, "Did you mean 'max_new_tokens'"),
+        ({"verbose": True}, InputError, "verbose is not supported"),
+        ({"early_stopping": True, "length_penalty": 1.2}, InputError, "beam"),
     ],
 )
-def test_what_cannot_be_is_named(options, error, words):
+def test_wrong_arguments_are_named(options, error, words):
     with pytest.raises(error, match=words):
         tiny_model().generate(random_ids(1, 4), **options)
 

@@ -6,8 +6,14 @@ import pytest
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM, batch_generate, generate, generate_step
 from mlx_qwen3.cache import Cache
-from mlx_qwen3.generation import RandomSampler, greedy, rows
-from mlx_qwen3.generation.rows import RowToken, decode_rows, waves
+from mlx_qwen3.generation import RandomSampler, continuous_batch, greedy
+from mlx_qwen3.generation.continuous_batch import (
+    BatchSequence,
+    ContinuousBatch,
+    RowToken,
+    decode_rows,
+    group_prompts,
+)
 from tests.scripted import byte_tokenizer
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -26,9 +32,14 @@ def mixed_prompts(lengths, seed=0) -> list[list[int]]:
     return [draw.integers(0, 256, length).tolist() for length in lengths]
 
 
+def sequences(prompts, budgets, samplers=None) -> list[BatchSequence]:
+    samplers = samplers or [greedy] * len(prompts)
+    return [BatchSequence(i, prompts[i], budgets[i], samplers[i]) for i in range(len(prompts))]
+
+
 def together(model, prompts, budgets, ended=lambda found: False, **options) -> list[list[int]]:
     tokens: list[list[int]] = [[] for _ in prompts]
-    for found in decode_rows(model.for_inference(), prompts, budgets, [greedy] * len(prompts), ended, **options):
+    for found in decode_rows(model.for_inference(), sequences(prompts, budgets), ended, **options):
         tokens[found.row].append(found.token)
     return tokens
 
@@ -40,19 +51,19 @@ def test_rows_are_single_runs(fields):
     budgets = [9, 4, 12, 1, 7, 3, 10]
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
     assert together(model, prompts, budgets) == alone
-    assert together(model, prompts, budgets, wave_size=3, prefill_tokens=11) == alone
+    assert together(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
 
 
 def test_on_cuda_rows_start_in_fewer_stages(monkeypatch):
     model, widths = small_model(), []
     prompts = mixed_prompts([200, 150, 90, 40, 3])
     alone = [list(generate_step(model, row, max_tokens=4)) for row in prompts]
-    plain = rows._Wave._pass
+    plain = ContinuousBatch._pass
     monkeypatch.setattr(
-        rows._Wave, "_pass", lambda wave, ids, *at: widths.append(ids.shape[1]) or plain(wave, ids, *at)
+        ContinuousBatch, "_pass", lambda batch, ids, *at: widths.append(ids.shape[1]) or plain(batch, ids, *at)
     )
     for cuda, stages in ((False, 5), (True, 2)):
-        monkeypatch.setattr(rows, "on_cuda", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(continuous_batch, "on_cuda", lambda cuda=cuda: cuda)
         widths.clear()
         assert together(model, prompts, [4] * 5) == alone
         assert len([width for width in widths if width > 1]) == stages
@@ -65,7 +76,7 @@ def test_rows_are_single_runs_on_a_quantized_cache():
     assert together(model, prompts, [8] * 3, **options) == alone
 
 
-def test_an_ended_row_is_not_heard_of_again():
+def test_a_finished_row_yields_nothing_more():
     model = small_model()
     prompts = mixed_prompts([6, 8, 5, 9])
     alone = [list(generate_step(model, row, max_tokens=20)) for row in prompts]
@@ -79,7 +90,7 @@ def test_an_ended_row_is_not_heard_of_again():
     assert together(model, prompts, [20] * 4, ended) == [row[:n] for row, n in zip(alone, stop_after, strict=True)]
 
 
-def test_no_step_is_computed_that_nobody_needs():
+def test_no_unneeded_step_is_computed():
     model = small_model()
     passes = []
     plain = model.step_logits
@@ -91,32 +102,32 @@ def test_no_step_is_computed_that_nobody_needs():
             passes.append(ids.shape)
             return plain(ids, *rest)
 
-    list(decode_rows(Counting(), mixed_prompts([4, 4]), [3, 3], [greedy] * 2, lambda found: False))
+    list(decode_rows(Counting(), sequences(mixed_prompts([4, 4]), [3, 3]), lambda found: False))
     assert passes == [(2, 4), (2, 1), (2, 1)]
 
 
 def counted_passes(monkeypatch):
-    """The widths of all passes that waves make from now on."""
+    """The widths of all passes of batches from now on."""
     widths: list[tuple[int, ...]] = []
-    plain = rows._Wave._pass
+    plain = ContinuousBatch._pass
     monkeypatch.setattr(
-        rows._Wave, "_pass", lambda wave, ids, *at: widths.append(tuple(ids.shape)) or plain(wave, ids, *at)
+        ContinuousBatch, "_pass", lambda batch, ids, *at: widths.append(tuple(ids.shape)) or plain(batch, ids, *at)
     )
     return widths
 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING], ids=["full", "sliding"])
-def test_prompts_that_wait_take_the_places_of_ended_rows(fields, monkeypatch):
+def test_waiting_prompts_replace_finished_rows(fields, monkeypatch):
     model = small_model(**fields)
     draw = np.random.default_rng(4)
     prompts, budgets = mixed_prompts(draw.integers(2, 30, 11).tolist()), draw.integers(1, 25, 11).tolist()
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
     widths = counted_passes(monkeypatch)
-    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert together(model, prompts, budgets, batch_size=4) == alone
     steps = sum(1 for _, length in widths if length == 1)
     monkeypatch.setattr(Cache, "takes_rows", False)
     widths.clear()
-    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert together(model, prompts, budgets, batch_size=4) == alone
     without = sum(1 for _, length in widths if length == 1)
     assert steps == without if fields else steps < 0.8 * without
 
@@ -126,11 +137,11 @@ def test_a_cache_that_would_be_mostly_padding_takes_nobody_in(monkeypatch):
     prompts, budgets = mixed_prompts([200, 190, 180, 170, 3, 3, 3]), [9, 2, 2, 2, 2, 2, 2]
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
     widths = counted_passes(monkeypatch)
-    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert together(model, prompts, budgets, batch_size=4) == alone
     assert widths[-1] == (1, 1)  # they joined the long row and ended before it
-    monkeypatch.setattr(rows, "TOLERATED_PADDING", 300)
+    monkeypatch.setattr(continuous_batch, "TOLERATED_PADDING", 300)
     widths.clear()
-    assert together(model, prompts, budgets, wave_size=4) == alone
+    assert together(model, prompts, budgets, batch_size=4) == alone
     assert widths[-2:] == [(3, 3), (3, 1)]  # they ran on their own afterwards
 
 
@@ -151,19 +162,19 @@ class Counted:
         return mx.zeros((count, keep, 8))
 
 
-def test_a_long_queue_keeps_the_waves_full(monkeypatch):
+def test_a_long_queue_keeps_the_batches_full(monkeypatch):
     draw = np.random.default_rng(0)
     prompts = [[1] * n for n in draw.integers(16, 65, 300).tolist()]
     budgets = draw.integers(2, 65, 300).tolist()
 
     def passes():
         model = Counted()
-        found = decode_rows(model, prompts, budgets, [greedy] * 300, lambda token: False, wave_size=32)
+        found = decode_rows(model, sequences(prompts, budgets), lambda token: False, batch_size=32)
         assert sum(1 for _ in found) == sum(budgets)
         return model
 
     joined = passes()
-    monkeypatch.setattr(rows, "JOINING_SHARE", 32)
+    monkeypatch.setattr(continuous_batch, "JOINING_SHARE", 32)
     one_by_one = passes()
     monkeypatch.setattr(Cache, "takes_rows", False)
     apart = passes()
@@ -176,20 +187,19 @@ def test_rows_that_join_have_their_own_sampler():
     prompts = mixed_prompts([9, 8, 7, 6, 5, 4])
     samplers = [greedy if i % 2 else RandomSampler(temperature=1.0, seed=i) for i in range(6)]
     found: list[list[int]] = [[] for _ in prompts]
-    for token in decode_rows(
-        model.for_inference(), prompts, [3, 9, 2, 6, 8, 5], samplers, lambda token: False, wave_size=3
-    ):
+    rows = sequences(prompts, [3, 9, 2, 6, 8, 5], samplers)
+    for token in decode_rows(model.for_inference(), rows, lambda token: False, batch_size=3):
         found[token.row].append(token.token)
     for i in (1, 3, 5):
         assert found[i] == list(generate_step(model, prompts[i], max_tokens=[3, 9, 2, 6, 8, 5][i]))
     assert [len(row) for row in found] == [3, 9, 2, 6, 8, 5]
 
 
-def test_waves_have_little_padding():
-    assert waves([5, 9, 7], 2) == [[1, 2], [0]]
+def test_groups_have_little_padding():
+    assert group_prompts([5, 9, 7], 2) == [[1, 2], [0]]
     lengths = [16] * 31 + [8000]
-    assert waves(lengths, 32) == [[31, 0], list(range(1, 31))]
-    assert waves([3, 1, 2], 32) == [[0, 2, 1]]
+    assert group_prompts(lengths, 32) == [[31, 0], list(range(1, 31))]
+    assert group_prompts([3, 1, 2], 32) == [[0, 2, 1]]
 
 
 @pytest.fixture(scope="module")

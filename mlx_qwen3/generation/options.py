@@ -1,0 +1,406 @@
+"""One resolution of generation options, for `model.generate`, `stream_generate`, `batch_generate`, pipelines and chats.
+
+`resolve_options` turns the model's generation_config, a `GenerationConfig` of the user's and keywords into one
+`GenerationOptions`, which makes processors, samplers, criteria and ends. As in the reference (transformers 5.23
+`generation/utils.py`, `_prepare_generation_config`), a keyword wins over the user's configuration, that over the
+model's, and that over the reference's defaults. A field that a configuration leaves at None is not set; a keyword that
+is None switches the field off.
+"""
+
+import difflib
+import enum
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import mlx.core as mx
+
+from ..config.fields import shown
+from ..errors import ConfigError, InputError, MlxQwen3Error
+from .checks import check_seed
+from .config import IGNORED, NOT_SUPPORTED, SAMPLING, GenerationConfig
+from .criteria import Criterion, MaxTime, checked_criteria, checked_stop_strings
+from .processors import (
+    LogitBias,
+    LogitsProcessor,
+    MinimumLength,
+    PresencePenalty,
+    RepetitionPenalty,
+    RowProcessor,
+    SuppressTokens,
+    SuppressTokensAtBegin,
+    row_processors,
+)
+from .restrictions import (
+    AllowedPrefixes,
+    AllowedTokens,
+    ExponentialLengthPenalty,
+    ForcedToken,
+    NoBadWords,
+    NoRepeatNGram,
+    RemoveInvalidValues,
+    SequenceBias,
+)
+from .sampling import RandomSampler, Sampler, greedy
+from .warpers import Warper, log_softmax, make_warpers
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOP_K = 50
+"""The reference's top_k where tokens are sampled and nobody names one."""
+
+ALIASES = {"temp": "temperature", "draft_model": "assistant_model", "num_draft_tokens": "num_assistant_tokens"}
+"""Names of mlx_lm → names here."""
+
+ELSEWHERE = {
+    "verbose": "Nothing prints here; print the text of stream_generate's responses",
+    "negative_prompt_ids": "Leave it out",
+    "negative_prompt_attention_mask": "Leave it out",
+    "custom_generate": "No code from a checkpoint is run; leave it out",
+    "synced_gpus": "Leave it out",
+    "use_model_defaults": "Set model.generation_config = GenerationConfig() instead",
+    "model_kwargs": "Pass the arguments themselves",
+    "repetition_context_size": "Pass logits_processors=[RepetitionPenalty(penalty, context_size)]",
+    "xtc_probability": "Pass a sampler of your own",
+    "xtc_threshold": "Pass a sampler of your own",
+    "max_kv_size": "Pass a cache with that size as past_key_values",
+}
+"""Keywords that are refused by name, and what to do instead; None and False ask for nothing."""
+
+
+class NotGiven(enum.Enum):
+    """The type of `NOT_GIVEN`."""
+
+    NOT_GIVEN = "not given"
+
+
+NOT_GIVEN = NotGiven.NOT_GIVEN
+"""Stands for an argument that the caller left out, where None means something."""
+
+
+class GenerationKeywords(TypedDict, total=False):
+    """What every way to generate takes as keywords: the fields of `GenerationConfig`, and what no file can hold."""
+
+    generation_config: GenerationConfig | None
+    max_length: int | None
+    max_new_tokens: int | None
+    min_length: int | None
+    min_new_tokens: int | None
+    max_time: float | None
+    stop: str | Sequence[str] | None
+    stop_strings: str | Sequence[str] | None
+    do_sample: bool | None
+    temperature: float | None
+    temp: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    top_h: float | None
+    typical_p: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    no_repeat_ngram_size: int | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    sequence_bias: Any
+    logit_bias: Mapping[int, float] | None
+    suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | Sequence[int] | None
+    exponential_decay_length_penalty: tuple[int, float] | None
+    remove_invalid_values: bool | None
+    renormalize_logits: bool | None
+    prefix_allowed_tokens_fn: AllowedTokens | None
+    stopping_criteria: Any
+    assistant_model: Any
+    draft_model: Any
+    num_assistant_tokens: int | None
+    num_draft_tokens: int | None
+    prompt_lookup_num_tokens: int | None
+    eos_token_id: int | Sequence[int] | None
+    eos_token_ids: Sequence[int] | None
+    pad_token_id: int | None
+    num_beams: int | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What a generation does, resolved and checked.
+
+    config: every field with the value that counts; None where it is switched off.
+    given: names that keywords or the user's configuration set, so not the model's.
+    """
+
+    config: GenerationConfig
+    given: frozenset[str] = frozenset()
+    logit_bias: Mapping[int, float] | None = None
+    prefix_allowed_tokens_fn: AllowedTokens | None = None
+    stopping_criteria: list[Criterion] = field(default_factory=list)
+    assistant_model: Any = None
+    seed: int | None = None
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The ids that end a text."""
+        return self.config.eos_token_ids
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """What fills finished rows: the first ending id where none is set, as in the reference."""
+        if self.config.pad_token_id is not None:
+            return self.config.pad_token_id
+        return self.eos_token_ids[0] if self.eos_token_ids else None
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn; temperature 0 is greedy."""
+        return bool(self.config.do_sample) and self.config.temperature != 0
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The strings that end a text."""
+        return checked_stop_strings(self.config.stop_strings, "stop_strings")
+
+    def criteria(self) -> list[Criterion]:
+        """Return criteria for one generation, the clock of `max_time` started."""
+        timed: list[Criterion] = [] if self.config.max_time is None else [MaxTime(self.config.max_time)]
+        return [*timed, *self.stopping_criteria]
+
+    def processors(
+        self,
+        prompt_length: int,
+        max_length: int | None = None,
+        padding: mx.array | None = None,
+        min_length_offset: int = 0,
+    ) -> list[LogitsProcessor]:
+        """Return the processors that have something to do, in the reference's order.
+
+        Args:
+            prompt_length: ids that stand before the first new one.
+            max_length: ids at most, prompt included, where that is known: `forced_eos_token_id` needs it.
+            padding: as in `RepetitionPenalty`.
+            min_length_offset: tokens of the prompt that have no ids, since it was given as embeddings.
+        """
+        c, eos = self.config, self.eos_token_ids
+        made: list[LogitsProcessor] = []
+        if self.logit_bias:
+            made.append(LogitBias(self.logit_bias))
+        if c.sequence_bias is not None:
+            made.append(SequenceBias(c.sequence_bias))
+        if c.repetition_penalty is not None and c.repetition_penalty != 1:
+            made.append(RepetitionPenalty(c.repetition_penalty, None, padding))
+        if c.presence_penalty or c.frequency_penalty:
+            made.append(PresencePenalty(c.presence_penalty or 0.0, c.frequency_penalty or 0.0, prompt_length))
+        if c.no_repeat_ngram_size:
+            made.append(NoRepeatNGram(c.no_repeat_ngram_size))
+        if c.bad_words_ids is not None:
+            made.append(NoBadWords(c.bad_words_ids, eos))
+        least = max(
+            (c.min_length or 0) - min_length_offset if c.min_new_tokens is None else 0,
+            prompt_length + (c.min_new_tokens or 0),
+        )
+        if least > prompt_length and eos:
+            made.append(MinimumLength(least, eos))
+        if self.prefix_allowed_tokens_fn is not None:
+            made.append(AllowedPrefixes(self.prefix_allowed_tokens_fn))
+        if c.forced_bos_token_id is not None:
+            made.append(ForcedToken(c.forced_bos_token_id, 1, "forced_bos_token_id"))
+        if c.forced_eos_token_id is not None and max_length is not None:
+            made.append(ForcedToken(c.forced_eos_token_id, max_length - 1, "forced_eos_token_id"))
+        if c.remove_invalid_values:
+            made.append(RemoveInvalidValues())
+        if c.exponential_decay_length_penalty is not None:
+            made.append(ExponentialLengthPenalty(c.exponential_decay_length_penalty, eos, prompt_length))
+        if c.suppress_tokens is not None:
+            made.append(SuppressTokens(c.suppress_tokens))
+        if c.begin_suppress_tokens is not None:
+            later = prompt_length <= 1 and c.forced_bos_token_id is not None
+            made.append(SuppressTokensAtBegin(c.begin_suppress_tokens, prompt_length + later))
+        return made
+
+    def warpers(self) -> list[LogitsProcessor]:
+        """Return the sampling settings as processors, where tokens are drawn."""
+        made = make_warpers(self.config) if self.samples else []
+        return [*made, Warper(log_softmax)] if self.config.renormalize_logits else made
+
+    @property
+    def needs_warpers(self) -> bool:
+        """Whether `RandomSampler` lacks a setting."""
+        c = self.config
+        return self.samples and (
+            c.top_h is not None
+            or bool(c.epsilon_cutoff or c.eta_cutoff)
+            or (c.typical_p is not None and c.typical_p < 1)
+        )
+
+    def sampler(self, warped: bool = False) -> Sampler:
+        """Return the sampler; `warped` where the warpers have been applied already."""
+        if not self.samples:
+            return greedy
+        c = self.config
+        if warped:
+            return RandomSampler(seed=self.seed)
+        return RandomSampler(
+            temperature=1.0 if c.temperature is None else c.temperature,
+            top_k=c.top_k or 0,
+            top_p=1.0 if c.top_p is None else c.top_p,
+            min_p=c.min_p or 0.0,
+            seed=self.seed,
+        )
+
+    def row_processors(
+        self, prompt_length: int, max_length: int | None, custom: Sequence[Any] = (), row: int = 0, warped: bool = False
+    ) -> list[RowProcessor]:
+        """Return all processors of one sequence, as functions of its ids (S,) and logits (1, V).
+
+        Args:
+            prompt_length, max_length: as in `processors`.
+            custom: the user's, which come after the package's and before temperature.
+            row: the index of the sequence in its batch.
+            warped: whether the sampling settings are applied as processors too.
+        """
+        own: list[Any] = [*self.processors(prompt_length, max_length), *custom]
+        return row_processors([*own, *(self.warpers() if warped else [])], row)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether several tokens are proposed per pass."""
+        return self.assistant_model is not None or bool(self.config.prompt_lookup_num_tokens)
+
+    def decoding(self, model: Any) -> Any:
+        """Return the speculative decoding that is asked for, or None."""
+        if self.assistant_model is not None:
+            from .draft_model import DRAFT_TOKENS, draft_with
+
+            return draft_with(self.assistant_model, model, self.config.num_assistant_tokens or DRAFT_TOKENS)
+        if self.config.prompt_lookup_num_tokens:
+            from .prompt_lookup import prompt_lookup
+
+            return prompt_lookup(self.config.prompt_lookup_num_tokens)
+        return None
+
+
+def resolve_options(
+    model: Any, keywords: Mapping[str, Any], *, streaming: bool = False, more: Sequence[str] = ()
+) -> GenerationOptions:
+    """Return the options of one call.
+
+    Args:
+        model: its `generation_config` fills what nobody sets.
+        keywords: those of `GenerationKeywords`, and fields of the reference that are not supported.
+        streaming: for `stream_generate`, `batch_generate` and chats: there a sampling keyword without `do_sample` means
+            that tokens are sampled, from the whole vocabulary unless `top_k` is set, as in mlx_lm.
+        more: further names that the caller takes, for the message about an unknown one.
+
+    Raises:
+        InputError: an unknown keyword, one that is not supported, or, where `streaming`, one with an impossible value.
+        ConfigError: an impossible value elsewhere, or in the model's generation_config if it would be used.
+    """
+    named = {ALIASES.get(name, name): value for name, value in keywords.items()}
+    if "stop" in named:
+        named["stop_strings"] = checked_stop_strings(named.pop("stop")) or None
+    if "eos_token_ids" in named:
+        ids = named.pop("eos_token_ids")
+        named["eos_token_id"] = None if ids is None else [int(token) for token in ids]
+    user = named.pop("generation_config", None)
+    if user is not None and not isinstance(user, GenerationConfig):
+        raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig")
+    extra = {name: named.pop(name) for name in _EXTRA if name in named}
+    own = getattr(model, "generation_config", None) or GenerationConfig()
+    theirs = user.to_dict() if user is not None else {}
+    values = {**own.to_dict(), **theirs}
+    if named.get("do_sample", values.get("do_sample")) or not streaming:
+        values.setdefault("top_k", DEFAULT_TOP_K)
+    elif any(named.get(name) is not None for name in SAMPLING) and "do_sample" not in named:
+        values["do_sample"] = True
+    given = frozenset({*theirs, *named})
+    _refuse_unknown(named, more)
+    values.update(named)
+    _refuse_unsupported(values, given, own, streaming)
+    config = GenerationConfig.unchecked(values)
+    _check_fields(config, given, own, InputError if streaming else ConfigError)
+    check_seed(extra.get("seed"))
+    if extra.get("logit_bias") is not None:
+        LogitBias(extra["logit_bias"])
+    assistant = extra.get("assistant_model")
+    if assistant is not None and not hasattr(assistant, "config"):
+        raise InputError(f"assistant_model is {shown(assistant)}, expected a loaded model")
+    options = GenerationOptions(
+        config,
+        given,
+        extra.get("logit_bias"),
+        extra.get("prefix_allowed_tokens_fn"),
+        checked_criteria(extra.get("stopping_criteria")),
+        assistant,
+        extra.get("seed"),
+    )
+    checked_stop_strings(config.stop_strings, "stop_strings")
+    options.processors(1, 2)  # raises for what cannot be applied, before anything is computed
+    if options.needs_warpers:
+        options.warpers()
+    return options
+
+
+_EXTRA = ("logit_bias", "prefix_allowed_tokens_fn", "stopping_criteria", "assistant_model", "seed")
+
+
+def is_option(name: str) -> bool:
+    """Whether `resolve_options` knows a keyword, to use it or to refuse it."""
+    return (
+        GenerationConfig.knows(ALIASES.get(name, name))
+        or name in _EXTRA
+        or name in ALIASES
+        or name in ELSEWHERE
+        or name in ("stop", "eos_token_ids", "generation_config")
+    )
+
+
+def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
+    for name in list(named):
+        if name in ELSEWHERE:
+            value = named.pop(name)
+            neutral = value is None or value is False or (name == "use_model_defaults" and value is True)
+            if not neutral:
+                raise InputError(f"{name} is not supported: {shown(value)}. {ELSEWHERE[name]}")
+        elif not GenerationConfig.knows(name):
+            known = [*GenerationKeywords.__annotations__, *more]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else "See the fields of GenerationConfig"
+            raise InputError(f"unknown argument {name!r}. {hint}")
+
+
+def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: GenerationConfig, streaming: bool) -> None:
+    """Raise for what is not computed here; what only the model's file asks for is left out of a stream, and said."""
+    for name, (neutral, advice) in NOT_SUPPORTED.items():
+        value = values.pop(name, None)
+        if value is None or value in neutral:
+            continue
+        if streaming and name not in given:
+            logger.warning("%s asks for %s = %s, which is not supported and left out", own.source, name, shown(value))
+            continue
+        if name in ("length_penalty", "early_stopping") and name not in given:
+            continue  # without beams, which would have been refused, they change nothing
+        where = "" if name in given else f"{own.source or 'the generation_config'}: "
+        raise InputError(f"{where}{name} is not supported: {shown(value)}. {advice}")
+    for name in IGNORED:
+        values.pop(name, None)
+
+
+def _check_fields(
+    config: GenerationConfig, given: frozenset[str], own: GenerationConfig, error: type[MlxQwen3Error]
+) -> None:
+    """Raise for the first field with an impossible value, unless it has no effect."""
+    for name in config.fields:
+        expected = config.expected(name)
+        without_effect = name in SAMPLING and not config.do_sample and name not in given
+        if expected is None or without_effect:
+            continue
+        value = shown(getattr(config, name))
+        if name in given or own.source is None:
+            raise error(f"{name} is {value}, expected {expected}")
+        raise ConfigError(f"{own.source}: {name} is {value}, expected {expected}. Correct the file, or pass {name}")
