@@ -15,8 +15,7 @@ import numpy as np
 from mlx_qwen3 import generate_step
 from mlx_qwen3.bench import random_model, this_machine
 from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
-from mlx_qwen3.generation import greedy
-from mlx_qwen3.generation.rows import decode_rows
+from mlx_qwen3.generation.continuous_batch import BatchSequence, decode_rows
 
 
 def ours(model, prompts, budgets, at_once):
@@ -24,11 +23,9 @@ def ours(model, prompts, budgets, at_once):
     start = time.perf_counter()
     found = decode_rows(
         model.for_inference(),
-        prompts,
-        budgets,
-        [greedy] * len(prompts),
+        [BatchSequence(i, prompts[i], budgets[i]) for i in range(len(prompts))],
         lambda token: False,
-        wave_size=at_once,
+        batch_size=at_once,
     )
     count = sum(1 for _ in found)
     return count, time.perf_counter() - start

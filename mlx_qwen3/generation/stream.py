@@ -276,8 +276,11 @@ def prompt_ids(
     enable_thinking: bool | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool | None = None,
+    template: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return the ids of a prompt: a text as it is, messages through the chat template, ids unchanged.
+
+    template: further variables of the chat template.
 
     continue_final_message: by default whether the last message is the assistant's.
     """
@@ -291,8 +294,10 @@ def prompt_ids(
         return prompt["input_ids"]
     if is_conversation(prompt):
         variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        variables.update(template or {})
         turn = template_turn(prompt, continue_final_message)
-        return tokenizer.apply_chat_template(prompt, tools=tools, **turn, **variables)
+        found = tokenizer.apply_chat_template(prompt, tools=tools, **turn, **variables)
+        return found["input_ids"] if isinstance(found, Mapping) else found
     return prompt
 
 

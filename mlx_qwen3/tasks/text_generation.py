@@ -1,7 +1,7 @@
 """Text that goes on, for one prompt or many, as the pipeline of transformers gives it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -9,9 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..generation.mixin import DEFAULT_NEW_TOKENS
+from ..generation.stream import ends_with_assistant, prompt_ids
 from ..models.heads import CausalLM
 from .batches import Piece, batches_by_length
-from .rows import check_text
+from .keywords import drop_harmless
+from .rows import check_choice, check_text
 from .task import Options, Task
 
 ROWS_AT_ONCE = 16
@@ -23,22 +26,47 @@ class GeneratedText(TypedDict):
     generated_text: Any
 
 
+LONG_PROMPTS = (None, "hole")
+
+
 @dataclass(frozen=True)
 class TextGenerationOptions(Options):
     """Besides the options of every task:
 
     return_full_text: whether a result begins with its prompt; for a chat, with its messages.
+    return_tensors: return {"generated_token_ids": ids of prompt and answer} in place of a text.
+    continue_final_message: whether a chat's last message is continued; by default if it is the assistant's.
+    tools: JSON schemas of functions, for the chat template.
+    prefix: a text that is put in front of each prompt.
+    skip_special_tokens: whether special tokens are left out of results.
+    handle_long_generation: "hole" cuts a prompt's beginning where prompt and answer exceed the context.
     generate: what goes to `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, …; also given directly.
+        `stop_sequence` is another name of `stop_strings`; `max_length` counts prompt and answer, as there.
     template: what goes to the chat template, such as {"enable_thinking": False}.
     """
 
     return_full_text: bool = True
+    return_tensors: bool = False
+    continue_final_message: bool | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    prefix: str | None = None
+    skip_special_tokens: bool = True
+    handle_long_generation: str | None = None
     generate: dict[str, Any] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("handle_long_generation", self.handle_long_generation, LONG_PROMPTS)
+
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
-        """These options with some replaced; a name that is none of them goes to `model.generate`."""
-        known = {option.name for option in dataclasses.fields(self)}
+        """Return these options with some replaced; a name that is none of them goes to `model.generate`."""
+        keywords = drop_harmless(keywords)
+        if "stop_sequence" in keywords:
+            keywords["stop_strings"] = keywords.pop("stop_sequence")
+        if keywords.pop("return_text", True) is False:
+            raise InputError("return_text=False is not supported. Pass return_tensors=True for ids")
+        known = {option.name for option in dataclasses.fields(self)} - {"max_length"}
         own = {name: value for name, value in keywords.items() if name in known}
         rest = {name: value for name, value in keywords.items() if name not in known}
         return dataclasses.replace(self, **{**own, "generate": {**own.get("generate", self.generate), **rest}})
@@ -52,7 +80,7 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
     needs = "language model head"
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """What follows a prompt, each of a list, or each of a stream.
+        """Return what follows a prompt, each of a list, or each of a stream.
 
         Raises:
             InputError: an option that `model.generate` refuses. RowError: rows that are neither text nor chat.
@@ -67,11 +95,22 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
     def _pieces(self, rows: list[Any], options: TextGenerationOptions) -> list[list[Piece] | InputError]:
         pieces: list[list[Piece] | InputError] = []
         for row in rows:
-            if _is_chat(row):
-                ids = self.tokenizer.apply_chat_template(row, add_generation_prompt=True, **options.template)
-            else:
-                ids = self.tokenizer.encode(row)
+            prompt = row if _is_chat(row) else (options.prefix or "") + row
+            ids = list(
+                prompt_ids(
+                    self.tokenizer,
+                    prompt,
+                    tools=options.tools,
+                    continue_final_message=options.continue_final_message,
+                    template=options.template,
+                )
+            )
             limit = self.limit(options)
+            if options.handle_long_generation == "hole":
+                room = limit - self._new_tokens(options)
+                if room < 1:
+                    raise InputError(f"max_new_tokens leaves no room for a prompt in {limit} tokens. Lower it")
+                ids = ids[-room:]
             pieces.append(
                 [Piece(ids)] if len(ids) < limit else InputError(f"the prompt has {len(ids)} tokens of {limit}")
             )
@@ -87,7 +126,9 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             for row, index in enumerate(indices):
                 own = pieces[index].ids
                 ids[row, width - len(own) :], mask[row, width - len(own) :] = own, 1
-            output = self.model.generate(mx.array(ids), attention_mask=mx.array(mask), **options.generate)
+            output = self.model.generate(
+                mx.array(ids), attention_mask=mx.array(mask), tokenizer=self.tokenizer, **options.generate
+            )
             output = getattr(output, "sequences", output)
             copies = output.shape[0] // len(indices)
             new = np.array(output[:, width:])
@@ -96,6 +137,10 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             finished(indices)
         return results
 
+    def _new_tokens(self, options: TextGenerationOptions) -> int:
+        own = self.model.generation_config.max_new_tokens
+        return options.generate.get("max_new_tokens") or own or DEFAULT_NEW_TOKENS
+
     def _result(
         self,
         row: Any,
@@ -103,18 +148,25 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         outputs: Sequence[tuple[np.ndarray, ...]],
         options: TextGenerationOptions,
     ) -> list[dict[str, Any]]:
+        if options.return_tensors:
+            return [{"generated_token_ids": [*pieces[0].ids, *ids.tolist()]} for ids in outputs[0]]
         return [{"generated_text": self._text(row, ids.tolist(), options)} for ids in outputs[0]]
 
     def _text(self, row: Any, ids: list[int], options: TextGenerationOptions) -> Any:
         # a model may have more ids than the tokenizer has tokens; a detokenizer gives those no text
-        detokenizer = self.tokenizer.make_detokenizer(skip_special_tokens=True)
+        detokenizer = self.tokenizer.make_detokenizer(skip_special_tokens=options.skip_special_tokens)
         for token in ids:
             detokenizer.add_token(token)
         detokenizer.finalize()
         text = detokenizer.text
         if not options.return_full_text:
             return text
-        return [*row, {"role": "assistant", "content": text}] if _is_chat(row) else row + text
+        if not _is_chat(row):
+            return row + text
+        continued = options.continue_final_message
+        if ends_with_assistant(row) if continued is None else continued:
+            return [*row[:-1], {**row[-1], "content": row[-1]["content"] + text}]
+        return [*row, {"role": "assistant", "content": text}]
 
 
 def _is_chat(row: Any) -> bool:
