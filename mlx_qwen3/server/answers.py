@@ -5,7 +5,7 @@ from typing import Any
 
 from ..chat.thinking import ThinkingParser
 from ..generation.constrained_answer import end_reason
-from ..generation.stopping import StopStrings
+from ..generation.stop_strings import StopStrings
 from .jobs import Delta, TextOptions, TokenLogprob
 
 

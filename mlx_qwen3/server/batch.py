@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cache import Cache, RowSource, join_rows
 from ..errors import MlxQwen3Error
-from ..generation.processors import make_processors
+from ..generation.options import resolve_options
 from ..generation.sampling import RandomSampler, greedy
 from ..generation.token_masks import apply_masks
 from .answers import Answer
@@ -200,7 +200,8 @@ def make_row(job: TextJob, index: int, served: Any, budget: int, reserved: int) 
     """Return the row of a request's choice, before its first token."""
     options = job.options
     answer = Answer(served.tokenizer, options, served.ends, budget, index)
-    processors = make_processors(len(job.prompt), **options.processors) if options.processors else []
+    own = resolve_options(None, options.processors, streaming=True) if options.processors else None
+    processors = own.processors(len(job.prompt)) if own is not None else []
     matcher = None if options.constraint is None else options.constraint()
     return Row(job, answer, len(job.prompt), sampler_for(options.sampling, index), processors, matcher, reserved)
 

@@ -87,7 +87,7 @@ class TextOptions:
     """How the tokens of a request are chosen and turned into text.
 
     sampling: arguments of the sampler; None for greedy. With a seed, choice i draws with seed + i.
-    processors: arguments of `make_processors`.
+    processors: keywords of `resolve_options` that change scores.
     logprobs: how many most likely tokens to report with each token; None for no log-probabilities.
     thinking: whether the prompt may be followed by reasoning: True when it has opened it, None where there is none.
     constraint: returns a matcher that the answer must follow; None where it is free.

@@ -14,6 +14,7 @@ from ..checkpoint import resolve_checkpoint
 from ..errors import InputError, TokenizerError
 from ..generation import GenerationConfig
 from ..generation.context import context_length
+from ..generation.options import resolve_options
 from ..generation.stream import ending_ids
 from ..loading import base_of, load
 from ..memory import check_fit, estimate_fit, working_bytes
@@ -192,7 +193,7 @@ def _load_chat(
         )
     model.for_inference()
     served = ServedModel(name or model_name(source), model, tokenizer, generates=True)
-    served.ends = frozenset(ending_ids(served.generation_config, tokenizer))
+    served.ends = frozenset(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))
     try:
         served.thinking = thinking_support(tokenizer)
     except TokenizerError:  # completions only
