@@ -78,6 +78,7 @@ from .tasks import pipeline as pipeline
 from .tokenizer import AutoTokenizer as AutoTokenizer
 from .tokenizer import BatchEncoding as BatchEncoding
 from .tokenizer import Tokenizer as Tokenizer
+from .training import AdapterSet as AdapterSet
 from .training import TextClassifier as TextClassifier
 from .training import TextRegressor as TextRegressor
 from .training import TrainingOptions as TrainingOptions

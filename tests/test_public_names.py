@@ -11,6 +11,7 @@ import mlx_qwen3
 
 INIT = Path(mlx_qwen3.__file__)
 NAMES = [
+    "AdapterSet",
     "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",

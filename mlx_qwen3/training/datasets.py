@@ -56,7 +56,9 @@ def classification_rows(path: Path, text_column: str, label_column: str, regress
     values = [_value(field(row, label_column, path, "--label-column")) for row in rows]
     if regression:
         return texts, check_numbers(values, len(rows), label_column, places)
-    if values and all(_is_fraction(value) for value in values) and len(set(values)) > 2:
+    numbers = [_as_number(value) for value in values]
+    fractions = [number for number in numbers if number is not None and not number.is_integer()]
+    if fractions and None not in numbers and len(set(numbers)) > 2:
         raise InputError(
             f"{path}: the column {label_column!r} holds {len(set(values))} different numbers with fractions. Use "
             "--regression to predict numbers"
@@ -68,13 +70,14 @@ def _value(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def _is_fraction(value: Any) -> bool:
+def _as_number(value: Any) -> float | None:
+    """Return a float, or a string that is written like one, as a number."""
     if isinstance(value, float):
-        return not value.is_integer()
+        return value
     try:
-        return isinstance(value, str) and "." in value and not float(value).is_integer()
+        return float(value) if isinstance(value, str) and "_" not in value else None
     except ValueError:
-        return False
+        return None
 
 
 def same_labels(labels: Labels, train: Labels, path: Path | str) -> Labels:
@@ -159,18 +162,27 @@ def token_examples(
     """Return examples with a label id per token: the first token of a span begins it, the others go on with it."""
     number = {label: index for index, label in enumerate(labels)}
     examples, cut = [], 0
+    ends: list[int] = []
     for row, text, marks in rows:
-        split = not isinstance(text, str)
-        encoding = tokenizer([text], is_split_into_words=split, return_attention_mask=False)[0]
+        starts: list[int] = []
+        if not isinstance(text, str):  # words become a text, as a model reads it later
+            starts = [sum(len(word) + 1 for word in text[:i]) for i in range(len(text))]
+            ends = [start + len(word) for start, word in zip(starts, text, strict=True)]
+            text = " ".join(text)
+        encoding = tokenizer([text], return_attention_mask=False)[0]
         target = [IGNORED] * len(encoding.ids)
+        before = -1
         for index, special in enumerate(encoding.special_tokens_mask):
             if special:
                 continue
-            if split:
-                word = encoding.word_ids[index]
+            if starts:
+                first, last = encoding.offsets[index]
+                word = next((i for i in range(len(starts)) if starts[i] < last and first < ends[i]), None)
+                if word is None:
+                    continue
                 label = marks[word]
-                goes_on = index > 0 and encoding.word_ids[index - 1] == word
-                label = f"I-{label[2:]}" if goes_on and label.startswith("B-") else label
+                label = f"I-{label[2:]}" if word == before and label.startswith("B-") else label
+                before = word
             else:
                 label = _label_at(encoding.offsets, index, marks)
             if label not in number:

@@ -1,0 +1,277 @@
+"""`train` for every task on tiny models: what it writes loads, learns and says; bad data are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_checkpoints import write_qwen3
+
+import mlx_qwen3
+from mlx_qwen3 import InputError, MlxQwen3Error, load, pipeline, train
+from mlx_qwen3.cli.main import main
+
+FAST = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "rank": 4}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen3(tmp_path_factory.mktemp("base"), "Qwen3ForCausalLM")
+
+
+def write_table(path: Path, rows: int = 12) -> Path:
+    lines = [f"{word} is number {i},{word}" for i in range(rows // 2) for word in ("apple", "stone")]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_train_classify_merge_quantize_and_reload(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    data, adapter, merged = write_table(tmp_path / "rows.csv"), tmp_path / "adapter", tmp_path / "merged"
+    flags = ["--epochs", "6", "--batch-size", "4", "--rank", "4"]
+    common = ["--task", "text-classification", "--model", str(base), "--data", str(data)]
+    assert main(["train", *common, "--method", "lora", "--output", str(adapter), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "majority class" in printed
+    assert "frozen features + linear head" in printed
+    written = {path.name for path in adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "training.json", "log.jsonl", "loss.svg"} <= written
+    assert "config.json" not in written
+    assert "library_name: peft" in (adapter / "README.md").read_text()
+    texts = ["apple is number 3", "stone is number 2"]
+    assert main(["classify", "--model", str(adapter), "--format", "json", *texts]) == 0
+    said = [json.loads(line)["labels"][0]["label"] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["apple", "stone"]
+    packing = ["-q", "--q-bits", "8", "--q-group-size", "32"]
+    assert main(["merge", "--adapter", str(adapter), "--output", str(merged), *packing]) == 0
+    assert "same label" in capsys.readouterr().out
+    model, _ = load(merged)
+    assert type(model.model.layers[0].self_attn.q_proj).__name__ == "QuantizedLinear"
+    assert [row["label"] for row in pipeline("text-classification", str(merged))(texts)] == ["apple", "stone"]
+    floats = tmp_path / "floats"
+    assert main(["merge", "--adapter", str(adapter), "--output", str(floats)]) == 0
+    with mx.stream(mx.cpu):
+        ids = mx.array([[5, 9, 12]])
+        a, b = (np.array(load(folder)[0](ids).logits) for folder in (floats, adapter))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_head_is_an_ordinary_checkpoint_with_what_the_training_was(tmp_path: Path, base: Path):
+    data = write_table(tmp_path / "rows.csv")
+    report = train("text-classification", data, tmp_path / "head", model=base, command="mlx-qwen3 train …")
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    assert config["id2label"] == {"0": "apple", "1": "stone"}
+    assert config["training"]["data_sha256"] == report.data_sha256
+    assert config["training"]["command"] == "mlx-qwen3 train …"
+    assert report.metrics["accuracy"] == 1.0
+    assert report.baselines["majority"]["accuracy"] == 0.5
+    texts = ["apple is number 3", "stone is number 2"]
+    labels = [row["label"] for row in pipeline("text-classification", str(tmp_path / "head"))(texts)]
+    assert labels == ["apple", "stone"]
+    with pytest.raises(MlxQwen3Error, match="exists"):
+        train("text-classification", data, tmp_path / "head", model=base)
+
+
+def test_the_mean_over_tokens_is_one_for_every_padding(tmp_path: Path, base: Path):
+    data = write_table(tmp_path / "rows.csv")
+    train("text-classification", data, tmp_path / "head", model=base, pooling="mean")
+    model, tokenizer = load(tmp_path / "head")
+    assert model.config.classifier_pooling == "mean"
+    alone = np.array(model(mx.array([tokenizer.encode("apple is a number")])).logits)
+    padded = tokenizer(
+        ["apple is a number", "stone is a number of many more words"], padding=True, return_tensors="mlx"
+    )
+    np.testing.assert_allclose(np.array(model(**padded).logits)[:1], alone, atol=1e-5)
+    texts = [f"the very same beginning of all texts, {i}" for i in range(4)]
+    together = pipeline("text-classification", str(tmp_path / "head"), top_k=None)(texts)
+    single = [pipeline("text-classification", str(tmp_path / "head"), top_k=None)([text])[0] for text in texts]
+    assert [r[0]["score"] for r in together] == pytest.approx([r[0]["score"] for r in single], abs=1e-5)
+
+
+def test_tokens_of_conll_files_and_of_spans(tmp_path: Path, base: Path):
+    conll = tmp_path / "train.conll"
+    conll.write_text("".join(f"{name} B-PER\nruns O\n{i} O\n\n" for i in range(6) for name in ("Ann", "Bob")))
+    train("token-classification", conll, tmp_path / "a", model=base, method="lora", **FAST)
+    found = pipeline("token-classification", str(tmp_path / "a"), aggregation_strategy="simple")("Ann runs 3")
+    assert [(e["entity_group"], e["word"].strip()) for e in found] == [("PER", "Ann")]
+    rows = [
+        {"text": f"see {name} {i}", "spans": [{"start": 4, "end": 7, "label": "PER"}]}
+        for i in range(6)
+        for name in ("Ann", "Bob")
+    ]
+    data = write_json_lines(tmp_path / "spans.jsonl", rows)
+    report = train("token-classification", data, tmp_path / "b", model=base, method="lora", **FAST)
+    assert report.metrics["accuracy"] > 0.95
+
+
+def test_answers_in_squads_form(tmp_path: Path, base: Path):
+    paragraphs = [
+        {
+            "context": f"The box {i} is {color}.",
+            "qas": [
+                {"question": "Which color?", "answers": [{"text": color, "answer_start": len(f"The box {i} is ")}]}
+            ],
+        }
+        for i in range(4)
+        for color in ("red", "blue", "green")
+    ]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
+    report = train("question-answering", tmp_path / "squad.json", tmp_path / "a", model=base, method="lora", **FAST)
+    assert report.metrics["exact_match"] > 0.9
+    answer = pipeline("question-answering", str(tmp_path / "a"))(question="Which color?", context="The box 2 is blue.")
+    assert answer["answer"] == "blue."[: len(answer["answer"])]
+    bad = [{"question": "q", "context": "abc", "answers": {"text": ["x"], "answer_start": [0]}}]
+    with pytest.raises(InputError, match="line 1"):
+        train("question-answering", write_json_lines(tmp_path / "bad.jsonl", bad), tmp_path / "b", model=base)
+
+
+@pytest.mark.parametrize("form", ["text", "completion", "messages"])
+def test_text_generation_learns_what_it_reads(tmp_path: Path, base: Path, form: str):
+    rows: list[dict[str, Any]] = []
+    for word in ("north", "south"):
+        prompt, answer = f"go {word}", f"I went {word}"
+        if form == "text":
+            rows.append({"text": f"{prompt} {answer}"})
+        elif form == "completion":
+            rows.append({"prompt": prompt, "completion": answer})
+        else:
+            talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            rows.append({"messages": talk})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_json_lines(folder / "train.jsonl", rows * 4)
+    write_json_lines(folder / "valid.jsonl", rows)
+    options = {**FAST, "epochs": 12}
+    report = train(
+        "text-generation", folder, tmp_path / "a", model=base, method="lora", mask_prompt=form != "text", **options
+    )
+    assert report.valid_rows == 2
+    first = next(row["loss"] for row in report.log if "loss" in row)
+    assert report.metrics["loss"] < 0.5 * first
+    assert type(load(tmp_path / "a")[0]).__name__ == "Qwen3ForCausalLM"
+
+
+def test_qlora_trains_over_a_packed_base_and_full_training_of_it_is_refused(tmp_path: Path, base: Path):
+    data, packed = write_table(tmp_path / "rows.csv"), tmp_path / "packed"
+    mlx_qwen3.convert(base, packed, quantize=True, q_bits=4, q_group_size=32, report=False)
+    options = {"epochs": 2, "batch_size": 4}
+    train("text-classification", data, tmp_path / "a", model=packed, method="lora", **options)
+    model, _ = load(tmp_path / "a")
+    assert type(model.model.layers[0].self_attn.q_proj.base_layer).__name__ == "QuantizedLinear"
+    assert [row["label"] for row in pipeline("text-classification", str(tmp_path / "a"))(["apple is number 1"])] == [
+        "apple"
+    ]
+    with pytest.raises(MlxQwen3Error, match="quantized"):
+        train("text-classification", data, tmp_path / "b", model=packed, method="full", **options)
+    train("text-classification", data, tmp_path / "h", model=packed)
+    assert "quantization" in json.loads((tmp_path / "h" / "config.json").read_text())
+
+
+def test_full_training_writes_a_checkpoint(tmp_path: Path, base: Path):
+    options = {"epochs": 3, "batch_size": 4, "learning_rate": 1e-3}
+    train(
+        "text-classification", write_table(tmp_path / "rows.csv"), tmp_path / "a", model=base, method="full", **options
+    )
+    before, after = load(base)[0], load(tmp_path / "a")[0]
+    assert not (tmp_path / "a" / "adapter_config.json").exists()
+    assert not mx.array_equal(before.model.embed_tokens.weight, after.model.embed_tokens.weight)
+    assert pipeline("text-classification", str(tmp_path / "a"))(["stone is number 1"])[0]["label"] == "stone"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("text,kind\na b,x\nb c,y\n", "'label'"),
+        ("text,label\na,x\nb,x\n", "only one label"),
+        ("text,label\na,x\n,y\n", "line 3"),
+        ("text,label\na,x\nb,\n", "line 3"),
+        ("text,label\n" + "".join(f"row {i},{i / 7}\n" for i in range(9)), "regression"),
+        ("text,label\n", "no rows"),
+        ("", "no rows"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, base: Path, content: str, named: str):
+    data = tmp_path / "rows.csv"
+    data.write_text(content)
+    with pytest.raises(InputError) as caught:
+        train("text-classification", data, tmp_path / "out", model=base)
+    assert named in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input_is_named(tmp_path: Path, base: Path):
+    data = write_table(tmp_path / "rows.csv")
+    valid = tmp_path / "valid.csv"
+    valid.write_text("text,label\nwater,water\nstone,stone\n")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"valid": valid}, "water"),
+        ({"epochs": 0}, "epochs"),
+        ({"sparkle": 1}, "sparkle"),
+        ({"class_weights": "heavy"}, "class_weights"),
+        ({"class_weights": {"water": 2}}, "water"),
+        ({"pooling": "max"}, "pooling"),
+        ({"valid": tmp_path / "none.csv"}, "none.csv"),
+    ]
+    for options, named in cases:
+        with pytest.raises(InputError, match=named):
+            train("text-classification", data, tmp_path / "out", model=base, **options)
+    with pytest.raises(InputError, match="text generation has no head"):
+        train("text-generation", data, tmp_path / "out", model=base)
+    rare = tmp_path / "rare.csv"
+    rare.write_text("text,label\n" + "".join(f"apple {i},apple\n" for i in range(9)) + "stone,stone\n")
+    report = train("text-classification", rare, tmp_path / "rare", model=base, class_weights="balanced")
+    assert any("only 1 example of stone" in remark for remark in report.remarks)
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("text,label\n" + "".join(f"row {i} of many,{i / 2}\n" for i in range(12)))
+    assert train("text-classification", numbers, tmp_path / "n", model=base, regression=True).metrics["r2"] > 0.2
+
+
+def _trained_by_command(folder: Path, base: Path, data: Path, *flags: str) -> subprocess.Popen[bytes]:
+    words = ["train", "--task", "text-classification", "--model", str(base), "--data", str(data), "--method", "lora"]
+    words += ["--output", str(folder), "--epochs", "25", "--batch-size", "2", "--save-every", "3", *flags]
+    return subprocess.Popen([sys.executable, "-m", "mlx_qwen3", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _kill_and_resume(tmp_path: Path, base: Path, kills: int) -> None:
+    data = write_table(tmp_path / "rows.csv")
+    whole = _trained_by_command(tmp_path / "whole", base, data)
+    started = time.perf_counter()
+    assert whole.wait() == 0
+    whole.communicate()
+    seconds = time.perf_counter() - started
+    rng = np.random.default_rng(0)
+    for number in range(kills):
+        folder = tmp_path / f"killed-{number}"
+        running = _trained_by_command(folder, base, data)
+        time.sleep(float(rng.uniform(0.3, 1.0)) * seconds)
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+        if not folder.exists():
+            resumed = _trained_by_command(folder, base, data, "--resume")
+            _, errors = resumed.communicate()
+            assert resumed.returncode == 0, errors
+        expected = mx.load(str(tmp_path / "whole" / "adapter_model.safetensors"))
+        found = mx.load(str(folder / "adapter_model.safetensors"))
+        assert expected.keys() == found.keys()
+        assert all(mx.array_equal(expected[name], found[name]) for name in expected)
+        assert not (tmp_path / f".killed-{number}.training").exists()
+
+
+def test_a_training_that_is_killed_resumes_to_the_same_weights(tmp_path: Path, base: Path):
+    _kill_and_resume(tmp_path, base, 2)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_at_many_moments_resumes_to_the_same_weights(tmp_path: Path, base: Path):
+    _kill_and_resume(tmp_path, base, 20)
