@@ -57,7 +57,10 @@ def _join_layer(sources: Sequence[RowSource], index: int, length: int, room: boo
     like = sources[0].cache.layers[index]
     joined = like.copy()
     joined.clear()
-    kept = min(length, like.kept) if isinstance(like, SlidingLayer) else length
+    kept = length
+    if isinstance(like, SlidingLayer):  # a layer that was trimmed has fewer slots than it may keep
+        layers = [(source.cache.layers[index].used, source.length) for source in sources]
+        kept = min(length, like.kept, *(used for used, wanted in layers if used < wanted))
     spare = 0 if isinstance(like, SlidingLayer) or not room else roomy(length, like.step) - length
     parts = [_newest(source.cache.layers[index], source, kept) for source in sources]
     arrays = []

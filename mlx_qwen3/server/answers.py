@@ -1,5 +1,7 @@
 """From the tokens of one choice to the pieces of its answer: text, reasoning, stop strings, the reason of the end."""
 
+import json
+import uuid
 from collections.abc import Set
 from typing import Any
 
@@ -23,7 +25,8 @@ class Answer:
         self._detokenizer = tokenizer.make_detokenizer()
         self._parser = None if options.thinking is None else ThinkingParser(options.thinking)
         self._stops = StopStrings([text for text in options.stop if text])
-        self._tools = options.tools() if options.tools is not None else None
+        self._calls = options.tools() if options.tools is not None else None
+        self._called = 0
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
 
@@ -63,10 +66,10 @@ class Answer:
                 found, stopped = self._shown(piece.kind, piece.text)
                 deltas += found
             if not stopped:
-                deltas += self._called(self._stops.flush())
-        if self._tools is not None:
-            deltas += [self._tool_delta(event) for event in self._tools.flush()]
-            if reason == "stop" and self._tools.called:
+                deltas += self._without_calls(self._stops.flush())
+        if self._calls is not None:
+            deltas += [self._piece(piece) for piece in self._calls.feed("", final=True)]
+            if reason == "stop" and self._called:
                 reason = "tool_calls"
         self.finish_reason = reason
         return [*deltas, Delta(self.index, finish_reason=reason)]
@@ -89,17 +92,24 @@ class Answer:
         if kind == "reasoning":  # stop strings belong to the answer
             return [Delta(self.index, kind, text)], False
         text, stopped = self._stops.feed(text)
-        return self._called(text), stopped
+        return self._without_calls(text), stopped
 
-    def _called(self, text: str) -> list[Delta]:
-        """Return an answer's text, with the tool calls in it taken out."""
+    def _without_calls(self, text: str) -> list[Delta]:
+        """Return an answer's text, with the tool calls in it as deltas of their own."""
         if not text:
             return []
-        if self._tools is None:
+        if self._calls is None:
             return [Delta(self.index, "answer", text)]
-        return [self._tool_delta(event) for event in self._tools.feed(text)]
+        return [self._piece(piece) for piece in self._calls.feed(text)]
 
-    def _tool_delta(self, event: Any) -> Delta:
-        if isinstance(event, str):
-            return Delta(self.index, "answer", event)
-        return Delta(self.index, "tool", call=event)
+    def _piece(self, piece: Any) -> Delta:
+        if isinstance(piece, str):
+            return Delta(self.index, "answer", piece)
+        call = {
+            "index": self._called,
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {"name": piece.name, "arguments": json.dumps(piece.arguments, ensure_ascii=False)},
+        }
+        self._called += 1
+        return Delta(self.index, "tool", call=call)

@@ -186,8 +186,9 @@ class Decoder:
         try:
             count = self._prefill_group(group) if len(group) > 1 else self._prefill_one(group[0], tokens)
         except Exception:
-            for prompt in [prompt for prompt in group if prompt in self.waiting]:
-                self.waiting.remove(prompt)
+            for prompt in group:
+                if prompt in self.waiting:
+                    self.waiting.remove(prompt)
                 self._post(prompt.job, [prompt])
             raise
         self.rate.add(count, time.perf_counter() - start)

@@ -91,7 +91,7 @@ class TextOptions:
     logprobs: how many most likely tokens to report with each token; None for no log-probabilities.
     thinking: whether the prompt may be followed by reasoning: True when it has opened it, None where there is none.
     constraint: returns a matcher that the answer must follow; None where it is free.
-    tools: names of the functions that the answer may call; None for plain text.
+    tools: returns a parser of tool calls; None where the answer has none.
     """
 
     max_tokens: int

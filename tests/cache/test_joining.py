@@ -75,6 +75,17 @@ def test_rows_that_stay_lose_the_padding_of_the_row_that_left(name):
     np.testing.assert_allclose(logits[0], want[0], atol=2e-4 if "kv_bits" in options else 2e-5)
 
 
+def test_a_row_that_was_taken_out_and_trimmed_joins_again():
+    model = tiny.model(**SLIDING)
+    caches = [filled(model, tiny.ids(1, length, seed=length), {"slack": 4}) for length in (25, 30)]
+    alone = join_rows([RowSource(caches[0], [0], 25)], room=False)
+    alone.trim(3)
+    batch = join_rows([RowSource(caches[1], [0], 30), RowSource(alone, [0], 22)])
+    logits = step(model, batch, [4, 5], [30, 22])
+    want = filled(model, tiny.ids(1, 25, seed=25)[:, :22], {"slack": 4})
+    np.testing.assert_allclose(logits[1], np.array(model.step_logits(mx.array([[5]]), want)[0, -1]), atol=2e-5)
+
+
 def test_empty_slots_hold_zeros():
     model = tiny.model()
     caches = [filled(model, tiny.ids(1, length), {}) for length in (12, 3)]
