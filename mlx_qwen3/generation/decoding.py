@@ -106,6 +106,7 @@ class DecodeRun:
     pending: ids (1, L) at the prompt's end that are not in the cache yet.
     history: every id so far, where processors or a draft look back.
     max_tokens: tokens to yield at most; nothing is computed beyond.
+    broken: a pass was interrupted. lost: something else has changed the cache.
     """
 
     model: CachedModel
@@ -116,6 +117,7 @@ class DecodeRun:
     max_tokens: int
     known: int
     broken: bool = False
+    lost: bool = False
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -133,6 +135,8 @@ class DecodeRun:
         """Take back what the caller does not know of: afterwards the cache holds at most `known` tokens, evaluated, so
         that any thread may continue with it.
         """
+        if self.lost:
+            return
         excess = self.cache.offset - self.known
         if not self.broken:
             mx.eval(self.cache.arrays)

@@ -1,5 +1,6 @@
 """`generate_step`: a prompt's ids in, new ids out, with the cache kept in order whatever happens."""
 
+import weakref
 from collections.abc import Generator, Sequence
 from typing import Any, cast
 
@@ -36,7 +37,7 @@ def generate_step(
     decoding: Decoding | None = None,
     **cache_options: Any,
 ) -> Generator[int, None, None]:
-    """New token ids after a prompt, ending tokens among them: whoever takes them decides when to stop.
+    """Yield new token ids after a prompt, ending tokens among them: the caller decides when to stop.
 
     When the generator ends, is closed or is interrupted, the cache holds only tokens of the prompt and tokens that
     were yielded: all of them, or all but the newest. An interruption in the middle of a pass leaves it empty.
@@ -50,12 +51,14 @@ def generate_step(
         logits_processors: functions of the tokens so far (S,) and logits (1, V).
         prefill_step_size: tokens of the prompt in one pass; by default 2048.
         prompt_progress_callback: gets (tokens done, all tokens) of the prompt.
-        decoding: the way to decode; one token a pass by default.
+        decoding: the way to decode; one token per pass by default.
 
     Raises:
-        InputError: no ids, ids outside the vocabulary.
+        InputError: no ids, ids outside the vocabulary, a cache that another generation uses or has changed.
         ContextError: a prompt that fills the context.
     """
+    if not hasattr(model, "step_logits") and hasattr(ids, "step_logits"):
+        raise InputError("generate_step takes (model, ids), and mlx_lm's takes (prompt, model). Swap the first two")
     chooser = Chooser(sampler or greedy, row_processors(logits_processors), normalized=needs_logprobs(sampler))
     steps = decode_steps(
         model,
@@ -99,6 +102,7 @@ def decode_steps(
     model = model.for_inference() if isinstance(model, HasInferencePath) else model
     run = DecodeRun(model, cache, prompt, [*history, *cast(list[int], prompt[0].tolist())], chooser, left, start)
     steps = None
+    _claim(cache, run)
     try:
         prefill(run, step_size, progress)
         steps = iter((decoding or PlainDecoding())(run))
@@ -106,7 +110,14 @@ def decode_steps(
             if count == 1 and progress is not None:
                 progress(length, length)
             run.known = start + length + count
+            held = cache.offset
             yield step
+            if cache.offset != held:
+                run.lost = True
+                raise InputError(
+                    f"the cache held {held} tokens and holds {cache.offset} now: something else has written to it. "
+                    "Give each generation a cache of its own, or finish one before the next"
+                )
             if count == left:
                 break
     except RuntimeError:
@@ -116,12 +127,31 @@ def decode_steps(
         if isinstance(steps, Generator):
             steps.close()
         run.settle()
+        _running.pop(cache, None)
+
+
+_running: weakref.WeakKeyDictionary[Any, weakref.ref[DecodeRun]] = weakref.WeakKeyDictionary()
+"""Caches that a generation is writing to."""
+
+
+def _claim(cache: Any, run: DecodeRun) -> None:
+    """Note that a generation writes to a cache.
+
+    Raises:
+        InputError: another one does.
+    """
+    other = _running.get(cache)
+    if other is not None and other() is not None:
+        raise InputError(
+            "the cache is in use by another generation. Read that to its end or close it, or use another cache"
+        )
+    _running[cache] = weakref.ref(run)
 
 
 def fill_prompt(
     model: CachedModel, ids: Any, cache: Any, step: int | None = None, progress: Progress | None = None
 ) -> None:
-    """Puts ids (L,) into the cache and computes no logits; interrupted, the cache holds whole chunks or nothing."""
+    """Put ids (L,) into the cache without logits; interrupted, the cache holds whole chunks or nothing."""
     prompt = checked_prompt(ids, model.config.vocab_size)
     length = prompt.shape[1]
     size = prefill_step_for(model.config, step) or length
