@@ -66,12 +66,12 @@ class ChatSession:
         thinking_budget: tokens of thought after which the answer is demanded; None for no limit.
         sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
         max_tokens: of one answer, thoughts included; None for as many as the context holds.
-        seed: makes the conversation repeatable.
         tools: JSON schemas of functions, for the template.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
         prefill_step_size: tokens of the prompt in one pass.
         decoding, **options: as in `stream_generate`: `repetition_penalty`, `stop`, `logit_bias`, a
-            `generation_config`, … With `do_sample=False`, and no `sampling`, answers are greedy.
+            `generation_config`, … `seed` makes the conversation repeatable. With `do_sample=False`, and no
+            `sampling`, answers are greedy.
 
     Raises:
         InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range.
@@ -88,7 +88,6 @@ class ChatSession:
         thinking_budget: int | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        seed: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         cache_options: Mapping[str, Any] | None = None,
         prefill_step_size: int | None = None,
@@ -112,9 +111,9 @@ class ChatSession:
         self._cache_options = dict(cache_options or {})
         self._decoding = decoding
         self._prefill_step_size = prefill_step_size
-        self._seed = seed
         self._streams = 0
         self._options, self.sampling = _split_sampling(options, self.sampling)
+        self._seed: int | None = self._options.get("seed")
         self._running: _Turn | None = None
         resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
 

@@ -152,7 +152,9 @@ def batch_generate(
     count = len(ids)
     caches = [None] * count if prompt_caches is None else _each(prompt_caches, count, "prompt_caches")
     before = [()] * count if histories is None else _each(histories, count, "histories")
-    limits = _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
+    limits: list[Any] = (
+        _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
+    )
     warped = sampler is None and (resolved.needs_warpers or bool(resolved.config.renormalize_logits))
     samplers = _samplers(resolved, sampler, count, warped)
     own_stops = [resolved.stop_strings] * count if stops is None else _each(stops, count, "stops")

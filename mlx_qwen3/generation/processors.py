@@ -63,7 +63,8 @@ def row_processors(processors: Iterable[Any], row: int = 0) -> list[RowProcessor
             continue
         if not callable(given):
             raise InputError(f"a logits processor is {given!r}, expected a function of token ids and logits")
-        process = given.for_row(row) if hasattr(given, "for_row") else given
+        for_row: Any = getattr(given, "for_row", None)
+        process: Any = given if for_row is None else for_row(row)
         found.append(_on_one_row(process) if isinstance(process, LogitsProcessor) else process)
     return found
 

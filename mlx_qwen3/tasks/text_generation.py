@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import mlx.core as mx
 import numpy as np
@@ -98,7 +98,7 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             prompt = row if _is_chat(row) else (options.prefix or "") + row
             ids = list(
                 prompt_ids(
-                    self.tokenizer,
+                    cast(Any, self.tokenizer),
                     prompt,
                     tools=options.tools,
                     continue_final_message=options.continue_final_message,
