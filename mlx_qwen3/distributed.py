@@ -64,11 +64,6 @@ def find_group(distributed: bool | Group) -> Group | None:
     return group if group.size() > 1 else None
 
 
-def launched() -> bool:
-    """Whether this process is one of several that `mlx.launch` (or MPI) started."""
-    return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
-
-
 def send_bytes(content: bytes | None, group: Group) -> bytes:
     """Return rank 0's `content` on every rank."""
     own = content is not None and group.rank() == 0

@@ -7,7 +7,7 @@ ids with what the cache holds, keeps the common beginning and computes the rest.
 import logging
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -54,6 +54,7 @@ class TurnStats:
     response: GenerationResponse
     reasoning_tokens: int
     cache_bytes: int
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class ChatSession:
@@ -108,6 +109,7 @@ class ChatSession:
         self.cache: Any = None
         self.cached_ids: list[int] = []
         self.stats: TurnStats | None = None
+        self.model_name: str | None = None
         self._cache_options = dict(cache_options or {})
         self._decoding = decoding
         self._prefill_step_size = prefill_step_size
@@ -162,14 +164,41 @@ class ChatSession:
         self.thinking = resolve_thinking(thinking, self.support)
 
     def save(self, path: str | Path) -> None:
-        """Writes the conversation to a JSON file."""
-        save_transcript(path, self.system, self.messages)
+        """Write the conversation to a JSON file, with the model's name, the thinking mode and the sampling.
 
-    def load(self, path: str | Path) -> None:
-        """Goes on with a saved conversation."""
-        system, messages = load_transcript(path)
+        Raises:
+            InputError: the file cannot be written, or another kind of file has that name.
+        """
+        settings = {"model": self.model_name, "thinking": self.thinking, "sampling": asdict(self.sampling)}
+        save_transcript(path, self.system, self.messages, settings)
+
+    def load(self, path: str | Path) -> str | None:
+        """Go on with a saved conversation, in the mode and with the sampling that it was saved with.
+
+        Returns:
+            The name of the model that it was saved with, if the file says so.
+
+        Raises:
+            InputError: no such file, no conversation in it, or settings that this model cannot have.
+        """
+        content = load_transcript(path)
+        messages = content["messages"]
         self.tokenizer.apply_chat_template(messages or [{"role": "user", "content": "?"}], tokenize=False)
-        self.system, self.messages = system, messages
+        thinking, values = content.get("thinking"), content.get("sampling")
+        names = {one.name for one in fields(Sampling)}
+        numbers = isinstance(values, dict) and all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for value in values.values()
+        )
+        if values is not None and not (numbers and names >= set(values)):
+            raise InputError(f"{path} holds sampling settings that are none. Remove them from the file")
+        if isinstance(thinking, bool) and thinking != self.thinking:
+            self.set_thinking(thinking)
+        if values is not None:
+            self.sampling = Sampling(**values)
+        self.system, self.messages = content["system"], messages
+        model = content.get("model")
+        return model if isinstance(model, str) else None
 
     def save_cache(self, path: str | Path) -> None:
         """Writes what the cache holds, so that another process need not compute it again.
@@ -290,6 +319,7 @@ class _Turn:
         self.known = list(self.ids)
         self.generated = self.reasoning_tokens = self.reused = 0
         self.response: GenerationResponse | None = None
+        self.sampling = session.sampling
 
     def run(self, progress: Any) -> Generator[ChatPart, None, None]:
         session = self.session
@@ -298,6 +328,7 @@ class _Turn:
         if self.parser.thinking and session.thinking_budget == 0:
             self._force()
         thinks = session._thinks(self.messages)
+        self.sampling = session.sampling_for(thinks)
         while True:
             responses = stream_generate(
                 session.model,
@@ -365,7 +396,7 @@ class _Turn:
             message["reasoning_content"] = "".join(self.text["reasoning"])
         session.messages = [*self.messages, message]
         held = 0 if session.cache is None else session.cache.nbytes
-        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held)
+        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held, self.sampling)
 
 
 def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], Sampling]:

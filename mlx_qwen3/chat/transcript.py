@@ -1,56 +1,60 @@
 """A conversation in a JSON file."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import json_text, read_json_object, write_atomically
 
 FORMAT, VERSION = "mlx_qwen3.chat", 1
 
 
-def save_transcript(path: str | Path, system: str | None, messages: list[dict[str, Any]]) -> None:
-    """Writes the conversation; the file appears under its name when it is complete.
+def save_transcript(
+    path: str | Path, system: str | None, messages: list[dict[str, Any]], settings: dict[str, Any] | None = None
+) -> None:
+    """Write the conversation; the file appears under its name when it is complete.
+
+    Args:
+        settings: what else belongs to it, such as the model's name, the thinking mode and the sampling.
 
     Raises:
         InputError: the file cannot be written, or another kind of file has that name.
     """
     path = Path(os.path.expanduser(path))
-    if path.is_file():
-        try:
-            load_transcript(path)
-        except InputError:
-            raise InputError(f"{path} is there and is no saved conversation: choose another name") from None
-    content = {"format": FORMAT, "version": VERSION, "system": system, "messages": messages}
-    part = path.with_name(path.name + ".part")
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} holds a NUL character. Give the name of a file")
     try:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}. Make it first")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder. Give the name of a file in it")
+        if path.is_file():
+            try:
+                load_transcript(path)
+            except InputError:
+                raise InputError(f"{path} is there and is no saved conversation. Choose another name") from None
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot write {str(path)[:80]}: {error.strerror or error}. Choose another name") from None
+    content = {"format": FORMAT, "version": VERSION, "system": system, "messages": messages, **(settings or {})}
+    write_atomically(path, json_text(content), error=InputError)
 
 
-def load_transcript(path: str | Path) -> tuple[str | None, list[dict[str, Any]]]:
-    """The system prompt and the messages of a saved conversation.
+def load_transcript(path: str | Path) -> dict[str, Any]:
+    """Return a saved conversation: `system`, `messages`, and its settings where it has some.
 
     Raises:
         InputError: no such file, or no conversation in it.
     """
     path = Path(os.path.expanduser(path))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is no conversation saved by /save")
+    content = read_json_object(path, error=InputError)
+    if content.get("format") != FORMAT:
+        raise InputError(f"{path} is no conversation saved by /save. Give one that is")
     system, messages = content.get("system"), content.get("messages")
     if not (system is None or isinstance(system, str)) or not isinstance(messages, list):
-        raise InputError(f"{path} holds no messages")
+        raise InputError(f"{path} holds no messages. Give another file")
     for message in messages:
         texts = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{path} holds messages without a role or a content")
-    return system, messages
+            raise InputError(f"{path} holds messages without a role or a content. Give another file")
+    return {"system": None, **content}

@@ -1,6 +1,10 @@
 """`mlx-qwen3 chat`: a conversation in the terminal. Ctrl-C ends an answer, Ctrl-D or /bye the program."""
 
 import argparse
+import difflib
+import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError, MlxQwen3Error
 from .interrupts import stop_wishes
-from .line_input import ReadLine, line_reader, read_message
+from .line_input import ReadLine, Typed, line_reader, read_message
 from .model_flags import (
     add_model_flags,
     add_sampling_flags,
@@ -18,14 +22,18 @@ from .model_flags import (
     load_asked,
     make_session,
 )
-from .printing import AnswerPrinter, speed_lines
+from .printing import answer_printer, quiet_terminal, speed_lines
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the verb and its flags."""
     parser = subparsers.add_parser("chat", help="talk to a model", description=__doc__)
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
-    parser.add_argument("--prompt", "-p", metavar="TEXT", help="the first message")
+    parser.add_argument("message", nargs="?", metavar="MESSAGE", help="the first message, in quotes")
+    parser.add_argument("--prompt", "-p", metavar="TEXT", help="the same as MESSAGE")
+    parser.add_argument("--plain", action="store_true", help="print answers as they are, without rendering Markdown")
     parser.add_argument("--no-history", action="store_true", help="do not keep what is typed for the next time")
     add_model_flags(parser)
     add_sampling_flags(parser)
@@ -37,13 +45,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the conversation until it ends."""
+    if args.message is not None and args.prompt is not None:
+        raise InputError("MESSAGE and --prompt are given. Give one of them")
+    first = args.message if args.message is not None else args.prompt
     model, tokenizer = load_asked(args, tell=sys.stdin.isatty())
-    chat = Conversation(make_session(args, model, tokenizer), args.thinking, args.verbose)
+    session = make_session(args, model, tokenizer)
+    session.model_name = args.model or "the bundled model"
+    chat = Conversation(session, args.thinking, args.verbose, args.plain)
     if sys.stdin.isatty():
         print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
-    if args.prompt is not None:
-        chat.take(args.prompt)
-    status = chat.loop(line_reader(not args.no_history))
+    if first is not None:
+        chat.take(Typed(first))
+    status = chat.loop(line_reader(not args.no_history, tuple(COMMANDS)))
     keep_cache(args, chat.session)
     return status
 
@@ -52,13 +65,15 @@ def run(args: argparse.Namespace) -> int:
 class Conversation:
     """A session with a person in front of it.
 
-    thinking: how thoughts are shown; see `AnswerPrinter`.
-    verbose: numbers after every answer.
+    thinking: how thinking is shown; see `AnswerPrinter`.
+    verbose: whether numbers follow every answer.
+    plain: whether answers are printed as they are, without Markdown.
     """
 
     session: Any
     thinking: str
     verbose: bool = False
+    plain: bool = False
     over: bool = field(default=False, init=False)
     failed: bool = field(default=False, init=False)
 
@@ -78,30 +93,44 @@ class Conversation:
                 self._tell(error)
                 self.over = not sys.stdin.isatty()
                 continue
-            self.take(message)
+            try:
+                self.take(message)
+            except KeyboardInterrupt:  # between two pieces of an answer, or the second one
+                if not sys.stdin.isatty():
+                    raise
         return 1 if self.failed and not sys.stdin.isatty() else 0
 
     def take(self, message: str) -> None:
-        """A command or something to say. What goes wrong is said in a line, and the conversation goes on."""
+        """Run a command or send a message. What goes wrong is reported in one line, and the conversation goes on."""
         word, rest = [*message.split(maxsplit=1), "", ""][:2]
+        if message[:1].isspace() and word:  # a space before a slash: no command
+            word = "message"
         try:
-            if word in COMMANDS:
-                COMMANDS[word][1](self, rest.strip())
-            elif word.startswith("/") and word[1:].isalpha():
-                raise InputError(f"there is no command {word}; /help lists them")
+            if word in COMMANDS and "\n" not in message.strip():
+                self._run(word, rest.strip())
             elif word:
+                _refuse_misspelt(word, rest, message)
                 self.show(self.session.send, message)
         except MlxQwen3Error as error:
             self._tell(error)
 
-    def _tell(self, error: MlxQwen3Error) -> None:
+    def _run(self, word: str, rest: str) -> None:
+        try:
+            COMMANDS[word][1](self, rest)
+        except (MlxQwen3Error, KeyboardInterrupt):
+            raise
+        except Exception as error:  # a command that fails must not take the conversation with it
+            logger.debug("%s failed", word, exc_info=True)
+            self._tell(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}"))
+
+    def _tell(self, error: Exception) -> None:
         self.failed = True
         print(f"{error}", file=sys.stderr)
 
     def show(self, turn: Callable[..., Any], *arguments: Any) -> None:
         """Prints an answer while it comes; Ctrl-C ends the answer."""
-        printer = AnswerPrinter(self.thinking)
-        with stop_wishes() as wish:
+        printer = answer_printer(self.thinking, self.plain)
+        with stop_wishes() as wish, quiet_terminal():
             parts = turn(*arguments, progress=wish.check)
             try:
                 for part in parts:
@@ -137,14 +166,25 @@ class Conversation:
         print("The conversation is forgotten.", file=sys.stderr)
 
     def save(self, path: str) -> None:
-        """Into a file."""
-        self.session.save(_named(path, "/save"))
-        print(f"Saved to {path}.", file=sys.stderr)
+        """Write the conversation into a file, after asking where one is there."""
+        path = _named(path, "/save")
+        if os.path.exists(os.path.expanduser(path)) and sys.stdin.isatty():
+            print(f"{path} exists. Overwrite it? [y/N] ", end="", file=sys.stderr, flush=True)
+            if not sys.stdin.readline().strip().lower().startswith("y"):
+                print("Not saved.", file=sys.stderr)
+                return
+        self.session.save(path)
+        print(f"Saved {len(self.session.messages)} messages to {path}.", file=sys.stderr)
 
     def load(self, path: str) -> None:
-        """From a file."""
-        self.session.load(_named(path, "/load"))
+        """Go on with a saved conversation, and show how it ended."""
+        saved_with = self.session.load(_named(path, "/load"))
         print(f"Loaded {len(self.session.messages)} messages.", file=sys.stderr)
+        if saved_with not in (None, self.session.model_name):
+            print(f"They were written with {saved_with}, this is {self.session.model_name}.", file=sys.stderr)
+        for message in self.session.messages[-2:]:
+            text = " ".join(str(message["content"]).split())
+            print(f"{message['role']}: {text if len(text) < 200 else text[:200] + '…'}", file=sys.stderr)
 
     def print_stats(self, _: str) -> None:
         """What the last answer cost."""
@@ -153,9 +193,9 @@ class Conversation:
             raise InputError("there is no answer yet")
         lines = speed_lines(stats.response, stats.reused_tokens)
         if stats.reasoning_tokens:
-            lines.append(f"thoughts: {stats.reasoning_tokens} tokens")
+            lines.append(f"thinking: {stats.reasoning_tokens} tokens")
         lines.append(f"cache: {len(self.session.cached_ids)} tokens, {stats.cache_bytes / 1e6:.1f} MB")
-        lines.append(f"sampling: {self.session.sampling_for(self.session.thinking)}")
+        lines.append(f"sampling: {stats.sampling}")
         print(*lines, sep="\n", file=sys.stderr)
 
     def think(self, message: str) -> None:
@@ -175,7 +215,8 @@ class Conversation:
     def help(self, _: str) -> None:
         """The commands."""
         for word, (line, _command) in COMMANDS.items():
-            print(f"{word:<12} {line}", file=sys.stderr)
+            if line:
+                print(f"{word:<12} {line}", file=sys.stderr)
         print('"""          begins and ends a message of several lines', file=sys.stderr)
 
     def leave(self, _: str) -> None:
@@ -184,9 +225,23 @@ class Conversation:
 
 
 def _named(path: str, command: str) -> str:
+    """Return the name of a file as it was typed, without quotes around it."""
+    path = path.strip()
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
+        path = path[1:-1]
     if not path:
-        raise InputError(f"{command} needs the name of a file")
+        raise InputError(f"{command} needs the name of a file: {command} FILE")
     return path
+
+
+def _refuse_misspelt(word: str, rest: str, message: str) -> None:
+    """Raise `InputError` for a message that looks like a command which does not exist."""
+    if "\n" in message.strip() or not re.fullmatch(r"/[A-Za-z0-9_?-]+", word):
+        return
+    close = difflib.get_close_matches(word, COMMANDS, 1, cutoff=0.7)
+    if close or not rest:
+        hint = f"did you mean {close[0]}?" if close else "/help lists them."
+        raise InputError(f"there is no command {word}; {hint} A space before it sends it as a message")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
@@ -200,6 +255,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
     "/think": ("[MESSAGE]: the model thinks before it answers", Conversation.think),
     "/no_think": ("[MESSAGE]: it answers at once", Conversation.no_think),
     "/help": ("this list", Conversation.help),
-    "/bye": ("leaves", Conversation.leave),
+    "/bye": ("leaves; so do /exit and /quit", Conversation.leave),
+    "/exit": ("", Conversation.leave),
+    "/quit": ("", Conversation.leave),
+    "/?": ("", Conversation.help),
 }
 """Command → one line of help, and what it does."""

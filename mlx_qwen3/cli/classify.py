@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from .results import add_output_arguments, print_results
-from .texts import add_model_arguments, add_text_arguments, read_rows, task_options
+from .texts import Row, add_model_arguments, add_text_arguments, joined, read_rows, row_of, task_options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -17,7 +17,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--pair-column", help="column of the second text, for a model that judges pairs")
     parser.add_argument("--labels", help="labels with commas between them: needs no trained head")
     parser.add_argument("--multi-label", action="store_true", help="labels do not exclude one another (with --labels)")
-    parser.add_argument("--template", help="sentence that a label ends, with {} in its place (with --labels)")
+    parser.add_argument(
+        "--hypothesis-template",
+        "--template",
+        dest="template",
+        help="sentence that a label ends, with {} in its place (with --labels)",
+    )
     parser.add_argument("--top-k", type=int, default=1, help="labels to show; 0 for all (default: 1)")
     add_model_arguments(parser)
     add_output_arguments(parser)
@@ -34,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.labels is not None and not args.labels.strip(" ,"):
         raise InputError("--labels names no label; give some with commas between them")
     if not args.labels and (args.template or args.multi_label):
-        raise InputError("--template and --multi-label need --labels")
+        raise InputError("--hypothesis-template and --multi-label need --labels")
     if args.labels and args.pair_column:
         raise InputError("--labels judges single texts; leave out --pair-column")
     rows, texts = tee(_rows(args))  # a task reads a bounded number of rows ahead
@@ -42,19 +47,23 @@ def run(args: argparse.Namespace) -> int:
         options = {"hypothesis_template": args.template} if args.template else {}
         options |= {"candidate_labels": args.labels, "multi_label": args.multi_label}
         task = pipeline("zero-shot-classification", **options, **task_options(args))
-        results = (_ranked(result, args.top_k or None) for result in task(rows))
+        results = (_ranked(result, args.top_k or None) for result in task(row.value for row in rows))
     else:
-        results = pipeline("text-classification", top_k=args.top_k or None, **task_options(args))(rows)
+        results = pipeline("text-classification", top_k=args.top_k or None, **task_options(args))(
+            row.value for row in rows
+        )
     return print_results(args, map(_record, texts, results), ("text", "label", "score"), _cells)
 
 
-def _rows(args: argparse.Namespace) -> Iterator[Any]:
+def _rows(args: argparse.Namespace) -> Iterator[Row]:
     if not args.pair_column:
         return read_rows(args)
     if not args.file:
         raise InputError("--pair-column needs --file")
     rows = read_rows(args, (args.column, args.pair_column))
-    return ({"text": row[args.column], "text_pair": row[args.pair_column]} for row in rows)
+    return (
+        row_of({"text": row.value[args.column], "text_pair": row.value[args.pair_column]}, dict(row)) for row in rows
+    )
 
 
 def _ranked(result: Any, top_k: int | None) -> Any:
@@ -64,11 +73,10 @@ def _ranked(result: Any, top_k: int | None) -> Any:
     return [{"label": label, "score": score} for label, score in islice(pairs, top_k)]
 
 
-def _record(text: Any, result: Any) -> dict[str, Any]:
-    own = text if isinstance(text, dict) else {"text": text}
-    return {**own, **result} if "error" in result else {**own, "labels": result}
+def _record(row: Row, result: Any) -> Row:
+    return joined(row, result if isinstance(result, dict) else {"labels": result})
 
 
-def _cells(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    text = record["text"]
+def _cells(record: Row) -> list[tuple[str, ...]]:
+    text = record.value if isinstance(record.value, str) else record.value["text"]
     return [(text, label["label"], f"{label['score']:.4f}") for label in record["labels"]]

@@ -27,9 +27,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="convert and quantize a checkpoint",
         description="Convert a Qwen3 or QDQBert checkpoint (bf16, fp16, fp32, FP8, GPTQ, AWQ, GGUF) to MLX.",
     )
-    parser.add_argument("--hf-path", "--model", required=True, help="a folder, a GGUF file or a Hub id")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="a folder, a GGUF file or a Hub id")
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="the folder or file to write (default: mlx_model)")
+    parser.add_argument("--hf-path", "--model", help="the same as SOURCE")
     add_gguf_file_flag(parser)
-    parser.add_argument("--mlx-path", default="mlx_model", help="the folder or file to write (default: mlx_model)")
+    parser.add_argument("--mlx-path", help="the same as TARGET")
     parser.add_argument(
         "--to", choices=("mlx", "gguf"), default="mlx", help="write an MLX folder (default) or a GGUF file"
     )
@@ -107,6 +109,10 @@ class ProgressBar:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, print what came of it, and give back the exit status."""
+    args.hf_path = _given_once("SOURCE", args.source, "--hf-path", args.hf_path)
+    if args.hf_path is None:
+        raise InputError("there is no checkpoint to convert. Name a folder, a GGUF file or a Hub id")
+    args.mlx_path = _given_once("TARGET", args.target, "--mlx-path", args.mlx_path) or "mlx_model"
     from ..conversion import convert
 
     if args.gguf_type is not None and args.to != "gguf":
@@ -155,6 +161,13 @@ def run(args: argparse.Namespace) -> int:
         return 130
     print_conversion(done, time.perf_counter() - started)
     return 0
+
+
+def _given_once(name: str, value: str | None, flag: str, other: str | None) -> str | None:
+    """Return what was given by position or by flag. Raises `InputError` where both were."""
+    if value is not None and other is not None:
+        raise InputError(f"{name} {value!r} and {flag} {other!r} are given. Give one of them")
+    return value if value is not None else other
 
 
 def _identity(path: str) -> tuple[int, int] | None:

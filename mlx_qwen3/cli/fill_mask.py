@@ -5,7 +5,7 @@ from itertools import tee
 from typing import Any
 
 from .results import add_output_arguments, print_results
-from .texts import add_model_arguments, add_text_arguments, read_rows, task_options
+from .texts import Row, add_model_arguments, add_text_arguments, joined, read_rows, task_options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -26,12 +26,12 @@ def run(args: argparse.Namespace) -> int:
 
     targets = [word.strip() for word in args.targets.split(",")] if args.targets else None
     rows, texts = tee(read_rows(args))
-    results = pipeline("fill-mask", top_k=args.top_k, targets=targets, **task_options(args))(rows)
+    results = pipeline("fill-mask", top_k=args.top_k, targets=targets, **task_options(args))(row.value for row in rows)
     return print_results(args, map(_record, texts, results), ("word", "score", "sequence"), _cells)
 
 
-def _record(text: Any, result: Any) -> dict[str, Any]:
-    return {"text": text, **result} if isinstance(result, dict) else {"text": text, "words": result}
+def _record(row: Row, result: Any) -> Row:
+    return joined(row, result if isinstance(result, dict) else {"words": result})
 
 
 def _cells(record: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     prompt.add_argument(
         "--prompt", "-p", metavar="TEXT", help="the prompt; - or nothing reads it from the standard input"
     )
+    parser.add_argument("--plain", action="store_true", help="print the answer as it is, without rendering Markdown")
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="go on with the prompt as it is, as a base model does"
@@ -57,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
         tokens = args.max_tokens + len(f"{prompt}{args.system_prompt or ''}".encode(errors="replace")) + TEMPLATE_TOKENS
     model, tokenizer = load_asked(args, tokens)
     if args.ignore_chat_template:
-        last = print_answer(_continuation(args, model, tokenizer, prompt), args.thinking)
+        last = print_answer(_continuation(args, model, tokenizer, prompt), args.thinking, args.plain)
         reused = 0
     else:
         session = make_session(args, model, tokenizer)
-        last = print_answer(session.send(prompt), args.thinking)
+        last = print_answer(session.send(prompt), args.thinking, args.plain)
         reused = session.stats.reused_tokens if session.stats else 0
         keep_cache(args, session)
     if args.verbose and last is not None:

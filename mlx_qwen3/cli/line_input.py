@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,68 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mlx-qwen3"
 
 
-def line_reader(keep_history: bool, **streams: Any) -> ReadLine:
-    """A line editor on a terminal, with a history file if wanted; elsewhere the plain standard input.
+def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -> ReadLine:
+    """Return a line editor on a terminal, with history and completion; elsewhere a reader of standard input.
+
+    On a terminal a message that begins with three quotes goes on over several lines until the closing quotes; a pasted
+    block is one message. Either is one entry of the history.
 
     Args:
+        words: commands that Tab completes; after `/save` and `/load` it completes file names.
         streams: `input` and `output` of prompt_toolkit, in place of the terminal.
     """
     if not streams and not (sys.stdin.isatty() and sys.stdout.isatty()):
         utf8_input()
         return _read_plain
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import get_app
+    from prompt_toolkit.filters import Condition
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     history: Any = InMemoryHistory()
     if keep_history and (folder := _made(state_folder())) is not None:
         history = FileHistory(str(folder / "chat_history"))
-    session: PromptSession[str] = PromptSession(history=history, **streams)
-    return session.prompt
+    still_open = Condition(lambda: is_open_block(get_app().current_buffer.text))
+    session: PromptSession[str] = PromptSession(
+        history=history,
+        completer=_completer(words),
+        complete_while_typing=False,
+        multiline=still_open,
+        prompt_continuation="... ",
+        **streams,
+    )
+
+    def read(prompt: str) -> str:
+        return Typed(session.prompt(prompt))
+
+    return read
+
+
+class Typed(str):
+    """A whole message from a line editor: what is pasted stays together."""
+
+
+def is_open_block(text: str) -> bool:
+    """Whether a text begins with three quotes that nothing closes yet: their number is odd."""
+    return text.lstrip().startswith(QUOTES) and bool(text.count(QUOTES) % 2)
+
+
+def _completer(words: Sequence[str]) -> Any:
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    class Commands(Completer):
+        """Commands at the beginning of a line, file names after those that take one."""
+
+        def get_completions(self, document: Any, complete_event: Any) -> Any:
+            text = document.text_before_cursor
+            word, space, rest = text.partition(" ")
+            if space and word in ("/save", "/load"):
+                yield from PathCompleter(expanduser=True).get_completions(Document(rest), complete_event)
+            elif not space and text.startswith("/"):
+                yield from (Completion(one, -len(text)) for one in words if one.startswith(text))
+
+    return Commands()
 
 
 def _read_plain(prompt: str) -> str:
@@ -61,20 +106,37 @@ def _made(folder: Path) -> Path | None:
 
 
 def read_message(read_line: ReadLine) -> str:
-    """One message: a line, or the lines from one triple quote to the next.
+    """Read one message: what a line editor gives; elsewhere a line, or the lines between two lines of three quotes.
+
+    A block opens with a line that begins with three quotes. It closes with a line, not indented, that ends with them
+    and holds an odd number of them: docstrings inside it stay what they are.
 
     Raises:
-        EOFError: there is none. InputError: the input ends before the second triple quote, or cannot be read.
+        EOFError: there is none. InputError: the input ends inside a block, or cannot be read.
     """
     line = read_line(">>> ")
-    if not line.lstrip().startswith(QUOTES):
-        return line
-    text = line.lstrip()[len(QUOTES) :]
+    if isinstance(line, Typed):
+        return _without_quotes(str(line))
+    if not line.startswith(QUOTES) or not is_open_block(line):
+        return _without_quotes(line)
+    lines = [line[len(QUOTES) :]]
     try:
-        while QUOTES not in text:
-            text += "\n" + read_line("... ")
+        while True:
+            line = read_line("... ")
+            if line.rstrip().endswith(QUOTES) and not line[:1].isspace() and line.count(QUOTES) % 2:
+                lines.append(line.rstrip()[: -len(QUOTES)])
+                return "\n".join(lines).strip("\n")
+            lines.append(line)
     except EOFError:  # half a message is not sent: what is missing may have been lost on the way
         raise InputError(
             f"a message begins with {QUOTES} and does not end: it was not sent; end it with {QUOTES}"
         ) from None
-    return text.partition(QUOTES)[0].strip("\n")
+
+
+def _without_quotes(text: str) -> str:
+    """Return a message without the quotes around it; quotes that open and close more than once stay."""
+    inner = text.strip()
+    if len(inner) < 2 * len(QUOTES) or not (inner.startswith(QUOTES) and inner.endswith(QUOTES)):
+        return text
+    inner = inner[len(QUOTES) : -len(QUOTES)]
+    return text if inner.count(QUOTES) % 2 else inner.strip("\n")

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
 from ..errors import MlxQwen3Error
@@ -77,9 +78,18 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take two lines: what is wrong, and where the flags are listed."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"{self.prog} --help lists what it takes", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the flags of the one verb that the arguments name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx-qwen3",
         description="Qwen3 in MLX: chat, classify, convert and quantize.",
         epilog="mlx-qwen3 VERB --help tells more.",

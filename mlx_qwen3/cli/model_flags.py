@@ -2,12 +2,29 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
+from .ranks import launched
 
 THINKING_MODES = ("dim", "show", "hide", "off")
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Return a type for `argparse`: a whole number from `lowest` on."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} is too small, expected {lowest} or more")
+        return value
+
+    return parse
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +39,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", metavar="PATH|ID", help="put a PEFT or mlx-lm adapter into the model")
     group.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
-    group.add_argument("--max-kv-size", type=int, metavar="N", help="keep the newest N tokens of the conversation")
+    group.add_argument(
+        "--max-kv-size", type=at_least(1), metavar="N", help="keep the newest N tokens of the conversation"
+    )
     group.add_argument("--kv-bits", type=int, choices=(4, 8), help="pack the cache")
     group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
     group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="pack from N tokens on (0)")
-    group.add_argument("--prefill-step-size", type=int, metavar="N", help="tokens of a prompt in one pass (2048)")
+    group.add_argument(
+        "--prefill-step-size", type=at_least(1), metavar="N", help="tokens of a prompt in one pass (2048)"
+    )
     group.add_argument("--prompt-cache-file", metavar="FILE", help="take up the cache that is kept here, and keep it")
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
     group.add_argument("--force", action="store_true", help="load the model although it does not fit into memory")
@@ -55,15 +76,17 @@ def warn_if_slow(args: argparse.Namespace) -> None:
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """How tokens are drawn; what is left out follows the mode of the model."""
     group = parser.add_argument_group("sampling (default: what the model's makers advise for its mode)")
-    group.add_argument("--temp", type=float, metavar="T", help="temperature; 0 always takes the best token")
+    group.add_argument(
+        "--temp", "--temperature", type=float, metavar="T", help="temperature; 0 always takes the best token"
+    )
     group.add_argument("--top-p", type=float, metavar="P", help="keep the best tokens up to this probability")
-    group.add_argument("--top-k", type=int, metavar="K", help="keep the K best tokens; 0 for all")
+    group.add_argument("--top-k", type=at_least(0), metavar="K", help="keep the K best tokens; 0 for all")
     group.add_argument("--min-p", type=float, metavar="P", help="drop tokens below this share of the best one")
     group.add_argument("--presence-penalty", type=float, metavar="X", help="off a token that was generated already")
     group.add_argument("--repetition-penalty", type=float, metavar="X", help="divides scores of earlier tokens")
     group.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
     group.add_argument(
-        "--max-tokens", "-m", type=int, metavar="N", help="of one answer (default: what the context holds)"
+        "--max-tokens", "-m", type=at_least(1), metavar="N", help="of one answer (default: what the context holds)"
     )
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given several times")
 
@@ -109,7 +132,9 @@ def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
         default="dim",
         help="dim: shown dimmed on a terminal (default); show: as plain text; hide: unseen; off: no thinking",
     )
-    group.add_argument("--thinking-budget", type=int, metavar="N", help="demand the answer after N tokens of thought")
+    group.add_argument(
+        "--thinking-budget", type=at_least(0), metavar="N", help="demand the answer after N tokens of thought"
+    )
 
 
 def cache_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +155,6 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     """
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
-    from ..distributed import launched
     from ..errors import UnsupportedModelError
     from ..generation.context import context_length
     from ..loading import base_of, load

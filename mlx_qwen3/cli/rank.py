@@ -26,8 +26,10 @@ def run(args: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {"instruction": args.instruction} if args.instruction else {}
     rows = list(read_rows(args))
+    texts = [row.value for row in rows]
     task = Reranker(top_k=args.top_k, return_documents=True, **options, **task_options(args))
-    return print_results(args, task(args.query, rows), ("index", "score", "document"), _cells)
+    ranked = ({**rows[found["index"]], **found} if "index" in found else found for found in task(args.query, texts))
+    return print_results(args, ranked, ("index", "score", "document"), _cells)
 
 
 def _cells(result: dict[str, Any]) -> list[tuple[str, ...]]:

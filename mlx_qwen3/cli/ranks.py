@@ -10,9 +10,12 @@ import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from ..distributed import Group, find_group, launched, request_stop, send_bytes
 from ..errors import DistributedError, MlxQwen3Error
+
+if TYPE_CHECKING:
+    from ..distributed import Group
 
 SPLIT_VERBS = ("chat", "generate", "classify", "tag", "answer", "embed", "rank", "extract", "fill-mask")
 """Verbs that divide the model or the rows. With the others rank 0 works and the other ranks end at once."""
@@ -20,10 +23,15 @@ SPLIT_VERBS = ("chat", "generate", "classify", "tag", "answer", "embed", "rank",
 PEER_WORDS = ("[ring]", "[nccl]", "[mpi]", "[jaccl]", "peer", "Connection", "NCCL", "socket")
 
 
+def launched() -> bool:
+    """Whether this process is one of several that `mlx.launch` (or MPI) started."""
+    return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
+
+
 class SharedInput(io.TextIOBase):
     """Standard input read on rank 0, a line at a time, and sent to every rank."""
 
-    def __init__(self, own: "io.TextIOBase | None", group: Group):
+    def __init__(self, own: "io.TextIOBase | None", group: "Group"):
         self._own, self._group = own, group
 
     def isatty(self) -> bool:
@@ -36,6 +44,8 @@ class SharedInput(io.TextIOBase):
         """Do nothing: the text is sent as UTF-8."""
 
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
+        from ..distributed import send_bytes
+
         line = self._own.readline() if self._own is not None and self._group.rank() == 0 else None
         return send_bytes(None if line is None else line.encode(), self._group).decode()
 
@@ -54,6 +64,8 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
     """
     if not launched():
         return run()
+    from ..distributed import find_group
+
     group = find_group(True)
     if group is None:
         return run()
@@ -89,4 +101,6 @@ def silence() -> None:
 
 
 def _note_stop(signum: int, frame: FrameType | None) -> None:
+    from ..distributed import request_stop
+
     request_stop()

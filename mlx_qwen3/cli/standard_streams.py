@@ -30,8 +30,16 @@ def fill_closed_streams() -> None:
         sys.stdin = ClosedInput()
     if sys.stdout is None:
         raise InputError("the standard output is closed: leave it open, or send it somewhere with > FILE")
+    for stream in (sys.stdout, sys.stderr):  # a Latin-1 or ASCII terminal shows a question mark for what it lacks
+        if isinstance(stream, io.TextIOWrapper) and not is_unicode(stream):
+            stream.reconfigure(errors="replace")
     if sys.stderr is None:  # `print(file=None)` would mix messages into the results
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the end
+
+
+def is_unicode(stream: TextIO) -> bool:
+    """Whether a stream can write every character."""
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf-")
 
 
 def utf8_input() -> TextIO:

@@ -5,7 +5,7 @@ from itertools import tee
 from typing import Any
 
 from .results import add_output_arguments, print_results
-from .texts import add_model_arguments, add_text_arguments, read_rows, task_options
+from .texts import Row, add_model_arguments, add_text_arguments, joined, read_rows, task_options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -13,13 +13,21 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("tag", help="label the words of texts", description=__doc__)
     add_text_arguments(parser, "texts to tag")
     parser.add_argument(
+        "--aggregation-strategy",
         "--aggregate",
+        dest="aggregate",
         choices=("none", "simple", "first", "average", "max"),
         default="simple",
         help="how tokens are joined: not at all, by equal labels, or by words first (default: simple)",
     )
     parser.add_argument("--stride", type=int, help="tokens that windows of a long text share; without it, it is cut")
-    parser.add_argument("--ignore", default="O", help="labels to leave out, with commas between them (default: O)")
+    parser.add_argument(
+        "--ignore-labels",
+        "--ignore",
+        dest="ignore",
+        default="O",
+        help="labels to leave out, with commas between them (default: O)",
+    )
     add_model_arguments(parser)
     add_output_arguments(parser)
     parser.set_defaults(run=run)
@@ -33,18 +41,18 @@ def run(args: argparse.Namespace) -> int:
     ignored = [label.strip() for label in args.ignore.split(",")]
     options = {"aggregation_strategy": args.aggregate, "stride": args.stride, "ignore_labels": ignored}
     rows, texts = tee(read_rows(args))
-    results = pipeline("token-classification", **options, **task_options(args))(rows)
+    results = pipeline("token-classification", **options, **task_options(args))(row.value for row in rows)
     return print_results(args, map(_record, texts, results), ("text", "label", "score", "place"), _cells)
 
 
-def _record(text: Any, result: Any) -> dict[str, Any]:
-    return {"text": text, **result} if isinstance(result, dict) else {"text": text, "entities": result}
+def _record(row: Row, result: Any) -> Row:
+    return joined(row, result if isinstance(result, dict) else {"entities": result})
 
 
-def _cells(record: dict[str, Any]) -> list[tuple[str, ...]]:
+def _cells(record: Row) -> list[tuple[str, ...]]:
     return [
         (
-            record["text"][entity["start"] : entity["end"]],
+            record.value[entity["start"] : entity["end"]],
             entity.get("entity_group") or entity["entity"],
             f"{entity['score']:.4f}",
             f"{entity['start']}–{entity['end']}",

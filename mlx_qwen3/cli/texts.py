@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .ranks import launched
 from .standard_streams import not_utf8, utf8_input
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
-READ = "txt (a line a row), csv, tsv, jsonl or json (an array)"
+READ = "txt (one row per line), csv, tsv, jsonl, json (an array) or parquet"
 REFUSED = (
     *(".doc", ".docx", ".odt", ".pdf", ".rtf", ".html", ".xml", ".yaml", ".yml"),
-    *(".xls", ".xlsx", ".ods", ".parquet", ".npy", ".npz", ".pkl", ".gz", ".zip", ".zst"),
+    *(".xls", ".xlsx", ".ods", ".npy", ".npz", ".pkl", ".gz", ".zip", ".zst"),
 )
 """Suffixes of files whose lines are no texts."""
 
@@ -35,7 +36,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = No
     default = f"such as {needed}; needed" if needed else "by default the model that comes with the package"
     parser.add_argument("--model", help=f"a folder or a Hub repository; {default}")
     parser.add_argument("--adapter", help="a PEFT or mlx-lm adapter to put into the model")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="compute in this type")
+    parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository (default: its main branch)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="what to compute in (default: float32 on a CPU, else the checkpoint's)",
+    )
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -50,7 +56,9 @@ def add_text_arguments(parser: argparse.ArgumentParser, what: str, column: str =
     """The texts themselves, `--file` and `--column`."""
     parser.add_argument("text", nargs="*", help=f"{what}; without any, and without --file, stdin is read, a line a row")
     parser.add_argument("--file", help=f"{READ}; - for stdin. Blank lines are left out and not counted")
-    parser.add_argument("--column", default=column, help=f"column of a csv or tsv, key of a json (default: {column})")
+    parser.add_argument(
+        "--column", "--text-column", default=column, help=f"column of a csv or tsv, key of a json (default: {column})"
+    )
 
 
 def task_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,13 +73,11 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         )
     import mlx.core as mx
 
-    from ..distributed import launched
-
     return {
         "distributed": launched(),
         "model": args.model,
         "model_options": {
-            name: value for name in ("dtype", "adapter") if (value := getattr(args, name, None)) is not None
+            name: value for name in ("dtype", "adapter", "revision") if (value := getattr(args, name, None)) is not None
         }
         or None,
         "batch_size": args.batch_size,
@@ -82,8 +88,21 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator[Any]:
-    """The texts; with `columns`, rows of these columns of a file as dictionaries. Blank lines are no rows.
+class Row(dict[str, Any]):
+    """A row of a file: all its columns. `value` is what the task gets: the text, or some of the columns."""
+
+    value: Any
+
+
+def row_of(value: Any, columns: dict[str, Any] | None = None) -> Row:
+    """Return a row with this value; without columns its text is its one column."""
+    row = Row({"text": value} if columns is None else columns)
+    row.value = value
+    return row
+
+
+def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator[Row]:
+    """Read the rows; with `columns`, their values are dictionaries of these columns. Blank lines are no rows.
 
     The first row is read at once, so that a file that cannot be used is refused before a model is loaded.
 
@@ -93,11 +112,11 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
     if args.text and args.file:
         raise InputError("give texts or --file, and not both")
     if args.text:
-        return iter(args.text)
+        return map(row_of, args.text)
     if args.file in (None, "-"):
         if columns:
             raise InputError(f"stdin: rows of {' and '.join(columns)} need a csv, tsv, jsonl or json file")
-        rows = _stdin()
+        rows: Iterator[Row] = map(row_of, _stdin())
     else:
         rows = _file(Path(args.file), columns or (args.column,), bool(columns))
     first = list(islice(rows, 1))
@@ -119,6 +138,9 @@ def _file(path: Path, columns: Sequence[str], several: bool) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if suffix in REFUSED:
         raise InputError(f"{path}: a {suffix} file is not read; give {READ}")
+    if suffix == ".parquet":
+        yield from _picked(path, _parquet(path), columns, several)
+        return
     with _opened(path) as file:
         if suffix in TABLES:
             yield from _table(path, file, columns, several)
@@ -129,7 +151,7 @@ def _file(path: Path, columns: Sequence[str], several: bool) -> Iterator[Any]:
         elif several:
             raise InputError(f"{path}: rows of {' and '.join(columns)} need a csv, tsv, jsonl or json file")
         else:
-            yield from _lines(file)
+            yield from map(row_of, _lines(file))
 
 
 @contextmanager
@@ -156,7 +178,9 @@ def _table(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> I
                 raise InputError(f"{path}: has no column {name!r}, only {known}; name one with --column")
         for row in reader:
             if any("".join(cells).strip() for cells in row.values()):  # those beyond the columns are a list
-                yield {name: row[name] for name in columns} if several else row[columns[0]]
+                row.pop(None, None)  # cells beyond the columns
+                value = {name: row[name] for name in columns} if several else row[columns[0]]
+                yield row_of(value, dict(row))
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read after line {reader.line_num} ({error}); try a jsonl file") from error
 
@@ -171,6 +195,22 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             raise InputError(
                 f"{path}: line {number} is not JSON ({getattr(error, 'msg', 'nested too deeply')})"
             ) from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(f"{path}: parquet files need pyarrow. Run pip install pyarrow, or give {READ}") from None
+    number = 0
+    try:
+        for batch in ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                yield f"row {number}", row
+                number += 1
+    except (OSError, ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Write it again") from None
 
 
 def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
@@ -190,11 +230,17 @@ def _picked(path: Path, rows: Iterable[tuple[str, Any]], columns: Sequence[str],
     """The texts or columns of JSON rows, each given with its place in the file."""
     for place, row in rows:
         if isinstance(row, str) and not several:
-            yield row
+            yield row_of(row)
             continue
         if not isinstance(row, dict):
             raise InputError(f"{path}: {place} is no JSON object")
         for name in columns:
             if name not in row:
                 raise InputError(f"{path}: {place} has no key {name!r}")
-        yield {name: row[name] for name in columns} if several else row[columns[0]]
+        value = {name: row[name] for name in columns} if several else row[columns[0]]
+        yield row_of(value, row)
+
+
+def joined(row: Row, result: dict[str, Any]) -> Row:
+    """Return a row with what a task said of it added to its columns."""
+    return row_of(row.value, {**row, **result})

@@ -193,14 +193,14 @@ def test_transcripts_come_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("nonsense", "not valid JSON"), ("[]", "no conversation"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
+    [("nonsense", "not valid JSON"), ("[]", "no mapping"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
 )
 def test_files_that_are_no_transcripts(tmp_path, content, words):
     (tmp_path / "chat.json").write_text(content)
     with pytest.raises(InputError, match=words) as caught:
         session("").load(tmp_path / "chat.json")
     assert caught.value.__cause__ is None
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="there is no file"):
         session("").load(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot write"):
         session("").save(tmp_path / "none" / "chat.json")

@@ -59,7 +59,7 @@ def test_commands(tmp_path, capsys):
         "there is no answer yet",
         "system prompt is set",
         "tokens/s",
-        "Saved to",
+        "Saved 2 messages to",
         "forgotten",
         "nothing to take back",
         "Loaded 2 messages",
@@ -68,7 +68,7 @@ def test_commands(tmp_path, capsys):
         "Thinking is on",
         "/save needs the name",
         "no command /frobnicate",
-        *COMMANDS,
+        *(command for command, (line, _) in COMMANDS.items() if line),
     ):
         assert words in said
     assert chat.over
@@ -91,7 +91,7 @@ def test_thoughts_are_dimmed_on_a_terminal(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "\x1b[2;3m" in shown
     assert "<think>" not in shown
-    assert shown.endswith("Yes.\n")
+    assert shown.rstrip().endswith("Yes.")
     monkeypatch.setenv("NO_COLOR", "1")
     assert AnswerPrinter("dim")._console is None
 
@@ -101,7 +101,9 @@ def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys):
     assert "\x1b[2J" in capsys.readouterr().out  # a pipe gets every byte
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     conversation("a\x1b[2Jb\tc\nd").take("?")
-    assert "a\ufffd[2Jb\tc\nd" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "a\ufffd[2Jb" in shown
+    assert "\x1b[2J" not in shown
 
 
 def test_a_switch_may_bring_its_message(capsys):

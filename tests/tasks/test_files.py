@@ -54,7 +54,7 @@ def test_a_blank_row_may_have_more_commas_than_columns(folders, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,n\nhello,1\n,,\n", encoding="utf-8")
     args = Namespace(text=[], file=str(file), column="text")
-    assert list(read_rows(args)) == ["hello"]
+    assert [(row.value, dict(row)) for row in read_rows(args)] == [("hello", {"text": "hello", "n": "1"})]
     file.write_text("text\n\n", encoding="utf-8")
     with pytest.raises(InputError, match="holds no text"):
         read_rows(args)
@@ -92,7 +92,7 @@ def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
         (["classify", "--file", "huge.csv"], "huge.csv: cannot be read after line 1 (field larger"),
         (
             ["classify", "--labels", "a,b", "--file", "rows.xlsx"],
-            "a .xlsx file is not read; give txt (a line a row)",
+            "a .xlsx file is not read; give txt (one row per line)",
         ),
         (["classify", "--file", "object.json"], "is no JSON array"),
         (
