@@ -28,7 +28,6 @@ class Screen:
             encoding="utf-8",
             timeout=20,
             cwd=str(tmp_path),
-            cwd=str(tmp_path),
         )
         self.screen = pyte.Screen(columns, rows)
         self.stream = pyte.Stream(self.screen)
