@@ -172,7 +172,7 @@ def peft_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str,
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        last = float(loss)
+        last = float(loss.detach())
         times.append(time.perf_counter())
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return {

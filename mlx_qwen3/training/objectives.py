@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,10 @@ class Objective:
         """Return the figures of an evaluation besides the loss."""
         return {}
 
+    def chance(self, examples: Sequence[Example]) -> float:
+        """Return about the loss of a model that only guesses; 0 where that is not known."""
+        return math.log(max(len(self.labels), 1))
+
     def _hidden(self, model: Any, batch: Batch) -> mx.array:
         return hidden_states(model.base_model, batch["ids"], self.checkpoint)
 
@@ -109,6 +114,12 @@ class SequenceObjective(Objective):
         else:
             total = mx.sum(mx.mean(mx.square(logits - targets.reshape(logits.shape)), axis=-1) * weights)
         return total, mx.sum(weights)
+
+    def chance(self, examples: Sequence[Example]) -> float:
+        """Return the entropy of equal labels, or the variance of numbers."""
+        if self.problem == "regression":
+            return float(np.var([example.target for example in examples]))
+        return math.log(2) if self.problem == "multi_label_classification" else super().chance(examples)
 
     def outputs(self, model: Any, batch: Batch) -> tuple[mx.array, ...]:
         return (self._logits(model, batch),)

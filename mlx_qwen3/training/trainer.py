@@ -27,7 +27,8 @@ BATCHES_PER_POOL = 32
 """Minibatches whose rows are sorted by length together: enough to avoid padding, few enough to stay mixed."""
 SMOOTHING = 0.9
 DIVERGED = 3.0
-"""Training stops when the smoothed loss is this many times its lowest value, and above its first value."""
+"""Training stops when the smoothed loss is this many times its lowest value, and well above its first value and the
+loss of guessing."""
 
 Progress = Callable[[dict[str, Any]], object]
 
@@ -92,6 +93,7 @@ class Trainer:
         self._noted = time.perf_counter()
         self._lowest: tuple[Parameters, int] = ({}, 0)
         self._lowest_loss = math.inf
+        self._chance = objective.chance(train)
         trained = sum(held[name].size for name in names)
         self._keeps_previous = trained < 0.1 * sum(array.size for array in held.values())
 
@@ -107,7 +109,7 @@ class Trainer:
         gradients, update = mx.value_and_grad(loss), self.optimizer.update
         if not self.compiled:
             return gradients, update
-        random: Any = mx.random.state
+        random: Any = [mx.random.state]
         return mx.compile(gradients, inputs=random, outputs=random), mx.compile(update)
 
     def _step(self, batches: list[list[int]]) -> tuple[mx.array, mx.array, int]:
@@ -217,7 +219,7 @@ class Trainer:
         state.smooth_loss = smooth
         if state.lowest_loss is None or smooth < state.lowest_loss:
             state.lowest_loss = smooth
-        elif smooth > DIVERGED * state.lowest_loss and smooth > 1.5 * first and step > 5:
+        elif smooth > DIVERGED * state.lowest_loss and smooth > 1.5 * max(first, self._chance) and step > 5:
             self._keep_lowest()
             return f"the loss rose to {smooth:.3g} from {state.lowest_loss:.3g} by step {step}"
         return None
