@@ -255,9 +255,12 @@ def pack_blocks(kind: Kind, blocks: np.ndarray) -> Packed:
         pieces = [kind.pack(blocks[start : start + step]) for start in range(0, len(blocks), step)]
     if len(pieces) == 1:
         return pieces[0]
-    words, scales = (np.concatenate([piece[part] for piece in pieces]) for part in (0, 1))
-    biases = None if kind.mode != "affine" else np.concatenate([piece.biases for piece in pieces])
-    return Packed(words, scales, biases, max(piece.error for piece in pieces))
+    words, scales = (
+        np.concatenate([piece.words for piece in pieces]),
+        np.concatenate([piece.scales for piece in pieces]),
+    )
+    biases = [piece.biases for piece in pieces if piece.biases is not None]
+    return Packed(words, scales, np.concatenate(biases) if biases else None, max(piece.error for piece in pieces))
 
 
 def decode(number: int, blocks: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class Conversion:
         requantize_errors: layer -> what that cost.
         largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
             if none were.
-        repacked: layer -> kind and largest error, for kinds of GGUF that MLX has no layout for but 8 bits.
+        repacked: layer -> GGUF type and largest error, for types that MLX has no layout for but 8 bits.
         not_finite: weights with NaN or infinite values, converted with `force`.
         mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
         quality: the quality report, or None if none was made.

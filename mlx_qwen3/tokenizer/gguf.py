@@ -58,7 +58,7 @@ def _backend(file: GgufFile) -> tokenizers.Tokenizer:
         raise TokenizerError(f"{path} has no tokenizer: give the tokenizer of the original model")
     if kind != "gpt2":
         spelled = f"{kind[:40]!r} (SentencePiece)" if kind == "llama" else repr(kind[:40])
-        raise TokenizerError(f"{path} has a tokenizer of the kind {spelled}, Qwen3 has byte-level BPE ('gpt2')")
+        raise TokenizerError(f"{path} has a tokenizer of the type {spelled}, Qwen3 has byte-level BPE ('gpt2')")
     split = file.text("tokenizer.ggml.pre", None)
     if split not in PRE_TOKENIZERS:
         said = "does not say how text is split" if split is None else f"splits text as {split[:40]!r}"
