@@ -247,9 +247,7 @@ def print_conversion(done: "Conversion", seconds: float) -> None:
         for path, error in sorted(done.requantize_errors.items()):
             print(f"  {path}: {error.largest:.3g}, {error.mean:.3g}")
     if done.repacked:
-        print(
-            "in 8 bits, groups of 32, because MLX has no smaller layout for their GGUF type; largest error of a weight:"
-        )
+        print("in 8 bits, groups of 32: MLX has no smaller layout for their GGUF type; largest error of a weight:")
         print("\n".join(f"  {path} ({found.kind}): {found.error:.2g}" for path, found in sorted(done.repacked.items())))
     if done.kept:
         print("in full precision, because the group size does not divide their rows:")

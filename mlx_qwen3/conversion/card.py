@@ -192,7 +192,7 @@ def _notes(done: Conversion) -> list[str]:
     if done.repacked:
         error = max(found.error for found in done.repacked.values())
         notes.append(
-            "- In 8 bits, groups of 32, because MLX has no smaller layout for their GGUF type; no weight moved by more than "
+            "- In 8 bits, groups of 32: MLX has no smaller layout for their GGUF type; no weight moved by more than "
             f"{error:.3g}: {_listed(f'{path} ({found.kind})' for path, found in done.repacked.items())}."
         )
     if done.kept:
