@@ -1,5 +1,6 @@
-"""From a folder or a Hub id to a Tokenizer: which files count, and which wins where they disagree."""
+"""Load a tokenizer from a folder or the Hub: which files count, and which wins where they disagree."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,9 @@ from tokenizers import AddedToken
 from ..checkpoint import resolve_checkpoint, take_hub_options
 from ..checkpoint.gguf import is_gguf
 from ..errors import InputError, TokenizerError
-from .backend import BERT, add_bert_template, build_backend, family_of, read_json
+from ..files import read_text
+from .backend import BERT, add_bert_template, backend_errors, build_backend, family_of, read_json
+from .settings import checked_settings
 from .tokenizer import Tokenizer
 from .vocabulary import NAMED_TOKENS
 
@@ -46,7 +49,7 @@ _OVERRIDES = {
 
 
 class AutoTokenizer:
-    """Loads tokenizers; `from_pretrained` is all there is to it."""
+    """Loads tokenizers through `from_pretrained`."""
 
     @classmethod
     def from_pretrained(
@@ -57,7 +60,7 @@ class AutoTokenizer:
         gguf_file: str | None = None,
         **overrides: Any,
     ) -> Tokenizer:
-        """The tokenizer of a folder, of a GGUF file, or of a repository on the Hugging Face Hub (of a `revision`).
+        """Load the tokenizer of a folder, of a GGUF file, or of a repository on the Hugging Face Hub (of a `revision`).
 
         `gguf_file` names a GGUF file in the folder or repository; GGUF files themselves need no such name.
 
@@ -69,7 +72,7 @@ class AutoTokenizer:
         hub = take_hub_options(overrides, "AutoTokenizer.from_pretrained")
         unknown = sorted(set(overrides) - _OVERRIDES)
         if unknown:
-            raise InputError(f"{unknown[0]!r} is no field of a tokenizer; known: {', '.join(sorted(_OVERRIDES))}")
+            raise InputError(f"{unknown[0]!r} is no field of a tokenizer. Known: {', '.join(sorted(_OVERRIDES))}")
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
         folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
         if is_gguf(folder):
@@ -82,62 +85,102 @@ class AutoTokenizer:
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
-        # As in the reference: the map wins over the configuration where the latter is of the old kind.
+        # As in the reference: the map wins over the configuration where the latter is of the old format.
         config |= read_json(folder / "special_tokens_map.json")
-    config |= overrides
+    config = checked_settings(config | overrides, folder)
     class_name = config.get("tokenizer_class")
     model_type = None if class_name else read_json(folder / "config.json").get("model_type")
-    family = family_of(class_name, model_type, folder)
+    family = family_of(class_name, model_type if isinstance(model_type, str) else None, folder)
     serialized = (folder / "tokenizer.json").is_file()
-    config |= {name: _content(config[name]) for name in NAMED_TOKENS if name in config}
     defaults = {name: token for name, token in family.special_tokens.items() if name not in config}
     backend = build_backend(folder, family, defaults | config)
-    _add_tokens(backend, folder, defaults | config)
+    backend = _add_tokens(backend, folder, defaults | config)
     # A default is taken only from the vocabulary: it must not grow past the model's embeddings unasked.
     config |= {name: token for name, token in defaults.items() if backend.token_to_id(token) is not None}
-    tokenizer = Tokenizer(
-        backend,
-        config,
-        chat_template=overrides.get("chat_template") or _chat_template(folder, config),
-        extra_special_tokens=_extra(config),
-        family=family,
-    )
+    with backend_errors(f"{folder}: the special tokens cannot be added"):
+        tokenizer = Tokenizer(
+            backend,
+            config,
+            chat_template=overrides.get("chat_template") or _chat_template(folder, config),
+            extra_special_tokens=_extra(config),
+            family=family,
+        )
     if family is BERT and not serialized and tokenizer.cls_token and tokenizer.sep_token:
         add_bert_template(backend, tokenizer.cls_token, tokenizer.sep_token)
     return tokenizer
 
 
-def _content(token: Any) -> str | None:
-    """A token is written as its text, or as an object whose `content` is its text."""
-    return token.get("content") if isinstance(token, dict) else None if token is None else str(token)
-
-
 def _extra(config: dict[str, Any]) -> list[str]:
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    contents = [_content(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
-    return [token for token in contents if token is not None]
+    return list(config.get("extra_special_tokens") or config.get("additional_special_tokens") or [])
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
-    """Adds the tokens that the configuration lists and the vocabulary file lacks, each at the id listed."""
+def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Add the tokens that the configuration lists and the vocabulary file lacks, each at the id listed.
+
+    Where both have a token, the configuration says whether it is special and how it takes spaces.
+    """
     special = {config.get(name) for name in NAMED_TOKENS} | set(_extra(config))
-    listed = {int(index): token for index, token in (config.get("added_tokens_decoder") or {}).items()}
+    listed: dict[int, dict[str, Any]] = config.get("added_tokens_decoder") or {}
     if not listed:
         listed = {
-            index: {"content": token, "special": token in special, "normalized": token not in special}
+            _listed_id(folder, token, index): {
+                "content": token,
+                "special": token in special,
+                "normalized": token not in special,
+            }
             for token, index in read_json(folder / "added_tokens.json").items()
         }
+        changed = {}
+    else:
+        changed = _changed(backend, listed, special)
+    if changed:
+        backend = _with_flags(backend, changed)
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     for index, fields in sorted(listed.items()):
-        token = AddedToken(**{k: v for k, v in fields.items() if k != "__type"})
+        token = AddedToken(**fields)
         if token.content in present:
             continue
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        with backend_errors(f"{folder}: the added token {token.content!r} cannot be used"):
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
         if backend.token_to_id(token.content) != index:
             raise TokenizerError(
                 f"{folder}: the added token {token.content!r} has id {index} in the configuration, but "
                 f"{backend.token_to_id(token.content)} in the vocabulary; the files do not belong together"
             )
+    return backend
+
+
+def _listed_id(folder: Path, token: str, index: Any) -> int:
+    if not token or not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**32:
+        raise TokenizerError(f"{folder}: added_tokens.json gives {token!r} the id {index!r}. Download it again")
+    return index
+
+
+def _changed(
+    backend: tokenizers.Tokenizer, listed: dict[int, dict[str, Any]], special: set[Any]
+) -> dict[str, dict[str, bool]]:
+    """Return the flags that differ, by token; a token with a role is special whatever its flag says."""
+    changed = {}
+    present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for fields in listed.values():
+        token = present.get(fields["content"])
+        if token is None:
+            continue
+        said = {name: value for name, value in fields.items() if name != "content"}
+        if "special" in said:
+            said["special"] = said["special"] or fields["content"] in special
+        different = {name: value for name, value in said.items() if getattr(token, name) != value}
+        if different:
+            changed[token.content] = different
+    return changed
+
+
+def _with_flags(backend: tokenizers.Tokenizer, changed: dict[str, dict[str, bool]]) -> tokenizers.Tokenizer:
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token |= changed.get(token["content"], {})
+    with backend_errors("the added tokens cannot be changed as the configuration says"):
+        return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
@@ -145,7 +188,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     if (folder / "chat_template.jinja").is_file():
         templates["default"] = folder / "chat_template.jinja"
     if templates:
-        texts = {name: path.read_text(encoding="utf-8") for name, path in templates.items()}
+        texts = {name: read_text(path, error=TokenizerError) for name, path in templates.items()}
         return texts["default"] if list(texts) == ["default"] else texts
     template = config.get("chat_template")
     if isinstance(template, list):

@@ -4,7 +4,6 @@ Knows the two families of this package, Qwen2's byte-level BPE and BERT's WordPi
 names beyond their defaults, and nothing of padding.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from ..errors import TokenizerError
+from ..files import read_json_object
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -67,29 +67,26 @@ def family_of(class_name: str | None, model_type: str | None, folder: Path) -> F
 
 @contextmanager
 def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterator[None]:
-    """Turns an error of the `tokenizers` package, which raises bare Exceptions, into `error` in one line."""
+    """Turn an error of the `tokenizers` package into `error` in one line.
+
+    It raises bare Exceptions, and a PanicException, which is no Exception, where its Rust code gives up.
+    """
     try:
         yield
-    except Exception as raised:  # nothing narrower is raised there; every subclass passes through untouched
-        if type(raised) is not Exception:
+    except BaseException as raised:
+        if type(raised) is not Exception and type(raised).__name__ != "PanicException":
             raise
         raise error(f"{what}: {' '.join(str(raised).split())}") from raised
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a missing file is an empty one.
+    """Return the object in a JSON file; a missing file is an empty one.
 
     Raises TokenizerError when the file holds no JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (ValueError, OSError) as error:
-        raise TokenizerError(f"{path} cannot be read ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
+    return read_json_object(path, error=TokenizerError)
 
 
 def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> tokenizers.Tokenizer:

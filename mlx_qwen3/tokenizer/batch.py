@@ -1,6 +1,4 @@
-"""What a call of the tokenizer returns: a mapping of model inputs that also knows where each token came
-from.
-"""
+"""The result of a tokenizer call: a mapping of model inputs that also knows where each token came from."""
 
 from typing import Any, NamedTuple
 
@@ -49,6 +47,15 @@ class BatchEncoding(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self), self._encodings)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The model inputs as a plain dict."""
+        return dict(self)
+
+    def to(self, device: Any = None, *, non_blocking: bool = False) -> "BatchEncoding":
+        """Return self: MLX arrays live in memory that every device shares."""
+        return self
 
     @property
     def encodings(self) -> list[Encoding] | None:

@@ -1,6 +1,4 @@
-"""The tokenizer that a caller holds: text to model inputs and back, conversations to prompts, ids to
-streamed text.
-"""
+"""The tokenizer that a caller holds: text to model inputs and back, conversations to prompts, ids to streamed text."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +11,17 @@ from ..errors import InputError
 from . import chat_template as chat_templates
 from .backend import GENERIC, Family, backend_errors
 from .batch import BatchEncoding, check_tensor_type
+from .control_tokens import encode_marked
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
 from .inputs import as_ids, as_rows
 from .lengths import NO_LENGTH, Lengths, check_side, resolve_lengths
+from .padding import pad_encoded
 from .saving import save_tokenizer
 from .vocabulary import NAMED_TOKENS, Vocabulary
 
+_NOT_PASSED_ON = frozenset(
+    ["self", "text", "text_pair", "text_target", "text_pair_target", "tokenizer_kwargs", "unknown", "verbose"]
+)
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
@@ -51,7 +54,7 @@ class Tokenizer(Vocabulary):
         self.tokenizer_class: str = config.get("tokenizer_class") or family.class_name
         self.model_input_names = list(config.get("model_input_names") or family.input_names)
         length = config.get("model_max_length", config.get("max_len"))
-        self.model_max_length: int = NO_LENGTH if length is None else int(length)
+        self.model_max_length: int = NO_LENGTH if length is None or length >= NO_LENGTH else int(length)
         self.padding_side = config.get("padding_side") or padding.get("direction", "right")
         self.truncation_side = config.get("truncation_side") or truncation.get("direction", "right")
         self.pad_token_type_id: int = padding.get("pad_type_id", 0)
@@ -85,7 +88,7 @@ class Tokenizer(Vocabulary):
 
     def __call__(
         self,
-        text: str | Sequence[Any],
+        text: str | Sequence[Any] | None = None,
         text_pair: str | Sequence[Any] | None = None,
         *,
         add_special_tokens: bool = True,
@@ -103,25 +106,50 @@ class Tokenizer(Vocabulary):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
+        text_target: str | Sequence[Any] | None = None,
+        text_pair_target: str | Sequence[Any] | None = None,
+        split_special_tokens: bool | None = None,
+        verbose: bool = True,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **unknown: Any,
     ) -> BatchEncoding:
-        """Model inputs of one text or a batch of B: `input_ids`, `attention_mask`, for BERT `token_type_ids`.
+        """Return the model inputs of one text or a batch of B: `input_ids`, `attention_mask`, for BERT
+        `token_type_ids`.
 
         A batch is a list of texts or of (text, pair) tuples; with `is_split_into_words` a text is a list of
         words. Values are lists (of lists, for a batch), or arrays (B, L) with `return_tensors` 'mlx' or
         'np'. Lengths are in tokens. `padding`: True or 'longest', 'max_length', False; `truncation`: True or
         'longest_first', 'only_first', 'only_second', False; `max_length` alone truncates. With
         `return_overflowing_tokens` what was cut follows in rows of its own that repeat `stride` tokens, and
-        `overflow_to_sample_mapping` (one index a row) names the text of each.
+        `overflow_to_sample_mapping` (one index a row) names the text of each. `text_target` is encoded too and
+        returned as `labels` (as the inputs, without `text`). `split_special_tokens` encodes special tokens in the
+        text as plain text. `verbose` is accepted and changes nothing; `tokenizer_kwargs` are further keywords.
 
-        Raises InputError for a wrong argument, no padding token, or rows that make no array.
+        Raises InputError for a wrong or unknown argument, no padding token, or rows that make no array.
         """
+        options = {name: value for name, value in locals().items() if name not in _NOT_PASSED_ON}
+        if tokenizer_kwargs or text_target is not None or text_pair_target is not None:
+            options |= tokenizer_kwargs or {}
+            if text_target is None:
+                return self(text, text_pair, **options)
+            labels = self(text_target, text_pair_target, **options)
+            if text is None:
+                return labels
+            inputs = self(text, text_pair, **options)
+            inputs["labels"] = labels["input_ids"]
+            return inputs
+        if unknown:
+            raise InputError(f"a tokenizer call has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.__call__)")
+        if text is None:
+            raise InputError("there is no text to encode: pass text or text_target")
         check_tensor_type(return_tensors)
         rows, batched = as_rows(text, text_pair, is_split_into_words)
         lengths = resolve_lengths(padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length)
         side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
         if lengths.padding is not None and self.pad_token is None:
             raise InputError("padding needs a padding token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
-        encoded = self._encode_rows(rows, add_special_tokens, is_split_into_words, lengths)
+        splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        encoded = self._encode_rows(rows, add_special_tokens, is_split_into_words, lengths, splits)
         samples, parts = [], []
         for index, encoding in enumerate(encoded):
             pieces = [encoding, *encoding.overflowing] if return_overflowing_tokens else [encoding]
@@ -147,14 +175,16 @@ class Tokenizer(Vocabulary):
             data = {key: value if key == "length" else value[0] for key, value in data.items()}
         return BatchEncoding(data, parts).convert_to_tensors(return_tensors)
 
-    def _encode_rows(self, rows: list[Any], add_special_tokens: bool, split: bool, lengths: Lengths) -> list[Encoding]:
-        """One Encoding a row; truncation is a setting of the backend, so one call at a time uses it."""
+    def _encode_rows(
+        self, rows: list[Any], add_special_tokens: bool, split: bool, lengths: Lengths, split_special_tokens: bool
+    ) -> list[Encoding]:
+        """Return one Encoding per row. Truncation is a setting of the backend, so one call at a time uses it."""
         pair = isinstance(rows[0], tuple)
         special = self.num_special_tokens_to_add(pair) if add_special_tokens else 0
         what = f"cannot encode with max_length={lengths.max_length}, truncation={lengths.truncation!r}"
         with self._lock, backend_errors(what, InputError):
             lengths.truncate(self.backend, special, pair, self.truncation_side)
-            self.backend.encode_special_tokens = self.split_special_tokens
+            self.backend.encode_special_tokens = split_special_tokens
             try:
                 if len(rows) == 1:
                     first, second = rows[0] if pair else (rows[0], None)
@@ -173,24 +203,63 @@ class Tokenizer(Vocabulary):
         """The tokens of a text as they stand in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()
 
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad rows that were encoded before to one length, as a data collator does.
+
+        `encoded_inputs` is a dict of lists or arrays, or a list of such dicts with one row each; arrays in give
+        arrays out. `input_ids`, `attention_mask`, `token_type_ids` and `special_tokens_mask` are padded, other
+        entries (labels) stay as they are. The arguments are those of a call.
+
+        Raises InputError without `input_ids`, without a padding token, or for a wrong argument.
+        """
+        return pad_encoded(
+            self,
+            encoded_inputs,
+            padding,
+            max_length,
+            pad_to_multiple_of,
+            padding_side,
+            return_attention_mask,
+            return_tensors,
+        )
+
     def decode(
         self,
         token_ids: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        *,
+        use_source_tokenizer: bool = False,
+        **unknown: Any,
     ) -> Any:
-        """The text of ids: an int, a list or a 1-D array; the texts of a list of them or of a 2-D array.
+        """Return the text of ids: an int, a list, a 1-D array, or what a call returned; the texts of a list of
+        them or of a 2-D array.
 
+        An id above the vocabulary gives no text: a model's output layer may have more rows than there are tokens.
         `clean_up_tokenization_spaces` (default: the configuration's) removes the spaces before punctuation
-        that WordPiece leaves; it never touches byte-level text. Raises InputError for an id outside the
-        vocabulary.
+        that WordPiece leaves; it never touches byte-level text. `use_source_tokenizer` is accepted and changes
+        nothing. Raises InputError for what is no id and for an unknown argument.
         """
+        if unknown:
+            raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode)")
+        if isinstance(token_ids, Mapping):
+            token_ids = token_ids["input_ids"]
         ids = as_ids(token_ids)
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
-        for index in set(ids):
-            if not 0 <= index < 2**32 or self.backend.id_to_token(index) is None:
-                raise InputError(f"token id {index} is outside the vocabulary of {len(self)} tokens")
+        for index in ids:
+            if not 0 <= index < 2**32:
+                raise InputError(f"token id {index} is no id: it must be from 0 to 4294967295")
         text = self.backend.decode(ids, skip_special_tokens)
         clean_up = clean_up_tokenization_spaces
         if (self.clean_up_tokenization_spaces if clean_up is None else clean_up) and not self._is_bpe:
@@ -203,9 +272,10 @@ class Tokenizer(Vocabulary):
         sequences: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
     ) -> list[str]:
-        """The text of each row of a list of ids or of a 2-D array; as `decode`, but always a list."""
-        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+        """Return the text of each row of a list of ids or of a 2-D array; as `decode`, but always a list."""
+        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces, **options)
         return [texts] if isinstance(texts, str) else texts
 
     @property
@@ -251,28 +321,50 @@ class Tokenizer(Vocabulary):
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
         padding: bool | str = False,
         truncation: bool | str | None = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
-        return_dict: bool = False,
+        return_dict: bool | None = None,
+        return_assistant_tokens_mask: bool = False,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **template_variables: Any,
     ) -> Any:
-        """The prompt of a conversation (a list of messages), or of each of a list of conversations.
+        """Return the prompt of a conversation (a list of messages), or of each of a list of conversations.
 
-        -> ids; with `tokenize=False` text; with `return_dict=True` a BatchEncoding. A message has a `role`
-        ('system', 'user', 'assistant', 'tool') and a `content`. `tools` are functions or their JSON schemas;
-        further keywords such as `enable_thinking` go to the template. `continue_final_message` leaves the
-        last message open for the model to go on with (a string names the field, else `content`).
+        A message has a `role` ('system', 'user', 'assistant', 'tool') and a `content`. `tools` are functions or
+        their JSON schemas; further keywords such as `enable_thinking` go to the template. `continue_final_message`
+        leaves the last message open for the model to go on with (a string names the field, else `content`).
+        `sanitize_control_tokens` encodes control tokens in the messages, tools, documents and variables as plain
+        text, so that only the template's own begin and end turns.
 
-        Raises InputError for a message, role or tool that cannot be, TokenizerError without a usable
-        template.
+        Returns:
+            Ids; text with `tokenize=False`; with `return_dict=True` a BatchEncoding. With
+            `return_assistant_tokens_mask`, which needs a template with `{% generation %}`, a BatchEncoding with
+            `assistant_masks`, 1 for every token that the assistant writes.
+
+        Raises InputError for a message, role or tool that cannot be used, for arguments that exclude one another
+        and for an argument of a tokenizer call that is no variable of the template; TokenizerError without a
+        usable template.
         """
         if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
             raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'")
+        if return_assistant_tokens_mask and (not tokenize or return_dict is False):
+            raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
+        if sanitize_control_tokens and (not tokenize or return_assistant_tokens_mask):
+            raise InputError(
+                "sanitize_control_tokens needs tokenize=True and excludes return_assistant_tokens_mask. Leave one out"
+            )
         batched = isinstance(conversation[0], list | tuple)
         template = self.get_chat_template(chat_template, tools)
+        chat_templates.check_variables(template, template_variables)
+        if return_assistant_tokens_mask and not chat_templates.has_generation_blocks(template):
+            raise InputError(
+                "return_assistant_tokens_mask needs a chat template with {% generation %} … {% endgeneration %} "
+                "around the assistant's words. Pass one as chat_template="
+            )
+        marked = chat_templates.control_tokens_of(self, template) if sanitize_control_tokens else None
         texts = [
             chat_templates.render_chat(
                 template,
@@ -281,22 +373,69 @@ class Tokenizer(Vocabulary):
                 documents=documents,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                variables={**self.special_tokens_map, **template_variables},
+                variables=template_variables,
+                defaults=self.special_tokens_map,
+                mark_generation=return_assistant_tokens_mask,
+                control_tokens=marked,
             )
             for messages in (conversation if batched else [conversation])
         ]
         if not tokenize:
             return texts if batched else texts[0]
-        inputs = self(
-            texts if batched else texts[0],
-            add_special_tokens=False,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
+        spans = []
+        if return_assistant_tokens_mask:
+            texts, spans = zip(*map(chat_templates.split_generation_marks, texts), strict=True)
+        options: dict[str, Any] = {
+            "add_special_tokens": False,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
             **(tokenizer_kwargs or {}),
+        }
+        given = list(texts) if batched else texts[0]
+        inputs = self._encode_marked(given, **options) if sanitize_control_tokens else self(given, **options)
+        if return_assistant_tokens_mask:
+            alone = not batched and return_tensors is None
+            masks = [_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
+            inputs["assistant_masks"] = masks[0] if alone else masks
+            inputs.convert_to_tensors(return_tensors)
+        return inputs if return_dict or return_assistant_tokens_mask else inputs["input_ids"]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Encode a text without looking for added tokens, special or not."""
+        backend = self.backend
+        text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        split = backend.pre_tokenizer
+        pieces = [text] if split is None else [piece for piece, _ in split.pre_tokenize_str(text)]
+        with backend_errors("the text cannot be encoded", InputError):
+            return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+
+    def _encode_marked(self, texts: str | list[str], **options: Any) -> BatchEncoding:
+        """Encode rendered chats in which control tokens of the user stand between marks, as plain text."""
+        added = sorted((token.content for token in self.added_tokens_decoder.values()), key=len, reverse=True)
+
+        def encode(text: str, split_special_tokens: bool) -> list[int]:
+            return self._plain_ids(text) if split_special_tokens else self.encode(text, add_special_tokens=False)
+
+        lengths = {name: options.pop(name, None) for name in ("padding", "truncation", "max_length", "return_tensors")}
+        options.pop("add_special_tokens")
+        unknown = sorted(set(options) - {"pad_to_multiple_of", "padding_side", "return_attention_mask"})
+        if unknown:
+            raise InputError(f"sanitize_control_tokens excludes {unknown[0]!r} in tokenizer_kwargs. Leave one out")
+        batch = [texts] if isinstance(texts, str) else texts
+        rows = [encode_marked(text, added, encode, self.backend.token_to_id) for text in batch]
+        limit = self.model_max_length if lengths["max_length"] is None else lengths["max_length"]
+        if lengths["truncation"] not in (None, False, "do_not_truncate"):
+            rows = [row[:limit] if self.truncation_side == "right" else row[max(len(row) - limit, 0) :] for row in rows]
+        alone = isinstance(texts, str) and lengths["return_tensors"] is None
+        return self.pad(
+            {"input_ids": rows[0] if alone else rows},
+            lengths["padding"],
+            lengths["max_length"],
+            return_tensors=lengths["return_tensors"],
+            **options,
         )
-        return inputs if return_dict else inputs["input_ids"]
 
     def serialized(self) -> str:
         """The content of `tokenizer.json`."""
@@ -317,3 +456,14 @@ class Tokenizer(Vocabulary):
         Raises TokenizerError when the folder cannot be written.
         """
         return save_tokenizer(self, save_directory)
+
+
+def _assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return 1 for every token of a row that lies in one of the spans of characters."""
+    encodings = inputs.encodings or []
+    mask = [0] * len(encodings[row])
+    for start, end in spans:
+        for index, (first, last) in enumerate(encodings[row].offsets):
+            if first < end and last > start and encodings[row].sequence_ids[index] is not None:
+                mask[index] = 1
+    return mask

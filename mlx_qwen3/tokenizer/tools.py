@@ -1,24 +1,28 @@
-"""From a Python function to the JSON schema under which a chat template shows it to the model.
+"""Turn a Python function into the JSON schema that a chat template shows to the model.
 
-The shape is that of `get_json_schema` in transformers 5.23: type hints give the types, a Google-style
-docstring gives the words.
+The result is that of `get_json_schema` in transformers 5.23: type hints give the types, a Google-style
+docstring gives the descriptions and, as `(choices: ["a", "b"])` at the end of one, the allowed values.
 """
 
+import contextlib
 import inspect
+import json
 import re
 import types
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Examples?|Notes?):\s*$", re.MULTILINE)
+_CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 _ARGUMENT = re.compile(r"^\s*(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
 
 
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """The schema of a function whose parameters all have type hints and a line under `Args:` of its
+    """Return the schema of a function whose parameters all have a type hint and a line under `Args:` of its
     docstring.
 
     Raises InputError when a hint or a description is missing, or a hint has no JSON counterpart.
@@ -41,8 +45,8 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
             raise InputError(f"tool {name}: parameter {parameter!r} has no type hint")
         if parameter not in described:
             raise InputError(f"tool {name}: its docstring says nothing of {parameter!r} under 'Args:'")
-        schema = _schema(hints[parameter], f"tool {name}: parameter {parameter!r}")
-        properties[parameter] = schema | {"description": described[parameter]}
+        where = f"tool {name}: parameter {parameter!r}"
+        properties[parameter] = _described(_schema(hints[parameter], where), described[parameter], where)
         if value.default is inspect.Parameter.empty:
             required.append(parameter)
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
@@ -51,7 +55,8 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     output = {"name": name, "description": sections[""], "parameters": parameters}
     if "return" in hints:
         words = {"description": " ".join(sections["Returns"].split())} if "Returns" in sections else {}
-        output["return"] = _schema(hints["return"], f"tool {name}: its result") | words
+        with contextlib.suppress(InputError):  # the model never writes the result
+            output["return"] = _schema(hints["return"], f"tool {name}: its result") | words
     return {"type": "function", "function": output}
 
 
@@ -77,17 +82,43 @@ def _arguments(section: str) -> dict[str, str]:
     return found
 
 
+def _described(schema: dict[str, Any], description: str, where: str) -> dict[str, Any]:
+    """Add the description, and the `enum` of the choices that it ends with."""
+    found = _CHOICES.search(description)
+    if found is None:
+        return schema | {"description": description}
+    try:
+        choices = json.loads(found[1])
+    except (ValueError, RecursionError):
+        choices = None
+    if not isinstance(choices, list):
+        raise InputError(f'{where}: its choices are no JSON array: {found[1]}. Write them as (choices: ["a", "b"])')
+    values = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
+    return schema | {"enum": values, "description": description[: found.start()].strip()}
+
+
+def _values(values: list[Any], hint: Any, where: str) -> dict[str, Any]:
+    if not values or any(type(value) not in _SCALARS for value in values):
+        raise InputError(f"{where} has the type {hint!r}: its values must be strings, numbers, booleans or None")
+    kinds = list(dict.fromkeys(_SCALARS[type(value)] for value in values))
+    return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
+
+
 def _schema(hint: Any, where: str) -> dict[str, Any]:
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint in _SCALARS:
-        return {"type": _SCALARS[hint]}
     if hint is Any:
         return {}
+    if origin is None and isinstance(hint, type):
+        if hint in _SCALARS:
+            return {"type": _SCALARS[hint]}
+        if issubclass(hint, Enum):
+            return _values([member.value for member in hint], hint, where)
     if origin is Literal:
-        kinds = list(dict.fromkeys(_SCALARS[type(value)] for value in arguments))
-        return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": list(arguments)}
+        return _values(list(arguments), hint, where)
     if hint is list or origin is list:
         return {"type": "array"} | ({"items": _schema(arguments[0], where)} if arguments else {})
+    if hint is tuple or (origin is tuple and len(arguments) > 1 and ... not in arguments):
+        return {"type": "array"} | ({"prefixItems": [_schema(a, where) for a in arguments]} if arguments else {})
     if hint is dict or origin is dict:
         values = {"additionalProperties": _schema(arguments[1], where)} if arguments else {}
         return {"type": "object"} | values
@@ -97,6 +128,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
         if len(schemas) == 1:
             return schemas[0] | nullable
         if all(list(schema) == ["type"] and isinstance(schema["type"], str) for schema in schemas):
-            return {"type": sorted({schema["type"] for schema in schemas})} | nullable
+            names = sorted({schema["type"] for schema in schemas})
+            return {"type": names[0] if len(names) == 1 else names} | nullable
         return {"anyOf": schemas} | nullable
-    raise InputError(f"{where} has the type {hint!r}, which has no JSON counterpart; pass the tool's JSON schema")
+    raise InputError(f"{where} has the type {hint!r}, which has no JSON counterpart. Pass the tool's JSON schema")

@@ -161,7 +161,8 @@ def test_special_tokens_in_text_are_one_token_unless_split(byte_level):
     ("args", "options", "message"),
     [
         ((3,), {}, "text must be a string.*not int"),
-        ((None,), {}, "text must be a string.*not NoneType"),
+        ((None,), {}, "there is no text to encode"),
+        (("a",), {"foo": 1}, "no argument 'foo'"),
         (([],), {}, "empty list"),
         ((["a", 3],), {}, "text 1 must be a string"),
         ((["a", ("b", "c")],), {}, "mixes single texts and pairs"),
@@ -219,12 +220,38 @@ def test_decoding_takes_ints_lists_and_arrays(byte_level):
 
 
 def test_decoding_what_is_no_token_is_refused(byte_level):
-    for wrong in ([0, len(byte_level)], [-1], 10**12):
-        with pytest.raises(InputError, match="outside the vocabulary of 406 tokens"):
+    for wrong in ([-1], 10**12):
+        with pytest.raises(InputError, match="is no id"):
             byte_level.decode(wrong)
+    with pytest.raises(InputError, match="decode has no argument 'foo'"):
+        byte_level.decode([0], foo=1)
     for wrong in ([0.5], mx.array([0.5]), "text", None, ["a"]):
         with pytest.raises(InputError, match="must be integers"):
             byte_level.decode(wrong)
+
+
+def test_an_id_above_the_vocabulary_decodes_to_nothing(byte_level):
+    ids = byte_level.encode("Hello")
+    assert byte_level.decode([*ids, len(byte_level) + 7]) == "Hello"
+    assert byte_level.batch_decode([[len(byte_level)], ids]) == ["", "Hello"]
+
+
+def test_padding_afterwards_gives_what_padding_at_once_gives(byte_level):
+    texts = ["Hello brown world", "Hello"]
+    rows = [byte_level(text) for text in texts]
+    for options in ({}, {"padding_side": "left"}, {"pad_to_multiple_of": 8}):
+        assert byte_level.pad(rows, **options) == byte_level(texts, padding=True, **options)
+    arrays = byte_level.pad([dict(row, labels=1) for row in rows], return_tensors="np")
+    assert arrays["labels"].tolist() == [1, 1] and arrays["input_ids"].shape == arrays["attention_mask"].shape
+    with pytest.raises(InputError, match="pad needs 'input_ids'"):
+        byte_level.pad({"labels": [1]})
+
+
+def test_targets_become_labels_and_to_returns_the_same_inputs(byte_level):
+    inputs = byte_level("Hello", text_target="world")
+    assert inputs["labels"] == byte_level("world")["input_ids"]
+    assert byte_level(text_target="world") == byte_level("world")
+    assert inputs.to("mps") is inputs
 
 
 def test_clean_up_is_for_word_pieces_alone(byte_level, word_piece):

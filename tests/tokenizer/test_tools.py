@@ -123,3 +123,24 @@ def undocumented(x: int): ...
 def test_what_is_missing_is_named(function, message):
     with pytest.raises(InputError, match=message):
         function_schema(function)
+
+
+def test_choices_in_a_docstring_and_enum_classes_become_an_enum():
+    from enum import Enum
+
+    class Unit(Enum):
+        METRE = "m"
+        FOOT = "ft"
+
+    def convert(scale: str, unit: Unit):
+        """Convert.
+
+        Args:
+            scale: The scale (choices: ["C", "F"])
+            unit: The unit
+        """
+
+    convert.__annotations__["unit"] = Unit
+    properties = function_schema(convert)["function"]["parameters"]["properties"]
+    assert properties["scale"] == {"type": "string", "enum": ["C", "F"], "description": "The scale"}
+    assert properties["unit"] == {"type": "string", "enum": ["m", "ft"], "description": "The unit"}

@@ -1,0 +1,180 @@
+"""Bound what a chat template may compute: steps of its loops and calls, and the size of what it builds.
+
+A template comes from a download. The sandbox of jinja2 keeps it from reaching the machine, but not from looping for
+hours or from building strings that fill the memory.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MAX_STEPS = 1_000_000
+"""Iterations and calls of one rendering. Qwen3's template takes about ten per message."""
+MAX_SIZE = 100_000_000
+"""Characters of a string, or items of a list, that a template may build."""
+
+_PADDING_METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "replace", "join")
+
+_rendering = threading.local()
+
+
+class LimitedEnvironment(ImmutableSandboxedEnvironment):
+    """The immutable sandbox, in which loops, calls and operators count against a budget per rendering."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(finalize=_printable, **options)
+        self.globals.pop("lipsum", None)  # it writes random text, of any length
+        self.filters["_counted"] = _counted
+        self.filters["_joined"] = _joined
+        for name in ("center", "indent", "replace", "wordwrap", "join", "format"):
+            self.filters[name] = _limited_filter(self.filters[name])
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return _Counting().visit(super()._parse(source, name, filename))
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as in jinja2
+        _take_steps(1)
+        if getattr(__obj, "__name__", "") in _PADDING_METHODS:
+            _check_numbers(args)
+        return _checked(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        _take_steps(1)
+        if operator == "*":
+            for sequence, count in ((left, right), (right, left)):
+                if isinstance(sequence, str | list | tuple) and isinstance(count, int):
+                    _check_size(len(sequence) * count)
+        if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            _check_size(bits // 8)
+        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            _check_size(len(left) + len(right))
+        if operator == "%" and isinstance(left, str):
+            _check_format(left)
+        return super().call_binop(context, operator, left, right)
+
+
+class _Counting(NodeTransformer):
+    """Count the iterations of every loop, and limit what `~` builds."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802 - named after the node
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "_counted", [], [], None, None).set_lineno(node.lineno)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - named after the node
+        self.generic_visit(node)
+        parts = nodes.List(node.nodes).set_lineno(node.lineno)
+        return nodes.Filter(parts, "_joined", [], [], None, None).set_lineno(node.lineno)
+
+
+class _Counted:
+    """An iterable that takes one step per item; its length stays known, so that `loop.length` costs nothing."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            _take_steps(1)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def _counted(items: Any) -> Any:
+    return items if isinstance(items, jinja2.Undefined) else _Counted(items)
+
+
+def _joined(parts: list[Any]) -> str:
+    texts = [str(_printable(part)) for part in parts]
+    _take_steps(len(texts))
+    _check_size(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _printable(value: Any) -> Any:
+    """Return a value that is to become text, after counting what it holds: nested lists may share their items."""
+    if isinstance(value, list | tuple | dict):
+        check_nested(value)
+    return value
+
+
+def check_nested(value: Any) -> None:
+    """Raise SecurityError for a value that is too large to be written out."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list | tuple | dict):
+            _take_steps(len(item))
+            waiting += item.values() if isinstance(item, dict) else item
+
+
+def _limited_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+    from functools import wraps
+
+    @wraps(function)  # keeps jinja2's mark that the function takes the environment first
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        _check_numbers([*args[1:], *kwargs.values()])
+        for value in args[:2]:
+            if isinstance(value, str):
+                _check_format(value)
+        return _checked(function(*args, **kwargs))
+
+    return limited
+
+
+def start_rendering(marks_generation: bool = False) -> None:
+    """Give the rendering that begins in this thread its budget, and say whether it marks generated text."""
+    _rendering.steps = MAX_STEPS
+    _rendering.marks_generation = marks_generation
+
+
+def marks_generation() -> bool:
+    """Return whether the rendering in this thread marks what the assistant writes."""
+    return getattr(_rendering, "marks_generation", False)
+
+
+def _take_steps(count: int) -> None:
+    left = getattr(_rendering, "steps", MAX_STEPS) - count
+    _rendering.steps = left
+    if left < 0:
+        raise SecurityError(f"it takes more than {MAX_STEPS:,} steps, so it may not end")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_SIZE:
+        raise SecurityError(f"it builds a value of more than {MAX_SIZE:,} characters")
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, str | list | tuple):
+        _check_size(len(value))
+    return value
+
+
+def _check_numbers(values: Any) -> None:
+    for value in values:
+        if isinstance(value, int):
+            _check_size(value)
+
+
+def _check_format(pattern: str) -> None:
+    """Refuse a width such as that of `%100000000000d`."""
+    if "%" not in pattern:
+        return
+    for piece in pattern.split("%")[1:]:
+        digits = len(piece) - len(piece.lstrip("-+ #0123456789.*"))
+        numbers = [
+            int(number) for number in piece[:digits].replace("*", ".").strip("-+ #").split(".") if number.isdecimal()
+        ]
+        _check_numbers(numbers)
