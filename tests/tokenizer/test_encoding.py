@@ -242,7 +242,8 @@ def test_padding_afterwards_gives_what_padding_at_once_gives(byte_level):
     for options in ({}, {"padding_side": "left"}, {"pad_to_multiple_of": 8}):
         assert byte_level.pad(rows, **options) == byte_level(texts, padding=True, **options)
     arrays = byte_level.pad([dict(row, labels=1) for row in rows], return_tensors="np")
-    assert arrays["labels"].tolist() == [1, 1] and arrays["input_ids"].shape == arrays["attention_mask"].shape
+    assert arrays["labels"].tolist() == [1, 1]
+    assert arrays["input_ids"].shape == arrays["attention_mask"].shape
     with pytest.raises(InputError, match="pad needs 'input_ids'"):
         byte_level.pad({"labels": [1]})
 
