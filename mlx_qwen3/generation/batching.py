@@ -155,7 +155,7 @@ def batch_generate(
     limits: list[Any] = (
         _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
     )
-    warped = sampler is None and (resolved.needs_warpers or bool(resolved.config.renormalize_logits))
+    warped = sampler is None and resolved.needs_warpers
     samplers = _samplers(resolved, sampler, count, warped)
     own_stops = [resolved.stop_strings] * count if stops is None else _each(stops, count, "stops")
     custom = _custom_processors(logits_processors, count)

@@ -153,12 +153,15 @@ class GenerateLoop:
 
     step: see `GenerationMixin._generation_step`.
     processors: functions of ids (B, S) and float32 scores (B, V).
+    warpers: turn scores into those that are sampled from, where the sampler does not do so itself (`sample_warped`), or
+        where scores are collected.
     criteria: say which rows are finished, besides `eos_token_ids`.
     keep_cache: the cache outlives the call, so no step may be computed ahead.
     """
 
     step: Callable[..., Any]
     processors: Sequence[Callable[[mx.array, mx.array], mx.array]]
+    warpers: Sequence[Callable[[mx.array, mx.array], mx.array]]
     sampler: Sampler
     max_new_tokens: int
     eos_token_ids: Sequence[int]
@@ -170,6 +173,7 @@ class GenerateLoop:
     collect_scores: bool = False
     collect_logits: bool = False
     keep_cache: bool = False
+    sample_warped: bool = False
 
     def __call__(self, prompt: BatchPrompt, past: Any, use_cache: bool) -> GenerateOutput:
         """Run until every row is finished or full.
@@ -231,13 +235,16 @@ class GenerateLoop:
     def _choose(self, ids: mx.array, logits: mx.array, finished: mx.array) -> tuple[mx.array, mx.array]:
         """The tokens of this step (B,), and which rows are finished with it."""
         scores = logits
-        if self.processors or self.collect_scores or self.collect_logits:
+        if self.processors or self.warpers or self.collect_scores or self.collect_logits:
             scores = logits = logits.astype(mx.float32)
         for process in self.processors:
             scores = process(ids, scores)
-        output = self._output
+        output, warped = self._output, scores
+        for warp in self.warpers:
+            warped = warp(ids, warped)
         if self.collect_scores:
-            output.scores = (*(output.scores or ()), scores)
+            output.scores = (*(output.scores or ()), warped)
+        scores = warped if self.sample_warped else scores
         if self.collect_logits:
             output.logits = (*(output.logits or ()), logits)
         tokens = mark_invalid(sample_rows(scores, self._samplers), scores)

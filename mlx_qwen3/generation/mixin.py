@@ -143,11 +143,12 @@ class GenerationMixin:
                     prompt, resolved, max_length, custom, criteria, past_key_values, streamer
                 )
                 return output if in_full else cast(mx.array, output.sequences)
-        warped = resolved.needs_warpers or collect_scores or bool(config.renormalize_logits)
+        warped = resolved.needs_warpers
         processors = resolved.processors(length, max_length, prompt.left_padding, prompt.length - length)
         run = GenerateLoop(
             step=self._generation_step(wanted, prompt.extra),
-            processors=[*processors, *custom, *(resolved.warpers() if warped else [])],
+            processors=[*processors, *custom],
+            warpers=resolved.warpers() if warped or collect_scores else [],
             sampler=resolved.sampler(warped),
             max_new_tokens=max_length - length,
             eos_token_ids=resolved.eos_token_ids,
@@ -159,6 +160,7 @@ class GenerationMixin:
             collect_scores=collect_scores,
             collect_logits=collect_logits,
             keep_cache=in_full or past_key_values is not None,
+            sample_warped=warped,
         )
         past = past_key_values
         if past is None and use_cache:
@@ -313,7 +315,7 @@ class DecoderGenerationMixin(GenerationMixin):
         assert prompt.ids is not None
         cache = new_cache(self.config) if past is None else past
         ids = cast(list[int], prompt.ids[0].tolist())
-        warped = options.needs_warpers or bool(options.config.renormalize_logits)
+        warped = options.needs_warpers
         processors = options.row_processors(len(ids), max_length, [LogitsProcessorList(custom)], warped=warped)
         if streamer is not None:
             streamer.put(prompt.ids)

@@ -155,7 +155,7 @@ def stream_generate(
         )
     prompt_length = ids.shape[1] + len(history)
     limit = tokens_left(model.config, cache.offset, ids.shape[1], token_budget(resolved, max_tokens, prompt_length))
-    warped = sampler is None and (resolved.needs_warpers or bool(config.renormalize_logits))
+    warped = sampler is None and resolved.needs_warpers
     processors = resolved.row_processors(prompt_length, prompt_length + limit, list(logits_processors), warped=warped)
     sampler = resolved.sampler(warped) if sampler is None else sampler
     decoding = resolved.decoding(model) if decoding is None else decoding
