@@ -33,6 +33,10 @@ from .generation import Constraint as Constraint
 from .generation import GenerateOutput as GenerateOutput
 from .generation import GenerationConfig as GenerationConfig
 from .generation import GenerationResponse as GenerationResponse
+from .generation import LogitsProcessor as LogitsProcessor
+from .generation import LogitsProcessorList as LogitsProcessorList
+from .generation import StoppingCriteria as StoppingCriteria
+from .generation import StoppingCriteriaList as StoppingCriteriaList
 from .generation import batch_generate as batch_generate
 from .generation import compile_constraint as compile_constraint
 from .generation import generate as generate

@@ -249,3 +249,9 @@ def test_a_message_is_text(message):
     with pytest.raises(InputError, match="expected text"):
         chat.send(message)
     assert chat.messages == []
+
+
+def test_a_switch_in_the_system_prompt_changes_the_sampling():
+    chat = session("", system="Be brief. /no_think")
+    assert not chat._thinks([{"role": "user", "content": "hello"}])
+    assert chat._thinks([{"role": "user", "content": "hello /think"}])
