@@ -169,8 +169,11 @@ def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:
     raise MemoryFitError(f"{source} does not fit: {fit}. {advice}; --force loads it all the same.")
 
 
-def wire_memory(gigabytes: float) -> None:
+def wire_memory(gigabytes: float | None) -> None:
     """Let MLX keep up to this much memory wired, so that macOS does not page it out. Nothing is wired by default.
+
+    Args:
+        gigabytes: None for as much as the device recommends.
 
     Raises:
         InputError: no Metal device, or more than the device recommends.
@@ -178,7 +181,7 @@ def wire_memory(gigabytes: float) -> None:
     if not mx.metal.is_available():
         raise InputError("memory can be wired on Metal only, and there is no Metal device here. Leave it out.")
     limit = int(gpu_info()["max_recommended_working_set_size"])
-    wanted = int(gigabytes * 1e9)
+    wanted = limit if gigabytes is None else int(gigabytes * 1e9)
     if not 0 < wanted <= limit:
         raise InputError(f"cannot wire {gigabytes} GB. Give more than 0 and at most {limit / 1e9:.1f} GB.")
     mx.set_wired_limit(wanted)

@@ -121,7 +121,8 @@ def test_the_working_set_is_that_of_the_gpu(mac, monkeypatch):
 
 def test_memory_is_wired_whatever_the_default_device(mac):
     wire_memory(4.5)
-    assert mac == [4500000000]
+    wire_memory(None)
+    assert mac == [4500000000, 5000000000]
     with pytest.raises(InputError, match=r"at most 5.0 GB"):
         wire_memory(6)
 

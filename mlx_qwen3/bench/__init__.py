@@ -1,20 +1,28 @@
-"""How fast a model runs on this machine, beside mlx-lm on the same weights, and how near it comes to the limit."""
+"""Measure how fast a model runs on this machine, beside mlx-lm on the same weights, and what its variants cost."""
 
 from .contest import Contest, Outcome, compare
+from .encoding import EncodingRow, measure_encoding
 from .machine import Machine, this_machine
 from .measure import Measurement
 from .random_models import SIZES, random_model
-from .report import append_report, markdown_report
+from .report import append_report, json_report, markdown_report
+from .variants import VariantRow, measure_variants, variants_table
 
 __all__ = [
     "SIZES",
     "Contest",
+    "EncodingRow",
     "Machine",
     "Measurement",
     "Outcome",
+    "VariantRow",
     "append_report",
     "compare",
+    "json_report",
     "markdown_report",
+    "measure_encoding",
+    "measure_variants",
     "random_model",
     "this_machine",
+    "variants_table",
 ]

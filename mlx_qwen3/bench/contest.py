@@ -36,7 +36,7 @@ class Outcome:
         if OTHER not in self.rounds:
             return None
         pairs = zip(self.rounds[OWN], self.rounds[OTHER], strict=True)
-        return statistics.median(getattr(own, figure) / getattr(other, figure) for own, other in pairs)
+        return statistics.median(getattr(own, figure) / max(getattr(other, figure), 1e-9) for own, other in pairs)
 
 
 @dataclass

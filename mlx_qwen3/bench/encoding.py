@@ -15,6 +15,9 @@ from ..tasks.batches import Piece, Runner
 SHAPES = ((32, 128), (256, 32), (8, 1024), (1, 128))
 """Texts in a batch, tokens in each."""
 
+CPU_SHAPES = ((8, 32), (1, 32))
+"""The same for a CPU, where the others would take minutes."""
+
 ONE_AT_A_TIME = 16
 """Texts that are measured where each is a batch of its own."""
 
@@ -47,7 +50,7 @@ def classifier_over(model: Any) -> Any:
 
 def measure_encoding(
     model: Any,
-    shapes: Sequence[tuple[int, int]] = SHAPES,
+    shapes: Sequence[tuple[int, int]] | None = None,
     *,
     tasks: Sequence[str] = ("classification", "embedding"),
     rounds: int = 3,
@@ -58,7 +61,7 @@ def measure_encoding(
     """Measure a causal model's decoder on random texts; the first round warms up and does not count.
 
     Args:
-        shapes: (texts in a batch, tokens in each). batches: batches per round.
+        shapes: (texts in a batch, tokens in each); by default those of the device. batches: batches per round.
         compiled: as in `Runner`; None for what the device takes.
     """
     classifier = classifier_over(model)
@@ -71,6 +74,8 @@ def measure_encoding(
         states = runner.base_model(**call).last_hidden_state
         return (states[mx.arange(states.shape[0]), last].astype(mx.float32),)
 
+    if shapes is None:
+        shapes = CPU_SHAPES if mx.default_device().type == mx.DeviceType.cpu else SHAPES
     found = []
     for rows, tokens in shapes:
         count = ONE_AT_A_TIME if rows == 1 else rows * batches

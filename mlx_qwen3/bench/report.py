@@ -1,22 +1,39 @@
-"""A contest's figures as a table that can be pasted, and appended to a file of results."""
+"""The figures as Markdown that can be pasted or appended to a file of results, and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from .contest import OTHER, OWN, Outcome
+from .encoding import EncodingRow
 from .machine import Machine
+from .variants import VariantRow, variants_table
 
 UNKNOWN = "not known"
 
 
-def markdown_report(machine: Machine, outcomes: Sequence[Outcome], command: str) -> str:
-    """The machine, the command, the table and what there is to note, as Markdown."""
+FIGURES = ("prompt_tps", "first_token", "decode_tps", "peak_memory", "working")
+
+
+def markdown_report(
+    machine: Machine,
+    outcomes: Sequence[Outcome],
+    command: str,
+    encodings: Sequence[tuple[str, EncodingRow]] = (),
+    variants: Sequence[tuple[str, Sequence[VariantRow]]] = (),
+) -> str:
+    """Return the machine, the command, the tables and the notes as Markdown.
+
+    Args:
+        encodings: (model, figures) of classification and embeddings. variants: (model, figures).
+    """
     lm = f", mlx-lm {machine.mlx_lm_version}" if machine.mlx_lm_version else ""
     lines = [
         f"### {machine.chip}, {machine.device} ({date.today().isoformat()})",
         "",
-        f"{machine.system}, MLX {machine.mlx_version}{lm}, Python {machine.python_version}; `{command}`",
+        f"{machine}; MLX {machine.mlx_version}{lm}, Python {machine.python_version}; `{command}`",
         "",
         "| model | tokens | package | prompt tok/s | first token ms | decode tok/s | of limit | peak GB |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -30,11 +47,49 @@ def markdown_report(machine: Machine, outcomes: Sequence[Outcome], command: str)
     rounds = len(outcomes[0].rounds[OWN])
     lines += ["", f"Medians of {rounds} rounds taken in turns; a ratio is the median of the rounds' ratios."]
     lines += [f"{note}." for note in notes]
+    if encodings:
+        lines += ["", "| model | task | texts × tokens | texts/s | tokens/s | peak above weights GB |"]
+        lines += ["| --- | --- | --- | ---: | ---: | ---: |"]
+    for label, row in encodings:
+        cells = [label, row.task, f"{row.rows} × {row.tokens}", f"{row.texts_per_second:.1f}"]
+        cells += [f"{row.texts_per_second * row.tokens:.0f}", f"{row.working / 1e9:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    for label, rows in variants:
+        lines += ["", f"Variants, {label}:", "", variants_table(rows).rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 
+def json_report(
+    machine: Machine,
+    outcomes: Sequence[Outcome],
+    command: str,
+    encodings: Sequence[tuple[str, EncodingRow]] = (),
+    variants: Sequence[tuple[str, Sequence[VariantRow]]] = (),
+) -> dict[str, Any]:
+    """Return everything that was measured, every round of it, as JSON can hold it; arguments as `markdown_report`."""
+    return {
+        "date": date.today().isoformat(),
+        "command": command,
+        "machine": asdict(machine),
+        "generation": [
+            {
+                "model": outcome.label,
+                "prompt_tokens": outcome.prompt_tokens,
+                "generated_tokens": outcome.generated_tokens,
+                "bytes_per_token": outcome.bytes_per_token,
+                "rounds": {name: [asdict(one) for one in rounds] for name, rounds in outcome.rounds.items()},
+                "ratios": {figure: outcome.ratio(figure) for figure in FIGURES} if OTHER in outcome.rounds else None,
+                "notes": list(outcome.notes),
+            }
+            for outcome in outcomes
+        ],
+        "encoding": [{"model": label, **asdict(row)} for label, row in encodings],
+        "variants": [{"model": label, **asdict(row)} for label, rows in variants for row in rows],
+    }
+
+
 def append_report(path: Path, report: str) -> None:
-    """Adds a report to the end of a file, which is made if it is not there."""
+    """Add a report to the end of a file, which is made if it does not exist."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +97,7 @@ def append_report(path: Path, report: str) -> None:
 
 
 def limit_share(machine: Machine, outcome: Outcome, name: str) -> str:
-    """Decoding's share of what the memory's bandwidth allows, in percent."""
+    """Return decoding's share of what the memory's bandwidth allows, in percent."""
     if not machine.bandwidths:
         return UNKNOWN
     rate = outcome.median(name, "decode_tps") * outcome.bytes_per_token / 1e9

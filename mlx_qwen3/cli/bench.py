@@ -1,6 +1,8 @@
-"""`mlx-qwen3 bench`: prompt and decode speed, time to first token and memory on this machine, beside mlx-lm."""
+"""`mlx-qwen3 bench`: speed and memory on this machine: generation beside mlx-lm, classification, embeddings, a long
+prompt; as a table to paste."""
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import Any
 from ..errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
+LONG_PROMPT = 16384
+LONG_ROUNDS = 2
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("bench", help="measure speed, beside mlx-lm where installed", description=__doc__)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--model", help="folder or Hub repository (default: the bundled model)")
@@ -29,30 +33,60 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", "-m", type=int, default=128, help="default: 128")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not (default: 5)")
     parser.add_argument("--no-mlx-lm", action="store_true", help="measure this package alone")
+    parser.add_argument(
+        "--full",
+        action=argparse.BooleanOptionalAction,
+        help="also classification, embeddings and a long prompt (default: on a GPU)",
+    )
+    parser.add_argument(
+        "--long-tokens", type=int, default=LONG_PROMPT, help=f"of the long prompt (default: {LONG_PROMPT})"
+    )
+    parser.add_argument("--variants", action="store_true", help="also every variant that a device may have, in turns")
+    parser.add_argument(
+        "--wired",
+        nargs="?",
+        type=float,
+        const=0.0,
+        metavar="GB",
+        help="keep memory wired on a Mac (without a number: as much as Metal recommends)",
+    )
     parser.add_argument("--output", type=Path, help="append the table to this file, such as benchmarks/RESULTS.md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of it to this file")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints the table, and appends it where asked."""
+    """Measure, print the tables, and write them where asked."""
     packing = {name: getattr(args, name) for name in ("bits", "group_size") if getattr(args, name) is not None}
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"
         raise InputError(f"{flag} needs --random SIZE: a checkpoint is measured as it is; mlx-qwen3 convert packs it")
-    if args.output is not None and args.output.is_dir():
-        raise InputError(f"--output {args.output} is a folder: name a file")
+    for flag, path in (("--output", args.output), ("--json", args.json)):
+        if path is not None and path.is_dir():
+            raise InputError(f"{flag} {path} is a folder: name a file")
     import mlx.core as mx
 
-    from ..bench import append_report, compare, markdown_report, this_machine
+    from ..bench import append_report, compare, json_report, markdown_report, measure_variants, this_machine
     from ..bench.contestants import contests
+    from ..bench.encoding import measure_encoding
+    from ..files import write_atomically
+    from ..memory import wire_memory
 
     if args.device == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
         raise InputError("--device gpu: MLX finds no GPU here; leave it out or pass cpu")
     if args.device:
         mx.set_default_device(mx.Device(mx.DeviceType.gpu if args.device == "gpu" else mx.DeviceType.cpu, 0))
+    if args.wired is not None:
+        wire_memory(args.wired or None)
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    full = on_gpu if args.full is None else args.full
     machine = this_machine(mx.default_device())
-    outcomes = []
+    outcomes, encodings, variants = [], [], []
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     for contest in contests(
         model=args.model,
         size=args.random,
@@ -60,24 +94,32 @@ def run(args: argparse.Namespace) -> int:
         beside_mlx_lm=not args.no_mlx_lm,
         **packing,
     ):
-        outcomes.append(
-            compare(
-                contest,
-                prompt_tokens=args.prompt_tokens,
-                max_tokens=args.max_tokens,
-                rounds=args.rounds,
-                progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress(f"{contest.label} on {machine}")
+        lengths = {"prompt_tokens": args.prompt_tokens, "max_tokens": args.max_tokens, "rounds": args.rounds}
+        outcomes.append(compare(contest, **lengths, progress=progress))
+        limit = contest.model.config.max_position_embeddings
+        if full:
+            longest = min(args.long_tokens, limit - 32)
+            outcomes.append(
+                compare(contest, prompt_tokens=longest, max_tokens=32, rounds=LONG_ROUNDS, progress=progress)
             )
-        )
-    report = markdown_report(machine, outcomes, command_line(args))
+            encodings += [(contest.label, row) for row in measure_encoding(contest.model, progress=progress)]
+        if args.variants:
+            tokens = min(2048 if on_gpu else args.prompt_tokens, limit // 2)
+            rows = measure_variants(contest.model, prompt_tokens=tokens, max_tokens=24, rounds=2, progress=progress)
+            variants.append((contest.label, rows))
+    report = markdown_report(machine, outcomes, command_line(args), encodings, variants)
     print(report, end="")
     if args.output is not None:
         append_report(args.output, report)
+    if args.json is not None:
+        values = json_report(machine, outcomes, command_line(args), encodings, variants)
+        write_atomically(args.json, json.dumps(values, indent=2) + "\n", error=InputError)
     return 0
 
 
 def command_line(args: argparse.Namespace) -> str:
-    """The command that would measure this again."""
+    """Return the command that would measure this again."""
     words = ["mlx-qwen3", "bench"]
     for flag in ("model", "random", "dtype", "device"):
         if getattr(args, flag) is not None:
@@ -86,4 +128,9 @@ def command_line(args: argparse.Namespace) -> str:
     words += ["--group-size", str(args.group_size)] if args.group_size is not None else []
     words += ["--prompt-tokens", str(args.prompt_tokens), "--max-tokens", str(args.max_tokens)]
     words += ["--rounds", str(args.rounds)] + (["--no-mlx-lm"] if args.no_mlx_lm else [])
+    words += ["--full" if args.full else "--no-full"] if args.full is not None else []
+    words += ["--long-tokens", str(args.long_tokens)] if args.long_tokens != LONG_PROMPT else []
+    words += ["--variants"] if args.variants else []
+    if args.wired is not None:
+        words += ["--wired", *([f"{args.wired:g}"] if args.wired else [])]
     return shlex.join(words)

@@ -1,5 +1,6 @@
 """mlx-qwen3 bench: figures that are sums of what was run, a table that can be pasted, clear refusals."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,13 +16,17 @@ from mlx_qwen3.bench import (
     append_report,
     compare,
     markdown_report,
+    measure_variants,
     random_model,
     random_models,
+    variants_table,
 )
+from mlx_qwen3.bench import machine as machine_module
 from mlx_qwen3.bench.contest import bytes_per_token
 from mlx_qwen3.bench.machine import this_machine
 from mlx_qwen3.bench.report import limit_share
 from mlx_qwen3.cli.main import main
+from mlx_qwen3.layers.variants import variants
 
 MACHINE = Machine("Apple M4 Max", "macOS 26.0 arm64", "Metal", "0.32.4", "0.32.2", "3.12.3", (410, 546))
 
@@ -140,3 +145,82 @@ def test_each_package_computes_in_its_own_default():
     assert contest.model.dtype == mx.float32  # on the CPU, where these tests run
     assert mlx_lm_model(contest.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
     assert contest.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16: each its default"]
+
+
+# what a Mac user sees
+
+
+OUTPUTS = {
+    "sysctl": "Apple M4 Max\n",
+    "ioreg": '  | "gpu-core-count" = 40\n',
+    "batt": "Now drawing from 'Battery Power'\n -InternalBattery-0 80%; discharging\n",
+    "-g": " lowpowermode         1\n",
+}
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """The commands of a Mac, answered from `OUTPUTS`."""
+    answers = dict(OUTPUTS)
+
+    def output(*command):
+        return next((text for word, text in answers.items() if word in command[0] or word == command[-1]), "")
+
+    monkeypatch.setattr(machine_module, "_output", output)
+    monkeypatch.setattr(machine_module.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine_module.platform, "mac_ver", lambda: ("26.1", ("", "", ""), "arm64"))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(machine_module, "gpu_info", lambda: {"max_recommended_working_set_size": 48 * 10**9})
+    return answers
+
+
+def test_a_mac_is_described_with_cores_memory_and_power(mac):
+    found = this_machine(mx.Device(mx.gpu, 0))
+    assert (found.chip, found.gpu_cores, found.device) == ("Apple M4 Max", 40, "Metal")
+    assert found.bandwidths == (546,)
+    assert found.power == "Battery Power, low power mode"
+    text = str(found)
+    assert all(part in text for part in ("40 GPU cores", "GiB", "working set 48.0 GB", "macOS 26.1", "Battery Power"))
+
+
+def test_the_cores_choose_between_two_bandwidths(mac):
+    mac["ioreg"] = ""
+    mac["system_profiler"] = "      Total Number of Cores: 32\n"
+    found = this_machine(mx.Device(mx.gpu, 0))
+    assert (found.gpu_cores, found.bandwidths) == (32, (410,))
+    mac["system_profiler"] = ""
+    assert this_machine(mx.Device(mx.gpu, 0)).bandwidths == (410, 546)
+
+
+def test_the_full_command_measures_texts_and_a_long_prompt(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_qwen3.bench.encoding.CPU_SHAPES", ((2, 5), (1, 5)))
+    path = tmp_path / "bench.json"
+    flags = ["--random", "tiny", "--prompt-tokens", "4", "--max-tokens", "3", "--rounds", "1", "--no-mlx-lm"]
+    assert main(["bench", *flags, "--device", "cpu", "--full", "--long-tokens", "20", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| tiny random, unpacked | 20+32 | mlx-qwen3 |" in printed
+    assert "| tiny random, unpacked | classification | 2 × 5 |" in printed
+    assert "| tiny random, unpacked | embedding | 1 × 5 |" in printed
+    assert "--full --long-tokens 20" in printed
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert values["machine"]["device"] == "CPU"
+    assert len(values["generation"]) == 2
+    assert {row["task"] for row in values["encoding"]} == {"classification", "embedding"}
+
+
+def test_variants_are_measured_in_turns_and_restored():
+    model = random_model("tiny", mx.float32)
+    before = variants()
+    rows = measure_variants(model, prompt_tokens=8, max_tokens=2, rounds=1)
+    assert variants() == before
+    names = {row.variant for row in rows}
+    assert {"prefill_rope", "head_norms", "layers_per_step", "prefill_step_size", "longest_draft"} <= names
+    assert sum(row.default for row in rows if row.variant == "head_norms") == 1
+    table = variants_table(rows)
+    assert "| head_norms | **mixed** |" in table
+
+
+def test_wiring_is_refused_without_metal(capsys):
+    if not mx.metal.is_available():
+        assert main(["bench", "--random", "tiny", "--wired"]) == 2
+        assert "no Metal device" in capsys.readouterr().err
