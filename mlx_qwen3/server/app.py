@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from .engine import Engine
 from .errors import ApiError, internal_error
+from .extract_routes import extract
 from .guard import Guard, json_bytes
 from .jobs import Delta, Job, TextJob
 from .metrics import Metrics
@@ -24,7 +25,7 @@ from .schemas import Body, ChatBody, ClassifyBody, CompletionBody, EmbeddingBody
 from .settings import ServerSettings
 from .streams import DisconnectedError, EventStream, unless_disconnected
 from .task_routes import classify, embed, rerank
-from .text_routes import ChatRequest, CompletionRequest, extract
+from .text_routes import ChatRequest, CompletionRequest
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,38 @@ class Api:
 
     async def text(self, request: Request, made: Any, stream: bool, usage: bool) -> Response | EventStream:
         """Answer a chat or completion request, whole or as a stream."""
-        jobs: list[TextJob] = made.jobs
+        if not stream:
+            return json_response(made.whole(await self.gather(request, made.jobs)))
         began = time.monotonic()
+        finish = self._submit(made.jobs)
+        events = made.shape.events(made.jobs, self._deltas(made.jobs, began), usage)
+        return EventStream(events, self.settings.stall_seconds, finish)
+
+    async def gather(self, request: Request, jobs: list[TextJob]) -> list[list[Delta]]:
+        """Run jobs and return the deltas of each of their choices; they are dropped when the client goes away."""
+        began = time.monotonic()
+        finish = self._submit(jobs)
+        choices: list[list[Delta]] = [[] for _ in range(sum(job.options.choices for job in jobs))]
+
+        async def read() -> None:
+            async for found in self._deltas(jobs, began):
+                for delta in found:
+                    choices[delta.index].append(delta)
+
+        try:
+            await unless_disconnected(request.receive, read())
+        finally:
+            finish()
+        return choices
+
+    def _submit(self, jobs: list[TextJob]) -> Callable[[], None]:
+        """Submit all jobs or none; return what is to be called when they are over."""
         submitted: list[TextJob] = []
 
         def finish() -> None:
             for job in submitted:
                 self.engine.cancel(job)
-            self.count_tokens(made.jobs)
+            self.count_tokens(submitted)
 
         try:
             for job in jobs:
@@ -99,21 +124,7 @@ class Api:
         except ApiError:
             finish()
             raise
-        deltas = self._deltas(jobs, began)
-        if stream:
-            return EventStream(made.shape.events(jobs, deltas, usage), self.settings.stall_seconds, finish)
-        choices: list[list[Delta]] = [[] for _ in range(sum(job.options.choices for job in jobs))]
-
-        async def gather() -> None:
-            async for found in deltas:
-                for delta in found:
-                    choices[delta.index].append(delta)
-
-        try:
-            await unless_disconnected(request.receive, gather())
-        finally:
-            finish()
-        return json_response(made.whole(choices))
+        return finish
 
     async def _deltas(self, jobs: list[TextJob], began: float) -> AsyncIterator[list[Delta]]:
         """The deltas of all jobs as they come, with the index of the choice among all."""

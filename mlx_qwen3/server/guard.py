@@ -1,6 +1,7 @@
 """What every request passes before it reaches a route: host, origin, key, size of the body."""
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import logging
@@ -18,6 +19,12 @@ OPEN_PATHS = ("/", "/health")
 """Paths that need no key; so do the page's own files."""
 
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+HEADER_BYTES = 64 << 10
+"""Bytes of the names and values of all headers."""
+
+DRAIN_SECONDS, DRAINED_BODIES = 2.0, 4
+"""How long, and how many times the largest body, the rest of a refused request is read."""
+
 METHODS = "GET, POST, OPTIONS"
 
 
@@ -65,7 +72,9 @@ class Guard:
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), value)
         cors: list[tuple[bytes, bytes]] = []
+        limited = _LimitedBody(receive, self.settings)
         try:
+            _check_header_size(scope["headers"])
             self._check_host(headers)
             cors = self._check_origin(headers)
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
@@ -74,10 +83,9 @@ class Guard:
             self._check_key(scope["path"], headers)
             self._check_length(headers)
         except ApiError as error:
-            await send_error(_with_headers(send, cors), error)
+            await send_error(_with_headers(limited.drained(send), cors), error)
             return
-        limited = _LimitedBody(receive, self.settings)
-        await self.app(scope, limited, _with_headers(send, cors))
+        await self.app(scope, limited, _with_headers(limited.drained(send), cors))
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1").strip()
@@ -165,6 +173,39 @@ class _LimitedBody:
                 raise too_large(self._settings.max_body)
             self._whole = not message.get("more_body", False)
         return message
+
+    def drained(self, send: Any) -> Any:
+        """Return `send` that reads the rest of the request before a response ends.
+
+        A connection that is closed with unread bytes is reset, and the client may lose the response.
+        """
+
+        async def wrapped(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False) and not self._whole:
+                await self._drain()
+            await send(message)
+
+        return wrapped
+
+    async def _drain(self) -> None:
+        left = DRAINED_BODIES * self._settings.max_body
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0 and not self._whole:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+def _check_header_size(headers: list[tuple[bytes, bytes]]) -> None:
+    size = sum(len(name) + len(value) for name, value in headers)
+    if size > HEADER_BYTES:
+        raise ApiError(
+            431,
+            f"the headers have {size:,} bytes and the limit is {HEADER_BYTES:,}. Send less.",
+            code="headers_too_large",
+            headers={"Connection": "close"},
+        )
 
 
 def _host_name(host: str) -> str | None:

@@ -125,10 +125,9 @@ def load_models(settings: ServerSettings) -> Models:
     cache_options: dict[str, Any] = {}
     if settings.kv_bits is not None:
         cache_options = {"kv_bits": settings.kv_bits, "kv_group_size": settings.kv_group_size}
-    models = Models([_load_chat(settings.model, settings, options, cache_options)], cache_options)
-    chat = models.served[0]
-    for name, folder in settings.adapters.items():
-        models.served.append(_load_chat(settings.model, settings, options, cache_options, name, folder))
+    chat = _load_chat(settings, options)
+    models = Models([chat], cache_options)
+    models.served += _adapted(settings, chat, options)
     roles = (
         ("embeddings", settings.embedding_model),
         ("rerank", settings.rerank_model),
@@ -175,30 +174,49 @@ def model_name(source: str | Path | None) -> str:
     return path.resolve().name if path.exists() else str(source)
 
 
-def _load_chat(
-    source: str | Path | None,
-    settings: ServerSettings,
-    options: dict[str, Any],
-    cache_options: dict[str, Any],
-    name: str | None = None,
-    adapter: str | None = None,
-) -> ServedModel:
+def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel:
+    source = settings.model
     folder = bundled_model_path() if source is None else resolve_checkpoint(source, tokenizer=True)
     shown = str(source or BUNDLED_NAME)
-    model, tokenizer = _checked_load(folder, shown, settings, {**options, **({"adapter": adapter} if adapter else {})})
+    model, tokenizer = _checked_load(folder, shown, settings, options)
     if not hasattr(model, "fill_cache"):
         raise InputError(
             f"{shown} is a {type(model).__name__}, which writes no text. "
             "Pass it as --embedding-model, --rerank-model or --classify-model."
         )
+    return _generating(model_name(source), model, tokenizer)
+
+
+def _generating(name: str, model: Any, tokenizer: Any) -> ServedModel:
+    """A model for chat and completions."""
     model.for_inference()
-    served = ServedModel(name or model_name(source), model, tokenizer, generates=True)
+    served = ServedModel(name, model, tokenizer, generates=True)
     served.ends = frozenset(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))
     try:
         served.thinking = thinking_support(tokenizer)
     except TokenizerError:  # completions only
         served.thinking = None
     return served
+
+
+def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any]) -> list[ServedModel]:
+    """The chat model with each adapter. All share the arrays of one base, which the chat model uses as well."""
+    from ..training.adapter_set import AdapterSet
+
+    if not settings.adapters:
+        return []
+    source = bundled_model_path() if settings.model is None else settings.model
+    adapters = AdapterSet(settings.adapters, source, **options)
+    base = adapters.model()
+    base.for_inference()  # joins matrices: adapters that are attached afterwards share the joined ones
+    for name, folder in settings.adapters.items():
+        adapters.add(name, folder)
+    chat.model = base
+    found = [_generating(name, adapters.model(name), chat.tokenizer) for name in settings.adapters]
+    wrong = next((served for served in found if not hasattr(served.model, "fill_cache")), None)
+    if wrong is not None:
+        raise InputError(f"adapter {wrong.name} is for a {type(wrong.model).__name__}, which writes no text.")
+    return found
 
 
 def _checked_load(folder: Path, shown: str, settings: ServerSettings, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -17,13 +17,12 @@ from ..errors import InputError
 from .app import create_app
 from .engine import Engine
 from .errors import ApiError
-from .guard import json_bytes, json_headers
+from .guard import HEADER_BYTES, json_bytes, json_headers
 from .models import load_models
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-HEADER_BYTES = 64 << 10
 HEADER_SECONDS = 15.0
 """Time that a client has for the head of a request."""
 

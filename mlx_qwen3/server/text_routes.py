@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ApiError, invalid
+from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
 from .prompts import check_room, completion_limits, completion_prompts, render, response_constraint, text_options
-from .schemas import ChatBody, CompletionBody, ExtractBody, Sampled
+from .schemas import ChatBody, CompletionBody, Sampled
 from .settings import ServerSettings
 from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
 
@@ -102,8 +102,3 @@ class CompletionRequest(TextRequest):
             check_room(served, prompt, "prompt")
         options = text_options(served, body, body.max_tokens or 16, body.logprobs, None)
         return cls(served, prompts, options, CompletionShape(served.name, Tokens(served.tokenizer), body.logprobs))
-
-
-async def extract(api: Any, request: Any, body: ExtractBody) -> dict[str, Any]:
-    """Extract values by a JSON schema from texts."""
-    raise ApiError(400, "extraction is not available yet.", "schema")

@@ -1,0 +1,87 @@
+"""Extraction: a text and a JSON schema in, a value of that schema out. Each text is an answer under a constraint."""
+
+import asyncio
+import json
+import uuid
+from functools import partial
+from typing import Any
+
+from ..chat.modes import ThinkingSupport
+from ..errors import MlxQwen3Error
+from ..generation.constrained_answer import matcher_for
+from ..generation.constraints import compile_constraint
+from .errors import invalid
+from .jobs import Delta, TextJob, TextOptions
+from .models import Models, ServedModel
+from .prompts import check_room
+from .schemas import ExtractBody
+from .settings import ServerSettings
+from .text_api import usage_of
+
+INSTRUCTION = "Extract what the JSON schema asks for from the text. Answer with JSON only.\n\nJSON schema:\n{schema}"
+"""The system message, where the request has no instruction of its own."""
+
+
+def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody) -> tuple[ServedModel, list[Any]]:
+    """Return the model and the (ids, options) of each text.
+
+    Raises:
+        ApiError: 400 for a schema or a text that cannot be used, 404 for an unknown model.
+    """
+    served = models.find(body.model, "chat")
+    if not isinstance(body.json_schema, dict):
+        raise invalid("schema", "it is no JSON schema. Send an object.")
+    try:
+        constraint = compile_constraint("schema", body.json_schema, served.tokenizer)
+    except MlxQwen3Error as error:
+        raise invalid("schema", str(error)) from None
+    if served.thinking is None:
+        raise invalid("model", f"{served.name!r} has no chat template, which extraction needs.")
+    variables = {"enable_thinking": False} if served.thinking is ThinkingSupport.OPTIONAL else {}
+    system = body.instruction or INSTRUCTION
+    system = system.replace("{schema}", json.dumps(body.json_schema, ensure_ascii=False))
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    ends = sorted(served.ends)
+    found = []
+    for index, text in enumerate(texts):
+        where = f"input[{index}]" if len(texts) > 1 else "input"
+        if not text.strip():
+            raise invalid(where, "it is empty. Send a text.")
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        try:
+            prompt = served.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **variables
+            )
+            ids = list(served.tokenizer.encode(prompt, add_special_tokens=False))
+        except MlxQwen3Error as error:
+            raise invalid(where, str(error)) from None
+        check_room(served, ids, where)
+        thinking = None if served.thinking is not ThinkingSupport.OPTIONAL else False
+        options = TextOptions(body.max_tokens or settings.max_tokens, thinking=False)
+        options.constraint = partial(matcher_for, constraint, served.tokenizer, ends, prompt, thinking)
+        found.append((ids, options))
+    return served, found
+
+
+async def extract(api: Any, request: Any, body: ExtractBody) -> dict[str, Any]:
+    """Return a value of the schema for each text; `data` is null where max_tokens cut it off."""
+    served, prepared = await asyncio.to_thread(extraction_jobs, api.models, api.settings, body)
+    jobs = [TextJob(served, ids, options) for ids, options in prepared]
+    choices = await api.gather(request, jobs)
+    results = []
+    for index, deltas in enumerate(choices):
+        text = "".join(delta.text for delta in deltas if delta.kind == "answer")
+        reason = _reason(deltas)
+        data = json.loads(text) if reason == "stop" else None
+        results.append({"index": index, "data": data, "text": text, "finish_reason": reason})
+    return {
+        "id": uuid.uuid4().hex,
+        "object": "list",
+        "model": served.name,
+        "results": results,
+        "usage": usage_of(jobs),
+    }
+
+
+def _reason(deltas: list[Delta]) -> str | None:
+    return next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None)
