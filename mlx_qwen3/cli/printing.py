@@ -225,6 +225,8 @@ def quiet_terminal() -> Iterator[None]:
         import termios
 
         number = sys.stdin.fileno()
+        if not os.isatty(number):  # termios.error is no OSError
+            raise OSError("not a terminal")
         before = termios.tcgetattr(number)
     except (ImportError, OSError, ValueError):
         yield

@@ -12,7 +12,7 @@ from mlx_qwen3.chat import ChatSession
 from mlx_qwen3.cli.chat import COMMANDS, Conversation
 from mlx_qwen3.cli.interrupts import stop_wishes
 from mlx_qwen3.cli.line_input import line_reader, read_message, state_folder
-from mlx_qwen3.cli.printing import AnswerPrinter
+from mlx_qwen3.cli.printing import AnswerPrinter, quiet_terminal
 
 TOKENIZER = byte_tokenizer()
 
@@ -40,6 +40,14 @@ def test_a_conversation_until_the_end_of_input(capsys):
     assert chat.loop(lines("first", "", "second")) == 0
     assert capsys.readouterr().out == "One.\nTwo.\n"
     assert len(chat.session.messages) == 4
+
+
+def test_a_pipe_is_no_terminal_to_make_quiet(tmp_path, monkeypatch):
+    (tmp_path / "messages").write_text("Hi\n", encoding="utf-8")
+    with (tmp_path / "messages").open(encoding="utf-8") as messages:
+        monkeypatch.setattr(sys, "stdin", messages)
+        with quiet_terminal():
+            assert sys.stdin.readline() == "Hi\n"
 
 
 def test_commands(tmp_path, capsys):
