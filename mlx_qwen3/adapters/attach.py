@@ -38,12 +38,14 @@ class AttachedAdapter:
         names: the parameters of the model that belong to it.
         training: training.json.
         unwritable: why PEFT's format cannot hold it; "" where it can.
+        whole: whether it replaced whole weights, so that the model is an ordinary one already.
     """
 
     config: dict[str, Any]
     names: list[str]
     training: dict[str, Any] = field(default_factory=dict)
     unwritable: str = ""
+    whole: bool = False
 
 
 class _Attachment:
@@ -177,6 +179,7 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
         return
     config = parse_peft_config(adapter.config, adapter.source)
     work = _Attachment(model, adapter)
+    _drop_copies(work, config)
     targets = _targets(work, config)
     saved = [path for path in work.paths() if config.is_saved_whole(path)]
     _refuse_tying(work, config, [*targets, *saved])
@@ -194,6 +197,18 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
     model.adapter = AttachedAdapter(dict(adapter.config), sorted(set(work.names)), dict(adapter.training))
     if model.adapter.config.get("base_model_name_or_path") is None:
         model.adapter.config["base_model_name_or_path"] = base
+
+
+def _drop_copies(work: _Attachment, config: PeftConfig) -> None:
+    """Drop the copies of whole modules that PEFT writes beside their plain names where it saves more than it trained."""
+    for name in list(work.left):
+        path, marker, leaf = name.partition(".modules_to_save.")
+        original = ".original_module." in name
+        if not (marker or original) or not config.is_saved_whole(path.partition(".original_module.")[0]):
+            continue
+        array = work.left.pop(name)
+        if not original:
+            work.left.setdefault(f"{path}.{leaf}", array)
 
 
 def _targets(work: _Attachment, config: PeftConfig) -> list[str]:
@@ -325,8 +340,6 @@ def _replace_biases(work: _Attachment, config: PeftConfig, targets: list[str]) -
             base = copy.copy(wrapped.base_layer)  # another model may share the layer
             base.bias = work.take(f"{path}.base_layer.bias", tuple(base.bias.shape))
             wrapped.base_layer = base
-    for name in [name for name in work.left if name.endswith((".original_module.bias", ".modules_to_save.bias"))]:
-        del work.left[name]  # copies that PEFT writes beside the plain name
     if config.bias != "all":
         return
     for path, module in list(work.modules.items()):
@@ -388,6 +401,7 @@ def _replace_weights(model: Any, adapter: Adapter) -> None:
                 "the base model"
             )
         layer[leaf] = array.astype(held[name].dtype)
+    model.adapter = AttachedAdapter(dict(adapter.config), sorted(adapter.weights), whole=True)
 
 
 def lora_config(

@@ -286,7 +286,7 @@ class PreTrainedModel(nn.Module):
         if merge:
             self._save_merged(folder, max_shard_size)
             return
-        if self.adapter is not None:
+        if self.adapter is not None and not self.adapter.whole:
             self._save_adapter(folder)
             return
         if (Path(folder) / "adapter_config.json").is_file():

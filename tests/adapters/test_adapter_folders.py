@@ -199,3 +199,19 @@ def test_a_pickle_is_refused_and_adapters_in_subfolders_are_named(tmp_path: Path
     write_peft(outer / "second", base, q_weights())
     with pytest.raises(CheckpointError, match="second"):
         load(outer)
+
+
+def test_whole_weights_of_mlx_lm_replace_those_of_the_base(tmp_path: Path, base: Path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    config = {"fine_tune_type": "full", "model": str(base), "num_layers": 1}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "model.layers.1.mlp.up_proj.weight"
+    mx.save_safetensors(str(folder / "adapters.safetensors"), {name: mx.random.normal((64, 32))})
+    model, _ = load(folder)
+    changed = logits(model)
+    assert np.abs(changed - logits(load(base)[0])).max() > 0.01
+    model.save_pretrained(tmp_path / "plain")
+    model.merge_adapter().save_pretrained(tmp_path / "merged")
+    for saved in ("plain", "merged"):
+        np.testing.assert_allclose(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / saved)), changed, atol=1e-5)
