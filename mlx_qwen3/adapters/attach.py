@@ -200,7 +200,7 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
 
 
 def _drop_copies(work: _Attachment, config: PeftConfig) -> None:
-    """Drop the copies of whole modules that PEFT writes beside their plain names where it saves more than it trained."""
+    """Drop the copies of whole modules that PEFT writes beside their plain names for a grown vocabulary."""
     for name in list(work.left):
         path, marker, leaf = name.partition(".modules_to_save.")
         original = ".original_module." in name
