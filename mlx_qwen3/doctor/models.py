@@ -105,13 +105,23 @@ def models_family() -> Iterator[Comparison]:
                 yield Comparison(f"{name}, {layers} layers per step", dtype, got, want)
     dtype = "bfloat16" if device_kind() == "cuda" else "float32"  # as in the packed products: what is compiled there
     for bits in (4,) if device_kind() == "cuda" else (8, 4):
-        model, _ = small_model(dtype)
+        model, weights = small_model(dtype)
         quantize_model(model, PackedFormat(bits, 64))
+        want = reference.decoder_logits({**weights, **unpacked_weights(model)}, model.config, ids)
+        for name, path in (("plain", model), ("fused", model.for_inference())):
+            got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
+            yield Comparison(f"{name}, packed in {bits} bits", dtype, got, want)
 
-        def logits(model: Any = model) -> mx.array:
-            return model.for_inference().step_logits(mx.array(ids[None]), model.make_cache(), len(ids))
 
-        yield Comparison(f"packed, {bits} bits, against the CPU", dtype, logits(), on_cpu(logits))
+def unpacked_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what the packed weights of a model stand for, by name, computed in float32 on the CPU."""
+    found = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            form = PackedFormat(layer.bits, layer.group_size, layer.mode)
+            packed = {name: layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None}
+            found[f"{path}.weight"] = as_numpy(on_cpu(lambda form=form, packed=packed: form.dequantize(packed)))
+    return found
 
 
 def generation_family() -> Iterator[Comparison]:
