@@ -23,7 +23,7 @@ DEFAULT_BATCH_TOKENS = 128
 
 @dataclass(frozen=True)
 class BatchStats:
-    """prompt_tokens, generation_tokens: of all sequences together, with seconds and tokens a second; peak_memory in GB.
+    """Tokens of all sequences together (prompts, and generated), with seconds and tokens per second; peak_memory in GB.
 
     The time of the prompts ends with the first token of all; what joins later counts as generation.
     """
@@ -120,9 +120,9 @@ def batch_generate(
         prompts: texts, ids or lists of messages, as in `stream_generate`.
         max_tokens: tokens to generate at most, for all or for each; None or -1 for as many as the context holds. By
             default `max_new_tokens`, else 128.
-        sampler: log-probabilities (n, V) → tokens (n,), in place of the sampling options; one, or one per prompt.
+        sampler: log-probabilities (n, V) → tokens (n,), instead of the sampling options; one, or one per prompt.
         logits_processors: as in `stream_generate`, for every prompt; or a list of such lists, one per prompt.
-        stops: stop strings of each prompt, in place of `stop`.
+        stops: stop strings of each prompt, instead of `stop`.
         logprobs: return the log-probability of each token.
         prompt_caches: one per prompt, or None for some: what comes before the prompt, whose ids are in `histories`.
             They are written to; prompts with one are computed one after the other.

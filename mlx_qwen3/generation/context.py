@@ -26,7 +26,7 @@ def context_length(config: Any) -> int:
 
 
 def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -> int:
-    """How many tokens may be generated after `cached` and `prompt` tokens, at most `max_tokens`.
+    """Return how many tokens may be generated after `cached` and `prompt` tokens, at most `max_tokens`.
 
     Raises:
         ContextError: the prompt fills the model's context already.
@@ -45,7 +45,7 @@ def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -
 
 
 def prefill_step_for(config: Any, asked: int | None) -> int | None:
-    """Tokens of a prompt in one pass: as asked, else 2048, else all where the pass's length moves the frequencies."""
+    """Return the tokens of a prompt per pass: `asked`, else 2048, or all where the length changes the frequencies."""
     if asked is not None:
         if asked < 1:
             raise InputError(f"prefill_step_size is {asked}, expected a whole number above 0")
@@ -62,7 +62,7 @@ def new_cache(
     kv_group_size: int = 64,
     quantized_kv_start: int = 0,
 ) -> Cache:
-    """An empty cache for a decoder of this configuration, one that can take back a few tokens.
+    """Return an empty cache for a decoder of this configuration, which can take back a few tokens.
 
     Args:
         max_kv_size: keep the first few and this many of the newest tokens; None for all.

@@ -254,7 +254,7 @@ class ContinuousBatch:
         real = sum(slots - int(n) for row, n in zip(self.rows, self.padding, strict=True) if not row.finished)
         real += sum(len(row.prompt) for row in waiting[:count])
         if _mostly_padding(slots * len(self.rows) - real, real):
-            # for good: with fewer rows there would be less padding, and the batch would go on with hardly any
+            # for good: with fewer rows there would be less padding, and the batch would continue with hardly any row
             self.accepts_rows = False
             return chosen
         joining = ContinuousBatch(self.model, _pop_first(waiting, count), self.make_cache, self.prefill_tokens)

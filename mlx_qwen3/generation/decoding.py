@@ -150,7 +150,7 @@ class DecodeRun:
 
 
 def start_evaluation(*arrays: mx.array | None) -> None:
-    """Start to evaluate all that a step hands on: whoever takes the next step may do so in another thread."""
+    """Start to evaluate what the next step needs, so that another thread may take it."""
     mx.async_eval([array for array in arrays if array is not None])
 
 
@@ -170,7 +170,7 @@ class Decoding(Protocol):
     """A way to decode."""
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
-        """Yields tokens; whoever takes them counts and stops."""
+        """Yield tokens; the caller counts them and stops."""
         ...
 
 

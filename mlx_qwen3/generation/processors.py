@@ -14,7 +14,7 @@ processors with all rows and their padding, as the reference does.
 How a rollback works. Speculative decoding calls a processor for drafted tokens that may be rejected afterwards, and a
 token is chosen before the one before it has been read. The ids of each call are the truth: a processor with state
 remembers how many ids it has consumed, and when it is called with fewer, or with others, it goes back to the common
-beginning. It is told nothing else.
+beginning. There is no other notice.
 
 Sources: transformers 5.23 `generation/logits_process.py`; presence and frequency as the OpenAI API defines them.
 """

@@ -50,7 +50,7 @@ class PromptLookup:
             self._source = self._find()
 
     def propose(self, count: int) -> list[int]:
-        """At most `count` tokens; where the passage runs into its own copy, the repetition goes on."""
+        """Return at most `count` tokens; where the passage reaches its own copy, it is repeated."""
         if self._source is None:
             return []
         passage = self._seen[self._source : self._source + count]

@@ -10,7 +10,7 @@ from ..outputs import ModelOutput
 
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """What `model.generate(…, return_dict_in_generate=True)` gives; tuples have one entry a new token.
+    """What `model.generate(…, return_dict_in_generate=True)` gives; tuples have one entry per new token.
 
     `sequences` (B, S); `scores` after and `logits` before processing, (B, V) each, in float32.
     """
@@ -30,8 +30,8 @@ class GenerationResponse:
     text: what can be shown now; may be empty while a character or a stop string is not complete.
     token: the id, the ending one included.
     from_draft: whether a draft proposed it.
-    prompt_tokens: tokens of the prompt that were computed now; prompt_tps: tokens a second until the first new one.
-    generation_tokens: tokens so far; generation_tps: tokens a second since the first.
+    prompt_tokens: tokens of the prompt that were computed now; prompt_tps: tokens per second until the first new one.
+    generation_tokens: tokens so far; generation_tps: tokens per second since the first.
     peak_memory: GB that MLX has used at most (1e9 bytes).
     finish_reason: None until the last response, then "stop" or "length".
     logprobs: (V,) log-probabilities of the position, when they were asked for.

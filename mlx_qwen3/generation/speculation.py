@@ -39,7 +39,7 @@ class Proposer(Protocol):
         ...
 
     def observe(self, token: int) -> None:
-        """The next token, whoever chose it."""
+        """Take the next token, drafted or not."""
         ...
 
     def propose(self, count: int) -> list[int]:
@@ -96,7 +96,7 @@ class Gate:
 
 
 class Pace:
-    """How many tokens to propose: as many as give the most tokens a second where all of them are right.
+    """How many tokens to propose: as many as give the most tokens per second where all of them are right.
 
     On a GPU a pass over 17 tokens takes little longer than one over 7; on a CPU it takes four times as long.
     """

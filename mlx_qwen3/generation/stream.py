@@ -90,7 +90,7 @@ def stream_generate(
             chat template with `tools` and `enable_thinking`. Messages that end with the assistant's are continued.
         max_tokens: tokens to generate at most; None or -1 for as many as the context holds. By default
             `max_new_tokens`, else 256.
-        sampler: log-probabilities (1, V) → token (1,), in place of the sampling options.
+        sampler: log-probabilities (1, V) → token (1,), instead of the sampling options.
         logits_processors: functions of the tokens so far (S,) and logits (1, V), or `LogitsProcessor`s; they come after
             the penalties.
         logprobs: fill `logprobs` of the responses.
@@ -103,7 +103,7 @@ def stream_generate(
         schema: a JSON Schema (a dict, JSON text, or a pydantic model class) that the answer satisfies, as compact JSON.
         regex: a regular expression that the whole answer matches. choices: texts of which the answer is one.
         grammar: a Lark grammar, as llguidance reads it, that the answer follows.
-        matcher: follows the answer under a constraint that is compiled already, in place of these four.
+        matcher: follows the answer under a constraint that is compiled already, instead of these four.
         **options: `generation_config` and fields of it; what nobody sets comes from the model's generation_config.
             A sampling field (`temperature`, `top_k`, `top_p`, `min_p`, …) turns sampling on, temperature 0 turns it
             off; without any the model's generation_config decides, and the answer is greedy where that says nothing.

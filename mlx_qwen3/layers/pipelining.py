@@ -39,7 +39,7 @@ class Pipeline:
     """
 
     def __init__(self, tokens: int, width: int, length: int, training: bool = False):
-        release_streams_at_thread_end()  # every pass comes by here, in whichever thread it runs
+        release_streams_at_thread_end()  # every pass of a model begins here
         self._stride = 0 if training or length == 1 else layers_per_step(tokens, width)
         self._built = 0
         self._previous: mx.array | None = None

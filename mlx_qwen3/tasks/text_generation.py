@@ -1,4 +1,4 @@
-"""Text that goes on, for one prompt or many, as the pipeline of transformers gives it."""
+"""Continued text for one prompt or many, as the pipeline of transformers returns it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ class TextGenerationOptions(Options):
     """Besides the options of every task:
 
     return_full_text: whether a result begins with its prompt; for a chat, with its messages.
-    return_tensors: return {"generated_token_ids": ids of prompt and answer} in place of a text.
+    return_tensors: return {"generated_token_ids": ids of prompt and answer} instead of a text.
     continue_final_message: whether a chat's last message is continued; by default if it is the assistant's.
     tools: JSON schemas of functions, for the chat template.
-    prefix: a text that is put in front of each prompt.
+    prefix: a text before each prompt.
     skip_special_tokens: whether special tokens are left out of results.
     handle_long_generation: "hole" cuts a prompt's beginning where prompt and answer exceed the context.
     generate: what goes to `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, …; also given directly.
