@@ -89,8 +89,8 @@ def test_a_file_is_old_or_new_wherever_writing_is_struck(tmp_path):
     def prepare(root):
         (root / "a").write_text("old")
 
-    strikes = strike_everywhere(tmp_path, prepare, lambda root: write_atomically(root / "a", "new"), state, ERRORS)
-    assert min(strikes.values()) >= 3
+    events = strike_everywhere(tmp_path, prepare, lambda root: write_atomically(root / "a", "new"), state, ERRORS)
+    assert events >= 3
 
 
 def test_files_of_a_folder_change_together_wherever_writing_is_struck(tmp_path):
@@ -103,8 +103,7 @@ def test_files_of_a_folder_change_together_wherever_writing_is_struck(tmp_path):
             for name in ("config", "model-2", "sub/more"):
                 write_atomically(staging / name, "new")
 
-    strikes = strike_everywhere(tmp_path, prepare, act, state, ERRORS)
-    assert min(strikes.values()) > 10
+    assert strike_everywhere(tmp_path, prepare, act, state, ERRORS) > 10
 
 
 def test_a_folder_is_old_or_new_wherever_replacing_is_struck(tmp_path):
@@ -120,8 +119,7 @@ def test_a_folder_is_old_or_new_wherever_replacing_is_struck(tmp_path):
     def look(root):
         return contents(root / "target")
 
-    strikes = strike_everywhere(tmp_path, prepare, act, look, ERRORS)
-    assert min(strikes.values()) > 6
+    assert strike_everywhere(tmp_path, prepare, act, look, ERRORS) > 6
 
 
 ERRORS = (CheckpointError,)

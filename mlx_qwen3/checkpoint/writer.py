@@ -65,6 +65,13 @@ class CheckpointWriter:
                 size = 0
             shards[-1][name] = spec
             size += nbytes
+        try:
+            self._open_shards(shards, metadata)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _open_shards(self, shards: list[dict[str, Spec]], metadata: Mapping[str, str] | None) -> None:
         for number, shard in enumerate(shards, start=1):
             file_name = "model.safetensors"
             if len(shards) > 1:
@@ -72,7 +79,7 @@ class CheckpointWriter:
             table = {name: (SAFETENSORS_DTYPES[dtype], shape) for name, (shape, dtype) in shard.items()}
             head, offsets = encode_header(table, dict(MLX_METADATA if metadata is None else metadata))
             with disk_errors(self._folder):
-                file = (folder / file_name).open("wb")
+                file = (self._folder / file_name).open("wb")
                 self._files[file_name] = file
                 file.write(head)
             for name, offset in offsets.items():
