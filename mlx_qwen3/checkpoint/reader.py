@@ -246,7 +246,7 @@ def _read_index(index: Path) -> dict[str, str]:
         )
         if not plain:
             raise CheckpointError(
-                f"{index} puts {name!r} into {shard!r}; a shard must be a plain "
+                f"{index} puts {name[:200]!r} into {repr(shard)[:200]}; a shard must be a plain "
                 "*.safetensors file name in the same folder, so this checkpoint is not opened"
             )
     return weight_map

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TextIO
 
 from ..errors import InputError
@@ -174,7 +175,7 @@ def _table(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> I
     try:
         for name in columns:
             if name not in (reader.fieldnames or ()):
-                known = ", ".join(reader.fieldnames or ()) or "nothing"
+                known = shorten(", ".join(reader.fieldnames or ()) or "nothing", 200)
                 raise InputError(f"{path}: has no column {name!r}, only {known}; name one with --column")
         for row in reader:
             if any("".join(cells).strip() for cells in row.values()):  # those beyond the columns are a list
@@ -191,9 +192,9 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
             raise InputError(
-                f"{path}: line {number} is not JSON ({getattr(error, 'msg', 'nested too deeply')})"
+                f"{path}: line {number} is not JSON ({getattr(error, 'msg', 'nested too deeply, or a number is too long')})"
             ) from error
 
 
@@ -221,6 +222,10 @@ def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         hint = "a file with a row a line is named .jsonl"
         raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {hint}") from error
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: holds a number of too many digits. Write it as text") from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: is no JSON array; write [row, row, …], or a row a line in a .jsonl file")
     yield from ((f"row {index}", row) for index, row in enumerate(rows))
