@@ -193,9 +193,8 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-            raise InputError(
-                f"{path}: line {number} is not JSON ({getattr(error, 'msg', 'nested too deeply, or a number is too long')})"
-            ) from error
+            reason = getattr(error, "msg", "nested too deeply, or a number is too long")
+            raise InputError(f"{path}: line {number} is not JSON ({reason})") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
