@@ -1,0 +1,110 @@
+"""Keywords of from_pretrained: the Hub's reach the Hub, harmless ones are reported once, and none is ever saved."""
+
+import json
+import logging
+
+import pytest
+import tiny
+
+import mlx_qwen3
+from mlx_qwen3 import HubError, InputError
+from mlx_qwen3.checkpoint import keywords
+
+HUB = {"token": "hf_secret", "cache_dir": "cache", "local_files_only": True, "force_download": False, "proxies": None}
+CALLS = [
+    mlx_qwen3.Qwen3ForCausalLM.from_pretrained,
+    mlx_qwen3.Qwen3Config.from_pretrained,
+    mlx_qwen3.AutoModelForCausalLM.from_pretrained,
+    mlx_qwen3.AutoConfig.from_pretrained,
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.model().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_keyword_of_the_hub_is_saved(folder, tmp_path, call):
+    made = call(folder, **HUB)
+    made.save_pretrained(tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.json"):
+        assert "hf_secret" not in file.read_text()
+    assert not set(HUB) & set(json.loads((tmp_path / "out" / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_unknown_keyword_is_refused_with_a_suggestion(folder, call):
+    with pytest.raises(InputError, match=r"'num_label'\. Did you mean num_labels"):
+        call(folder, num_label=3)
+    with pytest.raises(InputError, match="trust_remote_code"):
+        call(folder, trust_remote_code=True)
+
+
+def test_harmless_keywords_are_reported_once(folder, caplog):
+    keywords._said.clear()
+    with caplog.at_level(logging.WARNING, "mlx_qwen3"):
+        for _ in range(2):
+            mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, device_map="auto", attn_implementation="sdpa")
+    for name in ("device_map", "attn_implementation"):
+        assert caplog.text.count(f"{name} has no effect") == 1
+    with pytest.raises(InputError, match="pickle"):
+        mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, use_safetensors=False)
+    with pytest.raises(InputError, match="convert -q"):
+        mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, load_in_4bit=True)
+
+
+def test_keywords_reach_the_hub(folder, monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    calls = []
+
+    def snapshot_download(repo, **options):
+        calls.append(options)
+        if options.get("local_files_only"):
+            raise LocalEntryNotFoundError("not there")
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
+        folder.rename(tmp_path / "snapshot" / "inner") if folder.exists() else None
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    options = {"token": "hf_x", "cache_dir": "c", "subfolder": "inner", "revision": "v1", "force_download": True}
+    mlx_qwen3.Qwen3ForCausalLM.from_pretrained("me/model", **options)
+    asked = calls[-1]
+    assert {name: asked[name] for name in ("token", "cache_dir", "revision", "force_download")} == {
+        name: value for name, value in options.items() if name != "subfolder"
+    }
+    assert all(pattern.startswith("inner/") for pattern in asked["allow_patterns"])
+    with pytest.raises(HubError, match="local_files_only"):
+        mlx_qwen3.Qwen3ForCausalLM.from_pretrained("me/model", local_files_only=True)
+
+
+def test_a_part_of_a_repository_in_the_cache_is_completed(folder, monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def snapshot_download(repo, **options):
+        asked.append(options.get("local_files_only", False))
+        return str(folder)  # weights and config, no tokenizer
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    mlx_qwen3.Qwen3ForCausalLM.from_pretrained("me/model")
+    assert asked == [True]
+    with pytest.raises(mlx_qwen3.TokenizerError):
+        mlx_qwen3.AutoTokenizer.from_pretrained("me/model")
+    assert asked == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"token": 5}, {"subfolder": "../x"}, {"proxies": 5}, {"local_files_only": "yes"}, {"revision": 3}]
+)
+def test_values_of_the_wrong_type(folder, bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        mlx_qwen3.Qwen3Config.from_pretrained(folder, **bad)
