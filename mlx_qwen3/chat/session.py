@@ -6,55 +6,31 @@ ids with what the cache holds, keeps the common beginning and computes the rest.
 
 import logging
 import re
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..cache import ignored_options, load_cache, save_cache, weights_fingerprint
 from ..errors import CacheError, InputError
-from ..generation import Decoding, GenerationConfig, GenerationResponse, resolve_options, stream_generate
-from ..generation.context import new_cache, tokens_left
+from ..generation import Decoding, GenerationConfig, resolve_options
+from ..generation.constraints import chosen_constraint
+from ..generation.context import new_cache
 from ..generation.options import NOT_GIVEN, GenerationKeywords
 from ..generation.sampling import mixed
 from ..generation.steps import fill_prompt
 from ..generation.stream import token_budget
-from .modes import CLOSE, Sampling, ThinkingSupport, mode_sampling, opens_thinking, resolve_thinking, thinking_support
-from .thinking import Kind, Piece, ThinkingParser
+from .answer_rules import AnswerRules
+from .modes import Sampling, ThinkingSupport, mode_sampling, resolve_thinking, thinking_support
+from .tools import call_constraint, check_choice, make_tools, run_tool
 from .transcript import load_transcript, save_transcript
+from .turn import ChatPart, Turn, TurnStats
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = (
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
-    f"{CLOSE}\n\n"
-)
-"""What ends a thought that has used up its budget. Source: the Qwen3 technical report, section 4.3."""
-
 _SWITCH = re.compile(r"/(no_)?think\b")
-
-
-@dataclass(frozen=True)
-class ChatPart:
-    """A piece of an answer as it comes: text, whether it is "reasoning" or "answer", and the numbers so far."""
-
-    kind: Kind
-    text: str
-    response: GenerationResponse
-
-
-@dataclass(frozen=True)
-class TurnStats:
-    """What a turn cost. Tokens of the prompt that were cached and computed; the last response; bytes of the cache."""
-
-    reused_tokens: int
-    response: GenerationResponse
-    reasoning_tokens: int
-    cache_bytes: int
-    sampling: Sampling = field(default_factory=Sampling)
 
 
 class ChatSession:
@@ -67,7 +43,13 @@ class ChatSession:
         thinking_budget: tokens of thought after which the answer is demanded; None for no limit.
         sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
         max_tokens: of one answer, thoughts included; None for as many as the context holds.
-        tools: JSON schemas of functions, for the template.
+        tools: what the model may call: JSON schemas of functions, as the chat template takes them, whose calls are
+            reported; or Python functions with type hints and a docstring, which are run.
+        tool_choice: "auto", "none", "required" (a call comes first), or the name of the tool to call first.
+        max_tool_rounds: how many calls are run at most before the model has to answer.
+        confirm: gets the name and the arguments of a call; false keeps it from running, and the model is told.
+        schema, regex, choices, grammar: at most one constraint on every answer, as in `stream_generate`; it begins
+            after the reasoning.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
         prefill_step_size: tokens of the prompt in one pass.
         decoding, **options: as in `stream_generate`: `repetition_penalty`, `stop`, `logit_bias`, a
@@ -75,7 +57,8 @@ class ChatSession:
             `sampling`, answers are greedy.
 
     Raises:
-        InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range.
+        InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range, a bad tool.
+        ConstraintError: a constraint or the schema of a tool that cannot be kept.
         TokenizerError: the tokenizer has no chat template.
     """
 
@@ -89,7 +72,14 @@ class ChatSession:
         thinking_budget: int | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        tool_choice: str = "auto",
+        max_tool_rounds: int = 5,
+        confirm: Callable[[str, dict[str, Any]], bool] | None = None,
+        schema: Any = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
         cache_options: Mapping[str, Any] | None = None,
         prefill_step_size: int | None = None,
         decoding: Decoding | None = None,
@@ -105,7 +95,9 @@ class ChatSession:
         self.thinking_budget = thinking_budget
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
-        self.tools = tools
+        self._rules = self._made_rules(tools, tool_choice, max_tool_rounds, schema, regex, choices, grammar)
+        self.tools = [tool.schema for tool in self._rules.tools] or None
+        self._confirm = confirm
         self.cache: Any = None
         self.cached_ids: list[int] = []
         self.stats: TurnStats | None = None
@@ -116,35 +108,68 @@ class ChatSession:
         self._streams = 0
         self._options, self.sampling = _split_sampling(options, self.sampling)
         self._seed: int | None = self._options.get("seed")
-        self._running: _Turn | None = None
+        self._running: Turn | None = None
         resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
+
+    def _made_rules(
+        self,
+        tools: Any,
+        choice: str,
+        rounds: int,
+        schema: Any,
+        regex: Any,
+        choices: Any,
+        grammar: Any,
+    ) -> AnswerRules:
+        made = make_tools(tools)
+        check_choice(choice, made)
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+            raise InputError(f"max_tool_rounds is {rounds!r}, expected a whole number")
+        if made:
+            call_constraint(made, self.tokenizer)
+        constraint = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
+        return AnswerRules(constraint, made, choice, rounds)
 
     # what a person does
 
-    def send(self, text: str, progress: Any = None) -> Generator[ChatPart, None, None]:
+    def send(
+        self,
+        text: str,
+        progress: Any = None,
+        *,
+        schema: Any = None,
+        regex: str | None = None,
+        choices: Sequence[str] | None = None,
+        grammar: str | None = None,
+    ) -> Generator[ChatPart, None, None]:
         """The answer to a message, part by part. Closing the generator ends the answer; what was said stays.
 
         A turn that ends before its first token leaves the conversation as it was.
 
         Args:
             progress: gets (tokens done, all tokens) of the part of the prompt that is computed.
+            schema, regex, choices, grammar: a constraint on this answer, in place of the session's.
 
         Raises:
-            InputError: an empty message, or no text. ContextError: the conversation fills the context.
+            InputError: an empty message, or no text. ConstraintError: a constraint that cannot be kept.
+            ContextError: the conversation fills the context.
         """
         if not isinstance(text, str):
             raise InputError(f"the message is {text!r}, expected text")
         if not text.strip():
             raise InputError("the message is empty")
-        return self._answer([*self.messages, {"role": "user", "content": text}], progress)
+        own = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
+        rules = self._rules if own is None else replace(self._rules, constraint=own)
+        return self._answer([*self.messages, {"role": "user", "content": text}], progress, rules)
 
     def retry(self, progress: Any = None) -> Generator[ChatPart, None, None]:
         """Another answer to the last message."""
-        answered = bool(self.messages) and self.messages[-1]["role"] == "assistant"
-        messages = self.messages[:-1] if answered else list(self.messages)
+        messages = list(self.messages)
+        while messages and messages[-1]["role"] != "user":
+            messages.pop()
         if not messages:
             raise InputError("there is nothing to answer yet")
-        return self._answer(messages, progress)
+        return self._answer(messages, progress, self._rules)
 
     def undo(self) -> str | None:
         """Takes the last message and its answer back; the message, or None where there was none."""
@@ -260,15 +285,33 @@ class ChatSession:
                 return not found[-1]
         return self.thinking
 
-    def _answer(self, messages: list[dict[str, Any]], progress: Any) -> Generator[ChatPart, None, None]:
-        if self._running is not None:
-            raise InputError("an answer is being generated: read it to its end or close it before the next message")
-        turn = self._running = _Turn(self, messages, self._rendered(messages))
-        try:
-            yield from turn.run(progress)
-        finally:
-            self._running = None
-            turn.finish()
+    def _answer(
+        self, messages: list[dict[str, Any]], progress: Any, rules: AnswerRules
+    ) -> Generator[ChatPart, None, None]:
+        """Answer, run what is called, and go on with the results until the answer calls nothing more."""
+        while True:
+            if self._running is not None:
+                raise InputError("an answer is being generated: read it to its end or close it before the next message")
+            turn = self._running = Turn(self, messages, self._rendered(messages), rules)
+            try:
+                yield from turn.run(progress)
+            finally:
+                self._running = None
+                turn.finish()
+            tools = {tool.name: tool for tool in rules.tools}
+            if not turn.calls or any(tools[call.name].function is None for call in turn.calls):
+                return
+            for call in turn.calls[: rules.runs]:
+                if self._confirm is None or self._confirm(call.name, call.arguments):
+                    result = run_tool(tools[call.name], call.arguments)
+                else:
+                    result = "error: the user did not allow this call"
+                self.messages.append({"role": "tool", "name": call.name, "content": result})
+                assert turn.response is not None
+                yield ChatPart("tool_result", result, turn.response, call.name)
+            # a call that had to come has come: the model decides about the next one
+            rules = replace(rules, choice="auto", runs=rules.runs - len(turn.calls))
+            messages, progress = list(self.messages), None
 
     def _stream_options(self, thinks: bool) -> dict[str, Any]:
         """The options of the next stream; with a seed each stream has draws of its own."""
@@ -306,97 +349,6 @@ class ChatSession:
                 self.cached_ids = ids[:branch]
                 self.cache.snapshot()
         return start
-
-
-class _Turn:
-    """One answer while it is being made."""
-
-    def __init__(self, session: ChatSession, messages: list[dict[str, Any]], prompt: str):
-        self.session, self.messages = session, messages
-        self.ids = session._ids(prompt)
-        self.parser = ThinkingParser(opens_thinking(prompt))
-        self.text: dict[Kind, list[str]] = {"reasoning": [], "answer": []}
-        self.known = list(self.ids)
-        self.generated = self.reasoning_tokens = self.reused = 0
-        self.response: GenerationResponse | None = None
-        self.sampling = session.sampling
-
-    def run(self, progress: Any) -> Generator[ChatPart, None, None]:
-        session = self.session
-        left = tokens_left(session.model.config, 0, len(self.ids), session._token_budget(len(self.ids)))
-        self.reused = session._keep_common(self.ids, self.messages, progress)
-        if self.parser.thinking and session.thinking_budget == 0:
-            self._force()
-        thinks = session._thinks(self.messages)
-        self.sampling = session.sampling_for(thinks)
-        while True:
-            responses = stream_generate(
-                session.model,
-                session.tokenizer,
-                mx.array(self.known[session.cache.offset :]),
-                left - self.generated,
-                decoding=session._decoding,
-                prompt_cache=session.cache,
-                history=self.known[: session.cache.offset],
-                prefill_step_size=session._prefill_step_size,
-                prompt_progress_callback=progress,
-                **session._stream_options(thinks),
-            )
-            over_budget = yield from self._take(responses)
-            if not over_budget or self.generated >= left:
-                return
-            self._force()
-            progress = None
-
-    def _take(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
-        """Passes a stream on; whether it was left because the thought has used up its budget."""
-        budget = self.session.thinking_budget
-        try:
-            for response in responses:
-                self.response = response
-                self.known.append(response.token)
-                self.generated += 1
-                pieces = self.parser.feed(response.text)
-                if response.finish_reason is not None:
-                    pieces += self.parser.flush()
-                self.reasoning_tokens += self.parser.thinking
-                yield from self._parts(pieces or [Piece(self.parser.kind or "answer", "")])
-                if response.finish_reason is not None:
-                    return False
-                if budget is not None and self.parser.thinking and self.reasoning_tokens >= budget:
-                    return True
-        finally:
-            responses.close()
-        return False
-
-    def _force(self) -> None:
-        """Ends the thought in the model's place."""
-        self.known += self.session._ids(ENOUGH)
-        for piece in self.parser.feed(ENOUGH):
-            self.text[piece.kind].append(piece.text)
-
-    def _parts(self, pieces: Sequence[Piece]) -> Generator[ChatPart, None, None]:
-        assert self.response is not None
-        for piece in pieces:
-            self.text[piece.kind].append(piece.text)
-        for piece in pieces:
-            yield ChatPart(piece.kind, piece.text, self.response)
-
-    def finish(self) -> None:
-        """Puts what was said into the conversation."""
-        session = self.session
-        if session.cache is not None:
-            session.cached_ids = self.known[: session.cache.offset]
-        if self.response is None:
-            return
-        for piece in self.parser.flush():
-            self.text[piece.kind].append(piece.text)
-        message = {"role": "assistant", "content": "".join(self.text["answer"])}
-        if self.text["reasoning"]:
-            message["reasoning_content"] = "".join(self.text["reasoning"])
-        session.messages = [*self.messages, message]
-        held = 0 if session.cache is None else session.cache.nbytes
-        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held, self.sampling)
 
 
 def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], Sampling]:

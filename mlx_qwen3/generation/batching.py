@@ -9,13 +9,25 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .checks import check_whole_number
+from .constrained_answer import end_reason, matcher_for
+from .constraint_processors import ConstraintProcessor, per_prompt
+from .constraints import Constraint, chosen_constraint
 from .context import tokens_left
 from .continuous_batch import BatchSequence, RowToken, decode_rows
 from .options import NOT_GIVEN, GenerationKeywords, GenerationOptions, NotGiven, resolve_options
 from .sampling import RandomSampler, Sampler
 from .steps import checked_prompt
 from .stop_strings import StopStrings
-from .stream import STREAM_ARGUMENTS, EndOfText, TextCodec, ending_ids, prompt_ids, prompt_tail, token_budget
+from .stream import (
+    STREAM_ARGUMENTS,
+    EndOfText,
+    TextCodec,
+    ending_ids,
+    prompt_ids,
+    prompt_tail,
+    rendered_prompt,
+    token_budget,
+)
 
 DEFAULT_BATCH_TOKENS = 128
 """Tokens of each answer where nobody sets a limit."""
@@ -64,6 +76,7 @@ class _Answer:
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
     reason: str = "length"
+    constraint: ConstraintProcessor | None = None
 
     def take(self, token: int, logprobs: mx.array | None = None) -> bool:
         """Add a token; true when the answer is finished."""
@@ -71,6 +84,11 @@ class _Answer:
             self.reason = "stop"
             return self._close()
         reason = self.ends.reason(token)
+        if self.constraint is not None:
+            if self.constraint.count <= len(self.tokens):
+                self.constraint.take(token)
+            matcher, last = self.constraint.matcher, len(self.tokens) + 1 == self.budget
+            reason = reason or end_reason(False, matcher.complete, matcher.finished, last)
         self.tokens.append(token)
         if logprobs is not None:
             self.logprobs.append(cast(float, logprobs[token].item()))
@@ -108,6 +126,10 @@ def batch_generate(
     prompt_caches: Sequence[Any] | None = None,
     histories: Sequence[Sequence[int]] | None = None,
     completion_batch_size: int = 32,
+    schema: Any = None,
+    regex: str | Sequence[str | None] | None = None,
+    choices: Sequence[Any] | None = None,
+    grammar: str | Sequence[str | None] | None = None,
     max_kv_size: int | None = None,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -128,6 +150,8 @@ def batch_generate(
             They are written to; prompts with one are computed one after the other.
         completion_batch_size: sequences in a pass; further prompts replace finished ones, where the cache keeps all
             tokens unpacked, and wait for all of them elsewhere.
+        schema, regex, choices, grammar: at most one constraint per answer, as in `stream_generate`; for all prompts, or
+            a list with one entry, or None, per prompt. Look at `finish_reasons`: "length" is an answer that was cut.
         max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache.
         **options: as in `stream_generate`. `seed`: prompt number n draws the same tokens whatever the others are;
             prompt 0 draws those of `stream_generate`.
@@ -135,6 +159,7 @@ def batch_generate(
     Raises:
         InputError: an empty prompt, lists of other lengths than `prompts`, an option that is unknown, not supported or
             out of range, no token that may follow.
+        ConstraintError: a constraint that cannot be kept.
         ContextError: a prompt that fills the context.
     """
     check_whole_number("completion_batch_size", completion_batch_size, least=1)
@@ -159,6 +184,10 @@ def batch_generate(
     samplers = _samplers(resolved, sampler, count, warped)
     own_stops = [resolved.stop_strings] * count if stops is None else _each(stops, count, "stops")
     custom = _custom_processors(logits_processors, count)
+    constraints = _constraints(
+        tokenizer, count, {"schema": schema, "regex": regex, "choices": choices, "grammar": grammar}
+    )
+    eos = ending_ids(resolved, tokenizer)
     answers: list[_Answer] = []
     sequences: list[BatchSequence] = []
     for i, (row, cache) in enumerate(zip(ids, caches, strict=True)):
@@ -168,11 +197,23 @@ def batch_generate(
             raise InputError("max_tokens is 0, expected a whole number above 0, or -1 for what the context holds")
         budget = tokens_left(model.config, cached, len(row), budget)
         processors = resolved.row_processors(length, length + budget, custom[i], i, warped)
+        follower, constraint = None, constraints[i]
+        if constraint is not None:
+            if stops is not None or "stop_strings" in resolved.given:
+                raise InputError(
+                    "stop and a constraint exclude each other: a constraint ends the answer. Leave one out"
+                )
+            own_stops[i] = []
+            rendered = rendered_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
+            follower = ConstraintProcessor(
+                matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking), length
+            )
+            processors = [*processors, follower]
         sequences.append(BatchSequence(i, row, budget, samplers[i], processors, logprobs, cache, before[i]))
         watched = StopStrings(own_stops[i])
         watched = StopStrings(own_stops[i], prompt_tail(tokenizer, prompts[i], mx.array([row]), watched.strings))
-        ends = EndOfText(ending_ids(resolved, tokenizer), resolved.criteria(), [*before[i], *row])
-        answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget))
+        ends = EndOfText(eos, resolved.criteria(), [*before[i], *row])
+        answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget, constraint=follower))
 
     def ended(found: RowToken) -> bool:
         return answers[found.row].take(found.token, found.logprobs)
@@ -197,6 +238,20 @@ def batch_generate(
         stats,
         [answer.logprobs for answer in answers] if logprobs else None,
     )
+
+
+def _constraints(tokenizer: Any, count: int, given: Mapping[str, Any]) -> list[Constraint | None]:
+    """Compile the constraint of each prompt; equal ones once."""
+    columns = {kind: per_prompt(value, count, kind) for kind, value in given.items() if value is not None}
+    compiled: dict[tuple[int, ...], Constraint | None] = {}
+    found = []
+    for i in range(count):
+        row = {kind: values[i] for kind, values in columns.items()}
+        key = tuple(map(id, row.values()))
+        if key not in compiled:
+            compiled[key] = chosen_constraint(tokenizer, **row)
+        found.append(compiled[key])
+    return found
 
 
 def _samplers(

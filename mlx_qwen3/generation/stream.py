@@ -127,13 +127,7 @@ def stream_generate(
     constraint = chosen_constraint(tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
     eos = ending_ids(resolved, tokenizer)
     if constraint is not None and matcher is None:
-        rendered = None
-        if is_conversation(prompt):
-            variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-            turn = template_turn(cast(Sequence[Any], prompt), continue_final_message)
-            rendered = tokenizer.apply_chat_template(
-                cast(Sequence[Any], prompt), tools=tools, tokenize=False, **turn, **variables
-            )
+        rendered = rendered_prompt(tokenizer, prompt, enable_thinking, tools, continue_final_message)
         matcher = matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking)
     stop_strings = resolved.stop_strings
     if matcher is not None and stop_strings:
@@ -267,6 +261,21 @@ def generate(
     text = "".join(response.text for response in responses)
     reason = responses[-1].finish_reason if responses else "length"
     return whole_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
+
+
+def rendered_prompt(
+    tokenizer: TextCodec,
+    prompt: Any,
+    enable_thinking: bool | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    continue_final_message: bool | None,
+) -> str | None:
+    """Return the text of a prompt of messages; None for other prompts, which have no reasoning."""
+    if not is_conversation(prompt):
+        return None
+    variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    turn = template_turn(prompt, continue_final_message)
+    return tokenizer.apply_chat_template(prompt, tools=tools, tokenize=False, **turn, **variables)
 
 
 def prompt_ids(
