@@ -67,9 +67,19 @@ def _join_layer(sources: Sequence[RowSource], index: int, length: int, room: boo
     for number in range(len(parts[0])):
         pieces = [part[number] for part in parts]
         array = mx.concatenate(pieces, axis=0) if len(pieces) > 1 else pieces[0]
-        arrays.append(mx.pad(array, [(0, 0), (0, 0), (0, spare), (0, 0)]) if spare else array)
+        if spare:
+            array = mx.pad(array, [(0, 0), (0, 0), (0, spare), (0, 0)])
+        elif len(pieces) == 1:
+            array = _copied(array)
+        arrays.append(array)
     joined.adopt(arrays, isinstance(like.slots, PackedSlots), length)
     return joined
+
+
+def _copied(array: mx.array) -> mx.array:
+    """Return slots in memory of their own: a slice would keep the whole batch that it was taken from."""
+    half = array.shape[2] // 2
+    return mx.concatenate([array[:, :, :half], array[:, :, half:]], axis=2) if half else array + 0
 
 
 def _newest(layer: LayerCache, source: RowSource, kept: int) -> list[mx.array]:

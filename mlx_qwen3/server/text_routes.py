@@ -44,7 +44,10 @@ def tool_choice(body: ChatBody) -> str | dict[str, Any]:
         ApiError: 400 for another choice, or one of a tool that is not there.
     """
     choice = body.tool_choice
-    names = [tool.get("function", {}).get("name") for tool in body.tools or []]
+    functions = [tool.get("function") for tool in body.tools or []]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    if len(names) < len(functions) or not all(isinstance(name, str) and name for name in names):
+        raise invalid("tools", "a tool has no function with a name. Send {'type': 'function', 'function': {…}}.")
     if choice is None:
         return "auto" if names else "none"
     if isinstance(choice, str):
@@ -74,7 +77,10 @@ class ChatRequest(TextRequest):
         _check_choices(body, settings)
         if body.top_logprobs is not None and not body.logprobs:
             raise invalid("top_logprobs", "it needs logprobs. Set logprobs to true, or leave it out.")
-        tools = None if tool_choice(body) == "none" else body.tools
+        choice = tool_choice(body)
+        if choice not in ("none", "auto"):
+            raise invalid("tool_choice", "forcing a call is not supported. Use auto or none.")
+        tools = None if choice == "none" else body.tools
         prompt = render(served, body, tools)
         check_room(served, prompt.ids, "messages")
         limit = body.max_completion_tokens or body.max_tokens or settings.max_tokens
