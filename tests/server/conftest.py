@@ -17,6 +17,17 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(chat_folder: Path) -> Iterator[Running]:
-    running = Running("--model", str(chat_folder), "--max-batch", "8", "--max-queue", "64", "--cache-memory", "0.1", "--prefix-cache", "0.01")
+    running = Running(
+        "--model",
+        str(chat_folder),
+        "--max-batch",
+        "8",
+        "--max-queue",
+        "64",
+        "--cache-memory",
+        "0.1",
+        "--prefix-cache",
+        "0.01",
+    )
     yield running
     assert running.stop() == 0
