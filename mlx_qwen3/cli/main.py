@@ -4,9 +4,10 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import MlxQwen3Error
@@ -78,8 +79,25 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Write help in which every flag that takes a value states its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if not text or not action.option_strings or action.nargs == 0 or action.required or "default" in text:
+            return text
+        ending = re.search(r" \((?!or |with |embed )([^()]+)\)$", text)  # a default that the help gives in short
+        if ending is not None:
+            return f"{text[: ending.start()]} (default: {ending[1]})"
+        unset = action.default is None or action.default == []
+        return f"{text} (default: {'none' if unset else str(action.default).replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors take two lines: what is wrong, and where the flags are listed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}", file=sys.stderr)

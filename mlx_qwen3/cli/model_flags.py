@@ -37,18 +37,22 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_gguf_file_flag(group)
     group.add_argument("--adapter", metavar="PATH|ID", help="put a PEFT or mlx-lm adapter into the model")
-    group.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
+    group.add_argument("--revision", help="a branch, tag or commit of the Hub repository (main)")
     group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
     group.add_argument(
-        "--max-kv-size", type=at_least(1), metavar="N", help="keep the newest N tokens of the conversation"
+        "--max-kv-size", type=at_least(1), metavar="N", help="keep the newest N tokens of the conversation (all)"
     )
-    group.add_argument("--kv-bits", type=int, choices=(4, 8), help="pack the cache")
+    group.add_argument(
+        "--kv-bits", type=int, choices=(4, 8), help="quantize the cache to this many bits (not quantized)"
+    )
     group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
-    group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="pack from N tokens on (0)")
+    group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="quantize from N tokens on (0)")
     group.add_argument(
         "--prefill-step-size", type=at_least(1), metavar="N", help="tokens of a prompt in one pass (2048)"
     )
-    group.add_argument("--prompt-cache-file", metavar="FILE", help="take up the cache that is kept here, and keep it")
+    group.add_argument(
+        "--prompt-cache-file", metavar="FILE", help="load the cache from this file, and save it there afterwards"
+    )
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
     group.add_argument("--force", action="store_true", help="load the model although it does not fit into memory")
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
@@ -57,7 +61,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_gguf_file_flag(group: Any) -> None:
     """Add the flag that names a GGUF file in a folder or repository."""
     group.add_argument(
-        "--gguf-file", metavar="NAME", help="the GGUF file in that folder or repository, or its quantization (Q4_K_M)"
+        "--gguf-file",
+        metavar="NAME",
+        help="the GGUF file in that folder or repository, or its quantization, such as Q4_K_M",
     )
 
 
@@ -75,28 +81,49 @@ def warn_if_slow(args: argparse.Namespace) -> None:
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """How tokens are drawn; what is left out follows the mode of the model."""
-    group = parser.add_argument_group("sampling (default: what the model's makers advise for its mode)")
+    group = parser.add_argument_group("sampling (default: what the model card recommends for the mode)")
     group.add_argument(
-        "--temp", "--temperature", type=float, metavar="T", help="temperature; 0 always takes the best token"
+        "--temp",
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="temperature; 0 always takes the best token (by the mode)",
     )
-    group.add_argument("--top-p", type=float, metavar="P", help="keep the best tokens up to this probability")
-    group.add_argument("--top-k", type=at_least(0), metavar="K", help="keep the K best tokens; 0 for all")
-    group.add_argument("--min-p", type=float, metavar="P", help="drop tokens below this share of the best one")
-    group.add_argument("--presence-penalty", type=float, metavar="X", help="off a token that was generated already")
-    group.add_argument("--repetition-penalty", type=float, metavar="X", help="divides scores of earlier tokens")
-    group.add_argument("--seed", type=int, metavar="N", help="makes the answer repeatable")
+    group.add_argument(
+        "--top-p", type=float, metavar="P", help="keep the best tokens up to this probability (by the mode)"
+    )
+    group.add_argument("--top-k", type=at_least(0), metavar="K", help="keep the K best tokens; 0 for all (by the mode)")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="drop tokens below this share of the best one (by the mode)"
+    )
+    group.add_argument(
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        help="subtract this from the logit of a token that was generated already (0)",
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="divide logits of earlier tokens by this (1)"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="make the answer repeatable")
     group.add_argument(
         "--max-tokens", "-m", type=at_least(1), metavar="N", help="of one answer (default: what the context holds)"
     )
-    group.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer; may be given several times")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer at this text; may be given several times"
+    )
 
 
 def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
     """Several tokens a pass: the answer stays what it would be, or is drawn alike."""
-    group = parser.add_argument_group("guessing ahead (the answer stays the same)")
-    group.add_argument("--prompt-lookup", action="store_true", help="guess from the text itself, where that pays")
-    group.add_argument("--draft-model", metavar="PATH|ID", help="a smaller model of the same family that writes ahead")
-    group.add_argument("--num-draft-tokens", type=int, metavar="N", help="tokens guessed at once, at most")
+    group = parser.add_argument_group("speculative decoding (the answer stays the same)")
+    group.add_argument(
+        "--prompt-lookup", action="store_true", help="draft tokens from the text itself, where that pays"
+    )
+    group.add_argument("--draft-model", metavar="PATH|ID", help="a smaller model of the same family that drafts tokens")
+    group.add_argument(
+        "--num-draft-tokens", type=int, metavar="N", help="tokens drafted at once, at most (chosen by the method)"
+    )
 
 
 def decoding_asked(args: argparse.Namespace, model: Any) -> Any:
@@ -133,7 +160,10 @@ def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
         help="dim: shown dimmed on a terminal (default); show: as plain text; hide: unseen; off: no thinking",
     )
     group.add_argument(
-        "--thinking-budget", type=at_least(0), metavar="N", help="demand the answer after N tokens of thought"
+        "--thinking-budget",
+        type=at_least(0),
+        metavar="N",
+        help="demand the answer after N tokens of thinking (no limit)",
     )
 
 
@@ -194,7 +224,7 @@ def _check_ignored(args: argparse.Namespace) -> None:
     if args.model is None and args.revision is not None:
         raise InputError("--revision needs --model: the bundled model has one revision")
     if args.thinking == "off" and args.thinking_budget is not None:
-        raise InputError("--thinking-budget needs thoughts: leave out --thinking off")
+        raise InputError("--thinking-budget needs thinking. Leave out --thinking off")
 
 
 CONVERSATION = 8192

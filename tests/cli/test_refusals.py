@@ -10,7 +10,7 @@ import pytest
 
 from mlx_qwen3 import CheckpointError, QuantizationError, convert
 from mlx_qwen3.bundled import bundled_model_path
-from mlx_qwen3.cli.main import main
+from mlx_qwen3.cli.main import VERBS, main, make_parser
 from mlx_qwen3.cli.model_flags import warn_if_slow
 
 COMMAND = [sys.executable, "-m", "mlx_qwen3"]
@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "mlx_qwen3"]
         (["generate", "-p", "hi", "--repetition-penalty", "inf"], "repetition_penalty is inf"),
         (["generate", "-p", "hi", "--kv-group-size", "32"], "need --kv-bits"),
         (["generate", "-p", "hi", "--revision", "main"], "--revision needs --model"),
-        (["generate", "-p", "hi", "--thinking", "off", "--thinking-budget", "5"], "--thinking-budget needs thoughts"),
+        (["generate", "-p", "hi", "--thinking", "off", "--thinking-budget", "5"], "--thinking-budget needs thinking"),
         (["generate", "-p", "hi", "--prompt-cache-file", "."], "is a folder"),
         (["bench", "--random", "tiny", "--output", "."], "is a folder"),
         (["answer", "--question", "", "a text"], "the question is empty"),
@@ -159,3 +159,12 @@ def test_a_search_for_formats_is_refused_before_it_starts(tmp_path, monkeypatch)
         convert(bundled_model_path(), tmp_path / "new", target_bpw=4.5)
     with pytest.raises(CheckpointError, match="exists"):
         convert(bundled_model_path(), tmp_path, target_bpw=4.5)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_flag_with_a_value_states_its_default(verb, capsys):
+    main([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    options = next(action for action in make_parser([verb])._actions if action.choices).choices[verb]._actions
+    flags = [one for one in options if one.option_strings and one.nargs != 0 and not one.required]
+    assert text.count("default") >= len([one for one in flags if one.help != "==SUPPRESS=="])
