@@ -63,7 +63,7 @@ def add_gguf_file_flag(group: Any) -> None:
     group.add_argument(
         "--gguf-file",
         metavar="NAME",
-        help="the GGUF file in that folder or repository, or its quantization, such as Q4_K_M",
+        help="the GGUF file in that folder or repository, or its type, such as Q4_K_M",
     )
 
 
