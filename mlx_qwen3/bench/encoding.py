@@ -65,7 +65,7 @@ def measure_encoding(
         compiled: as in `Runner`; None for what the device takes.
     """
     classifier = classifier_over(model)
-    runner = Runner(classifier, **({} if compiled is None else {"compiled": compiled}))
+    runner = Runner(classifier, compiled=compiled)
 
     def classify(call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
         return (classifier(**call, last_positions=last).logits.astype(mx.float32),)
