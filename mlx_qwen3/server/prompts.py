@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from ..chat.answer_rules import AnswerRules
 from ..chat.modes import Sampling, ThinkingSupport, mode_sampling, opens_thinking
+from ..chat.tools import Tool, call_constraint
 from ..errors import ContextError, InputError, MlxQwen3Error
-from ..generation.constrained_answer import matcher_for
+from ..generation.after_thinking import TokenMatcher
 from ..generation.constraints import Constraint, compile_constraint
 from ..generation.context import tokens_left
 from ..generation.sampling import RandomSampler
@@ -254,44 +256,63 @@ def completion_limits(body: CompletionBody) -> None:
         raise invalid("best_of", "choosing the best of several answers is not supported. Leave it out.")
 
 
-def response_constraint(served: ServedModel, body: ChatBody, prompt: Rendered) -> Any:
-    """Return what gives a matcher for the answer's `response_format`, or None for free text.
+@dataclass(frozen=True)
+class OneCall(AnswerRules):
+    """Rules of an answer that is one call of any of the tools."""
+
+    def inner_matcher(self, model: Any, tokenizer: Any) -> TokenMatcher:
+        """Return what follows the call."""
+        return call_constraint(self.tools, tokenizer).matcher(self._ends(model, tokenizer))
+
+
+def answer_rules(served: ServedModel, body: ChatBody, tools: Sequence[Tool], choice: str) -> AnswerRules:
+    """Return what an answer must be: its `response_format`, and which tools it may or must call.
 
     Raises:
         ApiError: 400 for a format or a schema that cannot be used.
     """
-    form = body.response_format
-    if form is None:
-        return None
-    kind = form.get("type")
-    if kind == "text":
+    schema = _response_schema(body.response_format)
+    constraint = None if schema is None else schema_constraint(served, schema, "response_format")
+    kind = OneCall if choice == "required" and not body.parallel_tool_calls else AnswerRules
+    rules = kind(constraint, tools if choice != "none" else (), choice)
+    if rules.tools:
+        try:
+            rules.inner_matcher(served.model, served.tokenizer)
+        except MlxQwen3Error as error:
+            raise invalid("tools", str(error)) from None
+    return rules
+
+
+def _response_schema(form: dict[str, Any] | None) -> Any:
+    """The schema of an answer, None for free text."""
+    kind = "text" if form is None else form.get("type")
+    if form is None or kind == "text":
         return None
     if kind == "json_object":
-        schema: Any = {"type": "object"}
-    elif kind == "json_schema":
-        inner = form.get("json_schema")
-        if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict | bool):
-            raise invalid("response_format", "json_schema has no schema. Send {'name': …, 'schema': {…}}.")
-        schema = inner["schema"]
-    else:
+        return {"type": "object"}
+    if kind != "json_schema":
         raise invalid("response_format", f"its type is {kind!r}. Use text, json_object or json_schema.")
-    return schema_constraint(served, schema, prompt, "response_format")
+    inner = form.get("json_schema")
+    if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict | bool):
+        raise invalid("response_format", "json_schema has no schema. Send {'name': …, 'schema': {…}}.")
+    return inner["schema"]
 
 
-def schema_constraint(served: ServedModel, schema: Any, prompt: Rendered, field: str) -> Any:
-    """Return what gives a matcher for an answer by a JSON schema.
+def schema_constraint(served: ServedModel, schema: Any, field: str) -> Constraint:
+    """Compile a JSON schema.
 
     Raises:
         ApiError: 400 for a schema that cannot be used.
     """
     try:
-        constraint = compile_constraint("schema", schema, served.tokenizer)
+        return compile_constraint("schema", schema, served.tokenizer)
     except MlxQwen3Error as error:
         raise invalid(field, str(error)) from None
-    return matcher_factory(served, constraint, prompt)
 
 
-def matcher_factory(served: ServedModel, constraint: Constraint, prompt: Rendered) -> Any:
-    """Return what gives a matcher for each choice of an answer, which begins after the reasoning."""
-    ends = sorted(served.ends)
-    return lambda: matcher_for(constraint, served.tokenizer, ends, prompt.text, prompt.enable_thinking)
+def matcher_factory(served: ServedModel, rules: AnswerRules, prompt: Rendered) -> Any:
+    """Return what gives a matcher for each choice of an answer; None where it is free."""
+    if not rules.watches:
+        return None
+    thinking = prompt.enable_thinking is not False and served.thinking is not ThinkingSupport.NEVER
+    return lambda: rules.matcher(served.model, served.tokenizer, prompt.text, thinking, thinking)

@@ -3,10 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..chat.tools import CallParser, Tool, make_tools
+from ..errors import MlxQwen3Error
 from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
-from .prompts import check_room, completion_limits, completion_prompts, render, response_constraint, text_options
+from .prompts import (
+    answer_rules,
+    check_room,
+    completion_limits,
+    completion_prompts,
+    matcher_factory,
+    render,
+    text_options,
+)
 from .schemas import ChatBody, CompletionBody, Sampled
 from .settings import ServerSettings
 from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
@@ -37,30 +47,28 @@ def _check_choices(body: Sampled, settings: ServerSettings) -> None:
         raise invalid("n", f"it is {body.n} and this server decodes {settings.max_batch} sequences. Ask for fewer.")
 
 
-def tool_choice(body: ChatBody) -> str | dict[str, Any]:
-    """Return which tools the answer may or must call: "none", "auto", "required" or {"name": …}.
+def chosen_tools(body: ChatBody) -> tuple[list[Tool], str]:
+    """Return the tools of a request, and which may or must be called: "none", "auto", "required" or a name.
 
     Raises:
-        ApiError: 400 for another choice, or one of a tool that is not there.
+        ApiError: 400 for tools without a name, another choice, or one of a tool that is not there.
     """
+    try:
+        tools = make_tools(body.tools)
+    except MlxQwen3Error as error:
+        raise invalid("tools", str(error)) from None
     choice = body.tool_choice
-    functions = [tool.get("function") for tool in body.tools or []]
-    names = [function.get("name") for function in functions if isinstance(function, dict)]
-    if len(names) < len(functions) or not all(isinstance(name, str) and name for name in names):
-        raise invalid("tools", "a tool has no function with a name. Send {'type': 'function', 'function': {…}}.")
-    if choice is None:
-        return "auto" if names else "none"
-    if isinstance(choice, str):
-        if choice not in ("none", "auto", "required"):
-            raise invalid("tool_choice", f"it is {choice!r}. Use none, auto, required or a function.")
-        if choice == "required" and not names:
-            raise invalid("tool_choice", "it is 'required' and there are no tools. Send tools.")
-        return choice
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str) or name not in names:
-        raise invalid("tool_choice", f"there is no function {name!r} among the tools.")
-    return {"name": name}
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in [tool.name for tool in tools]:
+            raise invalid("tool_choice", f"there is no function {name!r} among the tools.")
+        return tools, str(name)
+    if choice not in (None, "none", "auto", "required"):
+        raise invalid("tool_choice", f"it is {choice!r}. Use none, auto, required or a function.")
+    if choice == "required" and not tools:
+        raise invalid("tool_choice", "it is 'required' and there are no tools. Send tools.")
+    return tools, choice or ("auto" if tools else "none")
 
 
 class ChatRequest(TextRequest):
@@ -77,16 +85,15 @@ class ChatRequest(TextRequest):
         _check_choices(body, settings)
         if body.top_logprobs is not None and not body.logprobs:
             raise invalid("top_logprobs", "it needs logprobs. Set logprobs to true, or leave it out.")
-        choice = tool_choice(body)
-        if choice not in ("none", "auto"):
-            raise invalid("tool_choice", "forcing a call is not supported. Use auto or none.")
-        tools = None if choice == "none" else body.tools
-        prompt = render(served, body, tools)
+        tools, choice = chosen_tools(body)
+        prompt = render(served, body, None if choice == "none" else [tool.schema for tool in tools])
         check_room(served, prompt.ids, "messages")
         limit = body.max_completion_tokens or body.max_tokens or settings.max_tokens
         top = (body.top_logprobs or 0) if body.logprobs else None
         options = text_options(served, body, limit, top, prompt.opens_thinking)
-        options.constraint = response_constraint(served, body, prompt)
+        rules = answer_rules(served, body, tools, choice)
+        options.constraint = matcher_factory(served, rules, prompt)
+        options.tools = CallParser if rules.tools else None
         return cls(served, [prompt.ids], options, ChatShape(served.name, Tokens(served.tokenizer), top))
 
 
