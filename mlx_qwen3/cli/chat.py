@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError, MlxQwen3Error
+from .constraint_flags import add_constraint_flags, add_tool_flags
 from .interrupts import stop_wishes
 from .line_input import ReadLine, Typed, line_reader, read_message
 from .model_flags import (
@@ -22,7 +23,7 @@ from .model_flags import (
     load_asked,
     make_session,
 )
-from .printing import answer_printer, quiet_terminal, speed_lines
+from .printing import answer_printer, part_text, quiet_terminal, speed_lines
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_sampling_flags(parser)
     add_thinking_flags(parser)
     add_speculation_flags(parser)
+    add_constraint_flags(parser)
+    add_tool_flags(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -134,7 +137,7 @@ class Conversation:
             parts = turn(*arguments, progress=wish.check)
             try:
                 for part in parts:
-                    printer.write(part.kind, part.text)
+                    printer.write(part.kind, part_text(part))
                     wish.check()
             except KeyboardInterrupt:
                 pass

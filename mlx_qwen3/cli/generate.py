@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import InputError
+from .constraint_flags import add_constraint_flags, constraint_options, refuse_half
 from .model_flags import (
     add_model_flags,
     add_sampling_flags,
@@ -42,6 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_sampling_flags(parser)
     add_thinking_flags(parser)
     add_speculation_flags(parser)
+    add_constraint_flags(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--system-prompt needs the chat template; leave out --ignore-chat-template")
     if args.ignore_chat_template and args.prompt_cache_file:
         raise InputError("--prompt-cache-file keeps conversations; leave out --ignore-chat-template")
+    constraint_options(args)  # raises before anything is loaded
     prompt = read_prompt(args.prompt if args.text is None else args.text)
     tokens = None
     if args.max_tokens is not None:  # a token is at least one byte; the chat template adds some
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         last = print_answer(session.send(prompt), args.thinking, args.plain)
         reused = session.stats.reused_tokens if session.stats else 0
         keep_cache(args, session)
+    refuse_half(args, last)
     if args.verbose and last is not None:
         print(*speed_lines(last.response, reused), sep="\n", file=sys.stderr)
     return 0
@@ -98,6 +102,7 @@ def _continuation(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: 
         prompt,
         args.max_tokens,
         **generation_options(args),
+        **constraint_options(args),
         prefill_step_size=args.prefill_step_size,
         decoding=decoding_asked(args, model),
         **cache_options(args),

@@ -259,6 +259,7 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
     from pathlib import Path
 
     from ..chat import ChatSession
+    from .constraint_flags import constraint_options, tool_options
 
     session = ChatSession(
         model,
@@ -268,6 +269,8 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
         thinking_budget=args.thinking_budget,
         max_tokens=args.max_tokens,
         **generation_options(args),
+        **constraint_options(args),
+        **tool_options(args),
         cache_options=cache_options(args),
         prefill_step_size=args.prefill_step_size,
         decoding=decoding_asked(args, model),

@@ -16,6 +16,18 @@ def styled(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def part_text(part: Any) -> str:
+    """Return the text of a `ChatPart`; that of a call begins with the function's name."""
+    return f"{part.name}({part.text})" if part.kind == "tool_call" else part.text
+
+
+def shown_part(kind: str, text: str) -> str:
+    """Return what is printed of a part: calls and results of tools stand on lines of their own."""
+    if kind == "tool_call":
+        return f"\n[call] {text}\n"
+    return f"[result] {text}\n\n" if kind == "tool_result" else text
+
+
 class AnswerPrinter:
     """Writes the parts of one answer as plain text, as they come.
 
@@ -40,6 +52,7 @@ class AnswerPrinter:
         """Write the next piece, "reasoning" or "answer"."""
         if not text:
             return
+        text = shown_part(kind, text)
         if kind == "reasoning":
             if not self._shows:
                 return
@@ -93,7 +106,7 @@ class MarkdownPrinter:
         """Write the next piece, "reasoning" or "answer"."""
         if not text:
             return
-        text = text.translate(VISIBLE)
+        text = shown_part(kind, text).translate(VISIBLE)
         if kind == "reasoning" and not self._shows:
             self._spin()
             return
@@ -245,7 +258,7 @@ def print_answer(parts: Iterable[Any], thinking: str, plain: bool = False) -> An
     printer, part = answer_printer(thinking, plain), None
     try:
         for part in parts:
-            printer.write(part.kind, part.text)
+            printer.write(part.kind, part_text(part))
     finally:
         printer.end()
     return part

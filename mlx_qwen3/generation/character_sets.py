@@ -99,6 +99,12 @@ CATEGORIES = frozenset(
 )
 
 
+def wide_class_of(letter: str) -> Ranges | None:
+    """Return the set of \\d, \\w, \\s and their opposites, each as wide as any of the languages has it."""
+    opposite = class_of(letter.swapcase()) if letter in "dwsDWS" else None
+    return None if opposite is None else inverted(opposite)
+
+
 def class_of(letter: str) -> Ranges | None:
     """Return the set of \\d, \\w, \\s and their opposites, each as narrow as any of the languages has it."""
     if letter in "dws":

@@ -7,7 +7,6 @@ import mlx.core as mx
 
 from ..errors import IncompleteOutputError, InputError
 from .after_thinking import TokenMatcher
-from .constraints import Constraint
 from .processors import LogitsProcessor
 from .token_masks import apply_masks
 
@@ -41,20 +40,17 @@ class ConstraintProcessor:
 
 
 class BatchConstraint(LogitsProcessor):
-    """Applies a constraint to every row of a batch: ids (B, S) and scores (B, V) → scores (B, V).
+    """Applies constraints to the rows of a batch: ids (B, S) and scores (B, V) → scores (B, V).
 
     Args:
-        constraint: of every row. start: ids that come before the answers. ends: ids that end an answer.
+        matchers: follow the answers, one per row. start: ids that come before the answers.
     """
 
-    def __init__(self, constraint: Constraint, start: int, ends: Sequence[int]):
-        self.constraint, self.start, self.ends = constraint, start, sorted(ends)
-        self._matchers: list[TokenMatcher] = []
+    def __init__(self, matchers: Sequence[TokenMatcher], start: int):
+        self._matchers, self.start = list(matchers), start
         self._count = 0
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
-        if not self._matchers:
-            self._matchers = [self.constraint.matcher(self.ends) for _ in range(scores.shape[0])]
         new = input_ids.shape[1] - self.start - self._count
         if new > 0:
             mx.async_eval(scores)

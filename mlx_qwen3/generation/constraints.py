@@ -24,7 +24,7 @@ from ..errors import ConstraintError, InputError
 from .duplicate_keys import Position
 from .json_schema import Rewriter
 from .regular_expressions import canonical
-from .token_masks import forbid, permit
+from .token_masks import allows, forbid, permit
 from .tokenizer_tables import TokenTables, token_tables
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Matcher:
         words[: len(found)] = found[: len(words)]
         forbid(words, [self.constraint.tables.eos, *self._ends])
         if self._positions:
-            forbid(words, self._positions[-1].repeats(self.constraint.tables))
+            self._forbid_repeats(words)
         if self._engine.is_accepting():
             permit(words, self._ends)
         if not words.any():
@@ -119,7 +119,27 @@ class Matcher:
             return []
         found = self._engine.compute_ff_tokens()
         self._check()
+        if self._positions and found:
+            position = self._positions[-1]
+            for count, token in enumerate(found):
+                position = position.after(self.constraint.tables.tokens[token])
+                if position.repeated:
+                    return found[:count]
         return found
+
+    def _forbid_repeats(self, words: np.ndarray) -> None:
+        """Forbid tokens that give an object a name twice, or that leave only such tokens."""
+        tables, position = self.constraint.tables, self._positions[-1]
+        forbid(words, position.repeats(tables))
+        for token in position.completing(tables):
+            if not allows(words, token):
+                continue
+            self._engine.consume_token(token)
+            after = np.frombuffer(self._engine.compute_bitmask(), np.uint32).copy()
+            forbid(after, position.after(tables.tokens[token]).repeats(tables))
+            self._engine.rollback(1)
+            if not after.any():
+                forbid(words, [token])
 
     def accept(self, token: int) -> None:
         """Go on with a token.

@@ -168,7 +168,8 @@ class Rewriter:
         while self.waiting:
             name, target, path, base = self.waiting.pop()
             self.definitions[name] = self.schema(target, path, base, 0)
-        result = result if isinstance(result, Mapping) else {"anyOf": [result]}
+        if not isinstance(result, Mapping):
+            raise ConstraintError("the schema is false at #: no value is valid. Change the schema")
         self.result = {**result, "$defs": self.definitions} if self.definitions else dict(result)
         references.refuse_endless(self.result)
 

@@ -18,6 +18,7 @@ from .character_sets import (
     inverted,
     is_single,
     normalized,
+    wide_class_of,
     with_property,
 )
 
@@ -234,10 +235,10 @@ class _Parser:
                 break
             if self.peek("[:") or self.peek("&&") or self.peek("--"):
                 raise self.fail("has set operations in brackets, which are not supported")
-            low = self.member()
+            low = self.member(negated)
             if self.peek("-") and self.text[self.at + 1 : self.at + 2] not in ("]", "") and is_single(low):
                 self.at += 1
-                high = self.member()
+                high = self.member(negated)
                 if not is_single(high) or high[0][0] < low[0][0]:
                     raise self.fail("has a bad range in brackets")
                 low = normalized([(low[0][0], high[0][0])])
@@ -245,17 +246,17 @@ class _Parser:
         ranges = self.folded(normalized(found))
         return inverted(ranges) if negated else ranges
 
-    def member(self) -> Ranges:
+    def member(self, negated: bool) -> Ranges:
         char = self.text[self.at]
         self.at += 1
-        return self.escape(True) if char == "\\" else normalized([(ord(char), ord(char))])
+        return self.escape(True, negated) if char == "\\" else normalized([(ord(char), ord(char))])
 
-    def escape(self, in_bracket: bool) -> Ranges:
+    def escape(self, in_bracket: bool, negated: bool = False) -> Ranges:
         if self.at >= len(self.text):
             raise self.fail("ends with a backslash")
         char = self.text[self.at]
         self.at += 1
-        named = class_of(char)
+        named = wide_class_of(char) if negated else class_of(char)
         if named is not None:
             return named
         if char in "pP":

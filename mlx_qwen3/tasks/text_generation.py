@@ -9,6 +9,10 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..generation.after_thinking import TokenMatcher
+from ..generation.constrained_answer import matcher_for
+from ..generation.constraint_processors import BatchConstraint
+from ..generation.constraints import KINDS, Constraint, chosen_constraint
 from ..generation.mixin import DEFAULT_NEW_TOKENS
 from ..generation.stream import ends_with_assistant, prompt_ids
 from ..models.heads import CausalLM
@@ -18,6 +22,9 @@ from .rows import check_choice, check_text
 from .task import Options, Task
 
 ROWS_AT_ONCE = 16
+
+ANSWER_STARTS = ("<|im_start|>assistant", "<think>", "</think>")
+"""Ends of prompts that a chat template has made."""
 
 
 class GeneratedText(TypedDict):
@@ -40,6 +47,8 @@ class TextGenerationOptions(Options):
     prefix: a text before each prompt.
     skip_special_tokens: whether special tokens are left out of results.
     handle_long_generation: "hole" cuts a prompt's beginning where prompt and answer exceed the context.
+    schema, regex, choices, grammar (among `generate`): at most one constraint on every answer, as in `stream_generate`;
+        the pipeline raises `IncompleteOutputError` where `max_new_tokens` cuts an answer.
     generate: what goes to `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, …; also given directly.
         `stop_sequence` is another name of `stop_strings`; `max_length` counts prompt and answer, as there.
     template: what goes to the chat template, such as {"enable_thinking": False}.
@@ -118,6 +127,9 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
 
     def _run(self, pieces: list[Piece], options: TextGenerationOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
         results: list[tuple[np.ndarray, ...]] = [()] * len(pieces)
+        generate = {name: value for name, value in options.generate.items() if name not in KINDS}
+        given = {name: options.generate.get(name) for name in KINDS}
+        constraint = chosen_constraint(self.tokenizer, **given)
         pad = self.tokenizer.pad_token_id or 0
         for indices in batches_by_length([len(piece.ids) for piece in pieces], options.batch_size or ROWS_AT_ONCE):
             width = max(len(pieces[index].ids) for index in indices)
@@ -126,16 +138,36 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             for row, index in enumerate(indices):
                 own = pieces[index].ids
                 ids[row, width - len(own) :], mask[row, width - len(own) :] = own, 1
+            follower = None
+            if constraint is not None:
+                copies = options.generate.get("num_return_sequences") or 1
+                rows = [
+                    self._matcher(constraint, pieces[index].ids, options) for index in indices for _ in range(copies)
+                ]
+                follower = BatchConstraint(rows, width)
             output = self.model.generate(
-                mx.array(ids), attention_mask=mx.array(mask), tokenizer=self.tokenizer, **options.generate
+                mx.array(ids),
+                attention_mask=mx.array(mask),
+                tokenizer=self.tokenizer,
+                **(generate if follower is None else _with_processor(generate, follower)),
             )
             output = getattr(output, "sequences", output)
+            if follower is not None:
+                follower.finish(output, constraint.kind if constraint is not None else "")
             copies = output.shape[0] // len(indices)
             new = np.array(output[:, width:])
             for row, index in enumerate(indices):
                 results[index] = tuple(new[row * copies : (row + 1) * copies])
             finished(indices)
         return results
+
+    def _matcher(self, constraint: Constraint, ids: Sequence[int], options: TextGenerationOptions) -> TokenMatcher:
+        """Return what follows the answer to a prompt; after a chat template its constraint begins after reasoning."""
+        config = getattr(self.model, "generation_config", None)
+        ends = sorted({*(config.eos_token_ids if config is not None else ()), *_ids_of(self.tokenizer.eos_token_id)})
+        text = self.tokenizer.decode(list(ids)).rstrip()
+        rendered = text if text.endswith(ANSWER_STARTS) else None
+        return matcher_for(constraint, self.tokenizer, ends, rendered, options.template.get("enable_thinking"))
 
     def _new_tokens(self, options: TextGenerationOptions) -> int:
         own = self.model.generation_config.max_new_tokens
@@ -167,6 +199,15 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         if ends_with_assistant(row) if continued is None else continued:
             return [*row[:-1], {**row[-1], "content": row[-1]["content"] + text}]
         return [*row, {"role": "assistant", "content": text}]
+
+
+def _ids_of(token: int | None) -> list[int]:
+    return [] if token is None else [token]
+
+
+def _with_processor(generate: dict[str, Any], processor: Any) -> dict[str, Any]:
+    """Return options of `model.generate` with one more processor, the last one."""
+    return {**generate, "logits_processor": [*(generate.get("logits_processor") or ()), processor]}
 
 
 def _is_chat(row: Any) -> bool:

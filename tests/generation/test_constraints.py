@@ -1,0 +1,304 @@
+"""Constraints: what compiles is obeyed by every way of decoding, what cannot be kept is refused by name."""
+
+import json
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_qwen3
+from mlx_qwen3.errors import ConstraintError, IncompleteOutputError, InputError
+from mlx_qwen3.generation.constraints import compile_constraint
+from mlx_qwen3.generation.prompt_lookup import prompt_lookup
+from mlx_qwen3.generation.token_masks import allows, apply_masks, only
+from mlx_qwen3.generation.tokenizer_tables import CACHE_VARIABLE, TokenTables
+
+PROMPT = "Answer:\n"
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["Ada", "Bob"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return mlx_qwen3.load()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundled):
+    return bundled[1]
+
+
+def accepts(kind, value, text, tokenizer):
+    """Whether a constraint takes a text, byte by byte, as a whole."""
+    matcher = compile_constraint(kind, value, tokenizer).matcher()
+    tables = matcher.constraint.tables
+    single = {token: i for i, token in enumerate(tables.tokens) if len(token) == 1 and i not in tables.added}
+    for byte in text.encode():
+        try:
+            matcher._engine.consume_token(single[bytes([byte])])
+        except KeyError:
+            return False
+        if matcher._engine.is_error():
+            return False
+    return matcher.complete
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        ('^[^"]{2}$', ["ab", "é\\"], ['a"', "abc"]),
+        (r"^[^\\]{1,3}$", ["a", 'a"'], ["\\", "a\\b"]),
+        (r"^\d\d$", ["12"], ["1", "١٢"]),
+        (r"^\S+$", ["ab"], ["a b", "a\u2003b"]),
+        ("a.c", ["xxabcyy"], ["abd", "a\nc"]),
+        ("^a|b$", ["ax", "xb"], ["xa", "bx"]),
+        (r"^(x|y" ")z?$", ["x", "xz", 'y"'[:1]], ["z"]),
+        (r"^(?i:ab)$", ["aB", "AB"], ["ac"]),
+    ],
+)
+def test_patterns_mean_what_they_say(pattern, good, bad, tokenizer):
+    for text in (*good, *bad):
+        schema = {"type": "string", "pattern": pattern}
+        found = accepts("schema", schema, json.dumps(text, ensure_ascii=False), tokenizer)
+        assert found == (text in good), text
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("date", ["2024-02-29", "2000-02-29", "1999-12-31"], ["2023-02-29", "1900-02-29", "2024-04-31", "2024-13-01"]),
+        ("time", ["23:59:59Z", "00:00:00.5+01:00"], ["23:59:60Z", "24:00:00Z", "12:00:00"]),
+        ("date-time", ["2024-02-29T12:00:00Z"], ["2023-02-29T12:00:00Z", "2024-02-29 12:00:00Z"]),
+    ],
+)
+def test_dates_are_days_that_exist(kind, good, bad, tokenizer):
+    for text in (*good, *bad):
+        schema = {"type": "string", "format": kind}
+        assert accepts("schema", schema, json.dumps(text), tokenizer) == (text in good), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "array", "uniqueItems": True}, ["uniqueItems", "#"]),
+        ({"properties": {"a": {"not": {}}}}, ["not", "#/properties/a"]),
+        ({"type": "string", "minLenght": 3}, ["minLenght", "minLength"]),
+        ({"type": "string", "minLength": "3"}, ["minLength"]),
+        ({"$ref": "https://example.org/x.json"}, ["$ref"]),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+            ["$ref", "circular"],
+        ),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, ["$ref", "without end"]),
+        ({"const": 2**60 + 1}, ["const"]),
+        ({"type": "integer", "minimum": 2**60}, ["minimum"]),
+        ({"type": "string", "pattern": "^(?=a)b"}, ["pattern", "lookahead"]),
+        ({"type": "string", "format": "phone"}, ["format"]),
+        ({"oneOf": [{"type": "integer"}, {"type": "integer", "maximum": 5}]}, ["oneOf"]),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, ["minimum"]),
+        (False, ["schema"]),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_name(schema, words, tokenizer):
+    with pytest.raises(ConstraintError) as error:
+        compile_constraint("schema", json.dumps(schema), tokenizer)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("regex", "("),
+        ("regex", r"(a)\1"),
+        ("regex", r"[^\s\S]"),
+        ("regex", "a^b"),
+        ("choices", []),
+        ("choices", "abc"),
+        ("grammar", "start: ("),
+        ("schema", "{not json"),
+        ("schema", "[]"),
+        ("schema", 3),
+        ("kind", "x"),
+    ],
+)
+def test_bad_values_are_one_line(kind, value, tokenizer):
+    with pytest.raises(InputError) as error:
+        compile_constraint(kind, value, tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_an_optional_part_without_end_is_left_out(tokenizer):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/endless"}, "b": {"const": 1}},
+        "additionalProperties": False,
+        "$defs": {"endless": {"type": "object", "properties": {"x": {"$ref": "#/$defs/endless"}}, "required": ["x"]}},
+    }
+    assert accepts("schema", schema, '{"b":1}', tokenizer)
+    assert not accepts("schema", schema, '{"a":{', tokenizer)
+
+
+def test_names_do_not_repeat(bundled):
+    model, tokenizer = bundled
+    schema = {
+        "type": "object",
+        "patternProperties": {"^k[0-9]{3}$": {"const": 1}},
+        "additionalProperties": False,
+        "minProperties": 3,
+        "maxProperties": 3,
+    }
+    bias = {tokenizer.encode("7")[0]: 20.0}  # draws the same name again where it may
+    for seed in range(4):
+        text = mlx_qwen3.generate(
+            model, tokenizer, PROMPT, 100, schema=schema, temperature=1.0, seed=seed, logit_bias=bias
+        )
+        assert len(json.loads(text)) == 3, text
+
+
+def test_masks_leave_no_way_out():
+    scores = mx.array([[1.0, -float("inf"), 3.0], [1.0, 2.0, 3.0]])
+    found = np.array(apply_masks(scores, [only([1], 3), None]))
+    assert found[0].tolist() == [-np.inf, -1e9, -np.inf]
+    assert found[1].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_rollback_gives_the_earlier_masks(tokenizer):
+    matcher = compile_constraint("schema", PERSON, tokenizer).matcher()
+    tokens = tokenizer.encode('{"name":"Ada","age":42}', add_special_tokens=False)
+    masks = []
+    for token in tokens:
+        masks.append(matcher.mask())
+        assert allows(masks[-1], token)
+        matcher.accept(token)
+    assert matcher.finished
+    assert matcher.complete
+    for back in range(1, len(tokens) + 1):
+        matcher.rollback(1)
+        assert (matcher.mask() == masks[len(tokens) - back]).all()
+
+
+def test_every_way_of_decoding_gives_the_same_tokens(bundled):
+    model, tokenizer = bundled
+    ways = [
+        {"kv_bits": None},
+        {"max_kv_size": 256},
+        {"decoding": prompt_lookup(6, patience=1)},
+        {"draft_model": model},
+    ]
+    plain = mlx_qwen3.generate(model, tokenizer, PROMPT, schema=PERSON, temperature=0)
+    assert set(json.loads(plain)) == {"name", "age"}
+    prompt = f"{plain}\n{plain}\n{plain}\n"
+    wanted = None
+    for way in ways:
+        found = [
+            response.token
+            for response in mlx_qwen3.stream_generate(model, tokenizer, prompt, schema=PERSON, temperature=0, **way)
+        ]
+        wanted = wanted or found
+        assert found == wanted, way
+    packed = mlx_qwen3.generate(model, tokenizer, prompt, schema=PERSON, kv_bits=8, kv_group_size=32)
+    assert set(json.loads(packed)) == {"name", "age"}
+
+
+def test_rows_of_a_batch_have_constraints_of_their_own(bundled):
+    model, tokenizer = bundled
+    prompts = ["One:", "Two two:", "Three three three:"]
+    choices = [["yes", "no"], None, ["a", "ab"]]
+    many = mlx_qwen3.batch_generate(model, tokenizer, prompts, 20, temperature=0, choices=choices)
+    for i, own in enumerate(choices):
+        single = mlx_qwen3.batch_generate(model, tokenizer, [prompts[i]], 20, temperature=0, choices=own)
+        assert many.texts[i] == single.texts[0]
+        assert own is None or many.texts[i] in own
+    with pytest.raises(InputError, match="2 entries for 3"):
+        mlx_qwen3.batch_generate(model, tokenizer, prompts, 5, regex=["a", "b"])
+
+
+def test_a_cut_answer_is_not_returned(bundled):
+    model, tokenizer = bundled
+    with pytest.raises(IncompleteOutputError) as error:
+        mlx_qwen3.generate(model, tokenizer, PROMPT, 2, regex="x{40}")
+    assert re.fullmatch("x{1,39}", error.value.text)
+    last = list(mlx_qwen3.stream_generate(model, tokenizer, PROMPT, 50, choices=["only this"]))[-1]
+    assert last.finish_reason == "stop"
+
+
+def test_the_constraint_begins_after_the_reasoning(bundled):
+    model, tokenizer = bundled
+    messages = [{"role": "user", "content": "What does os.path.join do?"}]
+    text = mlx_qwen3.generate(model, tokenizer, messages, choices=["yes", "no"], enable_thinking=True)
+    reasoning, _, answer = text.partition("</think>")
+    assert reasoning.startswith("<think>")
+    assert answer.strip() in ("yes", "no")
+    plain = mlx_qwen3.generate(model, tokenizer, messages, choices=["yes", "no"], enable_thinking=False)
+    assert plain in ("yes", "no")
+
+
+def test_pydantic_classes_are_parsed(bundled):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Answer(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        yes: bool
+        size: int = pydantic.Field(ge=0, le=9)
+
+    found = mlx_qwen3.generate(*bundled, PROMPT, schema=Answer, parse=True)
+    assert isinstance(found, Answer)
+    with pytest.raises(InputError, match="parse needs a schema"):
+        mlx_qwen3.generate(*bundled, PROMPT, 5, parse=True)
+
+
+def test_token_tables_are_kept_on_disk(tokenizer, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    made = TokenTables(tokenizer)
+    (file,) = (tmp_path / "tokenizers").iterdir()
+    content = file.read_bytes()
+    assert TokenTables(tokenizer).tokens == made.tokens
+    file.write_bytes(content[: len(content) // 2])  # half a file is made again
+    assert TokenTables(tokenizer).tokens == made.tokens
+    assert file.read_bytes() == content
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    monkeypatch.setenv(CACHE_VARIABLE, str(blocked))
+    assert TokenTables(tokenizer).tokens == made.tokens
+    assert len(caplog.records) == 1
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+POOL = [
+    PERSON,
+    {"type": "array", "items": {"type": ["string", "null"], "maxLength": 4}, "maxItems": 3},
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "pattern": r"^[^\"\\]{1,6}$"},
+    {"type": "number", "minimum": -1.5, "exclusiveMaximum": 7},
+    {"enum": ["a", 1, None, {"b": [True]}]},
+    {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 2, "maxProperties": 3},
+]
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_samples_are_valid(bundled):
+    jsonschema = pytest.importorskip("jsonschema")
+    model, tokenizer = bundled
+    count, cut, rows = 0, 0, 64
+    while count < 10_000:
+        schemas = [POOL[i % len(POOL)] for i in range(rows)]
+        many = mlx_qwen3.batch_generate(
+            model, tokenizer, [PROMPT] * rows, 120, temperature=1.0, seed=count, schema=schemas
+        )
+        for schema, text, reason in zip(schemas, many.texts, many.finish_reasons, strict=True):
+            count += 1
+            if reason == "length":
+                cut += 1
+                continue
+            validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+            validator.validate(json.loads(text))
+    assert cut < count / 10
