@@ -70,7 +70,7 @@ class _Counting(NodeTransformer):
         node.iter = nodes.Filter(node.iter, "_counted", [], [], None, None).set_lineno(node.lineno)
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802 - named after the node
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - named after the node
         self.generic_visit(node)
         parts = nodes.List(node.nodes).set_lineno(node.lineno)
         return nodes.Filter(parts, "_joined", [], [], None, None).set_lineno(node.lineno)

@@ -120,7 +120,7 @@ def _schema(hint: Any, where: str) -> dict[str, Any]:
     if hint is tuple or (origin is tuple and len(arguments) > 1 and ... not in arguments):
         return {"type": "array"} | ({"prefixItems": [_schema(a, where) for a in arguments]} if arguments else {})
     if hint is dict or origin is dict:
-        values = {"additionalProperties": _schema(arguments[1], where)} if arguments else {}
+        values = {"additionalProperties": _schema(arguments[1], where)} if len(arguments) == 2 else {}
         return {"type": "object"} | values
     if origin is Union or origin is types.UnionType:
         schemas = [_schema(argument, where) for argument in arguments if argument is not type(None)]

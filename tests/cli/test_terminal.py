@@ -39,14 +39,14 @@ class Screen:
         while time.time() < quiet:
             try:
                 text = self.child.read_nonblocking(65536, 0.05)
-                if "\x1b[6n" in text:  # prompt_toolkit asks where the cursor is
-                    self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
             except pexpect.TIMEOUT:
                 continue
             except pexpect.EOF:
                 break
             self.raw += text
             self.stream.feed(text)
+            if "\x1b[6n" in text:  # prompt_toolkit asks where the cursor is
+                self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
             quiet = time.time() + seconds
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
@@ -109,7 +109,7 @@ def test_a_pasted_line_that_begins_with_a_slash_is_sent(terminal):
 @pytest.mark.parametrize("columns", [32, 100])
 def test_answers_are_wrapped_at_words(terminal, columns):
     words = [f"word{index:02}" for index in range(40)]
-    screen = terminal(" ".join(words), columns=columns)
+    screen = terminal(" ".join(words), columns=columns, rows=48)  # nothing scrolls away
     screen.say("?")
     lines = screen.wait("word39")
     shown = " ".join(lines).split()
