@@ -14,7 +14,7 @@ from ..layers.variants import variants
 from .batch import Batch, Row, choose, make_row
 from .jobs import Delta, TextJob
 
-SMALLEST_CHUNK = 16
+SMALLEST_CHUNK = 4
 """Tokens of a prompt in one pass, at least."""
 
 WORTH_KEEPING = 32
