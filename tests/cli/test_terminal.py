@@ -109,7 +109,7 @@ def test_a_pasted_line_that_begins_with_a_slash_is_sent(terminal):
 @pytest.mark.parametrize("columns", [32, 100])
 def test_answers_are_wrapped_at_words(terminal, columns):
     words = [f"word{index:02}" for index in range(40)]
-    screen = terminal(" ".join(words), columns=columns, rows=48)  # nothing scrolls away
+    screen = terminal(" ".join(words), columns=columns)
     screen.say("?")
     lines = screen.wait("word39")
     shown = " ".join(lines).split()
