@@ -70,6 +70,7 @@ from .qdq.heads import QDQBertForTokenClassification as QDQBertForTokenClassific
 from .qdq.heads import QDQBertLMHeadModel as QDQBertLMHeadModel
 from .qdq.model import QDQBertModel as QDQBertModel
 from .tasks import Embedding as Embedding
+from .tasks import Extraction as Extraction
 from .tasks import FeatureExtraction as FeatureExtraction
 from .tasks import FillMask as FillMask
 from .tasks import QuestionAnswering as QuestionAnswering
@@ -78,6 +79,7 @@ from .tasks import TextClassification as TextClassification
 from .tasks import TextGeneration as TextGeneration
 from .tasks import TokenClassification as TokenClassification
 from .tasks import ZeroShotClassification as ZeroShotClassification
+from .tasks import extract as extract
 from .tasks import pipeline as pipeline
 from .tokenizer import AutoTokenizer as AutoTokenizer
 from .tokenizer import BatchEncoding as BatchEncoding

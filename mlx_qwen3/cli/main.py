@@ -26,6 +26,7 @@ VERBS = {
     "tag": ("tag", "label the words of texts"),
     "answer": ("answer", "find the answer to a question in a text"),
     "embed": ("embed", "turn texts into vectors"),
+    "extract": ("extract", "extract fields from texts by a JSON schema"),
     "rank": ("rank", "order documents by a query"),
     "fill-mask": ("fill_mask", "fill in masked words"),
     "serve": ("serve", "serve models over HTTP, with a chat page"),

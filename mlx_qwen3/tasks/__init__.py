@@ -1,6 +1,7 @@
 """What a person calls: texts in, labels, spans, vectors or scores out, in batches that are fast by design."""
 
 from .embedding import Embedding
+from .extraction import Extraction, extract
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
 from .question_answering import QuestionAnswering
@@ -13,6 +14,7 @@ from .zero_shot import ZeroShotClassification
 
 __all__ = [
     "Embedding",
+    "Extraction",
     "FeatureExtraction",
     "FillMask",
     "QuestionAnswering",
@@ -21,5 +23,6 @@ __all__ = [
     "TextGeneration",
     "TokenClassification",
     "ZeroShotClassification",
+    "extract",
     "pipeline",
 ]

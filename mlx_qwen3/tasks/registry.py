@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 from ..errors import InputError
 from ..models.registry import model_class
 from .embedding import Embedding
+from .extraction import Extraction
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
 from .keywords import TO_LOADING
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task[Any, Any]]] = {
     "reranking": Reranker,
     "zero-shot-classification": ZeroShotClassification,
     "fill-mask": FillMask,
+    "extraction": Extraction,
 }
 TASK_OF_CLASS = {
     "ForSequenceClassification": "text-classification",
@@ -82,13 +84,16 @@ def pipeline(
 @overload
 def pipeline(task: Literal["fill-mask"], model: Any = None, tokenizer: Any = None, **options: Any) -> FillMask: ...
 @overload
+def pipeline(task: Literal["extraction"], model: Any = None, tokenizer: Any = None, **options: Any) -> Extraction: ...
+@overload
 def pipeline(task: None = None, model: Any = None, tokenizer: Any = None, **options: Any) -> Task[Any, Any]: ...
 def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, **options: Any) -> Any:
     """Return a task, ready to be called with texts.
 
     Args:
         task: "text-classification" ("sentiment-analysis"), "token-classification" ("ner"), "question-answering",
-            "feature-extraction", "text-generation", "embedding", "reranking", "zero-shot-classification", "fill-mask";
+            "feature-extraction", "text-generation", "embedding", "reranking", "zero-shot-classification", "fill-mask",
+            "extraction";
             None for the task of the model's head.
         model: a folder, a Hub repository or a loaded model; None for the model that comes with the package.
         tokenizer: a tokenizer, a folder or a Hub repository; needed when `model` is an object.

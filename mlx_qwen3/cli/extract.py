@@ -1,0 +1,49 @@
+"""`mlx-qwen3 extract`: a JSON value per text that a schema describes."""
+
+import argparse
+import json
+from itertools import tee
+from typing import Any
+
+from ..errors import InputError
+from ..files import read_text
+from .results import add_output_arguments, print_results
+from .texts import Row, add_model_arguments, add_text_arguments, joined, read_rows, task_options
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the verb and its flags."""
+    parser = subparsers.add_parser("extract", help="extract fields from texts", description=__doc__)
+    add_text_arguments(parser, "texts to extract from")
+    parser.add_argument("--schema", required=True, metavar="FILE|JSON", help="the JSON Schema of the values")
+    parser.add_argument("--instruction", help="what the model is told; {schema} in it is replaced by the schema")
+    parser.add_argument("--max-tokens", "-m", type=int, default=512, metavar="N", help="tokens of one answer at most")
+    add_model_arguments(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the value that each text gives."""
+    from ..tasks import pipeline
+
+    inline = args.schema.lstrip()[:1] in ("{", "[")
+    options: dict[str, Any] = {
+        "schema": args.schema if inline else read_text(args.schema, error=InputError),
+        "max_new_tokens": args.max_tokens,
+    }
+    if args.instruction is not None:
+        options["instruction"] = args.instruction
+    rows, texts = tee(read_rows(args))
+    results = pipeline("extraction", **options, **task_options(args))(row.value for row in rows)
+    return print_results(args, map(_record, texts, results), ("text", "value"), _cells)
+
+
+def _record(row: Row, result: Any) -> Row:
+    failed = isinstance(result, dict) and set(result) == {"error", "row"}
+    return joined(row, result if failed else {"value": result})
+
+
+def _cells(record: Row) -> list[tuple[str, ...]]:
+    return [(record.value, json.dumps(record["value"], ensure_ascii=False))]

@@ -1,0 +1,111 @@
+"""Tools of a conversation: calls are valid, functions run a bounded number of times, what fails is said."""
+
+import json
+from typing import Literal
+
+import pytest
+
+import mlx_qwen3
+from mlx_qwen3.chat.tools import CallParser, Tool, ToolCall, make_tools, run_tool
+from mlx_qwen3.cli.constraint_flags import load_functions
+from mlx_qwen3.errors import ConstraintError, InputError
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return mlx_qwen3.load()
+
+
+def lamp(room: Literal["kitchen", "hall"], on: bool) -> str:
+    """Switch a lamp.
+
+    Args:
+        room: where it is
+        on: on or off
+    """
+    return f"{room} {on}"
+
+
+def session(bundled, **options):
+    options = {"thinking": False, "max_tokens": 120, "seed": 0, "tool_choice": "required", **options}
+    return mlx_qwen3.ChatSession(*bundled, **options)
+
+
+def test_a_required_call_runs_and_the_conversation_goes_on(bundled):
+    chat = session(bundled, tools=[lamp], max_tool_rounds=1)
+    parts = list(chat.send("Light, please."))
+    (call,) = [part for part in parts if part.kind == "tool_call"]
+    (result,) = [part for part in parts if part.kind == "tool_result"]
+    assert call.name == result.name == "lamp"
+    assert set(call.arguments) == {"room", "on"}
+    assert json.loads(call.text) == call.arguments
+    assert result.text == f"{call.arguments['room']} {call.arguments['on']}"
+    roles = [message["role"] for message in chat.messages]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    assert chat.undo() == "Light, please."
+    assert not chat.messages
+
+
+def test_a_call_that_is_not_confirmed_does_not_run(bundled):
+    asked = []
+    chat = session(bundled, tools=[lamp], max_tool_rounds=1, confirm=lambda *call: asked.append(call))
+    results = [part.text for part in chat.send("Light, please.") if part.kind == "tool_result"]
+    assert len(asked) == 1
+    assert "not allow" in results[0]
+
+
+def test_tools_and_an_answer_by_constraint(bundled):
+    chat = session(bundled, tools=[lamp], tool_choice="none", choices=["yes", "no"])
+    assert "".join(part.text for part in chat.send("Light?")) in ("yes", "no")
+
+
+def test_bad_tools_are_one_line(bundled):
+    bad = {"name": "find", "parameters": {"properties": {"tags": {"type": "array", "uniqueItems": True}}}}
+    with pytest.raises(ConstraintError, match=r"find.*uniqueItems"):
+        session(bundled, tools=[bad])
+    with pytest.raises(InputError, match="tool_choice is 'other'"):
+        session(bundled, tools=[lamp], tool_choice="other")
+
+    def untyped(x):
+        """Do something.
+
+        Args:
+            x: a thing
+        """
+
+    with pytest.raises(InputError, match="no type hint"):
+        session(bundled, tools=[untyped])
+    with pytest.raises(InputError, match="two tools"):
+        make_tools([lamp, lamp])
+
+
+def test_what_goes_wrong_in_a_function_is_its_result():
+    def fail():
+        raise ValueError("no\nlight")
+
+    assert run_tool(Tool("fail", {}, {}, fail), {}) == "error: fail failed with ValueError: no light"
+    assert "not JSON" in run_tool(Tool("odd", {}, {}, lambda: {1, 2}), {})
+    assert run_tool(Tool("good", {}, {}, lambda: {"a": 1}), {}) == '{"a": 1}'
+
+
+def test_calls_are_split_from_text_wherever_it_is_cut():
+    body = '{"name": "lamp", "arguments": {"on": true}}'
+    text = f"Well.\n<tool_call>\n{body}\n</tool_call>\n<tool_call>\n{body}\n</tool_call>"
+    for size in (1, 3, 7, len(text)):
+        parser = CallParser()
+        found = [part for i in range(0, len(text), size) for part in parser.feed(text[i : i + size])]
+        found += parser.feed("", final=True)
+        calls = [part for part in found if isinstance(part, ToolCall)]
+        assert calls == [ToolCall("lamp", {"on": True})] * 2
+        assert "".join(part for part in found if isinstance(part, str)) == "Well."
+
+
+def test_public_functions_of_a_file(tmp_path):
+    path = tmp_path / "tools.py"
+    path.write_text('from os.path import join\ndef _hidden(): pass\ndef shown(a: int):\n    "x"\n')
+    assert [function.__name__ for function in load_functions(str(path))] == ["shown"]
+    path.write_text("raise ValueError('x')")
+    with pytest.raises(InputError, match="cannot be run: ValueError: x"):
+        load_functions(str(path))
+    with pytest.raises(InputError, match="no file"):
+        load_functions(str(tmp_path / "missing.py"))
