@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import IncompleteOutputError, InputError
 from .after_thinking import TokenMatcher
@@ -26,8 +27,8 @@ class ConstraintProcessor:
     def __call__(self, ids: mx.array, logits: mx.array) -> mx.array:
         new = ids.shape[0] - self.start - self.count
         if new > 0:
-            mx.async_eval(logits)  # the pass runs while the tokens are read and the mask is computed
-            for token in cast(list[int], ids[-new:].tolist()):
+            # a view: an operation on the device would wait for the pass that computes the logits
+            for token in np.asarray(ids)[-new:].tolist():
                 self.take(token)
         return apply_masks(logits, [self.matcher.mask()])
 

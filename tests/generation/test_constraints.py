@@ -277,18 +277,55 @@ POOL = [
     PERSON,
     {"type": "array", "items": {"type": ["string", "null"], "maxLength": 4}, "maxItems": 3},
     {"type": "string", "format": "date-time"},
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "ipv6"},
+    {"type": "string", "format": "uuid"},
     {"type": "string", "pattern": r"^[^\"\\]{1,6}$"},
-    {"type": "number", "minimum": -1.5, "exclusiveMaximum": 7},
+    {"type": "string", "pattern": r"^\S{2} [^\d]$"},
+    {"type": "number", "minimum": -1, "maximum": 7, "multipleOf": 0.25},
+    {"type": "integer", "exclusiveMinimum": -300, "maximum": 12345, "multipleOf": 7},
     {"enum": ["a", 1, None, {"b": [True]}]},
-    {"type": "object", "additionalProperties": {"type": "boolean"}, "minProperties": 2, "maxProperties": 3},
+    {
+        "type": "object",
+        "patternProperties": {"^k[0-9]$": {"type": "boolean"}},
+        "required": ["k1"],
+        "additionalProperties": False,
+    },
+    {
+        "type": "object",
+        "patternProperties": {"^[a-z]{2,3}$": {"type": "boolean"}},
+        "additionalProperties": False,
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
+    {
+        "$ref": "#/$defs/tree",
+        "$defs": {
+            "tree": {
+                "type": "object",
+                "properties": {
+                    "n": {"enum": [1, 2]},
+                    "in": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1},
+                },
+                "required": ["n"],
+                "additionalProperties": False,
+            }
+        },
+    },
+    {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "string", "maxLength": 3}, {"const": []}]},
+    {"allOf": [{"type": "string", "pattern": "^a"}, {"maxLength": 4, "pattern": "b$"}]},
 ]
 
 
 @pytest.mark.slow
-def test_ten_thousand_random_samples_are_valid(bundled):
+def test_ten_thousand_random_samples_are_valid(tokenizer):
     jsonschema = pytest.importorskip("jsonschema")
-    model, tokenizer = bundled
-    count, cut, rows = 0, 0, 64
+    mx.random.seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}
+    config = mlx_qwen3.Qwen3Config(vocab_size=8192, hidden_size=32, intermediate_size=32, num_hidden_layers=1, **heads)
+    model = mlx_qwen3.Qwen3ForCausalLM(config)
+    model.eval()
+    count, cut, rows = 0, 0, 160
     while count < 10_000:
         schemas = [POOL[i % len(POOL)] for i in range(rows)]
         many = mlx_qwen3.batch_generate(
