@@ -54,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(args: argparse.Namespace) -> Iterator[Row]:
     if args.question:
-        return (row_of({"question": args.question, "context": row.value}, dict(row)) for row in read_rows(args))
+        rows = read_rows(args)
+        return (
+            row_of({"question": args.question, "context": row.value}, dict(row) if args.file else {}) for row in rows
+        )
     if args.question is not None:
         raise InputError("the question is empty")
     if not args.file:

@@ -61,9 +61,8 @@ def _rows(args: argparse.Namespace) -> Iterator[Row]:
     if not args.file:
         raise InputError("--pair-column needs --file")
     rows = read_rows(args, (args.column, args.pair_column))
-    return (
-        row_of({"text": row.value[args.column], "text_pair": row.value[args.pair_column]}, dict(row)) for row in rows
-    )
+    pairs = ((row, {"text": row.value[args.column], "text_pair": row.value[args.pair_column]}) for row in rows)
+    return (row_of(pair, {**row, **pair}) for row, pair in pairs)
 
 
 def _ranked(result: Any, top_k: int | None) -> Any:

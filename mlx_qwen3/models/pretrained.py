@@ -78,10 +78,6 @@ class PreTrainedModel(nn.Module):
         """The model below the head, or this model where it has none."""
         return self[self.base_model_prefix] if self.base_model_prefix else self
 
-    @property
-    def backbone(self) -> Any:
-        return self.base_model
-
     # loading
 
     @classmethod

@@ -150,14 +150,16 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             if quantizer.amax is not None:
                 yield name + AMAX, quantizer.amax
 
-    def save_pretrained(self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES) -> None:
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES, *, merge: bool = False
+    ) -> None:
         """Writes config.json and the weights with the quantizers' ranges; which ones are off stays known."""
         names = self.named_quantizers()
         off = [name.removeprefix(self.weight_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
         self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
         self.config.dtype = str(self.dtype).rpartition(".")[2]  # a conversion keeps exact scales only if it knows
-        super().save_pretrained(folder, max_shard_size)
+        super().save_pretrained(folder, max_shard_size, merge=merge)
 
     # services
 

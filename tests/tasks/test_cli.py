@@ -54,7 +54,11 @@ def test_every_kind_of_file(run, folders, tmp_path, name, content):
     file.write_text(content, encoding="utf-8")
     status, lines, _ = run("classify", "--model", folders["sequence"], "--file", file)
     assert status == 0
+    kept = [{name: line.pop(name) for name in ("other", "n") if name in line} for line in lines]
     assert lines == run("classify", "--model", folders["sequence"], "hello world", "it")[1]
+    columns = {"rows.csv": [{"other": "1"}, {"other": "2"}], "rows.tsv": [{"other": "1"}, {"other": "2"}]}
+    columns |= {"rows.jsonl": [{}, {"n": 1}]}
+    assert kept == columns.get(name, [{}, {}])
 
 
 def test_pairs_come_from_two_columns(run, folders, tmp_path):
