@@ -10,6 +10,7 @@ from ..chat.modes import ThinkingSupport
 from ..errors import MlxQwen3Error
 from ..generation.constrained_answer import matcher_for
 from ..generation.constraints import compile_constraint
+from ..tasks.extraction import INSTRUCTION, extraction_messages
 from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
@@ -17,9 +18,6 @@ from .prompts import check_room
 from .schemas import ExtractBody
 from .settings import ServerSettings
 from .text_api import usage_of
-
-INSTRUCTION = "Extract what the JSON schema asks for from the text. Answer with JSON only.\n\nJSON schema:\n{schema}"
-"""The system message, where the request has no instruction of its own."""
 
 
 def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody) -> tuple[ServedModel, list[Any]]:
@@ -38,8 +36,6 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
     if served.thinking is None:
         raise invalid("model", f"{served.name!r} has no chat template, which extraction needs.")
     variables = {"enable_thinking": False} if served.thinking is ThinkingSupport.OPTIONAL else {}
-    system = body.instruction or INSTRUCTION
-    system = system.replace("{schema}", json.dumps(body.json_schema, ensure_ascii=False))
     texts = [body.input] if isinstance(body.input, str) else body.input
     ends = sorted(served.ends)
     found = []
@@ -47,7 +43,7 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
         where = f"input[{index}]" if len(texts) > 1 else "input"
         if not text.strip():
             raise invalid(where, "it is empty. Send a text.")
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        messages = extraction_messages(text, body.json_schema, body.instruction or INSTRUCTION)
         try:
             prompt = served.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **variables

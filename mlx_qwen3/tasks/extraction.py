@@ -22,6 +22,12 @@ ROWS_AT_ONCE = 16
 INSTRUCTION = "Extract what the JSON schema asks for from the text. Answer with JSON only.\n\nJSON schema:\n{schema}"
 
 
+def extraction_messages(text: str, schema: Any, instruction: str = INSTRUCTION) -> list[dict[str, str]]:
+    """Return the messages that ask for a value of `schema`; {schema} in the instruction is replaced by it."""
+    system = instruction.replace("{schema}", json.dumps(schema, ensure_ascii=False))
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
 @dataclass(frozen=True)
 class _Cut:
     """An answer that `max_new_tokens` has cut."""
@@ -63,12 +69,11 @@ class Extraction(Task[ExtractionOptions, Any]):
         if options.schema is None:
             raise InputError("extraction needs a schema. Pass schema=")
         compile_constraint("schema", options.schema, self.tokenizer)
-        schema = json.dumps(schema_of(options.schema), ensure_ascii=False)
-        system = options.instruction.replace("{schema}", schema)
+        schema = schema_of(options.schema)
         limit = self.limit(options) - options.max_new_tokens
         pieces: list[list[Piece] | InputError] = []
         for row in rows:
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": row}]
+            messages = extraction_messages(row, schema, options.instruction)
             ids = list(prompt_ids(cast(Any, self.tokenizer), messages, enable_thinking=False))
             found = InputError(f"the text with its schema has {len(ids)} tokens, at most {limit} leave room to answer")
             pieces.append([Piece(ids)] if len(ids) <= limit else found)
