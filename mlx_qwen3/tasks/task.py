@@ -187,7 +187,7 @@ class Task(Generic[O, R]):
 
     def _list(self, rows: Sequence[Any], options: O) -> list[Any]:
         errors: dict[int, str] = {}
-        results = list(self._ordered(rows, options, errors))
+        results = list(self._ordered(rows, options, errors, self._group))
         if errors and options.on_error == "raise":
             first, others = min(errors), len(rows) - len(errors)
             more = f" (and {len(errors) - 1} more rows)" if len(errors) > 1 else ""
@@ -197,24 +197,26 @@ class Task(Generic[O, R]):
 
     def _stream(self, rows: Iterable[Any], options: O) -> Iterator[Any]:
         errors: dict[int, str] = {}
-        for index, result in enumerate(self._ordered(rows, options, errors)):
+        for index, result in enumerate(self._ordered(rows, options, errors, self._group)):
             if index in errors and options.on_error == "raise":
                 hint = "; pass on_error='record' to go on with the other rows"
                 raise RowError(f"row {index}: {errors[index]}{hint}", {index: errors[index]})
             errors.pop(index, None)
             yield result
 
-    def _ordered(self, rows: Iterable[Any], options: O, errors: dict[int, str]) -> Iterator[Any]:
+    def _ordered(
+        self, rows: Iterable[Any], options: O, errors: dict[int, str], group: Group | None = None
+    ) -> Iterator[Any]:
         """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
         room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
-        if self._group is not None:
-            size, room = size * self._group.size(), None if room is None else room * self._group.size()
+        if group is not None:
+            size, room = size * group.size(), None if room is None else room * group.size()
         bar = progress_bar(rows) if options.progress else None
         try:
             for start, window in windows(rows, size, room, options.batch_size or 1):
-                if self._group is not None:
-                    yield from self._window_of_ranks(self._group, start, window, options, errors, bar)
+                if group is not None:
+                    yield from self._window_of_ranks(group, start, window, options, errors, bar)
                     continue
                 good, bad = [], {}
                 for index, row in enumerate(window):
@@ -234,11 +236,7 @@ class Task(Generic[O, R]):
         """Yield the results of a window whose rows are divided between the processes of `group`, in order, on each."""
         mine = shared_rows([characters(row) for row in window], group)
         failed: dict[int, str] = {}
-        alone, self._group = self._group, None
-        try:
-            results = list(self._ordered([window[index] for index in mine], options, failed))
-        finally:
-            self._group = alone
+        results = list(self._ordered([window[index] for index in mine], options, failed))
         own = {
             index: {"error": failed[position]} if position in failed else {"result": to_json(result)}
             for position, (index, result) in enumerate(zip(mine, results, strict=True))
