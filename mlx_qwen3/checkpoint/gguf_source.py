@@ -1,18 +1,17 @@
 """Where a GGUF file comes from: a path, a folder, a repository of the Hub, or the blobs of ollama."""
 
 import fnmatch
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlx_qwen3.checkpoint.gguf import is_gguf
 from mlx_qwen3.checkpoint.gguf_split import PART, part_names
 from mlx_qwen3.checkpoint.hub import HubOptions, download_files, list_files
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
+from mlx_qwen3.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -224,11 +223,9 @@ def _ollama_names(root: Path) -> list[str]:
 def _model_digest(manifest: Path) -> str:
     again = "pull the model again"
     try:
-        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"{manifest} is too large for a manifest: {again}")
-        content: Any = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {manifest} ({error}): {again}") from None
+        content = read_json(manifest, max_bytes=_MAX_MANIFEST_BYTES)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, or {again}") from None
     layers = content.get("layers") if isinstance(content, dict) else None
     for layer in layers if isinstance(layers, list) else ():
         if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:

@@ -5,7 +5,6 @@ A head's folder holds what it adds to the model: `head.safetensors` with the hea
 and labels. `tools/heads` trains them.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import mlx.core as mx
 
 from .. import models
 from ..errors import CheckpointError
+from ..files import read_json_object
 from ..models.pretrained import computing_dtype
 from ..tokenizer import AutoTokenizer, Tokenizer
 
@@ -42,7 +42,7 @@ def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = Non
     backbone, folder = bundled_model_path(), folder or Path(__file__).parent.parent / "bundled" / "heads"
     if not (folder / name / "head.json").is_file():
         raise CheckpointError(f"{folder / name}: there is no head; train it with `python -m tools.heads.train {name}`")
-    values = json.loads((folder / name / "head.json").read_text(encoding="utf-8"))
+    values = read_json_object(folder / name / "head.json")
     weights: Any = mx.load(str(folder / name / "head.safetensors"))
     causal = models.Qwen3ForCausalLM.from_pretrained(backbone, dtype="float32", unpack=True)
     cls = getattr(models, values["architecture"])
