@@ -162,6 +162,10 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         longest = None if self._settings is None else self._settings.max_seq_length
         return limit if longest is None else min(limit, longest)
 
+    def _check_model(self, source: Any) -> None:
+        super()._check_model(source)
+        self._prompt_lengths: dict[str, int] = {}
+
     def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
         if isinstance(model, str | Path):
             folder = self._folder_of(model, model_options)
@@ -264,11 +268,11 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
 
     def _prompt_tokens(self, prompt: str) -> int:
         """Tokens of the prompt as a text of its own, without a special token that ends it."""
-        if not prompt:
-            return 0
-        ids = self.tokenizer.encode(prompt)
-        special = set(self.tokenizer.all_special_ids)
-        return len(ids) - (1 if ids and ids[-1] in special else 0)
+        if prompt not in self._prompt_lengths:
+            ids = self.tokenizer.encode(prompt) if prompt else []
+            ends = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
+            self._prompt_lengths[prompt] = len(ids) - ends
+        return self._prompt_lengths[prompt]
 
 
 def quantize(vectors: np.ndarray, precision: str) -> np.ndarray:
