@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--backend", default="nccl")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/mlx-qwen3-distributed"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "mlx-qwen3-distributed")
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
