@@ -26,7 +26,7 @@ MARK = "RESULT "
 
 
 def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
-    """Write a random checkpoint of that size, a layer at a time."""
+    """Write a random checkpoint of that size, one layer at a time."""
     from mlx_qwen3 import Qwen3Config
     from mlx_qwen3.bench.random_models import SIZES
     from mlx_qwen3.bundled import bundled_model_path

@@ -34,7 +34,7 @@ SHORTEST_STAGE = 32
 """Slots: rows whose lengths differ by less start together."""
 
 JOINING_SHARE = 4
-"""New rows join a batch once one in so many is finished: prompts are computed faster together."""
+"""New rows join a batch once a quarter of it is finished: prompts are computed faster together."""
 
 TOLERATED_PADDING = 4096
 """Slots of padding in a batch's cache that need no reason; more than that must stay below the real tokens."""

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Qwen3Attention(nn.Module):
-    """Grouped-query attention; queries and keys are normed by head before they are turned."""
+    """Grouped-query attention; queries and keys are normalized per head, then rotated (RoPE)."""
 
     def __init__(self, config: Qwen3Config, layer_idx: int):
         super().__init__()
@@ -288,7 +288,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
     ) -> tuple[mx.array, tuple[mx.array, ...] | None, tuple[mx.array, ...] | None]:
         """The layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
 
-        The way in for loops that have already checked their input.
+        Call this instead of the model where the input has been checked already.
         """
         batch, length, _ = x.shape
         past = cache.offset if cache is not None else 0

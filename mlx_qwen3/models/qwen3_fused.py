@@ -1,4 +1,4 @@
-"""Qwen3's decoder for inference, with fewer and larger operations: the fast twin of `Qwen3Model.run`.
+"""Qwen3's decoder for inference, with fewer and larger operations: the fast version of `Qwen3Model.run`.
 
 The rows of q/k/v and of gate/up become one matrix each, and queries and keys share one norm and one turn. The
 model's own parameters become views of the joined matrices, so that they keep their names, nothing is stored twice,

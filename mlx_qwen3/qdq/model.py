@@ -31,7 +31,7 @@ class LayerCaches(tuple):
 
 
 class QDQBertEmbeddings(nn.Module):
-    """Word, token type and (absolute) position embeddings, summed and normed."""
+    """Word, token type and (absolute) position embeddings, summed and normalized."""
 
     def __init__(self, config: QDQBertConfig):
         super().__init__()

@@ -35,7 +35,7 @@ class PackReport:
 
 
 def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
-    """Exchanges every calibrated `QuantLinear` for its packed twin, in place, and notes it in `model.config`.
+    """Replaces every calibrated `QuantLinear` by its packed version, in place, and notes it in `model.config`.
 
     Args:
         bits: of a stored code; a weight quantizer of fewer bits fits as well.

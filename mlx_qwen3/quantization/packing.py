@@ -1,4 +1,4 @@
-"""Layers of a model exchanged for their packed twins, and back.
+"""Layers of a model replaced by their packed versions, and back.
 
 Loading exchanges the layers first and fills them with the packed arrays afterwards; `quantize_model` packs a
 model that is in memory.

@@ -61,7 +61,7 @@ class Rate:
         self.value += 0.3 * (tokens / max(seconds, 1e-6) - self.value)
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
-        """Return how many tokens to compute in so many seconds (None for no limit): a power of two, at most `most`."""
+        """Return how many tokens to compute in `seconds` (None for no limit): a power of two, at most `most`."""
         wanted = most if seconds is None else min(most, max(SMALLEST_CHUNK, int(self.value * seconds)))
         return 1 << (wanted.bit_length() - 1)
 
