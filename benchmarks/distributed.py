@@ -1,32 +1,42 @@
 """One process against several, and against mlx-lm's own division of the same checkpoint.
 
-    python benchmarks/distributed.py --sizes 8B 32B --bits 16 4 [--processes 2] [--backend nccl] [--folder DIR]
+    python benchmarks/distributed.py --sizes 8B --bits 16 4 --rows 10000 --output 8B.json
+    python benchmarks/distributed.py --sizes 32B --bits 16 --output 32B-16.json
+    python benchmarks/distributed.py --sizes 32B --bits 4 --output 32B-4.json
 
-Each way runs in processes of its own, one after the other, on one random checkpoint: `one` process, `divided` (this
-package over the processes), `mlx-lm` (its `shard()` over the processes). Peak memory of a process includes loading.
-`--rows N` measures the classification of N texts on one process and on all. Prints a Markdown table and, with
-`--output FILE`, writes JSON.
+Each implementation runs in processes of its own, one after the other, on one random checkpoint: `one` process, `divided`
+(this package over the processes), `mlx-lm` (its `shard()` over the processes). Peak memory of a process includes loading.
+`--rows N` measures the classification of N texts on one process and on all. Prints a Markdown table and the ratios;
+`--output FILE` is rewritten after every run, so that a run that is cut short leaves what was measured.
+
+The checkpoint repeats one random layer and lies in memory (/dev/shm) where that has room for it, else in the temporary
+folder. `--keep` leaves it there for the next run.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 MARK = "RESULT "
+WAYS = ("one", "divided", "mlx-lm")
+SAFETENSORS_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
 
 
 def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
-    """Write a random checkpoint of that size, one layer at a time."""
+    """Write a random checkpoint of that size: one random layer, under the names of every layer."""
     from mlx_qwen3 import Qwen3Config
     from mlx_qwen3.bench.random_models import SIZES
     from mlx_qwen3.bundled import bundled_model_path
@@ -38,12 +48,11 @@ def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
     if form is not None:
         values["quantization"] = form.to_config()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(values))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bundled_model_path() / name, folder / name)
     width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     attention, shared = config.num_attention_heads * head, config.num_key_value_heads * head
-    layer = {
+    matrices = {
         "self_attn.q_proj": (attention, width),
         "self_attn.k_proj": (shared, width),
         "self_attn.v_proj": (shared, width),
@@ -63,26 +72,75 @@ def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
             return {f"{path}.weight": weight}
         return {f"{path}.{part}": array for part, array in form.quantize(weight).items()}
 
-    shards: list[dict[str, mx.array]] = []
-    for number in range(config.num_hidden_layers):
-        prefix = f"model.layers.{number}."
-        shard = {f"{prefix}{name}.weight": mx.ones((size,), kind) for name, size in norms.items()}
-        for name, shape in layer.items():
-            shard |= matrix(prefix + name, shape)
-        shards.append(shard)
+    layer = {f"{name}.weight": mx.ones((length,), kind) for name, length in norms.items()}
+    for name, shape in matrices.items():
+        layer |= matrix(name, shape)
     rest = {"model.norm.weight": mx.ones((width,), kind), **matrix("model.embed_tokens", (config.vocab_size, width))}
     if not config.tie_word_embeddings:
         rest |= matrix("lm_head", (config.vocab_size, width))
-    shards.append(rest)
+    count = config.num_hidden_layers + 1
     where: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        where |= dict.fromkeys(shard, file)
-        mx.save_safetensors(str(folder / file), shard, {"format": "mlx"})
-        shard.clear()
-        mx.clear_cache()
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def write(number: int, prefix: str, arrays: dict[str, tuple[str, np.ndarray[Any, Any]]]) -> None:
+        file = f"model-{number:05d}-of-{count:05d}.safetensors"
+        where.update(dict.fromkeys((prefix + name for name in arrays), file))
+        write_safetensors(folder / file, {prefix + name: array for name, array in arrays.items()})
+
+    stored = {name: in_memory(array) for name, array in layer.items()}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        jobs = [
+            pool.submit(write, number + 1, f"model.layers.{number}.", stored)
+            for number in range(config.num_hidden_layers)
+        ]
+        jobs.append(pool.submit(write, count, "", {name: in_memory(array) for name, array in rest.items()}))
+        for job in jobs:
+            job.result()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "config.json").write_text(json.dumps(values))  # last: its presence says that the checkpoint is complete
+
+
+def in_memory(array: mx.array) -> tuple[str, np.ndarray[Any, Any]]:
+    """Return the dtype's name in safetensors, and the bytes of an array."""
+    return SAFETENSORS_NAMES[array.dtype], np.array(array.view(mx.uint8))
+
+
+def write_safetensors(path: Path, arrays: dict[str, tuple[str, np.ndarray[Any, Any]]]) -> None:
+    """Write arrays of bytes (rows, row bytes) without copying them."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    offset = 0
+    for name, (kind, array) in arrays.items():
+        item = {"F32": 4, "U32": 4, "U8": 1}.get(kind, 2)
+        shape = [*array.shape[:-1], array.shape[-1] // item]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in arrays.values():
+            file.write(memoryview(array).cast("B"))
+
+
+def checkpoint_bytes(size: str, bits: int) -> int:
+    """Return about how many bytes a checkpoint of that size takes."""
+    from mlx_qwen3.bench.random_models import SIZES
+
+    fields = SIZES[size]
+    width, inner, head = fields["hidden_size"], fields["intermediate_size"], fields["head_dim"]
+    heads = 2 * fields["num_attention_heads"] + 2 * fields["num_key_value_heads"]
+    layers = fields["num_hidden_layers"] * width * (heads * head + 3 * inner)
+    numbers = layers + fields["vocab_size"] * width * (1 if fields["tie_word_embeddings"] else 2)
+    return int(numbers * (2 if bits >= 16 else bits / 8 + 0.0625))
+
+
+def default_folder(needed: int) -> Path:
+    """Return the folder for a checkpoint of `needed` bytes: in memory where it leaves as much again twice over."""
+    memory = Path("/dev/shm")
+    if memory.is_dir():
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if shutil.disk_usage(memory).free > 1.1 * needed and available > 2.5 * needed:
+            return memory / "mlx-qwen3-distributed"
+    return Path(tempfile.gettempdir()) / "mlx-qwen3-distributed"
 
 
 def work(way: str, folder: Path, prompt: int, tokens: int, rounds: int) -> None:
@@ -162,14 +220,15 @@ def classify(rows: int, size: str, distributed: bool) -> None:
         print(MARK + json.dumps({"way": way, "texts/s": rows / took}), flush=True)
 
 
-def start(arguments: list[str], processes: int, backend: str) -> dict[str, Any]:
+def start(arguments: list[str], processes: int, backend: str, limit: float) -> dict[str, Any]:
     """Run this script in `processes` processes and return what rank 0 prints."""
     words = [sys.executable, str(Path(__file__).resolve()), *arguments]
     if processes > 1:
-        names = [name for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ]
+        names = [name for name in os.environ if name in ("PYTHONPATH", "LD_LIBRARY_PATH") or name.startswith("NCCL_")]
         passed = [word for name in names for word in ("--env", f"{name}={os.environ[name]}")]
+        launcher = shutil.which("mlx.launch", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         words = [
-            shutil.which("mlx.launch") or "mlx.launch",
+            launcher or "mlx.launch",
             "-n",
             str(processes),
             "--backend",
@@ -178,60 +237,110 @@ def start(arguments: list[str], processes: int, backend: str) -> dict[str, Any]:
             "--",
             *words,
         ]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    found = [line[len(MARK) :] for line in done.stdout.splitlines() if line.startswith(MARK)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, start_new_session=True, **pipes)
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return {"way": arguments[1], "error": f"no result after {limit:.0f} s"}
+    found = [line[len(MARK) :] for line in out.splitlines() if line.startswith(MARK)]
     if not found:
-        return {"way": arguments[1], "error": (done.stderr or done.stdout)[-400:]}
+        return {"way": arguments[1], "error": (err or out)[-800:]}
     return json.loads(found[-1])
+
+
+def ratios(results: list[dict[str, Any]]) -> list[str]:
+    """Return one line per comparison: what was divided by what, for every checkpoint."""
+    lines = []
+    for size, bits in dict.fromkeys((result["size"], result["bits"]) for result in results):
+        found = {result["way"]: result for result in results if (result["size"], result["bits"]) == (size, bits)}
+        comparisons = [
+            ("peak memory of a rank, loading included", "divided", "one", "peak GB"),
+            ("peak memory of a rank while loading", "divided", "one", "loading peak GB"),
+            ("peak memory of a rank", "divided", "mlx-lm", "peak GB"),
+            ("decode", "divided", "mlx-lm", "decode tok/s"),
+            ("decode", "divided", "one", "decode tok/s"),
+            ("prompt", "divided", "one", "prompt tok/s"),
+            ("prompt", "divided", "mlx-lm", "prompt tok/s"),
+            ("rows", "rows divided", "rows on one", "texts/s"),
+        ]
+        for what, way, other, column in comparisons:
+            pair = [found.get(name, {}).get(column) for name in (way, other)]
+            if pair[0] and pair[1]:
+                lines.append(f"{size}, {bits} bits: {what}, {way} / {other}: {pair[0] / pair[1]:.3f}")
+    return lines
+
+
+def report(results: list[dict[str, Any]], output: Path | None) -> None:
+    """Write what was measured so far."""
+    if output is not None:
+        output.write_text(json.dumps({"results": results, "ratios": ratios(results)}, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", nargs="+", default=["8B"])
+    parser.add_argument("--sizes", nargs="*", default=["8B"])
     parser.add_argument("--bits", nargs="+", type=int, default=[16, 4])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--backend", default="nccl")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "mlx-qwen3-distributed")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: in memory, if it fits)")
+    parser.add_argument("--keep", action="store_true", help="leave checkpoints for the next run, and use those there")
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--rows-size", default="8B", help="the model that classifies --rows (default: 8B)")
+    parser.add_argument("--limit", type=float, default=200, help="seconds that one run may take")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if options.work in ("one", "divided", "mlx-lm"):
+    if options.work in WAYS:
         work(options.work, options.folder, options.prompt_tokens, options.max_tokens, options.rounds)
         return
     if options.work is not None:
-        classify(options.rows, options.sizes[0], options.work == "rows divided")
+        classify(options.rows, options.rows_size, options.work == "rows divided")
         return
     lengths = ["--prompt-tokens", str(options.prompt_tokens), "--max-tokens", str(options.max_tokens)]
     lengths += ["--rounds", str(options.rounds)]
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def measure(size: str, bits: int, arguments: list[str], count: int) -> None:
+        began = time.perf_counter()
+        found = start(arguments, count, options.backend, options.limit)
+        results.append({"size": size, "bits": bits, **found})
+        print(results[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
+        report(results, options.output)
+
     for size in options.sizes:
         for bits in options.bits:
-            folder = options.folder / f"{size}-{bits}"
-            make(size, bits, folder, options.dtype)
-            mx.clear_cache()
-            for way in ("one", "divided", "mlx-lm"):
-                count = 1 if way == "one" else options.processes
-                found = start(["--work", way, "--folder", str(folder), *lengths], count, options.backend)
-                results.append({"size": size, "bits": bits, **found})
-                print(results[-1], flush=True)
-            shutil.rmtree(folder)
+            needed = checkpoint_bytes(size, bits)
+            folder = (options.folder or default_folder(needed)) / f"{size}-{bits}"
+            began = time.perf_counter()
+            try:
+                if not (options.keep and (folder / "config.json").is_file()):
+                    make(size, bits, folder, options.dtype)
+                took = time.perf_counter() - began
+                print(f"{folder}: {needed / 1e9:.1f} GB, made in {took:.0f} s", flush=True)
+                mx.clear_cache()
+                for way in options.ways:
+                    count = 1 if way == "one" else options.processes
+                    measure(size, bits, ["--work", way, "--folder", str(folder), *lengths], count)
+            finally:
+                if not options.keep:
+                    shutil.rmtree(folder, ignore_errors=True)
     for way in ("rows on one", "rows divided") if options.rows else ():
-        count = 1 if way == "rows on one" else options.processes
-        arguments = ["--work", way, "--rows", str(options.rows), "--sizes", options.sizes[0]]
-        results.append({"size": options.sizes[0], "bits": 16, **start(arguments, count, options.backend)})
-        print(results[-1], flush=True)
+        arguments = ["--work", way, "--rows", str(options.rows), "--rows-size", options.rows_size]
+        measure(options.rows_size, 16, arguments, 1 if way == "rows on one" else options.processes)
     columns = list(dict.fromkeys(name for result in results for name in result))
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for result in results:
         cells = [result.get(name, "") for name in columns]
         print("| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
-    if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print("\n".join(ratios(results)))
 
 
 if __name__ == "__main__":
