@@ -4,8 +4,9 @@
     python benchmarks/distributed.py --sizes 32B --bits 16 --output 32B-16.json
     python benchmarks/distributed.py --sizes 32B --bits 4 --output 32B-4.json
 
-Each implementation runs in processes of its own, one after the other, on one random checkpoint: `one` process, `divided`
-(this package over the processes), `mlx-lm` (its `shard()` over the processes). Peak memory of a process includes loading.
+Each implementation runs in processes of its own, one after the other, on one random checkpoint: `one` process,
+`divided` (this package over the processes), `mlx-lm` (its `shard()` over the processes). Peak memory of a process
+includes loading.
 `--rows N` measures the classification of N texts on one process and on all. Prints a Markdown table and the ratios;
 `--output FILE` is rewritten after every run, so that a run that is cut short leaves what was measured.
 
@@ -118,7 +119,7 @@ def write_safetensors(path: Path, arrays: dict[str, tuple[str, np.ndarray[Any, A
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays.values():
-            file.write(memoryview(array).cast("B"))
+            array.tofile(file)
 
 
 def checkpoint_bytes(size: str, bits: int) -> int:
@@ -163,10 +164,9 @@ def work(way: str, folder: Path, prompt: int, tokens: int, rounds: int) -> None:
     loading_peak = mx.get_peak_memory()
     ids = mx.random.randint(0, 1000, (prompt,), key=mx.random.key(1))
     speeds = [_speed(way, model, ids, tokens) for _ in range(rounds + 1)][1:]
-    own = [loaded / 1e9, loading_peak / 1e9, mx.get_peak_memory() / 1e9]
+    own: Any = [loaded / 1e9, loading_peak / 1e9, mx.get_peak_memory() / 1e9]
     if group is not None:
-        shared = mx.distributed.all_gather(mx.array([own]), group=group)
-        own = [max(row[i] for row in shared.tolist()) for i in range(3)]
+        own = mx.distributed.all_gather(mx.array([own]), group=group).max(axis=0).tolist()
     if group is None or group.rank() == 0:
         result = {
             "way": way,
