@@ -32,7 +32,7 @@ def ours(model, prompts, budgets, at_once):
 
 
 def theirs(twin, prompts, budgets, at_once):
-    """The same by mlx-lm."""
+    """Return the same by mlx-lm."""
     module = importlib.import_module("mlx_lm.generate")
     stream = mx.default_stream(mx.default_device())
     start = time.perf_counter()
@@ -47,7 +47,7 @@ def theirs(twin, prompts, budgets, at_once):
 
 
 def alone(model, prompt, max_tokens):
-    """One sequence: tokens a second of its decode, prompt left out."""
+    """Return one sequence: tokens a second of its decode, prompt left out."""
     steps = generate_step(model, prompt, max_tokens=max_tokens)
     next(steps)
     start = time.perf_counter()

@@ -104,7 +104,7 @@ class Torch:
         self.model = model.to(self.device).eval()
 
     def give_back(self) -> None:
-        """Frees what is cached of the device's memory."""
+        """Free what is cached of the device's memory."""
         if self.device != "cpu":
             getattr(self.torch, self.device).empty_cache()
 

@@ -29,7 +29,7 @@ THEIRS = "import sys; from mlx_lm import convert; convert(sys.argv[1], sys.argv[
 
 
 def shapes(size: float) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Qwen3 model of at least `size` bytes in bf16."""
+    """Return names and shapes of a Qwen3 model of at least `size` bytes in bf16."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
     layer = 0
     total = 2 * VOCAB * HIDDEN

@@ -36,7 +36,7 @@ BOUND_FACTOR, BOUND_EXTRA = 4, 300e6
 
 
 def kind_of(name: str, layer: int, kind: str) -> str:
-    """The kind of a matrix; a Q4_K_M file has larger ones where they count most."""
+    """Return the kind of a matrix; a Q4_K_M file has larger ones where they count most."""
     if kind != "Q4_K_M":
         return kind
     sensitive = name == "token_embd" or (name.endswith(("attn_v", "ffn_down")) and layer % 2 == 0)

@@ -106,12 +106,12 @@ def sentences() -> list[str]:
 
 
 def megabytes(model, within: str = "") -> float:
-    """Megabytes of a model's weights, or of those whose name holds `within`."""
+    """Return megabytes of a model's weights, or of those whose name holds `within`."""
     return sum(array.nbytes for name, array in tree_flatten(model.parameters()) if within in name) / 1e6
 
 
 def timed(run, repeat: int) -> float:
-    """The median seconds of a run, after one to warm up."""
+    """Return the median seconds of a run, after one to warm up."""
     run()
     times = []
     for _ in range(repeat):
@@ -160,7 +160,7 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def torch_speed(args: argparse.Namespace, ids: np.ndarray) -> tuple[str, float, float] | None:
-    """The same shape in PyTorch, or None where it is not installed or has no such device."""
+    """Return the same shape in PyTorch, or None where it is not installed or has no such device."""
     try:
         import torch
         import transformers

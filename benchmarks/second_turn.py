@@ -17,7 +17,7 @@ from mlx_qwen3.bench import SIZES, this_machine
 
 
 def first_token(model, ids, cache):
-    """Seconds until the first token of ids that are not in the cache yet."""
+    """Return seconds until the first token of ids that are not in the cache yet."""
     start = time.perf_counter()
     steps = generate_step(model, ids, cache, max_tokens=2)
     next(steps)

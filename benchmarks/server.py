@@ -52,7 +52,7 @@ def write_model(folder: Path, size: str) -> None:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -96,7 +96,7 @@ async def request(served: Served, path: str, body: dict) -> tuple[asyncio.Stream
 
 
 async def stream(served: Served, prompt: str, tokens: int) -> list[float]:
-    """The seconds after which each piece of a streamed answer came, and the end."""
+    """Return the seconds after which each piece of a streamed answer came, and the end."""
     body = {"model": served.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     start = time.perf_counter()
     reader, writer = await request(served, "/v1/completions", body)
@@ -112,12 +112,12 @@ async def stream(served: Served, prompt: str, tokens: int) -> list[float]:
 
 
 def prompt_of(words: int, seed: float) -> str:
-    """A text that no server has seen before."""
+    """Return a text that no server has seen before."""
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
 async def load(served: Served, streams: int, tokens: int, seed: int) -> tuple[float, float]:
-    """Tokens per second of all streams together, and the median seconds to the first piece."""
+    """Return tokens per second of all streams together, and the median seconds to the first piece."""
     draw = random.Random(seed)
     jobs = [(draw.randint(20, 400), draw.randint(tokens // 2, tokens)) for _ in range(streams)]
     start = time.perf_counter()
@@ -127,7 +127,7 @@ async def load(served: Served, streams: int, tokens: int, seed: int) -> tuple[fl
 
 
 async def gap(served: Served, words: int, tokens: int, seed: int) -> tuple[float, float]:
-    """The largest and the median seconds between pieces of a stream while a long prompt arrives."""
+    """Return the largest and the median seconds between pieces of a stream while a long prompt arrives."""
     running = asyncio.create_task(stream(served, prompt_of(30, seed), tokens))
     await asyncio.sleep(0.5)
     await stream(served, prompt_of(words, seed + 0.5), 2)
@@ -137,7 +137,7 @@ async def gap(served: Served, words: int, tokens: int, seed: int) -> tuple[float
 
 
 async def embed(served: Served, texts: list[str]) -> float:
-    """Texts per second over HTTP, 64 in a request, four requests at a time."""
+    """Return texts per second over HTTP, 64 in a request, four requests at a time."""
     room = asyncio.Semaphore(4)
 
     async def one(some: list[str]) -> None:
@@ -184,7 +184,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, servers: list[Served]) -> None:
-    """Streams of each server in turns, after one round that is not counted."""
+    """Return the figures of each server in turn, after one round that is not counted."""
     single: dict[str, float] = {}
     for streams in args.streams:
         found: dict[str, list[tuple[float, float]]] = {served.name: [] for served in servers}

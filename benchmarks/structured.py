@@ -40,7 +40,7 @@ NAMES = ["customer_full_name", "delivery_street_address", "preferred_contact_met
 
 
 def text_schema(tokens: int) -> dict:
-    """One text that is longer than the answer, so that every token needs a mask."""
+    """Return one text that is longer than the answer, so that every token needs a mask."""
     return {"type": "array", "items": {"type": "string", "minLength": 50 * tokens}, "minItems": 1}
 
 

@@ -13,7 +13,7 @@ model = QDQBertForSequenceClassification(QDQBertConfig(20, initializer_range=0.2
 
 
 def examples(count: int) -> tuple[mx.array, mx.array]:
-    """Rows of a first token and eight others; the label says whether token 7 is among them."""
+    """Return rows of a first token and eight others; the label says whether token 7 is among them."""
     ids = mx.concatenate([mx.full((count, 1), 2), mx.random.randint(5, 17, (count, 8))], axis=1)
     return ids, (ids == 7).any(axis=1).astype(mx.int32)
 

@@ -134,7 +134,7 @@ def _move_into_place(folder: Path, update: Path, error: ErrorClass) -> None:
 
 
 def _is_inside(name: Any) -> bool:
-    """Whether a name is that of a file in a folder or in a direct subfolder of it."""
+    """Return whether a name is that of a file in a folder or in a direct subfolder of it."""
     parts = name.split("/") if isinstance(name, str) else []
     return 0 < len(parts) < 3 and all(part not in ("", ".", "..") and "\0" not in part for part in parts)
 

@@ -45,7 +45,7 @@ def load(
     adapter: str | Path | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
+    """Return the model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
 
     Args:
         path_or_id: a folder, a Hub repository such as "Qwen/Qwen3-0.6B", a GGUF file, a quantization in a repository

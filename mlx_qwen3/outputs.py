@@ -38,7 +38,7 @@ class ModelOutput(Mapping):
         return id(self)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """Return the fields that are not None, in order."""
         return tuple(self._present().values())
 
 

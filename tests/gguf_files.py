@@ -32,7 +32,7 @@ SCALES = {
 
 
 def random_rows(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Random blocks of a kind, (rows, bytes per row): any codes, scales of a size that weights have."""
+    """Return random blocks of a kind, (rows, bytes per row): any codes, scales of a size that weights have."""
     random = np.random.default_rng(seed)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = random.integers(0, 256, (rows * columns // block, size), dtype=np.uint8)
@@ -92,7 +92,7 @@ def tokenizer_fields(writer: gguf.GGUFWriter, folder: Path, rows: int, **changes
 
 
 def write_tokenizer_gguf(path: Path, folder: Path, rows: int, **changes: Any) -> Path:
-    """A GGUF file with a tokenizer and an embedding of one column."""
+    """Return a GGUF file with a tokenizer and an embedding of one column."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_context_length(4096)
     tokenizer_fields(writer, folder, rows, **changes)
@@ -111,7 +111,7 @@ def write_model_gguf(
     tokenizer: dict[str, Any] | None = None,
     arch: str = "qwen3",
 ) -> Path:
-    """A checkpoint folder as a GGUF file.
+    """Return a checkpoint folder as a GGUF file.
 
     Args:
         kind: of the matrices: a kind that the `gguf` package quantizes to.
@@ -155,13 +155,13 @@ def write_model_gguf(
 
 
 def checkpoint_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The weights of a folder by their GGUF names, float32."""
+    """Return the weights of a folder by their GGUF names, float32."""
     checkpoint = open_checkpoint(folder)
     return {gguf_name(name): np.array(checkpoint.read(name).astype(mx.float32)) for name in checkpoint.names}
 
 
 def tiny_gguf(folder: Path, kind: str = "F32", **options: Any) -> Path:
-    """A model of a few thousand weights, `folder`/tiny.gguf; its original stays in `folder`/original."""
+    """Return a model of a few thousand weights, `folder`/tiny.gguf; its original stays in `folder`/original."""
     config = options.pop("config", {})
     original = write_qwen3(folder / "original", "Qwen3ForCausalLM", **config)
     return write_model_gguf(folder / "tiny.gguf", original, kind, **options)

@@ -34,11 +34,11 @@ class Case:
         return self.arrays[key]
 
     def mlx(self, key: Any) -> Any:
-        """The same as MLX arrays."""
+        """Return the same as MLX arrays."""
         return _to_mlx(self.numpy(key))
 
     def model(self, call: dict[str, Any]) -> Any:
-        """The call's model, loaded afresh."""
+        """Return the call's model, loaded afresh."""
         options = {"dtype": call.get("dtype", "float32"), **(call.get("config_overrides") or {})}
         quant = {**(self.meta.get("quant") or {}), **(call.get("quant") or {})}
         for field, option in (("input_desc", "quant_desc_input"), ("weight_desc", "quant_desc_weight")):
@@ -70,13 +70,13 @@ def calls(prefix: str, *kinds: str) -> list[tuple[str, str]]:
 
 
 def find(case_name: str, call_id: str) -> tuple[Case, dict[str, Any]]:
-    """The case and its call."""
+    """Return the case and its call."""
     case = Case(case_name)
     return case, next(call for call in case.meta["calls"] if call["id"] == call_id)
 
 
 def assert_outputs(case: Case, node: dict[str, Any], output: Any, tolerance: dict[str, float]) -> None:
-    """Compares every recorded field, leaving padding out, and checks that absent fields are None."""
+    """Compare every recorded field, leaving padding out, and check that absent fields are None."""
     valid = case.arrays[node["valid"]] if "valid" in node else None
     for name in node.get("none", []):
         assert getattr(output, name, None) is None, f"{name} should be absent"

@@ -25,7 +25,7 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers (truncated)."""
+    """Return the upper halves of float32 numbers (truncated)."""
     return (np.asarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -34,7 +34,7 @@ def bfloat16_values(bits: np.ndarray) -> np.ndarray:
 
 
 def e4m3(code: int) -> float:
-    """The value of one e4m3 byte."""
+    """Return the value of one e4m3 byte."""
     sign = -1.0 if code & 0x80 else 1.0
     exponent, mantissa = (code >> 3) & 0xF, code & 7
     if exponent == 15 and mantissa == 7:
@@ -117,7 +117,7 @@ def gptq_tensors(
     version: str = "gptq",
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A random GPTQ layer and its decoded weight (outputs, inputs).
+    """Return a random GPTQ layer and its decoded weight (outputs, inputs).
 
     Args:
         order: `none` for no g_idx, `sequential`, or `shuffled`.
@@ -140,7 +140,7 @@ def gptq_tensors(
 def awq_tensors(
     path: str, inputs: int, outputs: int, *, group_size: int = 32, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A random AWQ layer and its decoded weight (outputs, inputs)."""
+    """Return a random AWQ layer and its decoded weight (outputs, inputs)."""
     rng = np.random.default_rng(seed)
     groups = inputs // (inputs if group_size == -1 else group_size)
     codes, zeros = rng.integers(0, 16, (inputs, outputs)), rng.integers(0, 16, (groups, outputs))
@@ -152,7 +152,7 @@ def awq_tensors(
 def fp8_tensors(
     path: str, rows: int, columns: int, *, scale_dtype: str = "float32", seed: int = 0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A random FP8 layer in 128 × 128 blocks and its decoded weight (rows, columns)."""
+    """Return a random FP8 layer in 128 × 128 blocks and its decoded weight (rows, columns)."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256, (rows, columns)).astype(np.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0x7E

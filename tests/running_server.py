@@ -72,7 +72,7 @@ class Running:
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The JSON of a stream's events; [DONE] has to end it."""
+    """Return the JSON of a stream's events; [DONE] has to end it."""
     lines = [line[6:] for line in response.text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]

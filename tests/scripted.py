@@ -22,7 +22,7 @@ CHAT_TEMPLATE = json.loads((DATA / "tokenizer_config.json").read_text(encoding="
 
 
 def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
-    """One token a byte, then Qwen3's special tokens, and its chat template."""
+    """Return one token a byte, then Qwen3's special tokens, and its chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -72,7 +72,7 @@ class ScriptedModel:
 
 
 def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
-    """A reply that gives the n-th answer in the n-th turn of a chat, and ends each with <|im_end|>."""
+    """Return a reply that gives the n-th answer in the n-th turn of a chat, and ends each with <|im_end|>."""
     opening = tokenizer.encode("<|im_start|>assistant\n")
     opened = [tokenizer.encode("<think>\n\n</think>\n\n"), tokenizer.encode("<think>\n")]
     scripts = [[*tokenizer.encode(answer), tokenizer.eos_token_id] for answer in answers]
@@ -90,5 +90,5 @@ def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
 
 
 def repeating(script: Sequence[int], prompt_length: int) -> Callable[[list[int]], int]:
-    """A reply that gives the script's ids one after the other, whatever the prompt is."""
+    """Return a reply that gives the script's ids one after the other, whatever the prompt is."""
     return lambda seen: script[(len(seen) - prompt_length) % len(script)]

@@ -56,7 +56,7 @@ _STRIKER: Striker | None = None
 
 
 def striker() -> Striker:
-    """The striker of this process: an audit hook cannot be removed, so there is one."""
+    """Return the striker of this process: an audit hook cannot be removed, so there is one."""
     global _STRIKER
     _STRIKER = _STRIKER or Striker()
     return _STRIKER

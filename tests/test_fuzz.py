@@ -52,7 +52,7 @@ class Hang(BaseException):
 
 
 def mutated(value, random):
-    """A copy of a JSON value with one to three places changed."""
+    """Return a copy of a JSON value with one to three places changed."""
     value = copy.deepcopy(value)
     for _ in range(random.randint(1, 3)):
         value = _changed(value, random)
@@ -77,7 +77,7 @@ def _changed(value, random):
 
 
 def damaged(raw, random):
-    """Bytes of which some were flipped, cut, doubled or replaced."""
+    """Return bytes of which some were flipped, cut, doubled or replaced."""
     if random.random() < 0.2 or not raw:
         return random.choice(RAW)
     data = bytearray(raw)

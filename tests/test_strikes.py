@@ -18,7 +18,7 @@ IDS = mx.array([[1, 2, 3]])
 
 
 def seen(folder):
-    """What loading a folder gives: the settings and the logits."""
+    """Return what loading a folder gives: the settings and the logits."""
     model = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder)
     return model.config.to_json_string(), np.array(model(IDS).logits).round(5).tolist()
 

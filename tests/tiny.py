@@ -20,12 +20,12 @@ SHAPE: dict[str, Any] = {
 
 
 def config(**fields: Any) -> mlx_qwen3.Qwen3Config:
-    """A tiny configuration; fields change it."""
+    """Return a tiny configuration; fields change it."""
     return mlx_qwen3.Qwen3Config(**{**SHAPE, **fields})
 
 
 def model(name: str = "Qwen3ForCausalLM", seed: int = 0, **fields: Any) -> Any:
-    """A tiny model of any Qwen3 class, in evaluation mode."""
+    """Return a tiny model of any Qwen3 class, in evaluation mode."""
     mx.random.seed(seed)
     made = getattr(mlx_qwen3, name)(config(**fields))
     made.eval()
@@ -34,5 +34,5 @@ def model(name: str = "Qwen3ForCausalLM", seed: int = 0, **fields: Any) -> Any:
 
 
 def ids(batch: int = 2, length: int = 7, seed: int = 1, vocab: int = 61) -> mx.array:
-    """Random token ids (B, L)."""
+    """Return random token ids (B, L)."""
     return mx.random.randint(1, vocab, (batch, length), key=mx.random.key(seed))

@@ -19,7 +19,7 @@ SHAPE: dict[str, Any] = {
 
 
 def model(name: str = "QDQBertModel", seed: int = 0, **fields: Any) -> Any:
-    """A tiny model of any QDQBert class, in evaluation mode."""
+    """Return a tiny model of any QDQBert class, in evaluation mode."""
     mx.random.seed(seed)
     made = getattr(mlx_qwen3, name)(mlx_qwen3.QDQBertConfig(**{**SHAPE, **fields}))
     made.eval()
@@ -28,12 +28,12 @@ def model(name: str = "QDQBertModel", seed: int = 0, **fields: Any) -> Any:
 
 
 def ids(batch: int = 3, length: int = 7, seed: int = 1) -> mx.array:
-    """Random token ids (B, L)."""
+    """Return random token ids (B, L)."""
     return mx.random.randint(1, SHAPE["vocab_size"], (batch, length), key=mx.random.key(seed))
 
 
 def calibrated(name: str = "QDQBertModel", seed: int = 0, **fields: Any) -> Any:
-    """The same with the ranges of three batches."""
+    """Return the same with the ranges of three batches."""
     made = model(name, seed, **fields)
     mlx_qwen3.calibrate(made, [{"input_ids": ids(seed=s)} for s in range(3)])
     return made

@@ -128,7 +128,7 @@ class LoRAEmbedding(AdaptedLayer):
             self.lora_magnitude_vector = mx.linalg.norm(weight, axis=self._axis)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Ids (...) → rows (..., width)."""
+        """Return ids (...) → rows (..., width)."""
         y = self.base_layer(x)
         change = self.scale * (self.lora_embedding_A.T[x] @ self.lora_embedding_B.T)
         changed = y + change.astype(y.dtype)
@@ -141,7 +141,7 @@ class LoRAEmbedding(AdaptedLayer):
         return changed * (self.lora_magnitude_vector[x][..., None] / norm).astype(y.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """Hidden states (..., width) → logits (..., vocabulary) of a tied output head."""
+        """Return hidden states (..., width) → logits (..., vocabulary) of a tied output head."""
         if not self.head_follows:
             return self.base_layer.as_linear(x)
         if self._axis is not None:
@@ -197,7 +197,7 @@ class RetrainedRows(AdaptedLayer):
         self._replaced = mx.zeros(size, dtype=mx.bool_).at[self._tokens].add(True)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Ids → rows for an embedding; hidden states → logits for an output head."""
+        """Return ids → rows for an embedding; hidden states → logits for an output head."""
         if isinstance(self.base_layer, nn.Linear | nn.QuantizedLinear):
             return self._logits(self.base_layer(x), x)
         rows = self.token_adapter.trainable_tokens_delta[self._positions[x]]
@@ -205,7 +205,7 @@ class RetrainedRows(AdaptedLayer):
         return mx.where(self._replaced[x][..., None], rows.astype(y.dtype), y)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """Hidden states (..., width) → logits (..., vocabulary) of a tied output head, which follows."""
+        """Return hidden states (..., width) → logits (..., vocabulary) of a tied output head, which follows."""
         return self._logits(self.base_layer.as_linear(x), x)
 
     def _logits(self, logits: mx.array, x: mx.array) -> mx.array:

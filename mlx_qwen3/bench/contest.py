@@ -28,7 +28,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def median(self, name: str, figure: str) -> float:
-        """The median of a figure over the rounds."""
+        """Return the median of a figure over the rounds."""
         return statistics.median(getattr(one, figure) for one in self.rounds[name])
 
     def ratio(self, figure: str) -> float | None:
@@ -72,7 +72,7 @@ def compare(
     rounds: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Runs everyone in turns and gives back the figures; the first round warms up and does not count.
+    """Run everyone in turns and give back the figures; the first round warms up and does not count.
 
     Args:
         prompt_tokens: length of the random prompt. max_tokens: tokens to generate. rounds: rounds that count.
@@ -115,7 +115,9 @@ def compare(
 
 
 def bytes_per_token(model: Any, cached: int) -> float:
-    """Bytes that decoding one token must read: every weight that takes part, and keys and values of `cached` tokens."""
+    """Return bytes that decoding one token must read: every weight that takes part, and keys and values of `cached`
+    tokens.
+    """
     config = model.config
     weights = _bytes(model)
     if not config.tie_word_embeddings:

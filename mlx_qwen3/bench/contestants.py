@@ -24,7 +24,7 @@ def contests(
     dtype: str | None = None,
     beside_mlx_lm: bool = True,
 ) -> Iterator[Contest]:
-    """A contest for each number of bits of a random size, or the one for a checkpoint.
+    """Yield a contest for each number of bits of a random size, or the one for a checkpoint.
 
     Without `dtype` each package computes in its own default: mlx-lm in the checkpoint's (bfloat16 for random
     weights), this package in that too on a GPU and in float32 on a CPU.

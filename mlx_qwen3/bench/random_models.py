@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group_size: int = 64) -> Qwen3ForCausalLM:
-    """A causal model of that size with random weights, in evaluation mode.
+    """Return a causal model of that size with random weights, in evaluation mode.
 
     Args:
         size: a key of `SIZES`.
@@ -91,7 +91,7 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
 
 
 def with_dtype(model: Qwen3ForCausalLM, dtype: mx.Dtype) -> None:
-    """Casts weights and scales in place; codes of packed weights stay."""
+    """Cast weights and scales in place; codes of packed weights stay."""
     model.set_dtype(dtype)
     for module in model.modules():
         if getattr(module, "output_dtype", None) is not None:

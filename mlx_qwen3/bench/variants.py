@@ -100,7 +100,7 @@ def _told(row: VariantRow) -> str:
 
 
 def _drafts(model: Any, prompt: list[int], rounds: int) -> list[VariantRow]:
-    """Tokens per second of verifying passes, where every proposed token is right."""
+    """Return tokens per second of verifying passes, where every proposed token is right."""
     path, cache = model.for_inference(), model.make_cache()
     mx.eval(path.step_logits(mx.array([prompt]), cache))
     seconds: dict[int, list[float]] = {count: [] for count in DRAFTS}

@@ -11,5 +11,5 @@ BUNDLED_NOTE = (
 
 
 def bundled_model_path() -> Path:
-    """The folder of the bundled checkpoint, in the MLX format."""
+    """Return the folder of the bundled checkpoint, in the MLX format."""
     return Path(__file__).parent / BUNDLED_NAME

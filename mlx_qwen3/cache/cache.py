@@ -32,12 +32,12 @@ class Cache:
 
     @classmethod
     def for_layer_types(cls, layer_types: Sequence[str], window: int | None) -> Self:
-        """An empty cache: sliding layers keep a window, the others everything."""
+        """Return an empty cache: sliding layers keep a window, the others everything."""
         return cls(make_cache(layer_types, window).layers)
 
     @classmethod
     def from_legacy(cls, past: Any, layer_types: Sequence[str], window: int | None) -> Self:
-        """A cache from the older format: a (keys, values) pair a layer, (B, K, n, D) each.
+        """Return a cache from the older format: a (keys, values) pair a layer, (B, K, n, D) each.
 
         A sliding layer's pair holds only the tokens that it kept; a full layer's length says how many there were.
 
@@ -77,7 +77,7 @@ class Cache:
         return cache
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens the layer has seen, kept or not."""
+        """Return how many tokens the layer has seen, kept or not."""
         return self.layers[layer_idx].offset
 
     @property
@@ -110,14 +110,16 @@ class Cache:
         return max(layer.earliest for layer in self.layers)
 
     def reach(self, offset: int) -> int:
-        """The largest offset, not above the given one, that `trim` and `rewind` can go back to; 0 is always one."""
+        """Return the largest offset, not above the given one, that `trim` and `rewind` can go back to; 0 is always
+        one.
+        """
         offset = min(offset, self.offset)
         if offset >= self.earliest:
             return max(offset, 0)
         return max((saved for saved in self._snapshots if saved <= offset), default=0)
 
     def trim(self, count: int) -> None:
-        """Forgets the newest `count` tokens in every layer, or raises `CacheError` and changes nothing."""
+        """Drop the newest `count` tokens in every layer, or raise `CacheError` and change nothing."""
         target = self.offset - count
         if count < 0 or target < 0 or self.reach(target) != target:
             raise CacheError(
@@ -136,13 +138,13 @@ class Cache:
         self._snapshots = {at: saved for at, saved in self._snapshots.items() if at <= target}
 
     def rewind(self, offset: int) -> int:
-        """Goes back to `reach(offset)` and returns it: from there on tokens have to be computed again."""
+        """Go back to `reach(offset)` and return it: from there on tokens have to be computed again."""
         target = self.reach(offset)
         self.trim(self.offset - target)
         return target
 
     def snapshot(self, limit: int = SNAPSHOTS) -> None:
-        """Remembers this offset as one to go back to, for layers that cannot from anywhere. The newest `limit` stay.
+        """Record this offset as one to go back to, for layers that cannot from anywhere. The newest `limit` stay.
 
         Full layers cost nothing; a sliding layer costs one copy of its buffer, made when it is next written.
         """
@@ -153,7 +155,9 @@ class Cache:
                 del self._snapshots[at]
 
     def copy(self) -> Self:
-        """An independent cache with the same content and snapshots; arrays are shared until one of them is written."""
+        """Return an independent cache with the same content and snapshots; arrays are shared until one of them is
+        written.
+        """
         twin = type(self)([layer.copy() for layer in self.layers])
         twin._snapshots = dict(self._snapshots)
         return twin
@@ -161,7 +165,7 @@ class Cache:
     # rows
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keeps these rows of the batch, in this order; a row may be named twice. Snapshots are let go.
+        """Keep these rows of the batch, in this order; a row may be named twice. Snapshots are let go.
 
         To drop a finished row without copying the others, put the last row in its place: [0, 1, 4, 3] of five.
 
@@ -177,7 +181,7 @@ class Cache:
             layer.select_rows(list(rows))
 
     def repeat(self, count: int) -> None:
-        """Makes `count` rows of every row, for several continuations of one prefix. Snapshots are let go.
+        """Make `count` rows of every row, for several continuations of one prefix. Snapshots are let go.
 
         A single row is shared until the first write.
         """
@@ -223,7 +227,7 @@ class Cache:
     # the Hugging Face spellings
 
     def to_legacy_cache(self) -> tuple[tuple[mx.array | None, mx.array | None], ...]:
-        """A (keys, values) pair a layer, unpacked."""
+        """Return a (keys, values) pair a layer, unpacked."""
         return tuple(layer.state for layer in self.layers)
 
     def __iter__(self) -> Iterator[tuple[mx.array | None, mx.array | None]]:
@@ -248,7 +252,7 @@ def make_cache(
     slack: int = 0,
     step: int = STEP,
 ) -> Cache:
-    """An empty cache.
+    """Return an empty cache.
 
     Args:
         layer_types: `config.layer_types`.

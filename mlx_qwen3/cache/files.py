@@ -63,7 +63,7 @@ def save_cache(
     identity: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a cache, without its snapshots; an older file of that name is replaced at the end, in one step.
+    """Write a cache, without its snapshots; an older file of that name is replaced at the end, in one step.
 
     Args:
         config: the model's configuration; `load_cache` compares it.
@@ -105,7 +105,7 @@ def save_cache(
 def load_cache(
     path: str | Path, config: Any, *, identity: Mapping[str, str] | None = None
 ) -> tuple[Cache, CacheFileInfo]:
-    """A saved cache and what it says about itself.
+    """Return a saved cache and what it says about itself.
 
     Args:
         config: the configuration of the model that will use it.
@@ -224,7 +224,7 @@ def _layer(record: dict[str, Any], checkpoint: Checkpoint, index: int, config: A
 
 
 def _sizes(values: Any) -> list[int]:
-    """The values, if they are sizes that a cache can have."""
+    """Return the values, if they are sizes that a cache can have."""
     if not all(isinstance(value, int) and 0 <= value < 1 << 31 for value in values):
         raise ValueError("not a size")
     return list(values)

@@ -38,7 +38,7 @@ def step_for(config: Any) -> int:
 
 
 def roomy(tokens: int, step: int) -> int:
-    """The slots of a growing store that is rebuilt for `tokens`: room for a sixteenth more, in whole steps.
+    """Return the slots of a growing store that is rebuilt for `tokens`: room for a sixteenth more, in whole steps.
 
     Copies then add up to at most some sixteen per token, and unused room to a sixteenth and a step.
     """
@@ -70,7 +70,7 @@ class LayerCache(ABC):
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Drop everything."""
         self.offset = 0
         pack_now = self.form is not None and self.packed_from <= 0
         self.slots: Slots = PackedSlots(self.form) if pack_now and self.form else PlainSlots()
@@ -83,28 +83,28 @@ class LayerCache(ABC):
 
     @abstractmethod
     def capacity_at(self, tokens: int) -> int:
-        """The most slots that the store holds between calls once it has seen `tokens`."""
+        """Return the most slots that the store holds between calls once it has seen `tokens`."""
 
     @abstractmethod
     def slot_ranges(self, new: int) -> SlotRanges:
-        """The slots of the keys that `update` will return when given `new` tokens."""
+        """Return the slots of the keys that `update` will return when given `new` tokens."""
 
     @abstractmethod
     def update(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        """Stores (B, K, L, D) and returns the keys and values that these L tokens may look at.
+        """Store (B, K, L, D) and return the keys and values that these L tokens may look at.
 
         Returns:
             (B, K, S, D) each, or packed triples. A quantized store returns what it stored, these L tokens included.
         """
 
     def attend(self, queries: mx.array, keys: Any, values: Any, scale: float, mask: Mask) -> mx.array:
-        """Attention (B, H, L, D) over what `update` returned."""
+        """Return attention (B, H, L, D) over what `update` returned."""
         if isinstance(self.slots, PackedSlots):
             return self.slots.form.attend(queries, keys, values, scale, mask)
         return attend(queries, keys, values, scale, mask)
 
     def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
-        """What `update` returned, as plain arrays (B, K, S, D)."""
+        """Return what `update` returned, as plain arrays (B, K, S, D)."""
         return self.slots.unpacked(keys, values)
 
     @property
@@ -125,7 +125,7 @@ class LayerCache(ABC):
         """The smallest offset above 0 that `trim` can go back to."""
 
     def trim(self, count: int) -> None:
-        """Forgets the newest `count` tokens. Raises `CacheError` when they cannot be taken back."""
+        """Drop the newest `count` tokens. Raises `CacheError` when they cannot be taken back."""
         if 0 <= count <= self.offset and self.offset - count >= self.earliest:
             self.offset -= count
         elif count == self.offset:
@@ -138,10 +138,10 @@ class LayerCache(ABC):
 
     @abstractmethod
     def copy(self) -> Self:
-        """An independent store with the same content; arrays are shared until one of the two is written."""
+        """Return an independent store with the same content; arrays are shared until one of the two is written."""
 
     def snapshot(self) -> "LayerCache | None":
-        """A copy to come back to at this offset; None where `trim` will do."""
+        """Return a copy to come back to at this offset; None where `trim` will do."""
         return self.copy()
 
     @property
@@ -150,11 +150,11 @@ class LayerCache(ABC):
         return self.slots.nbytes
 
     def select_rows(self, rows: list[int]) -> None:
-        """Keeps these rows of the batch, in this order."""
+        """Keep these rows of the batch, in this order."""
         self.slots = self.slots.select_rows(rows)
 
     def repeat(self, count: int) -> None:
-        """Makes `count` rows of every row."""
+        """Make `count` rows of every row."""
         self.slots = self.slots.repeat(count)
 
     # what a file needs
@@ -166,7 +166,7 @@ class LayerCache(ABC):
         return {"form": form, "packed_from": self.packed_from, "step": self.step}
 
     def adopt(self, arrays: list[mx.array], packed: bool, offset: int) -> None:
-        """Takes over the written slots of a store with the same settings."""
+        """Take over the written slots of a store with the same settings."""
         self.slots = PackedSlots(self.form, arrays) if packed and self.form else PlainSlots(arrays)
         self.offset = offset
         self._limit = self._writable(self.slots.capacity)
@@ -176,7 +176,9 @@ class LayerCache(ABC):
             self.slots = self.slots.packed(self.form)
 
     def _writable(self, stop: int) -> int:
-        """The limit of plain writing for a store of `stop` slots: where packing falls due, if that comes first."""
+        """Return the limit of plain writing for a store of `stop` slots: where packing falls due, if that comes
+        first.
+        """
         pending = self.form is not None and isinstance(self.slots, PlainSlots)
         return min(stop, self.packed_from) if pending else stop
 

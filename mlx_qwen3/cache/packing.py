@@ -25,7 +25,7 @@ at 4 rows, and its kernel for more rows does not split the slots."""
 
 
 def multiplies_packed_views() -> bool:
-    """Whether `mx.quantized_matmul` takes part of a store.
+    """Return whether `mx.quantized_matmul` takes part of a store.
 
     MLX's CUDA kernels ask for contiguous arrays (`mlx/backend/cuda/quantized/qmm`), which a view of some slots is not.
     """
@@ -54,7 +54,7 @@ class KVFormat:
             raise InputError(f"kv_group_size is {self.group_size!r}, expected 32, 64 or 128")
 
     def check_head_dim(self, head_dim: int) -> None:
-        """Raises `InputError` unless heads of this size can be packed."""
+        """Raise `InputError` unless heads of this size can be packed."""
         if head_dim % self.group_size:
             fits = [size for size in (128, 64, 32) if head_dim % size == 0]
             advice = f"choose kv_group_size {fits[0]}" if fits else "leave kv_bits out"
@@ -67,11 +67,11 @@ class KVFormat:
         return bits, scales, biases
 
     def unpack(self, packed: Packed) -> mx.array:
-        """The stored values (B, K, S, D), in the type of the scales."""
+        """Return the stored values (B, K, S, D), in the type of the scales."""
         return mx.dequantize(*packed, group_size=self.group_size, bits=self.bits)
 
     def vector_bytes(self, head_dim: int, itemsize: int) -> int:
-        """Bytes of one packed vector whose scales take `itemsize` bytes."""
+        """Return bytes of one packed vector whose scales take `itemsize` bytes."""
         return head_dim * self.bits // 8 + 2 * itemsize * (head_dim // self.group_size)
 
     def attend(self, queries: mx.array, keys: Packed, values: Packed, scale: float, mask: Mask) -> mx.array:

@@ -37,7 +37,7 @@ class PrefixCache:
         return sum(cache.nbytes for _, cache in self._entries.values())
 
     def insert(self, ids: Sequence[int], cache: Cache) -> bool:
-        """Keeps a copy of `cache`, which holds exactly `ids`; whether it fits the bound.
+        """Keep a copy of `cache`, which holds exactly `ids`; whether it fits the bound.
 
         With sliding layers, take a `snapshot()` at the places that other prompts may share, such as the end of the
         system prompt: only there, and where the window has not moved on, can an entry be cut.
@@ -66,7 +66,8 @@ class PrefixCache:
         return True
 
     def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
-        """A cache that holds the first n of `ids`, for n as large as the entries allow, and n; (None, 0) without one.
+        """Return a cache that holds the first n of `ids`, for n as large as the entries allow, and n; (None, 0)
+        without one.
 
         The cache is the caller's: an independent copy. To have a token left to compute, ask with `ids[:-1]`.
         """
@@ -84,7 +85,7 @@ class PrefixCache:
         return found, length
 
     def clear(self) -> None:
-        """Lets go of every entry."""
+        """Let go of every entry."""
         self._entries.clear()
 
 
@@ -96,7 +97,7 @@ def _as_ids(ids: Sequence[int]) -> np.ndarray:
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many ids two prompts share from the start."""
+    """Return how many ids two prompts share from the start."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size

@@ -20,7 +20,8 @@ def cache_bytes(
     max_kv_size: int | None = None,
     slack: int = 0,
 ) -> int:
-    """The most bytes that the cache of a model holds between calls once it has seen `tokens`, room to grow included.
+    """Return the most bytes that the cache of a model holds between calls once it has seen `tokens`, room to grow
+    included.
 
     While a store is rebuilt, the old one of that layer is there as well; a call on L tokens needs L more slots a
     sliding layer.

@@ -56,11 +56,11 @@ class SlidingLayer(LayerCache):
         return min(roomy(tokens, self.step), self.sinks + self._kept + 2 * self.step)
 
     def _visible_from(self) -> int:
-        """The first slot after the sinks that the next token may look at."""
+        """Return the first slot after the sinks that the next token may look at."""
         return max(self.sinks + self._gap, self.offset - self._window + 1)
 
     def _gap_for(self, stop: int) -> int:
-        """The gap after `update` has made place for tokens up to `stop`."""
+        """Return the gap after `update` has made place for tokens up to `stop`."""
         if stop - self._gap <= self.slots.capacity:
             return self._gap
         return max(self._gap, self.offset - self._kept - self.sinks)

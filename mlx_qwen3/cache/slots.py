@@ -35,22 +35,22 @@ class Slots(ABC):
 
     @abstractmethod
     def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[Any, Any]:
-        """Writes slots start … stop−1 and gives back slots first … stop−1, as `view` does."""
+        """Write slots start … stop−1 and give back slots first … stop−1, as `view` does."""
 
     @abstractmethod
     def view(self, first: int, stop: int) -> tuple[Any, Any]:
-        """The stored form of slots first … stop−1: arrays (B, K, S, D), or packed triples."""
+        """Return the stored form of slots first … stop−1: arrays (B, K, S, D), or packed triples."""
 
     @abstractmethod
     def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
-        """What `view` gave, as plain arrays (B, K, S, D)."""
+        """Return what `view` gave, as plain arrays (B, K, S, D)."""
 
     @abstractmethod
     def _like(self, arrays: Sequence[mx.array]) -> Self:
-        """A store of the same form with other arrays."""
+        """Return a store of the same form with other arrays."""
 
     def rebuilt(self, pieces: Sequence[tuple[int, int]], new: Sequence[mx.array], room: int) -> Self:
-        """A new store: ranges of these slots, then new encoded slots, then `room` unwritten ones."""
+        """Return a new store: ranges of these slots, then new encoded slots, then `room` unwritten ones."""
         joined = []
         for i, fresh in enumerate(new):
             parts = [self.arrays[i][:, :, a:b] for a, b in pieces if b > a]
@@ -63,16 +63,16 @@ class Slots(ABC):
         return self._like(joined)
 
     def cut(self, pieces: Sequence[tuple[int, int]]) -> Self:
-        """A new store with ranges of these slots and no room."""
+        """Return a new store with ranges of these slots and no room."""
         pieces = [(a, b) for a, b in pieces if b > a] or [(0, 0)]
         return self._like([mx.concatenate([x[:, :, a:b] for a, b in pieces], axis=2) for x in self.arrays])
 
     def copy(self) -> Self:
-        """A store that shares these arrays until one of the two is written."""
+        """Return a store that shares these arrays until one of the two is written."""
         return self._like([array[:] for array in self.arrays])
 
     def select_rows(self, rows: Sequence[int]) -> Self:
-        """A store with these rows. Rows that stay in their place are not copied when most of them do."""
+        """Return a store with these rows. Rows that stay in their place are not copied when most of them do."""
         if not self.arrays:
             return self.copy()
         moved = [(to, source) for to, source in enumerate(rows) if to != source]
@@ -88,7 +88,7 @@ class Slots(ABC):
         return self._like(kept)
 
     def repeat(self, count: int) -> Self:
-        """A store with every row `count` times; one row is shared until the first write."""
+        """Return a store with every row `count` times; one row is shared until the first write."""
         if self.arrays and self.arrays[0].shape[0] == 1:
             return self._like([mx.broadcast_to(array, (count, *array.shape[1:])) for array in self.arrays])
         return self._like([mx.repeat(array, count, axis=0) for array in self.arrays])
@@ -114,7 +114,7 @@ class PlainSlots(Slots):
         return keys, values
 
     def packed(self, form: KVFormat) -> "PackedSlots":
-        """The same slots, packed."""
+        """Return the same slots, packed."""
         packed = PackedSlots(form)
         return PackedSlots(form, packed.encode(*self.arrays)) if self.arrays else packed
 

@@ -34,7 +34,7 @@ def thinking_support(tokenizer: Any) -> ThinkingSupport:
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Whether a prompt ends inside a thought."""
+    """Return whether a prompt ends inside a thought."""
     return prompt.rfind(OPEN) > prompt.rfind(CLOSE)
 
 
@@ -73,14 +73,14 @@ PLAIN = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 
 
 def mode_sampling(thinks: bool, support: ThinkingSupport, config: GenerationConfig) -> Sampling:
-    """The sampling of a mode. A generation_config describes one mode: thinking, where both are there."""
+    """Return the sampling of a mode. A generation_config describes one mode: thinking, where both are there."""
     own = Sampling.of(config)
     default = THINKING if thinks else PLAIN
     return own.over(default) if thinks or support is not ThinkingSupport.OPTIONAL else default
 
 
 def resolve_thinking(asked: bool | None, support: ThinkingSupport) -> bool:
-    """Whether to think, given the wish and what the checkpoint can do.
+    """Return whether to think, given the wish and what the checkpoint can do.
 
     Raises:
         InputError: the wish is what this checkpoint cannot do.

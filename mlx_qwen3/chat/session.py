@@ -142,7 +142,7 @@ class ChatSession:
         choices: Sequence[str] | None = None,
         grammar: str | None = None,
     ) -> Generator[ChatPart, None, None]:
-        """The answer to a message, part by part. Closing the generator ends the answer; what was said stays.
+        """Return the answer to a message, part by part. Closing the generator ends the answer; what was said stays.
 
         A turn that ends before its first token leaves the conversation as it was.
 
@@ -163,7 +163,7 @@ class ChatSession:
         return self._answer([*self.messages, {"role": "user", "content": text}], progress, rules)
 
     def retry(self, progress: Any = None) -> Generator[ChatPart, None, None]:
-        """Another answer to the last message."""
+        """Return another answer to the last message."""
         messages = list(self.messages)
         while messages and messages[-1]["role"] != "user":
             messages.pop()
@@ -172,7 +172,7 @@ class ChatSession:
         return self._answer(messages, progress, self._rules)
 
     def undo(self) -> str | None:
-        """Takes the last message and its answer back; the message, or None where there was none."""
+        """Take the last message and its answer back; the message, or None where there was none."""
         while self.messages:
             message = self.messages.pop()
             if message["role"] == "user":
@@ -180,12 +180,12 @@ class ChatSession:
         return None
 
     def clear(self) -> None:
-        """Forgets the conversation; the system prompt stays."""
+        """Drop the conversation; the system prompt stays."""
         self.messages.clear()
         self.stats = None
 
     def set_thinking(self, thinking: bool) -> None:
-        """Switches thinking for the turns to come. Raises `InputError` where the checkpoint cannot."""
+        """Switch thinking for the turns to come. Raises `InputError` where the checkpoint cannot."""
         self.thinking = resolve_thinking(thinking, self.support)
 
     def save(self, path: str | Path) -> None:
@@ -226,7 +226,7 @@ class ChatSession:
         return model if isinstance(model, str) else None
 
     def save_cache(self, path: str | Path) -> None:
-        """Writes what the cache holds, so that another process need not compute it again.
+        """Write what the cache holds, so that another process need not compute it again.
 
         Raises:
             InputError: nothing is cached yet. CacheError: the file cannot be written.
@@ -237,7 +237,7 @@ class ChatSession:
         save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
 
     def load_cache(self, path: str | Path) -> int:
-        """Takes over a saved cache; the number of tokens in it. A turn reuses of it what its prompt begins with.
+        """Take over a saved cache; the number of tokens in it. A turn reuses of it what its prompt begins with.
 
         Raises:
             CacheError: no such file, or one that another model or other weights have made.
@@ -254,7 +254,7 @@ class ChatSession:
         return cache.offset
 
     def sampling_for(self, thinks: bool) -> Sampling:
-        """How tokens are drawn in a mode."""
+        """Return how tokens are drawn in a mode."""
         own = getattr(self.model, "generation_config", None) or GenerationConfig()
         user = self._options.get("generation_config")
         greedy = self._options.get("do_sample", None if user is None else user.do_sample) is False
@@ -274,7 +274,7 @@ class ChatSession:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _thinks(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether this turn thinks: the mode, or the last /think or /no_think that a message holds."""
+        """Return whether this turn thinks: the mode, or the last /think or /no_think that a message holds."""
         if self.support is ThinkingSupport.OPTIONAL and self.thinking:
             for message in reversed(messages):
                 found = _SWITCH.findall(message["content"]) if message["role"] == "user" else []
@@ -314,7 +314,7 @@ class ChatSession:
             messages, progress = list(self.messages), None
 
     def _stream_options(self, thinks: bool) -> dict[str, Any]:
-        """The options of the next stream; with a seed each stream has draws of its own."""
+        """Return the options of the next stream; with a seed each stream has draws of its own."""
         options = {**self._options, **self.sampling_for(thinks).keywords()}
         options.pop("do_sample", None)
         if self._seed is not None:
@@ -323,7 +323,7 @@ class ChatSession:
         return options
 
     def _token_budget(self, prompt: int) -> int | None:
-        """Tokens of one answer: `max_tokens`, else what the options say, else what the context holds."""
+        """Return tokens of one answer: `max_tokens`, else what the options say, else what the context holds."""
         if self.max_tokens is not None:
             return self.max_tokens
         resolved = resolve_options(self.model, self._options, streaming=True)
@@ -331,7 +331,7 @@ class ChatSession:
         return token_budget(resolved, NOT_GIVEN, prompt) if limits else None
 
     def _keep_common(self, ids: list[int], messages: Sequence[Mapping[str, Any]], progress: Any) -> int:
-        """Brings the cache to a beginning of `ids`, not all of them, and returns its length."""
+        """Bring the cache to a beginning of `ids`, not all of them, and return its length."""
         if self.cache is None:
             self.cache = new_cache(self.model.config, **self._cache_options)
         if len(self.cached_ids) != self.cache.offset:
@@ -366,6 +366,6 @@ def fingerprint(model: Any) -> str:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two sequences have in common from the start."""
+    """Return how many ids two sequences have in common from the start."""
     size = min(len(a), len(b))
     return next((i for i in range(size) if a[i] != b[i]), size)

@@ -34,7 +34,7 @@ class ThinkingParser:
         return self.kind == "reasoning"
 
     def feed(self, text: str) -> list[Piece]:
-        """The next piece of the stream → what can be shown now."""
+        """Return the next piece of the stream → what can be shown now."""
         self._held += text
         pieces: list[Piece] = []
         if self.kind is None:
@@ -54,7 +54,7 @@ class ThinkingParser:
         return self._out(pieces, len(self._held))
 
     def flush(self) -> list[Piece]:
-        """The stream has ended: what was held back."""
+        """Return the text held back at the end of the stream."""
         if self.kind is None:
             self.kind = "answer"
         return self._out([], len(self._held))
@@ -71,7 +71,7 @@ class ThinkingParser:
 
 
 def _tail(text: str) -> int:
-    """How much of the end may yet turn out to be newlines and the closing tag."""
+    """Return how much of the end may yet turn out to be newlines and the closing tag."""
     size = next((n for n in range(min(len(text), len(CLOSE) - 1), 0, -1) if text.endswith(CLOSE[:n])), 0)
     body = text[: len(text) - size]
     return size + len(body) - len(body.rstrip("\n"))

@@ -100,7 +100,7 @@ class Turn:
             progress = None
 
     def _take(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
-        """Passes a stream on; whether it was left because the thought has used up its budget."""
+        """Pass a stream on; whether it was left because the thought has used up its budget."""
         budget = self.session.thinking_budget
         try:
             for response in responses:
@@ -152,7 +152,7 @@ class Turn:
         return ChatPart("tool_call", shown, response, found.name, found.arguments)
 
     def finish(self) -> None:
-        """Puts what was said into the conversation."""
+        """Put what was said into the conversation."""
         session = self.session
         if session.cache is not None:
             session.cached_ids = self.known[: session.cache.offset]

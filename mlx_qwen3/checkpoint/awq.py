@@ -40,7 +40,7 @@ class AwqWeight(PackedWords):
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "AwqWeight":
-        """The weight at `path`, checked.
+        """Return the weight at `path`, checked.
 
         Raises:
             QuantizationError: another layout than GEMM, or other than 4 bits.
@@ -82,7 +82,7 @@ class AwqWeight(PackedWords):
         return f"MLX has no groups of {self.group_size}" if self.affine_format is None else None
 
     def _codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Codes (rows, columns) uint32, scales (rows, groups) as stored, zeros (rows, groups) float32."""
+        """Return codes (rows, columns) uint32, scales (rows, groups) as stored, zeros (rows, groups) float32."""
         first, last = start // 8, -(-stop // 8)
         inside = slice(start - 8 * first, stop - 8 * first)
         codes = _unpack_interleaved(self._tensor("qweight")[:, first:last])
@@ -95,7 +95,7 @@ class AwqWeight(PackedWords):
         return codes[:, inside].T, scales, zeros
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        """Return rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
         codes, scales, zeros = self._codes(start, stop)
         group = mx.arange(self.shape[1], dtype=mx.int32) // self.group_size
         scales = mx.take(scales.astype(mx.float32), group, axis=1)

@@ -44,7 +44,7 @@ class DecodedCheckpoint(Checkpoint):
         return self._weights.get(name)
 
     def read(self, name: str) -> mx.array:
-        """One tensor; a packed one is decoded in float32 a block of rows at a time and kept in `dtype`."""
+        """Return one tensor; a packed one is decoded in float32 a block of rows at a time and kept in `dtype`."""
         weight = self._weights.get(name)
         if weight is None:
             return self._packed.read(name)
@@ -64,7 +64,7 @@ class DecodedCheckpoint(Checkpoint):
         return weight.decode_rows(start, stop) if weight else self._packed.read_rows(name, start, stop)
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """The named tensors (default: all)."""
+        """Return the named tensors (default: all)."""
         return {name: self.read(name) for name in (self.names if names is None else names)}
 
 

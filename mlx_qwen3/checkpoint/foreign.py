@@ -44,7 +44,7 @@ class ForeignWeight(Protocol):
         ...
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Rows (stop - start, columns) in float32, bit for bit what the format defines."""
+        """Return rows (stop - start, columns) in float32, bit for bit what the format defines."""
         ...
 
     def release(self) -> None:
@@ -52,7 +52,7 @@ class ForeignWeight(Protocol):
         ...
 
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Rows as integer codes for MLX's affine format: `w = scales * (code - zeros)`.
+        """Return rows as integer codes for MLX's affine format: `w = scales * (code - zeros)`.
 
         Returns:
             packed codes (rows, words) uint32 in MLX's layout, scales (rows, groups) in the dtype they are
@@ -62,9 +62,7 @@ class ForeignWeight(Protocol):
 
 
 def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The quantization entry of a foreign checkpoint, or None: from config.json or the tools' own side
-    files.
-    """
+    """Return the quantization entry of a foreign checkpoint, or None: from config.json or the tools' own side files."""
     settings = config.get("quantization_config")
     if isinstance(settings, Mapping) and str(settings.get("quant_method", "mlx")).lower() != "mlx":
         return dict(settings)
@@ -108,7 +106,7 @@ def mlx_quantization(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, ForeignWeight]:
-    """The packed layers of a foreign checkpoint by path.
+    """Return the packed layers of a foreign checkpoint by path.
 
     Args:
         checkpoint: its tensors.

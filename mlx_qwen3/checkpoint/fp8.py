@@ -31,7 +31,7 @@ class Fp8Weight:
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "Fp8Weight":
-        """The weight at `path`, checked.
+        """Return the weight at `path`, checked.
 
         Raises:
             QuantizationError: another 8-bit format than e4m3 in blocks.
@@ -61,7 +61,7 @@ class Fp8Weight:
         return cls(checkpoint, path, (block[0], block[1]))
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        """Return rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
         height, width = self.block
         codes = self._checkpoint.read_rows(self.names[0], start, stop)
         first, last = start // height, -(-stop // height)

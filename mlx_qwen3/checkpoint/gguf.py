@@ -60,7 +60,7 @@ class GgufTensor:
         return self.shape[-1] // self.kind.block * self.kind.block_bytes
 
     def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Bytes (rows, bytes per row) of rows `start` to `stop`; a vector is one row.
+        """Return bytes (rows, bytes per row) of rows `start` to `stop`; a vector is one row.
 
         Raises:
             CheckpointError: the file cannot be read, or became shorter.
@@ -111,33 +111,33 @@ class GgufFile:
         return value
 
     def integer(self, key: str, default: Any = ...) -> Any:
-        """A whole number. Raises `CheckpointError` for another type, or a missing key without a default."""
+        """Return a whole number. Raises `CheckpointError` for another type, or a missing key without a default."""
         return self._value(key, default, (int,), "a whole number")
 
     def number(self, key: str, default: Any = ...) -> Any:
-        """A finite number; a float32 as the shortest decimal number that has its value."""
+        """Return a finite number; a float32 as the shortest decimal number that has its value."""
         value = self._value(key, default, (int, float), "a number")
         if isinstance(value, float) and not math.isfinite(value):
             raise CheckpointError(f"{self.path}: metadata {key} is {value}: convert the original model again")
         return value
 
     def text(self, key: str, default: Any = ...) -> Any:
-        """A string."""
+        """Return a string."""
         return self._value(key, default, (str,), "a text")
 
     def flag(self, key: str, default: Any = ...) -> Any:
-        """A boolean."""
+        """Return a boolean."""
         return self._value(key, default, (bool,), "true or false")
 
     def texts(self, key: str, default: Any = ...) -> list[str]:
-        """An array of strings."""
+        """Return an array of strings."""
         value = self._value(key, default, (list, np.ndarray), "an array of texts")
         if isinstance(value, np.ndarray) and value.size:
             raise CheckpointError(f"{self.path}: metadata {key} holds numbers, expected an array of texts")
         return list(value)
 
     def numbers(self, key: str, default: Any = ...) -> Any:
-        """An array of numbers."""
+        """Return an array of numbers."""
         return self._value(key, default, (np.ndarray,), "an array of numbers")
 
 
@@ -147,7 +147,7 @@ def _shown(value: Any) -> str:
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a file that is named or begins like a GGUF file."""
+    """Return whether a path is a file that is named or begins like a GGUF file."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -197,7 +197,7 @@ class _Header:
         return struct.unpack_from(f"<{code}", self._data, self.require(size, what))[0]
 
     def count(self, what: str, smallest: int) -> int:
-        """A uint64 that counts things of at least `smallest` bytes each."""
+        """Return a uint64 that counts things of at least `smallest` bytes each."""
         value = self.unpack("Q", what)
         if value * smallest > self.size - self.position:
             raise CheckpointError(f"{self.path} is damaged: {what} is {value}, more than the file can hold; {_AGAIN}")
@@ -361,7 +361,7 @@ def _check_ranges(path: Path, tensors: dict[str, GgufTensor], size: int) -> None
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """A model in one GGUF file, or in the parts that `NAME-00001-of-0000N.gguf` belongs to.
+    """Return a model in one GGUF file, or in the parts that `NAME-00001-of-0000N.gguf` belongs to.
 
     The last header that was read is kept, because loading needs it several times.
 

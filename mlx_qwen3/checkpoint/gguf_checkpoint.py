@@ -114,7 +114,7 @@ class GgufCheckpoint(Checkpoint):
         return True
 
     def nbytes(self, name: str) -> int:
-        """The bytes that a weight takes in its file; they count once for the parts of a packed weight."""
+        """Return the bytes that a weight takes in its file; they count once for the parts of a packed weight."""
         self.entry(name)
         weight, part = self._parts[name]
         rows = self._rows[weight]
@@ -128,7 +128,7 @@ class GgufCheckpoint(Checkpoint):
         return sum(self.nbytes(name) for name in self.names)
 
     def read(self, name: str) -> mx.array:
-        """One tensor, read now. The other parts of a packed weight are kept until they are asked for.
+        """Return one tensor, read now. The other parts of a packed weight are kept until they are asked for.
 
         Raises:
             CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
@@ -144,7 +144,7 @@ class GgufCheckpoint(Checkpoint):
         return array
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """The named tensors (default: all), read now; weights that were rounded are reported once."""
+        """Return the named tensors (default: all), read now; weights that were rounded are reported once."""
         tensors = {name: self.read(name) for name in (self.names if names is None else names)}
         self._stash.clear()
         rounded = [found for found in self.repacked.values() if found.error]
@@ -161,12 +161,12 @@ class GgufCheckpoint(Checkpoint):
         return tensors
 
     def read_now(self, name: str) -> mx.array:
-        """One tensor, from any thread."""
+        """Return one tensor, from any thread."""
         self.entry(name)
         return self._read_weight(self._parts[name][0])[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of a tensor, and nothing else of it.
+        """Return rows `start` to `stop` of a tensor, and nothing else of it.
 
         Raises:
             CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
@@ -199,7 +199,7 @@ class GgufCheckpoint(Checkpoint):
         return mx.array(values).view(self.dtype(name))
 
     def _convert(self, weight: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Rows of all parts of a weight; bfloat16 as uint16."""
+        """Return rows of all parts of a weight; bfloat16 as uint16."""
         rows, part = self._rows[weight], self._parts[weight][1]
         kind = rows.tensor.kind
         if part == "difference":
@@ -245,7 +245,7 @@ def _numpy_dtype(kind: Kind) -> str:
 
 
 def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
-    """Rows of bytes as float32 numbers."""
+    """Return rows of bytes as float32 numbers."""
     if kind.name == "F32":
         return raw.view("<f4")
     if kind.name == "F16":
@@ -254,7 +254,7 @@ def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
 
 
 def _answer_rows(file: GgufFile) -> tuple[int, int] | None:
-    """The rows of "yes" and "no" in the head of a reranker that was cut out of a language model's head.
+    """Return the rows of "yes" and "no" in the head of a reranker that was cut out of a language model's head.
 
     llama.cpp's converter keeps only these two rows of the output matrix; the probability of "yes" against "no" is the
     sigmoid of the difference of their logits, so one row, their difference, is the head.
@@ -267,7 +267,7 @@ def _answer_rows(file: GgufFile) -> tuple[int, int] | None:
 
 
 def open_gguf_checkpoint(path: str | Path) -> GgufCheckpoint:
-    """The checkpoint in a GGUF file; only the header is read.
+    """Return the checkpoint in a GGUF file; only the header is read.
 
     Raises:
         CheckpointError: a broken file, or tensors that Qwen3 does not have; names what is wrong.

@@ -69,12 +69,14 @@ class Kind:
 
 
 def _columns(blocks: np.ndarray, start: int, stop: int | None = None) -> np.ndarray:
-    """Bytes `start` to `stop` of each block, contiguous: everything after is several times faster on such arrays."""
+    """Return bytes `start` to `stop` of each block, contiguous: everything after is several times faster on such
+    arrays.
+    """
     return np.ascontiguousarray(blocks[:, start:stop])
 
 
 def _half(blocks: np.ndarray, start: int) -> np.ndarray:
-    """The float16 number at byte `start` of each block, (n,)."""
+    """Return the float16 number at byte `start` of each block, (n,)."""
     return _columns(blocks, start, start + 2).view("<f2")[:, 0]
 
 
@@ -95,7 +97,7 @@ _u64 = np.uint64
 
 
 def _nibbles(quants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes (..., 2m), whose low halves and high halves are runs of values, as two packed runs (..., m)."""
+    """Return bytes (..., 2m), whose low halves and high halves are runs of values, as two packed runs (..., m)."""
     pairs = quants.view("<u2")
     low = ((pairs & 0x0F) | ((pairs >> 4) & 0xF0)).astype(np.uint8)
     high = (((pairs >> 4) & 0x0F) | ((pairs >> 8) & 0xF0)).astype(np.uint8)
@@ -108,7 +110,7 @@ def _halves_as_words(quants: np.ndarray) -> np.ndarray:
 
 
 def _halves(quants: np.ndarray) -> np.ndarray:
-    """The same as codes (n, 32)."""
+    """Return the same as codes (n, 32)."""
     return np.concatenate((quants & 15, quants >> 4), axis=1)
 
 
@@ -162,7 +164,7 @@ def _iq4_xs(blocks: np.ndarray) -> Packed:
 
 
 def _scales_and_minima(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The scale and the bias (n, 8) of each group of a Q4_K or Q5_K block, exact in float32."""
+    """Return the scale and the bias (n, 8) of each group of a Q4_K or Q5_K block, exact in float32."""
     first, second, third = (blocks[:, start : start + 4] for start in (4, 8, 12))
     scales = np.concatenate((first & 63, (third & 15) | ((first >> 2) & 48)), axis=1)
     minima = np.concatenate((second & 63, (third >> 4) | ((second >> 2) & 48)), axis=1)
@@ -264,7 +266,7 @@ def pack_blocks(kind: Kind, blocks: np.ndarray) -> Packed:
 
 
 def decode(number: int, blocks: np.ndarray) -> np.ndarray:
-    """The float32 values (n, block) of blocks (n, block_bytes) of a kind, by the `gguf` package."""
+    """Return the float32 values (n, block) of blocks (n, block_bytes) of a kind, by the `gguf` package."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -294,7 +296,7 @@ KINDS: dict[int, Kind] = {
 
 
 def kind_name(number: int) -> str:
-    """The name of any kind that ggml knows, for messages."""
+    """Return the name of any kind that ggml knows, for messages."""
     from gguf import GGMLQuantizationType
 
     try:

@@ -102,7 +102,7 @@ def _split_fused(file: GgufFile, tensor: GgufTensor, layer: str, part: str) -> d
 
 
 def head_counts(file: GgufFile) -> tuple[int, int, int]:
-    """Attention heads, key/value heads and the size of a head, from the metadata.
+    """Return attention heads, key/value heads and the size of a head, from the metadata.
 
     Raises:
         CheckpointError: a key is missing, of a wrong type, or not above 0.
@@ -119,7 +119,7 @@ def head_counts(file: GgufFile) -> tuple[int, int, int]:
 
 
 def gguf_name(name: str) -> str | None:
-    """The GGUF name of a Hugging Face weight, or None where GGUF has none."""
+    """Return the GGUF name of a Hugging Face weight, or None where GGUF has none."""
     match = _IN_LAYER.match(name)
     if match is not None:
         layer, path, part = match.groups()

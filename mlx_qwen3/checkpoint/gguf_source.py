@@ -24,7 +24,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 
 
 def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None = None) -> Path | None:
-    """The GGUF file that a name means, downloaded if need be, or None where it means no GGUF file.
+    """Return the GGUF file that a name means, downloaded if need be, or None where it means no GGUF file.
 
     Args:
         path_or_id: a GGUF file, a folder that holds one, `org/repo:Q4_K_M`, `org/repo:NAME.gguf`, or
@@ -58,7 +58,7 @@ def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None
 
 
 def _in_folder(folder: Path, gguf_file: str | None) -> Path | None:
-    """The file of that name in a folder; without a name the only one, where nothing else is there to load."""
+    """Return the file of that name in a folder; without a name the only one, where nothing else is there to load."""
     names = [str(path.relative_to(folder)) for path in sorted(folder.glob("*.gguf")) if path.is_file()]
     if gguf_file is not None:
         if (folder / gguf_file).is_file():
@@ -73,7 +73,7 @@ def _in_folder(folder: Path, gguf_file: str | None) -> Path | None:
 
 
 def _first_parts(names: Iterable[str]) -> list[str]:
-    """The names without all but the first parts of split models, and without vision projectors."""
+    """Return the names without all but the first parts of split models, and without vision projectors."""
     kept = []
     for name in names:
         match = PART.match(name)
@@ -83,7 +83,7 @@ def _first_parts(names: Iterable[str]) -> list[str]:
 
 
 def _choose(names: Sequence[str], wanted: str, source: str) -> str:
-    """The file that a file name or the name of a quantization (`Q4_K_M`) means.
+    """Return the file that a file name or the name of a quantization (`Q4_K_M`) means.
 
     Raises:
         CheckpointError: none or several fit.
@@ -108,7 +108,7 @@ def _choose(names: Sequence[str], wanted: str, source: str) -> str:
 
 
 def glob_escape(text: str) -> str:
-    """The text with the special characters of file patterns taken literally."""
+    """Return the text with the special characters of file patterns taken literally."""
     return re.sub(r"([*?[])", r"[\1]", text)
 
 
@@ -117,7 +117,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def _in_repository(repo: str, wanted: str, options: HubOptions) -> Path:
-    """The file of a Hub repository, from the cache or downloaded, all its parts with it."""
+    """Return the file of a Hub repository, from the cache or downloaded, all its parts with it."""
     cached = _cached_names(repo, options)
     if cached is not None:
         folder, names = cached
@@ -157,7 +157,7 @@ def _cached_names(repo: str, options: HubOptions) -> tuple[Path, list[str]] | No
 
 
 def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
-    """The GGUF files of a Hub repository.
+    """Return the GGUF files of a Hub repository.
 
     Raises:
         HubError: the repository cannot be read.
@@ -176,12 +176,12 @@ def refuse_gguf_repository(repo: str, options: HubOptions) -> None:
 
 
 def ollama_folder() -> Path:
-    """Where ollama keeps its models: $OLLAMA_MODELS, else ~/.ollama/models."""
+    """Return where ollama keeps its models: $OLLAMA_MODELS, else ~/.ollama/models."""
     return Path(os.path.expanduser(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))
 
 
 def find_ollama(name: str) -> Path:
-    """The GGUF file of a model that ollama has downloaded. Nothing is written there.
+    """Return the GGUF file of a model that ollama has downloaded. Nothing is written there.
 
     Args:
         name: as ollama spells it: `qwen3:4b`, `user/model:tag`, `host/user/model:tag`; the tag defaults to latest.

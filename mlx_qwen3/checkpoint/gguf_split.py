@@ -11,7 +11,7 @@ MAX_PARTS = 1000
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all parts of a split file, or the name alone."""
+    """Return the names of all parts of a split file, or the name alone."""
     match = PART.match(name)
     if match is None or not 1 <= int(match["count"]) <= MAX_PARTS:
         return [name]
@@ -19,7 +19,7 @@ def part_names(name: str) -> list[str]:
 
 
 def join_parts(file: GgufFile) -> GgufFile:
-    """The model that a file or any of its parts belongs to.
+    """Return the model that a file or any of its parts belongs to.
 
     Raises:
         CheckpointError: a part is missing, bears another name, or belongs to another model.

@@ -60,7 +60,7 @@ class GgufWriter:
 
 
 def kind_bytes(shape: tuple[int, ...], kind_name: str) -> int:
-    """The bytes that a tensor of a kind takes."""
+    """Return the bytes that a tensor of a kind takes."""
     kind = KINDS[WRITTEN[kind_name]]
     return math.prod(shape) // kind.block * kind.block_bytes
 

@@ -112,7 +112,7 @@ class GptqWeight(PackedWords):
         return mx.contiguous(self._tensor("qweight")[:, start:stop].T).view(mx.uint32)
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        """Return rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
         scales, zeros = self._scales_and_zeros(start, stop)
         codes = unpack_words(self._packed_rows(start, stop), self.bits).astype(mx.float32)
         index = self._group_of_column

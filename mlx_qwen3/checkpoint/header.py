@@ -100,7 +100,7 @@ def _is_count(value: Any) -> bool:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """The tensors of one safetensors file, and its metadata. Only the header is read.
+    """Return the tensors of one safetensors file, and its metadata. Only the header is read.
 
     Raises:
         CheckpointError: the file is truncated, is no safetensors file, or its header contradicts itself.
@@ -176,7 +176,7 @@ def _check_ranges(path: Path, entries: dict[str, TensorEntry], start: int, size:
 def encode_header(
     tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the first tensor, and each tensor's offset in the file
+    """Return the bytes before the first tensor, and each tensor's offset in the file
 
     Takes `{name: (dtype, shape)}`, dtypes in the file's words.
     """

@@ -8,14 +8,14 @@ _MLX_GROUP_SIZES = (128, 64, 32)
 
 
 def unpack_words(words: mx.array, bits: int) -> mx.array:
-    """The codes in 32-bit words, lowest bits first: (..., n) -> (..., n * 32 / bits) uint32."""
+    """Return the codes in 32-bit words, lowest bits first: (..., n) -> (..., n * 32 / bits) uint32."""
     shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
     codes = (words.view(mx.uint32)[..., None] >> shifts) & mx.array(2**bits - 1, dtype=mx.uint32)
     return codes.reshape(*words.shape[:-1], -1)
 
 
 def mlx_group_size(group_size: int, columns: int) -> int | None:
-    """A group size of MLX that divides another tool's group, so that scales can be repeated, or None."""
+    """Return a group size of MLX that divides another tool's group, so that scales can be repeated, or None."""
     for size in _MLX_GROUP_SIZES:
         if group_size % size == 0 and columns % size == 0:
             return size

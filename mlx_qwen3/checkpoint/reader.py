@@ -61,7 +61,7 @@ class Checkpoint:
         return iter(self.names)
 
     def entry(self, name: str) -> TensorEntry:
-        """Where a tensor lies.
+        """Return where a tensor lies.
 
         Raises:
             CheckpointError: no tensor has this name.
@@ -74,20 +74,22 @@ class Checkpoint:
             ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header."""
+        """Return the shape of a tensor, from the header."""
         return self.entry(name).shape
 
     def dtype(self, name: str) -> mx.Dtype:
-        """The dtype that `read` gives: float64 comes as float32, 8-bit floats as uint8 codes or bfloat16 values."""
+        """Return the dtype that `read` gives: float64 comes as float32, 8-bit floats as uint8 codes or bfloat16
+        values.
+        """
         stored = self.entry(name).dtype
         return mx.bfloat16 if self._float8_values and stored in FLOAT8 else MLX_DTYPES[stored]
 
     def is_decoded(self, name: str) -> bool:
-        """Whether the tensor is not stored as such but decoded from what another tool packed."""
+        """Return whether the tensor is not stored as such but decoded from what another tool packed."""
         return False
 
     def nbytes(self, name: str) -> int:
-        """The bytes a tensor takes in its file."""
+        """Return the bytes a tensor takes in its file."""
         return self.entry(name).nbytes
 
     def with_float8_values(self) -> "Checkpoint":
@@ -107,7 +109,7 @@ class Checkpoint:
         return sum(entry.nbytes for entry in self._entries.values())
 
     def read(self, name: str) -> mx.array:
-        """One tensor. It is lazy where MLX knows the dtype: its bytes are read when it is evaluated.
+        """Return one tensor. It is lazy where MLX knows the dtype: its bytes are read when it is evaluated.
 
         Raises:
             CheckpointError: no tensor has this name.
@@ -121,7 +123,7 @@ class Checkpoint:
         return waiting.pop(name)
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """The named tensors (default: all), lazily.
+        """Return the named tensors (default: all), lazily.
 
         Raises:
             CheckpointError: no tensor has one of these names.
@@ -131,7 +133,7 @@ class Checkpoint:
         return tensors
 
     def read_now(self, name: str) -> mx.array:
-        """One tensor, read at once; unlike `read` it may be called from any thread.
+        """Return one tensor, read at once; unlike `read` it may be called from any thread.
 
         Raises:
             CheckpointError: no tensor has this name, or its file became shorter.
@@ -139,7 +141,7 @@ class Checkpoint:
         return self._read_bytes(self.entry(name))
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop` of a tensor, read now and nothing else of it.
+        """Return rows `start` to `stop` of a tensor, read now and nothing else of it.
 
         Raises:
             CheckpointError: no tensor has this name, or its file became shorter.
@@ -187,7 +189,7 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """The checkpoint in a folder or in a GGUF file; only headers are read.
+    """Return the checkpoint in a folder or in a GGUF file; only headers are read.
 
     The folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or any
     `model*.safetensors` without an index. An index that does not name an existing `model.safetensors` is stale and

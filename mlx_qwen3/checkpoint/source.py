@@ -80,7 +80,7 @@ def resolve_checkpoint(
 
 
 def _local_folder(path_or_id: str | Path, text: str, options: HubOptions, gguf_file: str | None) -> Path | None:
-    """The folder on this disk, or the GGUF file, or None where the name is a Hub id."""
+    """Return the folder on this disk, or the GGUF file, or None where the name is a Hub id."""
     subfolder = options.subfolder
     path = Path(os.path.expanduser(path_or_id))  # unlike Path.expanduser it takes the name of an unknown user as it is
     try:
@@ -106,7 +106,9 @@ def _local_folder(path_or_id: str | Path, text: str, options: HubOptions, gguf_f
 
 
 def _complete(folder: Path, patterns: list[str], tokenizer: bool) -> bool:
-    """Whether a snapshot in the Hub's cache, of which perhaps only some files were fetched, holds what is needed."""
+    """Return whether a snapshot in the Hub's cache, of which perhaps only some files were fetched, holds what is
+    needed.
+    """
     if (folder / "adapter_config.json").is_file() and any(folder.glob("adapter*.safetensors")):
         return True
     if (tokenizer or any(name in patterns for name in VOCABULARY_FILES)) and not any(

@@ -26,7 +26,7 @@ Spec = tuple[tuple[int, ...], mx.Dtype]
 
 
 def planned_bytes(spec: Spec) -> int:
-    """The bytes one tensor of this shape and dtype takes in a file."""
+    """Return the bytes one tensor of this shape and dtype takes in a file."""
     shape, dtype = spec
     return math.prod(shape) * BYTES_PER_ELEMENT[SAFETENSORS_DTYPES[dtype]]
 
@@ -152,7 +152,7 @@ class CheckpointWriter:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file of this name holds weights of a model, or their index."""
+    """Return whether a file of this name holds weights of a model, or their index."""
     return name == INDEX_NAME or (name.startswith("model") and name.endswith(".safetensors"))
 
 

@@ -11,7 +11,7 @@ from .texts import Row, add_model_arguments, add_text_arguments, joined, read_ro
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("answer", help="find answers in texts", description=__doc__)
     add_text_arguments(parser, "texts to look in", column="context")
     parser.add_argument("--question", help="the question; without it, --file has a column of questions")
@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the answer that every text gives."""
+    """Print the answer that every text gives."""
     from ..tasks import pipeline
 
     options = {

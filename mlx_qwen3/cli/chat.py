@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("chat", help="talk to a model", description=__doc__)
     parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
     parser.add_argument("message", nargs="?", metavar="MESSAGE", help="the first message, in quotes")
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the conversation until it ends."""
+    """Run the conversation until it ends."""
     if args.message is not None and args.prompt is not None:
         raise InputError("MESSAGE and --prompt are given. Give one of them")
     first = args.message if args.message is not None else args.prompt
@@ -81,7 +81,7 @@ class Conversation:
     failed: bool = field(default=False, init=False)
 
     def loop(self, read_line: ReadLine) -> int:
-        """Takes messages until the input ends; the exit status: 1 when something piped in went wrong."""
+        """Take messages until the input ends; the exit status: 1 when something piped in went wrong."""
         while not self.over:
             try:
                 message = read_message(read_line)
@@ -131,7 +131,7 @@ class Conversation:
         print(f"{error}", file=sys.stderr)
 
     def show(self, turn: Callable[..., Any], *arguments: Any) -> None:
-        """Prints an answer while it comes; Ctrl-C ends the answer."""
+        """Print an answer while it comes; Ctrl-C ends the answer."""
         printer = answer_printer(self.thinking, self.plain)
         with stop_wishes() as wish, quiet_terminal():
             parts = turn(*arguments, progress=wish.check)

@@ -11,7 +11,7 @@ from .texts import Row, add_model_arguments, add_text_arguments, joined, read_ro
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("classify", help="label texts", description=__doc__)
     add_text_arguments(parser, "texts to label")
     parser.add_argument("--pair-column", help="column of the second text, for a model that judges pairs")
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the labels of every text."""
+    """Print the labels of every text."""
     from ..tasks import pipeline
 
     if args.top_k < 0:

@@ -171,7 +171,7 @@ def _given_once(name: str, value: str | None, flag: str, other: str | None) -> s
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file or folder from another one in its place; None where there is none."""
+    """Return what tells a file or folder from another one in its place; None where there is none."""
     try:
         found = os.stat(os.path.expanduser(path))
     except OSError:
@@ -204,7 +204,7 @@ def _to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion":
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command for the card, as it was typed but for --force and where it was uploaded to."""
+    """Return the command for the card, as it was typed but for --force and where it was uploaded to."""
     words = ["mlx-qwen3", "convert", "--hf-path", _public(args.hf_path), "--mlx-path", _public(args.mlx_path)]
     values = ("q_bits", "q_group_size", "quant_predicate", "target_bpw", "calibration_text", "dtype", "report_text")
     for flag in (*values, "revision", "gguf_file"):
@@ -227,7 +227,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _public(value: object) -> str:
-    """A value for the card: of a path on this machine only its last part."""
+    """Return a value for the card: of a path on this machine only its last part."""
     text = str(value)
     local = os.path.isabs(text) or text.startswith(("~", ".")) or os.path.exists(text)
     return os.path.basename(os.path.abspath(os.path.expanduser(text))) if local else text

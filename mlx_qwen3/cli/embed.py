@@ -9,7 +9,7 @@ from .texts import Row, add_model_arguments, add_text_arguments, joined, read_ro
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("embed", help="turn texts into vectors", description=__doc__)
     add_text_arguments(parser, "texts to embed")
     parser.add_argument("--instruction", help="what the texts, as queries, are to find; leave it out for documents")
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the vector of every text."""
+    """Print the vector of every text."""
     from ..tasks import pipeline
 
     options = {"instruction": args.instruction, "dimensions": args.dimensions, "pooling": args.pooling}

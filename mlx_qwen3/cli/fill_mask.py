@@ -9,7 +9,7 @@ from .texts import Row, add_model_arguments, add_text_arguments, joined, read_ro
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("fill-mask", help="fill masked words (BERT models)", description=__doc__)
     add_text_arguments(parser, "texts with a mask, such as [MASK]")
     parser.add_argument("--top-k", type=int, default=5, help="words to show (default: 5)")
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the words that fit."""
+    """Print the words that fit."""
     from ..tasks import pipeline
 
     targets = [word.strip() for word in args.targets.split(",")] if args.targets else None

@@ -27,7 +27,7 @@ TEMPLATE_TOKENS = 256
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("generate", help="answer one prompt", description=__doc__)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("text", nargs="?", metavar="TEXT", help="the prompt, in quotes; the same as --prompt")
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Streams the answer."""
+    """Stream the answer."""
     if args.ignore_chat_template and args.system_prompt:
         raise InputError("--system-prompt needs the chat template; leave out --ignore-chat-template")
     if args.ignore_chat_template and args.prompt_cache_file:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_prompt(given: str | None) -> str:
-    """The prompt of the command line, or of the standard input.
+    """Return the prompt of the command line, or of the standard input.
 
     Raises:
         InputError: there is none, or it is not UTF-8.
@@ -92,7 +92,7 @@ def read_prompt(given: str | None) -> str:
 
 
 def _continuation(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str) -> Iterator[Any]:
-    """What follows the prompt as it is, all of it answer."""
+    """Return what follows the prompt as it is, all of it answer."""
     from ..chat import ChatPart
     from ..generation import stream_generate
 

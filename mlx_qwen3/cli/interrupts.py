@@ -16,15 +16,15 @@ class StopWish:
         self.made = False
 
     def check(self, *_: object) -> None:
-        """Raises `KeyboardInterrupt` if it was: for callbacks at moments when stopping does no harm."""
+        """Raise `KeyboardInterrupt` if it was: for callbacks at moments when stopping does no harm."""
         if self.made:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def stop_wishes() -> Iterator[StopWish]:
-    """Notes Ctrl-C instead of raising; a second one raises as usual. Nothing is noted outside the main thread,
-    nor where several processes work together and agree on stopping.
+    """Record Ctrl-C instead of raising; a second one raises as usual. Nothing is noted outside the main thread, nor
+    where several processes work together and agree on stopping.
     """
     wish = StopWish()
     if launched() or threading.current_thread() is not threading.main_thread():

@@ -16,7 +16,7 @@ ReadLine = Callable[[str], str]
 
 
 def state_folder() -> Path:
-    """Where this program keeps what it remembers: by the XDG rules, on macOS in Application Support."""
+    """Return where this program keeps what it remembers: by the XDG rules, on macOS in Application Support."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "mlx-qwen3"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mlx-qwen3"
@@ -64,7 +64,7 @@ class Typed(str):
 
 
 def is_open_block(text: str) -> bool:
-    """Whether a text begins with three quotes that nothing closes yet: their number is odd."""
+    """Return whether a text begins with three quotes that nothing closes yet: their number is odd."""
     return text.lstrip().startswith(QUOTES) and bool(text.count(QUOTES) % 2)
 
 
@@ -97,7 +97,7 @@ def _read_plain(prompt: str) -> str:
 
 
 def _made(folder: Path) -> Path | None:
-    """The folder, private to its owner; None where it cannot be made: then history is not kept."""
+    """Return the folder, private to its owner; None where it cannot be made: then history is not kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:

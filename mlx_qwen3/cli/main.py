@@ -37,7 +37,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line, by default the process's; the exit status.
+    """Run a command line, by default the process's; the exit status.
 
     0 when all went well, 1 when a row or a turn of a piped chat failed, 2 for what a user can put right, 130 after
     Ctrl-C.
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Keeps Python from complaining when it flushes at exit what cannot be written."""
+    """Keep Python from complaining when it flushes at exit what cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser, with the flags of the one verb that the arguments name."""
+    """Return the parser, with the flags of the one verb that the arguments name."""
     parser = Parser(
         prog="mlx-qwen3",
         description="Qwen3 in MLX: chat, classify, convert and quantize.",

@@ -127,7 +127,7 @@ def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def decoding_asked(args: argparse.Namespace, model: Any) -> Any:
-    """The way to decode that the flags ask for; None for one token a pass.
+    """Return the way to decode that the flags ask for; None for one token a pass.
 
     Raises:
         InputError: both ways at once, a number below 1, another vocabulary.
@@ -168,13 +168,13 @@ def add_thinking_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def cache_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of the cache."""
+    """Return the flags of the cache."""
     names = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
     return {name: getattr(args, name) for name in names}
 
 
 def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool = False) -> tuple[Any, Any]:
-    """The model and the tokenizer that the flags ask for, once it is clear that they fit.
+    """Return the model and the tokenizer that the flags ask for, once it is clear that they fit.
 
     Args:
         tokens: what the cache has to hold; None for a long conversation, up to the context.
@@ -216,7 +216,7 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
 
 
 def _check_ignored(args: argparse.Namespace) -> None:
-    """Raises `InputError` for flags that would change nothing."""
+    """Raise `InputError` for flags that would change nothing."""
     if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
         raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits")
     if args.model is None and getattr(args, "gguf_file", None) is not None:
@@ -255,7 +255,7 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """A conversation as the flags ask for it, with the cache of the last one if there is a file of it."""
+    """Return a conversation as the flags ask for it, with the cache of the last one if there is a file of it."""
     from pathlib import Path
 
     from ..chat import ChatSession
@@ -283,6 +283,6 @@ def make_session(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
 
 
 def keep_cache(args: argparse.Namespace, session: Any) -> None:
-    """Writes the cache file that the flags name, if there is something to keep."""
+    """Write the cache file that the flags name, if there is something to keep."""
     if args.prompt_cache_file is not None and session.cached_ids:
         session.save_cache(args.prompt_cache_file)

@@ -12,7 +12,7 @@ VISIBLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(
 
 
 def styled(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that may get colours."""
+    """Return whether a stream is a terminal that may get colours."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -265,7 +265,7 @@ def print_answer(parts: Iterable[Any], thinking: str, plain: bool = False) -> An
 
 
 def speed_lines(response: Any, reused: int = 0) -> list[str]:
-    """What an answer cost, in words."""
+    """Return what an answer cost, in words."""
     cached = f", {reused} more from the cache" if reused else ""
     return [
         f"prompt: {response.prompt_tokens} tokens at {response.prompt_tps:.1f} tokens/s{cached}",

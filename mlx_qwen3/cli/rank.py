@@ -8,7 +8,7 @@ from .texts import add_model_arguments, add_text_arguments, read_rows, task_opti
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("rank", help="sort texts by how well they answer a query", description=__doc__)
     parser.add_argument("--query", required=True, help="what is looked for")
     add_text_arguments(parser, "documents to rank")
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the documents, the best first."""
+    """Print the documents, the best first."""
     from ..tasks import Reranker
 
     options: dict[str, Any] = {"instruction": args.instruction} if args.instruction else {}

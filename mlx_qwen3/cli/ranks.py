@@ -24,7 +24,7 @@ PEER_WORDS = ("[ring]", "[nccl]", "[mpi]", "[jaccl]", "peer", "Connection", "NCC
 
 
 def launched() -> bool:
-    """Whether this process is one of several that `mlx.launch` (or MPI) started."""
+    """Return whether this process is one of several that `mlx.launch` (or MPI) started."""
     return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
 
 

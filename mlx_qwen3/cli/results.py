@@ -72,7 +72,7 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
 
 
 def is_error(result: Any) -> bool:
-    """Whether a result says what is wrong with its row."""
+    """Return whether a result says what is wrong with its row."""
     return isinstance(result, dict) and {"error", "row"} <= set(result) and not {"labels", "entities"} & set(result)
 
 
@@ -146,7 +146,7 @@ def _finish(path: Path, file: IO[bytes], rows: list[Any]) -> None:
 
 
 def _flat(row: Any) -> dict[str, Any]:
-    """A row of plain cells: the one label of a text becomes two columns, other lists stay JSON."""
+    """Return a row of plain cells: the one label of a text becomes two columns, other lists stay JSON."""
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if name == "labels" and isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):

@@ -18,7 +18,7 @@ class ClosedInput(io.StringIO):
 
 
 def fill_closed_streams() -> None:
-    """Puts something in the place of closed streams; a verb that does not read runs without a standard input.
+    """Put something in the place of closed streams; a verb that does not read runs without a standard input.
 
     The numbers 0 to 2 are taken, because a file that gets one is in danger: MLX refuses to read from number 0.
 
@@ -38,12 +38,12 @@ def fill_closed_streams() -> None:
 
 
 def is_unicode(stream: TextIO) -> bool:
-    """Whether a stream can write every character."""
+    """Return whether a stream can write every character."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf-")
 
 
 def utf8_input() -> TextIO:
-    """The standard input before its first read: UTF-8 whatever the locale, with an error for other bytes.
+    """Return the standard input before its first read: UTF-8 whatever the locale, with an error for other bytes.
 
     A byte order mark in front is no text.
     """
@@ -53,5 +53,5 @@ def utf8_input() -> TextIO:
 
 
 def not_utf8() -> InputError:
-    """What to say when the standard input holds other bytes."""
+    """Return what to say when the standard input holds other bytes."""
     return InputError("stdin: is not UTF-8 text; convert it to UTF-8")

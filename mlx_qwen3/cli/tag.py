@@ -9,7 +9,7 @@ from .texts import Row, add_model_arguments, add_text_arguments, joined, read_ro
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the verb and its flags."""
+    """Add the verb and its flags."""
     parser = subparsers.add_parser("tag", help="label the words of texts", description=__doc__)
     add_text_arguments(parser, "texts to tag")
     parser.add_argument(
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the entities of every text."""
+    """Print the entities of every text."""
     from ..tasks import pipeline
 
     ignored = [label.strip() for label in args.ignore.split(",")]

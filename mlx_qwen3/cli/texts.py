@@ -63,7 +63,7 @@ def add_text_arguments(parser: argparse.ArgumentParser, what: str, column: str =
 
 
 def task_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `pipeline` takes from the arguments of every verb.
+    """Return what `pipeline` takes from the arguments of every verb.
 
     Raises:
         InputError: no model, for a verb that needs one.
@@ -231,7 +231,7 @@ def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
 
 
 def _picked(path: Path, rows: Iterable[tuple[str, Any]], columns: Sequence[str], several: bool) -> Iterator[Any]:
-    """The texts or columns of JSON rows, each given with its place in the file."""
+    """Yield the texts or columns of JSON rows, each given with its place in the file."""
     for place, row in rows:
         if isinstance(row, str) and not several:
             yield row_of(row)

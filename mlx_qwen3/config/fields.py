@@ -92,7 +92,7 @@ def one_of(*names: str) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """The same check, with null allowed."""
+    """Return the same check, with null allowed."""
 
     def maybe(value: Any) -> str | None:
         expected = None if value is None else check(value)

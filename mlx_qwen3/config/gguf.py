@@ -24,7 +24,7 @@ _NORMAL = 1
 
 
 def config_from_gguf(path: str | Path) -> dict[str, Any]:
-    """The config.json of a GGUF file.
+    """Return the config.json of a GGUF file.
 
     Raises:
         UnsupportedModelError: another architecture.
@@ -69,7 +69,7 @@ def config_from_gguf(path: str | Path) -> dict[str, Any]:
 
 
 def refuse_other_gguf(file: GgufFile) -> None:
-    """Raises `UnsupportedModelError` for a GGUF file of another architecture, `CheckpointError` for no model."""
+    """Raise `UnsupportedModelError` for a GGUF file of another architecture, `CheckpointError` for no model."""
     kind = file.text("general.type", "model")
     if kind != "model":
         raise CheckpointError(f"{file.path} holds a {kind[:40]!r}, not a model: give the file of a Qwen3 model")
@@ -81,7 +81,7 @@ def refuse_other_gguf(file: GgufFile) -> None:
 
 
 def _shape(checkpoint: GgufCheckpoint, name: str) -> tuple[int, ...]:
-    """The shape of a weight, unpacked."""
+    """Return the shape of a weight, unpacked."""
     if name not in checkpoint:
         raise CheckpointError(f"{checkpoint.file.path} lacks {name}: download it again")
     shape, path = checkpoint.shape(name), name.removesuffix(".weight")
@@ -151,7 +151,7 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any]:
 
 
 def _attention_factor(file: GgufFile, prefix: str, factor: float) -> float | None:
-    """The scale that YaRN gives queries and keys, None for YaRN's own (0.1 ln(factor) + 1).
+    """Return the scale that YaRN gives queries and keys, None for YaRN's own (0.1 ln(factor) + 1).
 
     `attn_factor` multiplies YaRN's own in llama.cpp; `yarn_attn_factor` is the `attention_factor` of config.json, as
     the converter copies it.
@@ -182,7 +182,7 @@ def _window(file: GgufFile, layers: int) -> dict[str, Any]:
 
 
 def _head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    """The pooling of an embedding model, and the head of a reranker or classifier."""
+    """Return the pooling of an embedding model, and the head of a reranker or classifier."""
     file = checkpoint.file
     pooling = file.integer("qwen3.pooling_type", 0)
     if pooling not in POOLING:
@@ -199,7 +199,7 @@ def _head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
 
 
 def _quantization(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    """The entry of config.json: the most frequent format, and each layer that differs from it."""
+    """Return the entry of config.json: the most frequent format, and each layer that differs from it."""
     formats = checkpoint.formats
     used = list(formats.values())
     default = max(dict.fromkeys(used), key=used.count)
@@ -211,7 +211,7 @@ def _quantization(checkpoint: GgufCheckpoint) -> dict[str, Any]:
 
 
 def generation_from_gguf(path: str | Path) -> dict[str, Any]:
-    """The generation_config.json of a GGUF file: the ids that end a text, padding, and sampling.
+    """Return the generation_config.json of a GGUF file: the ids that end a text, padding, and sampling.
 
     Raises:
         CheckpointError: metadata of a wrong type.

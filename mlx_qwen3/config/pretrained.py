@@ -58,7 +58,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 
 
 def refuse_other_architecture(model_type: Any, expected: tuple[str, ...], source: str) -> None:
-    """Raises `UnsupportedModelError` when `model_type` is none of `expected`; the message names the place to go."""
+    """Raise `UnsupportedModelError` when `model_type` is none of `expected`; the message names the place to go."""
     if model_type in expected:
         return
     known = isinstance(model_type, str) and model_type in ELSEWHERE
@@ -121,7 +121,7 @@ class PretrainedConfig:
         self._check_labels()
 
     def _derive(self, rest: dict[str, Any]) -> None:
-        """Fills the fields that follow from others; takes from `rest` what it uses up."""
+        """Fill the fields that follow from others; takes from `rest` what it uses up."""
 
     @classmethod
     def _checked(cls, name: str, value: Any) -> Any:
@@ -204,7 +204,7 @@ class PretrainedConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
-        """The configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
+        """Return the configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
         values = {name: value for name, value in values.items() if name not in HUB_NAMES}
         labels = values.get("id2label") or values.get("label2id") or ()
         named = len(labels) if isinstance(labels, dict | list | tuple) else 0
@@ -245,7 +245,7 @@ class PretrainedConfig:
         return cls.from_dict(values, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON; `from_dict` of it is the same configuration."""
+        """Return every field, ready for JSON; `from_dict` of it is the same configuration."""
         values = {"model_type": self.model_type, **{k: _own(v) for k, v in self.__dict__.items()}}
         if self.dtype is not None:
             values["torch_dtype"] = self.dtype  # the name that releases before 4.56 and mlx-lm read
@@ -259,7 +259,7 @@ class PretrainedConfig:
         return {k: v for k, v in values.items() if k != "dtype" or v is not None}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `folder`/config.json."""
+        """Write `folder`/config.json."""
         write_atomically(Path(folder) / "config.json", self.to_json_string())
 
     def to_json_string(self) -> str:

@@ -114,7 +114,7 @@ class QDQBertConfig(PretrainedConfig):
         super().__init__(vocab_size=vocab_size, **fields)
 
     def check_model(self) -> None:
-        """Raises `ConfigError` for what a configuration may say but no model can be made of."""
+        """Raise `ConfigError` for what a configuration may say but no model can be made of."""
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"config field 'hidden_size' is {self.hidden_size}, "
@@ -129,7 +129,7 @@ class QDQBertConfig(PretrainedConfig):
                 raise ConfigError(f"config field {name!r} is 1, which drops everything; expected a number below 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field; what only this package knows is left out where it is unset."""
+        """Return every field; what only this package knows is left out where it is unset."""
         values = super().to_dict()
         for name in ("classifier_dropout", "quant_desc_input", "quant_desc_weight", "disabled_quantizers"):
             if values[name] is None:

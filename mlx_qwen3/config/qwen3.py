@@ -100,7 +100,7 @@ class Qwen3Config(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "Qwen3Config":
-        """The configuration in `values`; any rotary setting among `overrides` replaces all those of the file."""
+        """Return the configuration in `values`; any rotary setting among `overrides` replaces all those of the file."""
         if "rope_parameters" in overrides or "rope_scaling" in overrides:
             drop = ("rope_parameters", "rope_scaling", "rope_theta")
             theta = values.get("rope_theta") or _mapping(values.get("rope_parameters")).get("rope_theta")
@@ -152,7 +152,7 @@ class Qwen3Config(PretrainedConfig):
         self.layer_types = list(self.layer_types)
 
     def check_model(self) -> None:
-        """Raises `ConfigError` for what a configuration may say but no model can be made of."""
+        """Raise `ConfigError` for what a configuration may say but no model can be made of."""
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config field 'num_key_value_heads' is {self.num_key_value_heads}, "
@@ -185,7 +185,7 @@ class Qwen3Config(PretrainedConfig):
         self.rope_parameters = gather_rope_settings(rest, self.max_position_embeddings, self.head_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field; the rotary settings in the current spelling and in the older one that mlx-lm reads."""
+        """Return every field; the rotary settings in the current spelling and in the older one that mlx-lm reads."""
         values = super().to_dict()
         scaling = {k: v for k, v in self.rope_parameters.items() if k != "rope_theta"}
         if self.is_causal:

@@ -25,7 +25,7 @@ _HAS_ORIGINAL_LENGTH = ("yarn", "longrope", "llama3")
 
 
 def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, head_dim: int) -> dict[str, Any]:
-    """One mapping with `rope_type`, `rope_theta` and what the type needs.
+    """Return one mapping with `rope_type`, `rope_theta` and what the type needs.
 
     Takes `rope_parameters`, `rope_scaling` and `rope_theta` out of `rest`. A truthy `rope_scaling` replaces
     `rope_parameters`; `rope_theta` inside the mapping wins over the one beside it.

@@ -16,7 +16,7 @@ MODEL_FILE = "load_with_mlx_qwen3_not_with_mlx_lm.py"
 
 
 def silently_different(config: Mapping[str, Any]) -> list[str]:
-    """What in a Qwen3 config.json stock mlx-lm ignores or computes otherwise; empty where it agrees.
+    """Return what in a Qwen3 config.json stock mlx-lm ignores or computes otherwise; empty where it agrees.
 
     Settings that make mlx-lm fail with an error (biases, heads other than causal) are not listed.
     """
@@ -59,7 +59,7 @@ def _rope_differences(rope: Mapping[str, Any]) -> list[str]:
 
 
 def check_model_file(config: Mapping[str, Any], source: str) -> None:
-    """Raises `CheckpointError` when a config.json asks for its own code; our own marker passes."""
+    """Raise `CheckpointError` when a config.json asks for its own code; our own marker passes."""
     value = config.get("model_file")
     if value is not None and value != MODEL_FILE:
         raise CheckpointError(

@@ -34,7 +34,7 @@ _KEPT_FIELDS = ("license", "license_name", "license_link", "language", "datasets
 
 
 def pipeline_tag(class_name: str) -> str:
-    """The Hub's task for a model class, by its head."""
+    """Return the Hub's task for a model class, by its head."""
     return next(tag for ending, tag in _PIPELINE_TAGS if class_name.endswith(ending))
 
 

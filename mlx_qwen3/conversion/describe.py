@@ -152,7 +152,7 @@ def _format(source: Source) -> str:
 
 
 def _cache_bytes(config: Mapping[str, Any], tokens: int, dtype: str) -> int:
-    """Bytes of keys and values of `tokens` tokens, as loading counts them; BERT keeps none."""
+    """Return bytes of keys and values of `tokens` tokens, as loading counts them; BERT keeps none."""
     if config.get("model_type") != "qwen3":
         return 0
     return cache_bytes(Qwen3Config.from_dict(dict(config)), tokens, dtype=dtype)

@@ -32,7 +32,7 @@ _DROPPED_FIELDS = ("quantization", "quantization_config", "auto_map", "model_fil
 
 
 def leads_inside(file: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, or in the store of the Hub's cache that the folder is a snapshot of."""
+    """Return whether a file is in a folder, or in the store of the Hub's cache that the folder is a snapshot of."""
     real, root = file.resolve(), folder.resolve()
     stores = [root]
     if root.parent.name == "snapshots":
@@ -105,7 +105,7 @@ def mlx_config(
     dtype: mx.Dtype | None,
     tied: bool | None,
 ) -> dict[str, Any]:
-    """The config.json of the converted model.
+    """Return the config.json of the converted model.
 
     It has every field of the source, the fields that mlx-lm requires with Hugging Face's defaults, `quantization`
     where layers are packed, and `model_file` where stock mlx-lm would compute something else.

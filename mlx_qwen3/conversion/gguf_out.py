@@ -112,7 +112,7 @@ def _write(writer: GgufWriter, name: str, kind: str, weight: SourceWeight, start
 
 
 def _checked_config(source: Source) -> Qwen3Config:
-    """The configuration, if llama.cpp computes the same model from it."""
+    """Return the configuration, if llama.cpp computes the same model from it."""
     name = source.model.__name__
     if name not in _CLASSES:
         raise UnsupportedModelError(f"{source.name} is {name}: GGUF files are written of {' and '.join(_CLASSES)} only")
@@ -134,7 +134,7 @@ def _checked_config(source: Source) -> Qwen3Config:
 
 
 def _weights(source: Source, config: Qwen3Config) -> tuple[list[SourceWeight], list[str], bool]:
-    """The weights that are written, their GGUF names, and whether the head is tied."""
+    """Return the weights that are written, their GGUF names, and whether the head is tied."""
     weights, renamed, tied = kept_weights(source)
     rules = source.model.weight_rules
     names = []

@@ -186,7 +186,9 @@ def convert(
 
 
 def _can_be_measured(source: Source, text: str | Path | None, required: bool) -> bool:
-    """Whether text and tokenizer can be used; looked at before the work, and an error where a report was asked for."""
+    """Return whether text and tokenizer can be used; looked at before the work, and an error where a report was asked
+    for.
+    """
     try:
         if not has_tokenizer(source.folder):
             raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made. Leave it out")

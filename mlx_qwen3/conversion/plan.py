@@ -132,7 +132,7 @@ def _target_dtype(source: Source, dtype: str | None, dequantize: bool) -> mx.Dty
 
 
 def kept_weights(source: Source) -> tuple[list[SourceWeight], dict[str, str], bool | None]:
-    """The weights that are kept, new names, and what the config must say of tying (None: as it does)."""
+    """Return the weights that are kept, new names, and what the config must say of tying (None: as it does)."""
     alone = source.model.__name__ == "Qwen3ForCausalLM"  # stock mlx-lm loads nothing with the weights of other heads
     weights = [weight for weight in source.weights if not (alone and weight.name in source.content.other_heads)]
     return weights, {}, False if source.content.untied else None
@@ -193,5 +193,5 @@ def _copy_packed(weight: SourceWeight, dtype: mx.Dtype | None) -> Step:
 
 
 def formats_by_path(plan: Plan) -> Mapping[str, PackedFormat | None]:
-    """Path -> format of every layer that ends up packed."""
+    """Return path -> format of every layer that ends up packed."""
     return {step.name.removesuffix(".weight"): step.form for step in plan.steps if step.form is not None}

@@ -34,7 +34,7 @@ _SHARE_OF_MEMORY = 0.7
 
 
 def available_memory() -> int:
-    """Bytes of memory that a new allocation can count on, as the system says."""
+    """Return bytes of memory that a new allocation can count on, as the system says."""
     if platform.system() == "Darwin":
         pages = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
         free = 0
@@ -68,12 +68,12 @@ def vocabulary_size(source: Source) -> int:
 
 
 def reference_model(source: Source) -> Any:
-    """The unquantized model of a source, whatever format its weights are stored in."""
+    """Return the unquantized model of a source, whatever format its weights are stored in."""
     return source.model.from_pretrained(source.folder, unpack=True)
 
 
 def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: str) -> tuple[list[Sample], str, int]:
-    """What to measure on, what it is called, and its number of tokens.
+    """Return what to measure on, what it is called, and its number of tokens.
 
     A `.jsonl` file has `{"prompt": ..., "completion": ...}` in each line, and only completions count; any other file
     is running text.
@@ -128,7 +128,7 @@ def _prompts_and_completions(content: str, name: str) -> list[tuple[str, str]]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder or GGUF file has a tokenizer to turn a text into tokens."""
+    """Return whether a folder or GGUF file has a tokenizer to turn a text into tokens."""
     if is_gguf(folder):
         return "tokenizer.ggml.tokens" in open_gguf(folder).metadata
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))

@@ -66,7 +66,7 @@ class SourceWeight:
         return math.prod(self.shape)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Rows `start` to `stop`: as stored, or in float32 where they were packed."""
+        """Return rows `start` to `stop`: as stored, or in float32 where they were packed."""
         if self.foreign is not None:
             return self.foreign.decode_rows(start, stop)
         if self.form is None:
@@ -111,7 +111,7 @@ class Source:
         return dict(self.checkpoint.repacked) if isinstance(self.checkpoint, GgufCheckpoint) else {}
 
     def is_head(self, path: str) -> bool:
-        """Whether a layer belongs to a head other than the language model's."""
+        """Return whether a layer belongs to a head other than the language model's."""
         return self.model.weight_rules.is_head(f"{path}.") and not path.startswith("lm_head")
 
 
@@ -150,7 +150,7 @@ def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: 
 
 
 def _weights(model: Any, checkpoint: Checkpoint, content: Content) -> list[SourceWeight]:
-    """The weights under their names in memory, in the order of the files."""
+    """Return the weights under their names in memory, in the order of the files."""
     modules = dict(model.named_modules())
     forms = {
         path: PackedFormat(modules[path].bits, modules[path].group_size, modules[path].mode) for path in content.packed

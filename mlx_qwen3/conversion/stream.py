@@ -177,7 +177,7 @@ class Converter:
 
 
 def is_finite(array: mx.array) -> bool:
-    """Whether no value is NaN or infinite.
+    """Return whether no value is NaN or infinite.
 
     Looks at the bits: a value without its sign that reaches the bits of infinity. On a CPU this takes a tenth of the
     time of `mx.isfinite`.

@@ -24,7 +24,7 @@ def formats_for_target(
     text: str | Path | None = None,
     measuring: Measuring | None = None,
 ) -> dict[str, PackedFormat | None]:
-    """The format of each layer so that the whole model takes at most `target_bpw` bits per weight.
+    """Return the format of each layer so that the whole model takes at most `target_bpw` bits per weight.
 
     Layers that an override of the recipe names are not measured: what they take is taken off the budget.
 
@@ -57,5 +57,5 @@ def formats_for_target(
 
 
 def _bits(weight: SourceWeight, form: PackedFormat | None) -> float:
-    """Bits per weight of one that is not searched for; 16 where it stays plain."""
+    """Return bits per weight of one that is not searched for; 16 where it stays plain."""
     return form.bits_per_weight() if form is not None and form.divides(weight.shape) else 16

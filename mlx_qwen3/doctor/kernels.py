@@ -23,7 +23,7 @@ HEADS, KV_HEADS, HEAD_DIM, PAST = 4, 2, 128, 5
 
 
 def masks_family() -> Iterator[Comparison]:
-    """Causal order, hidden keys and windows; boolean masks and masks to add; rows that see nothing."""
+    """Yield causal order, hidden keys and windows; boolean masks and masks to add; rows that see nothing."""
     for dtype in DTYPES:
         for length in LENGTHS:
             queries, q = draw(1, 1, HEADS, length, HEAD_DIM, dtype=dtype)
@@ -50,7 +50,7 @@ def masks_family() -> Iterator[Comparison]:
 
 
 def _made_masks() -> Iterator[Comparison]:
-    """Masks that the package makes itself, in all three ways to attend."""
+    """Yield masks that the package makes itself, in all three ways to attend."""
     for length in LENGTHS:
         queries, q = draw(1, 1, HEADS, length, HEAD_DIM)
         keys, k = draw(2, 1, KV_HEADS, PAST + length, HEAD_DIM)
@@ -71,7 +71,7 @@ def _made_masks() -> Iterator[Comparison]:
 
 
 def attention_family() -> Iterator[Comparison]:
-    """Attention without a mask, and in causal order, in every dtype."""
+    """Yield attention without a mask, and in causal order, in every dtype."""
     for dtype in DTYPES:
         for length in LENGTHS:
             queries, q = draw(1, 2, HEADS, length, HEAD_DIM, dtype=dtype)
@@ -154,7 +154,7 @@ def packed_products_family() -> Iterator[Comparison]:
 
 
 def packed_caches_family() -> Iterator[Comparison]:
-    """Attention over packed keys and values, with one row per head and with the heads of a group together."""
+    """Yield attention over packed keys and values, with one row per head and with the heads of a group together."""
     for bits in (8, 4):
         form = KVFormat(bits, 64)
         for length in LENGTHS:

@@ -76,7 +76,7 @@ def masks_of_models() -> Iterator[Comparison]:
 
 
 def caches_family() -> Iterator[Comparison]:
-    """A model in parts behind its caches gives what NumPy gives for the whole: growing and sliding."""
+    """Yield a model in parts behind its caches gives what NumPy gives for the whole: growing and sliding."""
     ids = token_ids(40)
     for kind, fields, window in (
         ("growing", {}, None),
@@ -93,7 +93,9 @@ def caches_family() -> Iterator[Comparison]:
 
 
 def models_family() -> Iterator[Comparison]:
-    """A whole model against NumPy: plain and fused, each dtype, whole and evaluated layer by layer, packed weights."""
+    """Yield a whole model against NumPy: plain and fused, each dtype, whole and evaluated layer by layer, packed
+    weights.
+    """
     ids = token_ids(33)
     for dtype in DTYPES:
         model, weights = small_model(dtype)
@@ -171,7 +173,9 @@ class _NoText:
 
 
 def training_family() -> Iterator[Comparison]:
-    """A training step: loss against NumPy, gradients against the CPU, and along a direction against differences."""
+    """Yield a training step: loss against NumPy, gradients against the CPU, and along a direction against
+    differences.
+    """
     model, weights = small_model()
     model.train()
     name = "model.layers.1.self_attn.k_proj.weight"

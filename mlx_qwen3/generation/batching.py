@@ -257,7 +257,7 @@ def _constraints(tokenizer: Any, count: int, given: Mapping[str, Any]) -> list[C
 def _samplers(
     options: GenerationOptions, sampler: Sampler | Sequence[Sampler] | None, count: int, warped: bool
 ) -> list[Sampler]:
-    """One sampler per prompt; prompts that share a seed draw independently."""
+    """Return one sampler per prompt; prompts that share a seed draw independently."""
     if sampler is not None and not callable(sampler):
         return _each(sampler, count, "sampler")
     shared = options.sampler(warped) if sampler is None else sampler
@@ -265,7 +265,7 @@ def _samplers(
 
 
 def _custom_processors(processors: Sequence[Any], count: int) -> list[list[Any]]:
-    """The user's processors of each prompt."""
+    """Return the user's processors of each prompt."""
     if processors and all(isinstance(own, list | tuple) and not callable(own) for own in processors):
         return [list(own) for own in _each(processors, count, "logits_processors")]
     return [list(processors)] * count

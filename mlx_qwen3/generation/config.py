@@ -225,7 +225,7 @@ class GenerationConfig:
 
     @classmethod
     def knows(cls, name: str) -> bool:
-        """Whether the reference has a generation field of this name."""
+        """Return whether the reference has a generation field of this name."""
         return name in cls.fields or name in NOT_SUPPORTED or name in IGNORED
 
     def with_changes(self, **changes: Any) -> Self:
@@ -286,7 +286,7 @@ class GenerationConfig:
 
 
 def _normalized(name: str, value: Any) -> Any:
-    """Whole numbers that a file writes as 20.0, and "no limit" that it writes as -1."""
+    """Return whole numbers that a file writes as 20.0, and "no limit" that it writes as -1."""
     check = GenerationConfig.fields.get(name)
     if isinstance(value, float) and value.is_integer() and check in (positive_int, natural_int):
         value = int(value)

@@ -74,7 +74,7 @@ class ConstrainedDecoding:
                 mx.clear_cache()
 
     def _with_drafts(self, run: DecodeRun, together: bool) -> Iterator[Step]:
-        """One pass per chosen token and what is forced or drafted after it."""
+        """Yield one pass per chosen token and what is forced or drafted after it."""
         assert self.draft is not None
         proposer, gate, pace = self.draft.proposer, self.draft.gate, self.draft.pace
         proposer.start(self._history)

@@ -15,7 +15,9 @@ MOVING_FREQUENCIES = ("dynamic", "longrope")
 
 
 def context_length(config: Any) -> int:
-    """The tokens that a model was made for: `max_position_embeddings`, or what its rotary scaling extends it to."""
+    """Return the tokens that a model was made for: `max_position_embeddings`, or what its rotary scaling extends it
+    to.
+    """
     limit = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
     factor = rope.get("factor")

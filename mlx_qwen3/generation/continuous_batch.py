@@ -275,7 +275,7 @@ class ContinuousBatch:
         return chosen.selected(kept)
 
     def _choose(self, logits: mx.array) -> "Choice":
-        """Logits (B, V) → the choice of each row, started."""
+        """Return logits (B, V) → the choice of each row, started."""
         rows = self.rows
         if any(row.processors for row in rows):
             parts = [part.astype(mx.float32) for part in mx.split(logits, len(rows))]
@@ -316,7 +316,7 @@ class ContinuousBatch:
         return logits
 
     def _pass(self, ids: mx.array, first: int, last: int) -> mx.array:
-        """Slots first … last−1 of the rows that ids (B, L) has; logits (B, V) of the last one."""
+        """Return slots first … last−1 of the rows that ids (B, L) has; logits (B, V) of the last one."""
         padding = self.padding[: ids.shape[0]]
         mask = positions = None
         if padding.any():

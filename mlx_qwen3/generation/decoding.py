@@ -38,7 +38,7 @@ class CachedModel(Protocol):
         ...
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Puts the keys and values of ids (B, L) into the cache, lazily."""
+        """Put the keys and values of ids (B, L) into the cache, lazily."""
         ...
 
 
@@ -80,7 +80,8 @@ class Chooser:
     def __call__(
         self, logits: mx.array, history: mx.array | None, masks: Sequence[Mask | None] | None = None
     ) -> tuple[mx.array, mx.array | None]:
-        """Logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or None.
+        """Return logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or
+        None.
 
         masks: of a constraint, one per row, applied after the processors.
         """
@@ -121,13 +122,13 @@ class DecodeRun:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Marks a pass of the model: if one is broken off, the cache may hold half of it."""
+        """Yield marks a pass of the model: if one is broken off, the cache may hold half of it."""
         self.broken = True
         yield
         self.broken = False
 
     def logits(self, ids: mx.array, keep: int = 1) -> mx.array:
-        """One pass: ids (1, L) → logits (keep, V) of the newest positions."""
+        """Return one pass: ids (1, L) → logits (keep, V) of the newest positions."""
         with self.passing():
             return self.model.step_logits(ids, self.cache, keep)[0]
 
@@ -198,7 +199,7 @@ class PlainDecoding:
     def _next(
         self, run: DecodeRun, token: mx.array, history: mx.array | None
     ) -> tuple[mx.array, mx.array | None, mx.array | None]:
-        """Starts the pass over a token: the token after it, its log-probabilities, and the history before it."""
+        """Start the pass over a token: the token after it, its log-probabilities, and the history before it."""
         if history is not None:
             history = mx.concatenate([history, token])
         following, logprobs = run.choose(run.logits(token[None]), history)
@@ -207,7 +208,7 @@ class PlainDecoding:
 
 
 def prefill(run: DecodeRun, step: int | None, progress: Progress | None = None) -> None:
-    """Puts the prompt into the cache in chunks of `step`; the last chunk, never empty, stays pending."""
+    """Put the prompt into the cache in chunks of `step`; the last chunk, never empty, stays pending."""
     length, done = run.pending.shape[1], 0
     if progress is not None:
         progress(0, length)

@@ -223,7 +223,7 @@ class GenerateLoop:
         return self._output
 
     def _all_positions(self, prompt: BatchPrompt) -> mx.array | None:
-        """Positions (B, cached + L) where the model cannot count them itself."""
+        """Return positions (B, cached + L) where the model cannot count them itself."""
         counted = None
         if prompt.mask is not None and self.positions_from_mask:
             counted = mx.where(prompt.mask == 0, 0, mx.cumsum(prompt.mask, axis=1) - 1)
@@ -233,7 +233,7 @@ class GenerateLoop:
         return mx.concatenate([missing, prompt.positions], axis=1)
 
     def _choose(self, ids: mx.array, logits: mx.array, finished: mx.array) -> tuple[mx.array, mx.array]:
-        """The tokens of this step (B,), and which rows are finished with it."""
+        """Return the tokens of this step (B,), and which rows are finished with it."""
         scores = logits
         if self.processors or self.warpers or self.collect_scores or self.collect_logits:
             scores = logits = logits.astype(mx.float32)
@@ -297,7 +297,7 @@ class GenerateLoop:
         positions: mx.array | None,
         past: Any,
     ) -> tuple[mx.array, Any]:
-        """Runs the model; its newest logits (B, V) and its cache."""
+        """Run the model; its newest logits (B, V) and its cache."""
         output = self.step(ids, embeds, mask, positions, past, self._use_cache)
         kept = self._output
         for name in ("attentions", "hidden_states"):
@@ -321,5 +321,5 @@ def evaluate_tree(value: Any) -> None:
 
 
 def cached_tokens(past: Any) -> int:
-    """How many tokens a cache holds."""
+    """Return how many tokens a cache holds."""
     return past.get_seq_length() if past is not None and hasattr(past, "get_seq_length") else 0

@@ -220,11 +220,11 @@ class GenerationMixin:
         raise InputError(f"assistant_model is not supported for {type(self).__name__}. Leave it out")
 
     def _empty_cache(self) -> Any:
-        """What the first step gets as `past_key_values`; None lets the model's call make its own."""
+        """Return what the first step gets as `past_key_values`; None lets the model's call make its own."""
         return None
 
     def _generation_step(self, wanted: dict[str, Any], extra: dict[str, Any]) -> Callable[..., Any]:
-        """The function that runs the model once; a model with a faster way in than its call overrides this.
+        """Return the function that runs the model once; a model with a faster way in than its call overrides this.
 
         It takes ids (B, L) or embeds (B, L, M), a mask (B, past + L) or None, positions (B, L) or None, the cache and
         use_cache, and returns an output with `logits` (B, n, V), the newest position's last, and `past_key_values`.
@@ -278,7 +278,7 @@ class DecoderGenerationMixin(GenerationMixin):
     """
 
     def for_inference(self) -> Any:
-        """The fastest way through the model for one generation: what has its `step_logits` and `fill_cache`."""
+        """Return the fastest way through the model for one generation: what has its `step_logits` and `fill_cache`."""
         return self
 
     def step_logits(
@@ -289,13 +289,13 @@ class DecoderGenerationMixin(GenerationMixin):
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
     ) -> mx.array:
-        """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
+        """Return logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
         backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         hidden, _, _ = backbone.run(backbone.embed_tokens(ids), cache, attention_mask, position_ids)
         return self.logits(hidden[:, -keep:])  # pyright: ignore[reportAttributeAccessIssue]
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Puts the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
+        """Put the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
         backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         backbone.run(backbone.embed_tokens(ids), cache)
 

@@ -350,7 +350,7 @@ _EXTRA = ("logit_bias", "prefix_allowed_tokens_fn", "stopping_criteria", "assist
 
 
 def is_option(name: str) -> bool:
-    """Whether `resolve_options` knows a keyword, to use it or to refuse it."""
+    """Return whether `resolve_options` knows a keyword, to use it or to refuse it."""
     return (
         GenerationConfig.knows(ALIASES.get(name, name))
         or name in _EXTRA

@@ -41,7 +41,7 @@ def mixed(seed: int, number: int) -> int:
 
 
 def greedy(scores: mx.array) -> mx.array:
-    """The best token of each row: scores (B, V) → (B,)."""
+    """Return the best token of each row: scores (B, V) → (B,)."""
     return mx.argmax(scores, axis=-1)
 
 
@@ -87,7 +87,7 @@ class RandomSampler:
         return self.temperature, self.top_k, self.top_p, self.min_p, self.min_tokens_to_keep
 
     def __call__(self, scores: mx.array) -> mx.array:
-        """Scores (B, V) → token ids (B,); row b is draw number n + b."""
+        """Return scores (B, V) → token ids (B,); row b is draw number n + b."""
         return self.draw(scores, self.take_keys(scores.shape[0]))
 
     def for_row(self, row: int) -> "RandomSampler":
@@ -107,7 +107,7 @@ class RandomSampler:
         self._drawn -= count
 
     def draw(self, scores: mx.array, keys: np.ndarray) -> mx.array:
-        """Scores (B, V) and a key for each row (B, 2) → token ids (B,)."""
+        """Return scores (B, V) and a key for each row (B, 2) → token ids (B,)."""
         weights, ids = self.candidates(scores)
         drawn = _categorical(weights, mx.array(keys))
         return drawn if ids is None else mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
@@ -121,7 +121,7 @@ class RandomSampler:
         return self._base
 
     def candidates(self, scores: mx.array) -> tuple[mx.array, mx.array | None]:
-        """What may be drawn: unnormalized log-probabilities (B, n), −inf where cut off, and their ids (B, n).
+        """Return what may be drawn: unnormalized log-probabilities (B, n), −inf where cut off, and their ids (B, n).
 
         Without top_k and top_p the ids are None: entry i is token i.
         """
@@ -170,24 +170,26 @@ def make_sampler(
 
 
 def needs_logprobs(sampler: Sampler | None) -> bool:
-    """Whether a sampler is a user's, which may count on log-probabilities as mlx_lm's samplers do."""
+    """Return whether a sampler is a user's, which may count on log-probabilities as mlx_lm's samplers do."""
     return sampler is not None and sampler is not greedy and not isinstance(sampler, RandomSampler)
 
 
 def normalized(logits: mx.array) -> mx.array:
-    """Logits (B, V) → float32 log-probabilities (B, V)."""
+    """Return logits (B, V) → float32 log-probabilities (B, V)."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def mark_invalid(tokens: mx.array, scores: mx.array) -> mx.array:
-    """Tokens (B,) chosen from scores (B, V), `INVALID` where every score is −inf or one is NaN."""
+    """Return tokens (B,) chosen from scores (B, V), `INVALID` where every score is −inf or one is NaN."""
     best = mx.max(scores, axis=-1)
     return mx.where(best > -math.inf, tokens.astype(mx.int32), INVALID)
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
-    """One token per row of logits (B, V), each by its own sampler; rows with equal settings are sampled together."""
+    """Return one token per row of logits (B, V), each by its own sampler; rows with equal settings are sampled
+    together.
+    """
     groups: dict[Any, list[int]] = {}
     for row, sampler in enumerate(samplers):
         groups.setdefault(sampler.settings if isinstance(sampler, RandomSampler) else id(sampler), []).append(row)

@@ -67,7 +67,7 @@ class Gate:
         self._needed = self.patience
 
     def opens(self, confidence: int) -> bool:
-        """Whether to try drafts now."""
+        """Return whether to try drafts now."""
         return confidence >= self._needed and self.plain_seconds is not None
 
     def saw_plain(self, seconds: float) -> None:
@@ -86,7 +86,7 @@ class Gate:
         self._tokens += tokens
 
     def pays(self) -> bool:
-        """Whether the attempt is ahead of one token a pass so far."""
+        """Return whether the attempt is ahead of one token a pass so far."""
         assert self.plain_seconds is not None
         return self._seconds <= self._tokens * self.plain_seconds
 
@@ -173,7 +173,9 @@ class Speculation:
             pending = mx.array([[token]])
 
     def _plain(self, run: DecodeRun, pending: mx.array, history: list[int], left: int) -> Iterator[Step]:
-        """Tokens one by one, a pass ahead, until the gate opens; then none is on its way and the cache lacks one."""
+        """Yield tokens one by one, a pass ahead, until the gate opens; then none is on its way and the cache lacks
+        one.
+        """
         watched = bool(run.choose.processors)
         token, logprobs = run.choose(run.logits(pending), mx.array(history) if watched else None)
         start_evaluation(token, logprobs)
@@ -218,7 +220,7 @@ class Speculation:
         return steps
 
     def _chosen(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:
-        """The drafted tokens that the model chooses too, and the token that it chooses after them."""
+        """Return the drafted tokens that the model chooses too, and the token that it chooses after them."""
         choose = run.choose
         if not (choose.processors or choose.logprobs or needs_logprobs(choose.sampler)):
             chosen = cast(list[int], mark_invalid(choose.sampler(logits), logits).tolist())

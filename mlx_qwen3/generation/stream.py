@@ -325,7 +325,7 @@ def template_turn(messages: Sequence[Any], continue_final_message: bool | None) 
 
 
 def ends_with_assistant(messages: Sequence[Any]) -> bool:
-    """Whether the last message is text of the assistant's, to be continued."""
+    """Return whether the last message is text of the assistant's, to be continued."""
     last = messages[-1]
     return last.get("role") == "assistant" and isinstance(last.get("content"), str) and bool(last["content"])
 

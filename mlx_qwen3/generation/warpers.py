@@ -56,7 +56,7 @@ def make_warpers(config: Any) -> list[LogitsProcessor]:
 
 
 def log_softmax(scores: mx.array) -> mx.array:
-    """Scores (B, V) → log-probabilities (B, V)."""
+    """Return scores (B, V) → log-probabilities (B, V)."""
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
@@ -106,7 +106,7 @@ def _scaled(scores: mx.array, temperature: float) -> mx.array:
 
 
 def _kept_by(cuts: RandomSampler, scores: mx.array) -> mx.array:
-    """The scores that the sampler's cuts leave, −inf elsewhere."""
+    """Return the scores that the sampler's cuts leave, −inf elsewhere."""
     weights, ids = cuts.candidates(scores)
     if ids is None:
         return mx.where(weights == -math.inf, -math.inf, scores)

@@ -16,7 +16,7 @@ Activation = Callable[[mx.array], mx.array]
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """The tanh form of GELU: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
+    """Return the tanh form of GELU: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -57,7 +57,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name_or_function: Any) -> Activation:
-    """The function that `hidden_act` asks for; a function is taken as it is.
+    """Return the function that `hidden_act` asks for; a function is taken as it is.
 
     Raises:
         ConfigError: an unknown name, or one with trained parameters (prelu, xielu).

@@ -40,7 +40,7 @@ def as_array(value: Any, name: str) -> mx.array | None:
 
 
 def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, ignored: int | None = None) -> None:
-    """Raises `InputError` unless every value of a whole-number array lies in low … high−1, or is `ignored`.
+    """Raise `InputError` unless every value of a whole-number array lies in low … high−1, or is `ignored`.
 
     While a function is being traced (mx.compile, mx.vmap) values do not exist yet and are not looked at.
     """
@@ -60,7 +60,7 @@ def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, i
 
 
 def check_ids(ids: mx.array, vocab_size: int) -> None:
-    """Raises `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
+    """Raise `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
     if ids.ndim != 2:
         raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
     if not ids.size:
@@ -69,14 +69,14 @@ def check_ids(ids: mx.array, vocab_size: int) -> None:
 
 
 def check_positions(position_ids: mx.array, batch: int, length: int) -> None:
-    """Raises `InputError` unless position_ids is (L,), (1, L) or (B, L)."""
+    """Raise `InputError` unless position_ids is (L,), (1, L) or (B, L)."""
     shape = tuple(position_ids.shape)
     if shape not in ((length,), (1, length), (batch, length)):
         raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
 
 
 def refuse_unknown(kwargs: dict[str, Any], owner: str) -> None:
-    """Raises `InputError` for an argument that the call of the class `owner` does not take."""
+    """Raise `InputError` for an argument that the call of the class `owner` does not take."""
     unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}; see help({owner}.__call__)")

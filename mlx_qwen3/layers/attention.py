@@ -29,7 +29,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
 
 
 def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
-    """Whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
+    """Return whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
 
     cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). One sequence's few new
     tokens behind a cache are a pair that hardly comes again: guesses that are verified, the next turn of a chat.
@@ -55,7 +55,7 @@ def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, sc
 
 
 def aligned(slots: int) -> int:
-    """The next multiple of 8: so many numbers of 16 bits a GPU's products load at once."""
+    """Return the next multiple of 8: so many numbers of 16 bits a GPU's products load at once."""
     return -(-slots // 8) * 8
 
 
@@ -80,7 +80,7 @@ def attend_with_weights(
     mask: Mask,
     dropout: float = 0.0,
 ) -> tuple[mx.array, mx.array]:
-    """The same, step by step: also returns the weights (B, H, L, S). The softmax is computed in float32.
+    """Return the same, step by step: also returns the weights (B, H, L, S). The softmax is computed in float32.
 
     dropout: probability of dropping a weight; pass 0 outside training.
     """

@@ -4,5 +4,5 @@ import mlx.core as mx
 
 
 def on_cuda() -> bool:
-    """Whether the default device is an NVIDIA GPU."""
+    """Return whether the default device is an NVIDIA GPU."""
     return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu

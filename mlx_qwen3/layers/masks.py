@@ -29,12 +29,12 @@ def additive(mask: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def key_slots(ranges: SlotRanges) -> mx.array:
-    """The slot of each key (S,)."""
+    """Return the slot of each key (S,)."""
     return mx.concatenate([mx.arange(a, b) for a, b in ranges]) if len(ranges) != 1 else mx.arange(*ranges[0])
 
 
 def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: int) -> None:
-    """Raises `InputError` unless the mask is (B, past + L) or four-dimensional."""
+    """Raise `InputError` unless the mask is (B, past + L) or four-dimensional."""
     if attention_mask.ndim == 4:
         if attention_mask.shape[0] not in (1, batch) or attention_mask.shape[2] not in (1, length):
             raise InputError(
@@ -107,7 +107,7 @@ def decoder_mask(
 
 
 def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.array:
-    """The mask for L new tokens and S slots, as an array for `hidden` more slots, which nobody may see."""
+    """Return the mask for L new tokens and S slots, as an array for `hidden` more slots, which nobody may see."""
     if isinstance(mask, mx.array):
         mask = mx.broadcast_to(mask, (*mask.shape[:-1], slots))
         no = mx.array(False) if mask.dtype == mx.bool_ else mx.array(mx.finfo(mask.dtype).min / 2, mask.dtype)
@@ -117,7 +117,9 @@ def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.ar
 
 
 def packed_segments(position_ids: mx.array) -> mx.array:
-    """Numbers the sequences packed into a row (B, L): a step of position ids other than 1 starts the next one."""
+    """Number the sequences packed into a row (B, L): a step of position ids other than 1 starts the next
+    one.
+    """
     ids = position_ids if position_ids.ndim == 2 else position_ids[None]
     steps = (ids[:, 1:] - ids[:, :-1]) != 1
     start = mx.zeros((ids.shape[0], 1), dtype=mx.int32)

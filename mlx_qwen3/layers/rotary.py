@@ -136,7 +136,7 @@ class RotaryPositions:
         return self._rotation(positions[:, None] * mx.array(frequencies), dtype)
 
     def at_positions(self, position_ids: mx.array, dtype: mx.Dtype = mx.float32) -> Rotation:
-        """The rotation of given positions, (L,), (1, L) or (B, L). Nothing is evaluated."""
+        """Return the rotation of given positions, (L,), (1, L) or (B, L). Nothing is evaluated."""
         positions = position_ids.astype(mx.float32)
         frequencies: mx.array
         if self.kind == "longrope":

@@ -162,7 +162,7 @@ class SequenceClassification(Head):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Logits (B, num_labels), and with `labels` the loss.
+        """Return logits (B, num_labels), and with `labels` the loss.
 
         Args:
             labels: (B,) numbers for regression or label ids; (B, num_labels) zeros and ones for several labels.
@@ -183,7 +183,7 @@ class SequenceClassification(Head):
         return self._output(self.output_class, base, return_dict, loss=loss, logits=logits)
 
     def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
-        """The loss that `config.problem_type` names, or the one that the labels' type and number imply."""
+        """Return the loss that `config.problem_type` names, or the one that the labels' type and number imply."""
         problem = self.config.problem_type
         if problem is None:
             whole = mx.issubdtype(labels.dtype, mx.integer)
@@ -223,7 +223,9 @@ class TokenClassification(Head):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Logits (B, L, num_labels), and with `labels` (B, L) the loss; −100 marks a token that does not count."""
+        """Return logits (B, L, num_labels), and with `labels` (B, L) the loss; −100 marks a token that does not
+        count.
+        """
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.score(self.dropout(base.last_hidden_state))
         targets = as_array(labels, "labels")
@@ -280,7 +282,7 @@ class QuestionAnswering(Head):
 
 
 def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
-    """The positions of hidden (B, L, M) that `logits_to_keep` names."""
+    """Return the positions of hidden (B, L, M) that `logits_to_keep` names."""
     if isinstance(keep, int) and not isinstance(keep, bool):
         if keep < 0:
             raise InputError(f"logits_to_keep is {keep}, expected 0 or more, or a list of positions")

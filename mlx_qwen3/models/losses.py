@@ -15,7 +15,7 @@ IGNORED = -100
 def cross_entropy(
     logits: mx.array, labels: mx.array, ignored: int = IGNORED, num_items: float | mx.array | None = None
 ) -> mx.array:
-    """Mean over the labels that count of −log softmax(logits)[label]; NaN when none counts.
+    """Return mean over the labels that count of −log softmax(logits)[label]; NaN when none counts.
 
     Args:
         logits: (..., C). labels: (...) whole numbers below C, or `ignored`.
@@ -41,7 +41,7 @@ def shifted_cross_entropy(
     shift_labels: mx.array | None = None,
     num_items: float | mx.array | None = None,
 ) -> mx.array:
-    """The language-modelling loss: position i predicts label i + 1.
+    """Return the language-modelling loss: position i predicts label i + 1.
 
     Args:
         logits: (B, L, V). labels: (B, L).
@@ -57,7 +57,7 @@ def shifted_cross_entropy(
 
 
 def mean_squared_error(logits: mx.array, labels: mx.array) -> mx.array:
-    """The mean of (logit − label)²."""
+    """Return the mean of (logit − label)²."""
     logits, labels = logits.astype(mx.float32), labels.astype(mx.float32)
     if logits.size != labels.size:
         raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}")
@@ -65,7 +65,7 @@ def mean_squared_error(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def binary_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """The mean of −[y·log σ(x) + (1−y)·log(1−σ(x))], as max(x, 0) − x·y + log(1 + e^−|x|)."""
+    """Return the mean of −[y·log σ(x) + (1−y)·log(1−σ(x))], as max(x, 0) − x·y + log(1 + e^−|x|)."""
     if logits.shape != labels.shape:
         raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}")
     x, y = logits.astype(mx.float32), labels.astype(mx.float32)
@@ -73,7 +73,8 @@ def binary_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def span_loss(start_logits: mx.array, end_logits: mx.array, starts: mx.array, ends: mx.array) -> mx.array:
-    """The mean of the two cross entropies; positions are clamped to 0 … L, and L (beyond the sequence) is ignored.
+    """Return the mean of the two cross entropies; positions are clamped to 0 … L, and L (beyond the sequence) is
+    ignored.
 
     Args:
         start_logits, end_logits: (B, L). starts, ends: (B,) or (B, 1).

@@ -210,7 +210,7 @@ class PreTrainedModel(nn.Module):
         return adapter.config_overrides(len(named) if named else None)
 
     def _read_companions(self, folder: Path) -> None:
-        """Takes what else the folder holds for this kind of model."""
+        """Take what else the folder holds for this kind of model."""
 
     @classmethod
     def weight_prefix(cls) -> str:
@@ -219,7 +219,7 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def _take_options(cls, overrides: dict[str, Any]) -> dict[str, Any]:
-        """Takes out of the keywords what the constructor wants besides the configuration."""
+        """Take out of the keywords what the constructor wants besides the configuration."""
         return {}
 
     def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
@@ -340,13 +340,13 @@ class PreTrainedModel(nn.Module):
         return self
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
-        """Every weight with its name on disk."""
+        """Yield every weight with its name on disk."""
         yield from flat(self.parameters()).items()
 
     # services
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers the weights hold; packed weights count as what they stand for."""
+        """Return how many numbers the weights hold; packed weights count as what they stand for."""
         tree = self.trainable_parameters() if only_trainable else self.parameters()
         embeddings = id(self.get_input_embeddings())
         total = 0
@@ -356,11 +356,11 @@ class PreTrainedModel(nn.Module):
         return total + _count(flat(tree), self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that turns token ids into vectors."""
+        """Return the layer that turns token ids into vectors."""
         raise NotImplementedError
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Puts another layer in its place."""
+        """Put another layer in its place."""
         raise NotImplementedError
 
     @property
@@ -385,7 +385,7 @@ def evaluate_arrays(model: nn.Module) -> None:
 
 
 def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
-    """The type to compute in: what was asked for, else float32 on a CPU device, else the checkpoint's.
+    """Return the type to compute in: what was asked for, else float32 on a CPU device, else the checkpoint's.
 
     On a CPU MLX multiplies float32 fastest; packed weights 7 times faster and more than with bfloat16.
     """
@@ -402,7 +402,7 @@ def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
 
 
 def initialise(module: nn.Module, initializer_range: float, pad_token_id: int | None = None) -> None:
-    """Starts weights as the reference does: normal with `initializer_range`, biases 0, the padding row 0. Lazy."""
+    """Start weights as the reference does: normal with `initializer_range`, biases 0, the padding row 0. Lazy."""
     for _, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             layer.weight = mx.random.normal(layer.weight.shape) * initializer_range

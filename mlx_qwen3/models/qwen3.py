@@ -143,15 +143,15 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         return cache
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that turns token ids into vectors."""
+        """Return the layer that turns token ids into vectors."""
         return self.base_model.embed_tokens
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Puts another layer in its place; a tied output head follows."""
+        """Put another layer in its place; a tied output head follows."""
         self.base_model.embed_tokens = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
-        """Cuts or grows the vocabulary, the output head included; new rows start as fresh weights do.
+        """Cut or grows the vocabulary, the output head included; new rows start as fresh weights do.
 
         Returns:
             The embedding layer.
@@ -240,7 +240,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The hidden states of a batch, as `BaseModelOutputWithPast` (a tuple when `return_dict` is false).
+        """Return the hidden states of a batch, as `BaseModelOutputWithPast` (a tuple when `return_dict` is false).
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M), not both.
@@ -286,7 +286,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> tuple[mx.array, tuple[mx.array, ...] | None, tuple[mx.array, ...] | None]:
-        """The layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
+        """Return the layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
 
         Call this instead of the model where the input has been checked already.
         """
@@ -414,14 +414,14 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
         return self if fused is None else FusedQwen3(self, fused)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode and lets the joined matrices go."""
+        """Set training mode and let the joined matrices go."""
         if mode:
             self._fused = None
         super().train(mode)
         return self
 
     def update(self, parameters: Any, strict: bool = True) -> Self:
-        """Replaces parameters, as in `nn.Module`, and lets the joined matrices go."""
+        """Replace parameters, as in `nn.Module`, and let the joined matrices go."""
         self._fused = None
         super().update(parameters, strict)
         return self

@@ -55,7 +55,7 @@ class FusedDecoder:
         self._sources = _sources(decoder)
 
     def is_current(self, decoder: Any) -> bool:
-        """Whether the decoder still has the layers and arrays of which this was made."""
+        """Return whether the decoder still has the layers and arrays of which this was made."""
         now = _sources(decoder)
         return len(now) == len(self._sources) and all(a is b for a, b in zip(now, self._sources, strict=True))
 
@@ -133,7 +133,7 @@ class FusedDecoder:
         attention_mask: mx.array | None,
         dtype: mx.Dtype,
     ) -> list[Mask]:
-        """A mask a layer; layers of one kind share theirs."""
+        """Return a mask a layer; layers of one kind share theirs."""
         if attention_mask is not None:
             check_padding_mask(attention_mask, batch, past, length)
         made: dict[int, Mask] = {}
@@ -168,7 +168,7 @@ class FusedDecoder:
 
 
 def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
-    """The newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask.
+    """Return the newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask.
 
     One query has the mask and the strides of a single decoded token: on CUDA cuDNN would make another plan for others,
     some 40 ms for each L.
@@ -181,7 +181,7 @@ def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.a
 
 
 def can_fuse(decoder: Any) -> bool:
-    """Whether all layers are plain ones that can be joined: no adapter, no layer of another make."""
+    """Return whether all layers are plain ones that can be joined: no adapter, no layer of another make."""
     for layer in decoder.layers:
         attention = layer.self_attn
         norms = (layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm, attention.k_norm)
@@ -196,7 +196,7 @@ def can_fuse(decoder: Any) -> bool:
 
 
 def _sources(decoder: Any) -> list[Any]:
-    """The layers and arrays that a `FusedDecoder` is made of."""
+    """Return the layers and arrays that a `FusedDecoder` is made of."""
     found: list[Any] = [decoder.norm]
     for layer in decoder.layers:
         attention, mlp = layer["self_attn"], layer["mlp"]
@@ -209,7 +209,7 @@ def _sources(decoder: Any) -> list[Any]:
 
 
 def _alike(layers: list[Any]) -> bool:
-    """Whether layers are plain linear ones of one kind, format and dtype."""
+    """Return whether layers are plain linear ones of one kind, format and dtype."""
     first = layers[0]
     if type(first) not in (nn.Linear, nn.QuantizedLinear):
         return False
@@ -242,7 +242,7 @@ def _joined(layers: list[Any]) -> Linear:
 
 
 def _product(layer: Any) -> Linear:
-    """One layer's product without the module around it; a layer of another make stays what it is."""
+    """Return one layer's product without the module around it; a layer of another make stays what it is."""
     if type(layer) not in (nn.Linear, nn.QuantizedLinear):
         return layer
     return _multiply(layer, {name: layer.get(name) for name in ARRAYS})
@@ -306,11 +306,11 @@ class FusedQwen3:
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
     ) -> mx.array:
-        """Logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
+        """Return logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
         newest = self._decoder(self._embed(ids), cache, attention_mask, position_ids, keep)
         rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all of them
         return self._logits(rows).reshape(*newest.shape[:2], -1)
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Puts the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
+        """Put the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
         self._decoder(self._embed(ids), cache)

@@ -38,7 +38,7 @@ CLASSES: dict[str, tuple[str, str]] = {
 
 
 def model_class(config: dict[str, Any], source: str) -> Any:
-    """The class for a config.json.
+    """Return the class for a config.json.
 
     Args:
         source: the folder or repository, for the message.

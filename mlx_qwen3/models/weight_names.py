@@ -46,7 +46,7 @@ class WeightRules:
         return any(re.search(pattern, name) for pattern in self.state)
 
     def current_name(self, name: str) -> str:
-        """The name that an older file's weight has today."""
+        """Return the name that an older file's weight has today."""
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
@@ -75,7 +75,7 @@ BERT_WEIGHTS = WeightRules(
 
 
 def without_prefix(name: str) -> str:
-    """A backbone weight's name with whatever prefix the file uses taken off."""
+    """Return a backbone weight's name with whatever prefix the file uses taken off."""
     for prefix in BACKBONE_PREFIXES:
         if name.startswith(prefix):
             return name[len(prefix) :]

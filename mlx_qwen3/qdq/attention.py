@@ -63,7 +63,7 @@ class QuantSelfAttention(nn.Module):
         offset: int = 0,
         need_weights: bool = False,
     ) -> tuple[mx.array, mx.array | None, KeysAndValues]:
-        """The mixed values, the weights if wanted, and the keys and values to cache.
+        """Return the mixed values, the weights if wanted, and the keys and values to cache.
 
         Args:
             hidden_states: (B, L, M).

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def named_quantizers(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
-    """Every fake quantizer of a model with its name on disk, in the order of the layers."""
+    """Return every fake quantizer of a model with its name on disk, in the order of the layers."""
     found = []
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
@@ -62,7 +62,7 @@ def calibrate(
     stride: int = 1,
     start_bin: int = 128,
 ) -> None:
-    """Sets the range of every enabled quantizer from what it sees while the model runs over `batches`.
+    """Set the range of every enabled quantizer from what it sees while the model runs over `batches`.
 
     Weights, and activations with a range for each index, take their maximum whatever the method.
 

@@ -27,7 +27,7 @@ class MaxCalibrator:
         self._amax: mx.array | None = None
 
     def collect(self, x: mx.array) -> None:
-        """Takes in one tensor.
+        """Take in one tensor.
 
         Raises:
             QuantizationError: the kept axes have another size than before.
@@ -43,7 +43,7 @@ class MaxCalibrator:
         self._amax = amax
 
     def compute_amax(self) -> mx.array | None:
-        """The range, or None when nothing was collected. One element becomes a scalar."""
+        """Return the range, or None when nothing was collected. One element becomes a scalar."""
         return self._amax
 
 
@@ -58,7 +58,7 @@ class HistogramCalibrator:
         self._zeros = 0
 
     def collect(self, x: mx.array) -> None:
-        """Takes in one tensor.
+        """Take in one tensor.
 
         Raises:
             QuantizationError: the tensor holds NaN or infinity.
@@ -86,7 +86,7 @@ class HistogramCalibrator:
     def compute_amax(
         self, method: str, *, percentile: float = 99.99, stride: int = 1, start_bin: int = 128
     ) -> mx.array | None:
-        """The range by `method`, or None when nothing was collected.
+        """Return the range by `method`, or None when nothing was collected.
 
         Args:
             method: 'percentile', 'entropy' (least Kullback-Leibler divergence), 'mse' (least squared error).
@@ -132,7 +132,7 @@ def reduce_amax(x: mx.array, axis: int | tuple[int, ...] | None) -> mx.array:
 
 
 def amax_of_percentile(counts: np.ndarray, edges: np.ndarray, percentile: float) -> float:
-    """The bin edge at which the cumulated share of the values reaches `percentile`."""
+    """Return the bin edge at which the cumulated share of the values reaches `percentile`."""
     shares = np.cumsum(counts / counts.sum())
     return float(edges[np.searchsorted(shares, percentile / 100)])
 
@@ -140,7 +140,7 @@ def amax_of_percentile(counts: np.ndarray, edges: np.ndarray, percentile: float)
 def amax_of_entropy(
     counts: np.ndarray, edges: np.ndarray, num_bits: int, unsigned: bool, stride: int, start_bin: int
 ) -> float:
-    """The range whose quantized distribution diverges least from the clipped one; the largest among equals."""
+    """Return the range whose quantized distribution diverges least from the clipped one; the largest among equals."""
     bins = counts.astype(np.float64)
     bins[0] = bins[1]  # zeros would outweigh everything else
     candidates = range(start_bin, len(bins) + 1, stride)
@@ -176,7 +176,7 @@ def _kullback_leibler(p: np.ndarray, q: np.ndarray) -> float:
 def amax_of_mse(
     counts: np.ndarray, edges: np.ndarray, num_bits: int, unsigned: bool, stride: int, start_bin: int
 ) -> float:
-    """The bin centre that, taken as the range, gives the least squared error over the histogram."""
+    """Return the bin centre that, taken as the range, gives the least squared error over the histogram."""
     centers = (edges[1:] + edges[:-1]) / 2
     bound = np.float32(2.0 ** (num_bits - 1 + int(unsigned)) - 1)
     candidates = np.arange(start_bin, len(centers), stride)

@@ -109,8 +109,8 @@ def fake_quantize(
 
 
 def scale_factors(amax: mx.array, high: float) -> tuple[mx.array, mx.array]:
-    """What a value is multiplied by to give its level, and what the level is divided by: high/amax, but 0 and 1 where
-    the range counts as zero.
+    """Return what a value is multiplied by to give its level, and what the level is divided by: high/amax, but 0 and 1
+    where the range counts as zero.
     """
     zero = amax <= TINY_AMAX
     scale = mx.where(zero, 1.0, high / amax)
@@ -223,15 +223,15 @@ class TensorQuantizer:
         return None if self._amax is None else self._amax / self.descriptor.bounds[1]
 
     def enable(self) -> None:
-        """Quantizes again."""
+        """Quantize again."""
         self.enabled = True
 
     def disable(self) -> None:
-        """Gives the input back unchanged, in calibration too."""
+        """Give the input back unchanged, in calibration too."""
         self.enabled = False
 
     def start_calibration(self, calib_method: str | None = None) -> None:
-        """Watches what is passed in and quantizes nothing, until `finish_calibration`.
+        """Watch what is passed in and quantize nothing, until `finish_calibration`.
 
         Args:
             calib_method: 'max' or 'histogram'; the descriptor's by default.
@@ -253,7 +253,7 @@ class TensorQuantizer:
         self.calibrating = True
 
     def finish_calibration(self, method: str | None = None, **options: Any) -> None:
-        """Sets the range from what was watched, and quantizes from now on.
+        """Set the range from what was observed, and quantize from now on.
 
         Args:
             method: 'max' after a max calibration; 'percentile' (the default), 'entropy' or 'mse' after a histogram.
@@ -284,7 +284,7 @@ class TensorQuantizer:
         self.amax = amax
 
     def stop_calibration(self) -> None:
-        """Drops what was watched and quantizes again with the range as it was."""
+        """Drop what was observed and quantize again with the range as it was."""
         self._calibrator, self.calibrating = None, False
 
     def __call__(self, x: mx.array) -> mx.array:

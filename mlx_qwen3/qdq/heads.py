@@ -115,7 +115,7 @@ class QDQBertLMHeadModel(GenerationMixin, CausalLM, QDQBertPredictsVocabulary):
             logger.warning("QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order")
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Logits (B, L, V), and with `labels` the shifted loss and no cache.
+        """Return logits (B, L, V), and with `labels` the shifted loss and no cache.
 
         Args:
             **inputs: `labels` (B, L), `logits_to_keep`, and what the backbone's call takes.
@@ -125,7 +125,7 @@ class QDQBertLMHeadModel(GenerationMixin, CausalLM, QDQBertPredictsVocabulary):
         return super().__call__(*args, **inputs)
 
     def generate(self, input_ids: Any = None, *args: Any, **options: Any) -> mx.array | GenerateOutput:
-        """The prompts (B, L) with what the model adds to them; see `GenerationMixin.generate`.
+        """Return the prompts (B, L) with what the model adds to them; see `GenerationMixin.generate`.
 
         Raises:
             ConfigError: the config is no decoder's.
@@ -147,7 +147,7 @@ class QDQBertForMaskedLM(Head, QDQBertPredictsVocabulary):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Logits (B, L, V), and with `labels` (B, L) the loss; −100 marks a position that does not count."""
+        """Return logits (B, L, V), and with `labels` (B, L) the loss; −100 marks a position that does not count."""
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.logits(base.last_hidden_state)
         targets = as_array(labels, "labels")
@@ -175,7 +175,7 @@ class QDQBertForNextSentencePrediction(Head, QDQBertWithHead):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Logits (B, 2), and with `labels` (B,), 0 or 1, the loss."""
+        """Return logits (B, 2), and with `labels` (B,), 0 or 1, the loss."""
         labels = inputs.pop("next_sentence_label", None) if labels is None else labels  # the older name
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.cls.seq_relationship(base.pooler_output)
@@ -204,7 +204,7 @@ class QDQBertForMultipleChoice(Head, QDQBertWithHead):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Logits (B, choices), and with `labels` (B,), the number of the right choice, the loss.
+        """Return logits (B, choices), and with `labels` (B,), the number of the right choice, the loss.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, choices, L).

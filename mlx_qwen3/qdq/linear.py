@@ -53,7 +53,7 @@ class QuantLinear(nn.Linear):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> "PackedLinear":
-        """The layer with its weight rounded group by group, as `mlx.nn.quantize` asks for it.
+        """Return the layer with its weight rounded group by group, as `mlx.nn.quantize` asks for it.
 
         This is MLX's own rounding of the plain weight; `packing.pack` is the exact one. The input quantizer stays.
         """
@@ -85,7 +85,7 @@ class PackedLinear(nn.QuantizedLinear):
         return packed
 
     def unpacked(self, weight: mx.array) -> QuantLinear:
-        """The plain layer with `weight`, the unpacked one of this.
+        """Return the plain layer with `weight`, the unpacked one of this.
 
         Where every row has one symmetric scale, the weight quantizer gets the range back, so that rounding the weight
         again changes nothing; elsewhere it is off.
@@ -119,14 +119,16 @@ class PackedLinear(nn.QuantizedLinear):
         return super().__call__(x.astype(dtype)).astype(x.dtype)
 
     def _product_of_unpacked(self, x: mx.array) -> mx.array:
-        """The same product by way of the unpacked weight: MLX's CUDA kernels have no packed one for float32 and 128."""
+        """Return the same product by way of the unpacked weight: MLX's CUDA kernels have no packed one for float32 and
+        128.
+        """
         parts = (self["weight"], self["scales"], self.get("biases"))
         weight = mx.dequantize(*parts, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return mx.addmm(self["bias"], x, weight.T) if "bias" in self else x @ weight.T
 
 
 def range_shape(descriptor: QuantDescriptor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the range of a tensor of `shape`: () for one range, else 1 where `axis` does not point."""
+    """Return the shape of the range of a tensor of `shape`: () for one range, else 1 where `axis` does not point."""
     if descriptor.axis is None:
         return ()
     axes = descriptor.axis if isinstance(descriptor.axis, tuple) else (descriptor.axis,)

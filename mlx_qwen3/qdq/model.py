@@ -26,7 +26,7 @@ class LayerCaches(tuple):
     """The cache: (keys, values) or (keys, values, cross keys, cross values) a layer, (B, H, S, D) each."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many tokens the layer has seen."""
+        """Return how many tokens the layer has seen."""
         return self[layer_idx][0].shape[2] if self else 0
 
 
@@ -119,7 +119,7 @@ class QDQBertLayer(nn.Module):
         past: Sequence[mx.array] | None,
         **options: Any,
     ) -> tuple[mx.array, mx.array | None, mx.array | None, tuple[mx.array, ...]]:
-        """The layer's output, its self and cross attention weights, and what it caches."""
+        """Return the layer's output, its self and cross attention weights, and what it caches."""
         own: KeysAndValues | None = None if past is None else (past[0], past[1])
         x, weights, cached = self.attention(x, mask, past=own, **options)
         if encoder_hidden_states is None:
@@ -197,7 +197,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
         return_dict: bool | None = None,
         **unknown: Any,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...]:
-        """The hidden states.
+        """Return the hidden states.
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M) in their place.
@@ -377,7 +377,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
 
 
 def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:
-    """How the config quantizes: by default 8 bits, one range for an activation, one for a row of a weight."""
+    """Return how the config quantizes: by default 8 bits, one range for an activation, one for a row of a weight."""
     return LayerDescriptors(
         QuantDescriptor.merged(config.quant_desc_input, "quant_desc_input"),
         QuantDescriptor.merged(config.quant_desc_weight, "quant_desc_weight", axis=0),
@@ -385,7 +385,7 @@ def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:
 
 
 def hidden_by(seen: mx.array, dtype: mx.Dtype) -> mx.array:
-    """What is added to the scores: 0 where `seen` is 1, the lowest finite number where it is 0.
+    """Return what is added to the scores: 0 where `seen` is 1, the lowest finite number where it is 0.
 
     Finite, so that a row that sees nothing attends to all slots alike, as in the reference, and is not NaN.
     """

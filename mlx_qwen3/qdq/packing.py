@@ -35,7 +35,7 @@ class PackReport:
 
 
 def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
-    """Replaces every calibrated `QuantLinear` by its packed version, in place, and notes it in `model.config`.
+    """Replace every calibrated `QuantLinear` by its packed version, in place, and record it in `model.config`.
 
     Args:
         bits: of a stored code; a weight quantizer of fewer bits fits as well.
@@ -77,7 +77,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
 
 
 def packed_twin(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
-    """The packed layer of a calibrated one; its scales are float32."""
+    """Return the packed layer of a calibrated one; its scales are float32."""
     rows, columns = layer.weight.shape
     quantizer = layer._weight_quantizer
     low, high = quantizer.descriptor.bounds
@@ -99,7 +99,7 @@ def packed_twin(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
 
 
 def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes (rows, columns), uint8, as uint32 words (rows, columns·bits/32)."""
+    """Return codes (rows, columns), uint8, as uint32 words (rows, columns·bits/32)."""
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint32)
     stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
@@ -107,7 +107,7 @@ def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _group_size(columns: int) -> int:
-    """The largest group that divides a row; 0 where none does."""
+    """Return the largest group that divides a row; 0 where none does."""
     return next((size for size in sorted(AFFINE_GROUP_SIZES, reverse=True) if columns % size == 0), 0)
 
 

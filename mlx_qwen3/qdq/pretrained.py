@@ -54,19 +54,19 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     # quantizers
 
     def named_quantizers(self) -> list[tuple[str, TensorQuantizer]]:
-        """Every fake quantizer with its name on disk, in the order of the layers."""
+        """Return every fake quantizer with its name on disk, in the order of the layers."""
         return named_quantizers(self)
 
     def disable_quantizers(self, pattern: str) -> list[str]:
-        """Switches off the quantizers whose name holds a match of the regular expression; gives the names."""
+        """Switch off the quantizers whose name holds a match of the regular expression; gives the names."""
         return switch_quantizers(self, pattern, enabled=False)
 
     def enable_quantizers(self, pattern: str) -> list[str]:
-        """Switches them on again."""
+        """Switch them on again."""
         return switch_quantizers(self, pattern, enabled=True)
 
     def pack(self, bits: int = 8) -> PackReport:
-        """Stores the weights of calibrated layers in `bits` bits, just as their fake quantizers round them.
+        """Store the weights of calibrated layers in `bits` bits, just as their fake quantizers round them.
 
         Raises:
             QuantizationError: a quantizer has no range yet, or `bits` is none of 8, 6, 5, 4.
@@ -153,7 +153,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES, *, merge: bool = False
     ) -> None:
-        """Writes config.json and the weights with the quantizers' ranges; which ones are off stays known."""
+        """Write config.json and the weights with the quantizers' ranges; which ones are off stays known."""
         names = self.named_quantizers()
         off = [name.removeprefix(self.weight_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
@@ -164,15 +164,15 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     # services
 
     def get_input_embeddings(self) -> nn.Module:
-        """The layer that turns token ids into vectors."""
+        """Return the layer that turns token ids into vectors."""
         return self.base_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Puts another layer in its place; a tied decoder follows."""
+        """Put another layer in its place; a tied decoder follows."""
         self.base_model.embeddings.word_embeddings = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
-        """Cuts or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
+        """Cut or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
         if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
             raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
         words: Any = self.get_input_embeddings()

@@ -54,18 +54,18 @@ class PackedFormat:
 
     @classmethod
     def of(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> "PackedFormat":
-        """The format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
+        """Return the format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
         default_bits, default_group_size = _FIXED.get(mode, (4, 64))
         bits = default_bits if bits is None else bits
         return cls(bits, default_group_size if group_size is None else group_size, mode)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> "PackedFormat":
-        """The format that an entry of a config's `quantization` describes."""
+        """Return the format that an entry of a config's `quantization` describes."""
         return cls.of(values.get("mode", "affine"), values.get("bits"), values.get("group_size"))
 
     def to_config(self) -> dict[str, Any]:
-        """The entry for a config's `quantization`, in mlx-lm's words."""
+        """Return the entry for a config's `quantization`, in mlx-lm's words."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     @property
@@ -78,7 +78,7 @@ class PackedFormat:
         return self.bits + per_group / self.group_size
 
     def divides(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of this shape can be packed: its rows must be whole groups."""
+        """Return whether a weight of this shape can be packed: its rows must be whole groups."""
         return len(shape) == 2 and shape[-1] % self.group_size == 0
 
     def packed_specs(self, shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
@@ -99,7 +99,7 @@ class PackedFormat:
         return dict(zip(("weight", "scales", "biases"), packed, strict=False))
 
     def dequantize(self, packed: Mapping[str, mx.array], dtype: mx.Dtype = mx.float32) -> mx.array:
-        """The weight (rows, columns) that packed arrays stand for, computed in `dtype`."""
+        """Return the weight (rows, columns) that packed arrays stand for, computed in `dtype`."""
         scales, biases = packed["scales"], packed.get("biases")
         if self.has_biases and biases is not None:
             scales, biases = scales.astype(dtype), biases.astype(dtype)
@@ -121,7 +121,7 @@ def infer_format(
     scales_shape: tuple[int, ...],
     byte_scales: bool,
 ) -> PackedFormat:
-    """The format of packed arrays, from their shapes alone.
+    """Return the format of packed arrays, from their shapes alone.
 
     Args:
         path: the layer, for the message.

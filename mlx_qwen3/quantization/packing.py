@@ -36,7 +36,7 @@ class PackedEmbedding(nn.QuantizedEmbedding):
 
 
 def _packed_twin(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:
-    """An empty packed layer with the sizes of `module`; its arrays are lazy until they are replaced."""
+    """Return an empty packed layer with the sizes of `module`; its arrays are lazy until they are replaced."""
     rows, columns = module["weight"].shape
     settings = {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
     if isinstance(module, nn.Embedding):
@@ -146,7 +146,7 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
 def quantization_entry(
     formats: Mapping[str, PackedFormat | None], default: PackedFormat | None = None
 ) -> dict[str, Any]:
-    """A config's `quantization`: the default format, and each layer that differs from it.
+    """Return a config's `quantization`: the default format, and each layer that differs from it.
 
     The default is the one given or else the most frequent. Layers that stay unpacked need no entry: neither
     mlx-lm nor this package takes a layer without scales for a packed one.

@@ -18,7 +18,7 @@ SHIPPED = "the text that comes with mlx-qwen3"
 
 
 def shipped_text(which: str = "report") -> str:
-    """The text that comes with the package to measure on: `report`, or `calibration` for choosing formats."""
+    """Return the text that comes with the package to measure on: `report`, or `calibration` for choosing formats."""
     return resources.files("mlx_qwen3.quantization").joinpath(TEXTS[which]).read_text(encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def windows(ids: Sequence[int], length: int) -> Iterator[Sample]:
 
 
 def log_probabilities(logits: Any) -> Any:
-    """Logits (..., V) of numpy or MLX -> log probabilities in the same kind of array."""
+    """Return logits (..., V) of numpy or MLX -> log probabilities in the same kind of array."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     module: Any = np if isinstance(logits, np.ndarray) else mx
     return shifted - module.log(module.exp(shifted).sum(axis=-1, keepdims=True))
@@ -91,7 +91,7 @@ class Divergence:
         self.targets += len(aim)
 
     def mean(self) -> float:
-        """Mean divergence in nats."""
+        """Return mean divergence in nats."""
         return float(np.concatenate(self.kl).mean())
 
     def summary(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Divergence:
 
 
 def answers(model: Any, sample: Sample) -> list[mx.array]:
-    """What a model answers to a sample, each (N, classes): logits, starts and ends, or hidden states.
+    """Return what a model answers to a sample, each (N, classes): logits, starts and ends, or hidden states.
 
     A language model's logits are those of the counted tokens.
     """
@@ -131,7 +131,7 @@ def answers(model: Any, sample: Sample) -> list[mx.array]:
 
 
 def predicts_next(model: Any) -> bool:
-    """Whether a model predicts the token after each position."""
+    """Return whether a model predicts the token after each position."""
     return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
 
 
@@ -189,7 +189,9 @@ def _cosine(a: mx.array, b: mx.array) -> np.ndarray:
 
 
 def quality_table(quality: Mapping[str, Any]) -> str:
-    """A quality report as a Markdown table, with a remark below it where the text may be foreign to the model."""
+    """Return a quality report as a Markdown table, with a remark below it where the text may be foreign to the
+    model.
+    """
     rows: list[tuple[str, str]] = []
     kl = quality.get("kl_divergence")
     if kl:

@@ -86,7 +86,7 @@ class Recipe:
     def formats(
         self, layers: Mapping[str, tuple[int, ...]], is_head: Callable[[str], bool]
     ) -> dict[str, PackedFormat | None]:
-        """Path -> format, None for layers that stay as they are.
+        """Return path -> format, None for layers that stay as they are.
 
         Args:
             layers: path -> shape (rows, columns) of every linear layer and embedding.
@@ -107,7 +107,7 @@ class Recipe:
         return {path: self._format(path, shape, is_head(path), depth) for path, shape in layers.items()}
 
     def overridden(self, path: str) -> bool:
-        """Whether an override names this layer."""
+        """Return whether an override names this layer."""
         return any(override.matches(path) for override in self.overrides)
 
     def _format(self, path: str, shape: tuple[int, ...], head: bool, depth: int) -> PackedFormat | None:

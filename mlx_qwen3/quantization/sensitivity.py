@@ -34,7 +34,7 @@ class LayerCost:
 
 
 def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, samples: Sequence[Sample]) -> float:
-    """Mean divergence of a model's answers, or the mean squared difference of its vectors or scores."""
+    """Return mean divergence of a model's answers, or the mean squared difference of its vectors or scores."""
     divergence, squares = Divergence(), []
     vectors = type(model).__name__.endswith("Model") and not predicts_next(model)
     for references, sample in zip(expected, samples, strict=True):
@@ -52,7 +52,7 @@ def measure_layers(
     paths: Sequence[str],
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, LayerCost]:
-    """Path -> cost of each format, for a model with plain weights.
+    """Return path -> cost of each format, for a model with plain weights.
 
     One forward pass over the samples for each layer.
 
@@ -98,7 +98,7 @@ def _squared_error(weight: mx.array, form: PackedFormat) -> float:
 
 
 def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, PackedFormat | None]:
-    """The formats with the least summed divergence that take at most `budget_bits` together.
+    """Return the formats with the least summed divergence that take at most `budget_bits` together.
 
     For a price of a bit each layer picks the format with the least divergence plus price; the price is searched, and
     what is left of the budget goes to the single changes that help most for their bits.

@@ -127,7 +127,7 @@ class Api:
         return finish
 
     async def _deltas(self, jobs: list[TextJob], began: float) -> AsyncIterator[list[Delta]]:
-        """The deltas of all jobs as they come, with the index of the choice among all."""
+        """Yield the deltas of all jobs as they come, with the index of the choice among all."""
         first = True
         if len(jobs) == 1:
             async for found in jobs[0].read():

@@ -148,7 +148,7 @@ def choose(logits: mx.array, rows: Sequence[Row]) -> Chosen:
 
 
 def _processed(row: Row, scores: mx.array) -> mx.array:
-    """The scores (1, V) of a row's next token after its penalties and biases."""
+    """Return the scores (1, V) of a row's next token after its penalties and biases."""
     if not row.processors or row.done:
         return scores
     try:
@@ -161,7 +161,7 @@ def _processed(row: Row, scores: mx.array) -> mx.array:
 
 
 def _mask(row: Row) -> Any:
-    """The tokens that a row's constraint allows next; None where it has none."""
+    """Return the tokens that a row's constraint allows next; None where it has none."""
     if row.matcher is None or row.done:
         return None
     try:
@@ -172,7 +172,7 @@ def _mask(row: Row) -> Any:
 
 
 def _logprobs(scores: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The log-probabilities of a token and of the likeliest ones, from scores (V,)."""
+    """Return the log-probabilities of a token and of the likeliest ones, from scores (V,)."""
     values = scores.astype(mx.float32)
     values = values - mx.logsumexp(values)
     count = min(MOST_TOP_LOGPROBS, values.shape[0])
@@ -182,7 +182,7 @@ def _logprobs(scores: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx
 
 
 def _sample(scores: mx.array, samplers: Sequence[Any]) -> mx.array:
-    """One token per row (B,), each by its own sampler."""
+    """Return one token per row (B,), each by its own sampler."""
     places: dict[int, list[int]] = {}
     for place, sampler in enumerate(samplers):
         places.setdefault(id(sampler), []).append(place)

@@ -187,7 +187,7 @@ class Engine:
         self._decoders.clear()
 
     def _prefixes(self, served: Any) -> PrefixCache:
-        """The caches of earlier prompts; an adapter's own, since it changes every number."""
+        """Return the caches of earlier prompts; an adapter's own, since it changes every number."""
         return self.prefixes if served is self._first(served) else PrefixCache(self.settings.prefix_bytes // 4)
 
     def _first(self, served: Any) -> Any:
@@ -265,7 +265,7 @@ class Engine:
 
     @staticmethod
     def _pause(running: list[Decoder]) -> float | None:
-        """Seconds that other work may take before the next token of running streams; None without streams."""
+        """Return seconds that other work may take before the next token of running streams; None without streams."""
         if not running:
             return None
         return max(SHORTEST_PAUSE, PAUSE_STEPS * max(decoder.step_seconds for decoder in running))
@@ -310,7 +310,7 @@ class Engine:
                 self._close(job)
 
     def _slice(self, group: list[TaskJob], pause: float | None) -> list[tuple[TaskJob, int]]:
-        """The next rows of some requests, by turns, for about `pause` seconds."""
+        """Return the next rows of some requests, by turns, for about `pause` seconds."""
         room = self._task_rate.tokens_in(pause, 1 << 20)
         chosen: list[tuple[TaskJob, int]] = []
         place = {job: len(job.results) for job in group}

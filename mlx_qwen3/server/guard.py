@@ -209,7 +209,7 @@ def _check_header_size(headers: list[tuple[bytes, bytes]]) -> None:
 
 
 def _host_name(host: str) -> str | None:
-    """The name or address of a Host header without its port; None for what is none."""
+    """Return the name or address of a Host header without its port; None for what is none."""
     try:
         parts = urlsplit(f"//{host}")
         parts.port  # noqa: B018 - raises for a wrong port

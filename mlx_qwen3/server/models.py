@@ -159,7 +159,7 @@ def load_models(settings: ServerSettings) -> Models:
 
 
 def _reranker(chat: ServedModel) -> ServedReranker | None:
-    """A reranker of the chat model, where its tokenizer has the words for it."""
+    """Return a reranker of the chat model, where its tokenizer has the words for it."""
     try:
         return ServedReranker(Reranker(chat.model, chat.tokenizer))
     except InputError:
@@ -188,7 +188,7 @@ def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel
 
 
 def _generating(name: str, model: Any, tokenizer: Any) -> ServedModel:
-    """A model for chat and completions."""
+    """Return a model for chat and completions."""
     model.for_inference()
     served = ServedModel(name, model, tokenizer, generates=True)
     served.ends = frozenset(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))
@@ -200,7 +200,7 @@ def _generating(name: str, model: Any, tokenizer: Any) -> ServedModel:
 
 
 def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any]) -> list[ServedModel]:
-    """The chat model with each adapter. All share the arrays of one base, which the chat model uses as well."""
+    """Return the chat model with each adapter. All share the arrays of one base, which the chat model uses as well."""
     from ..training.adapter_set import AdapterSet
 
     if not settings.adapters:
@@ -235,7 +235,7 @@ def _checked_load(folder: Path, shown: str, settings: ServerSettings, options: d
 def _task_model(
     role: str, source: str | Path, options: dict[str, Any], known: ServedModel | None, models: Models
 ) -> ServedModel:
-    """The model of a task, added to one that is loaded already where it is the same."""
+    """Return the model of a task, added to one that is loaded already where it is the same."""
     given = (known.model, known.tokenizer) if known is not None else (str(source), None)
     extra = {} if known is not None else options
     if role == "embeddings":

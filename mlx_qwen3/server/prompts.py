@@ -284,7 +284,7 @@ def answer_rules(served: ServedModel, body: ChatBody, tools: Sequence[Tool], cho
 
 
 def _response_schema(form: dict[str, Any] | None) -> Any:
-    """The schema of an answer, None for free text."""
+    """Return the schema of an answer, None for free text."""
     kind = "text" if form is None else form.get("type")
     if form is None or kind == "text":
         return None

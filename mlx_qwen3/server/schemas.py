@@ -163,7 +163,7 @@ def _check_depth(value: Any) -> None:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """The name of a field as a client knows it: `messages[0]`."""
+    """Return the name of a field as a client knows it: `messages[0]`."""
     place = str(loc[0]) if loc else "body"
     for part in loc[1:]:
         if not isinstance(part, int):

@@ -21,7 +21,7 @@ _ROW = re.compile(r"row (\d+): ")
 
 
 async def _run(api: Any, request: Any, task: Any, rows: list[Any], options: Any, field: str) -> tuple[list[Any], int]:
-    """The results of some rows, and the tokens that they had."""
+    """Return the results of some rows, and the tokens that they had."""
     if len(rows) > MOST_ROWS:
         raise invalid(field, f"it has {len(rows):,} rows. Send at most {MOST_ROWS:,} at once.")
     pieces = None
@@ -41,7 +41,7 @@ async def _run(api: Any, request: Any, task: Any, rows: list[Any], options: Any,
 
 
 def _named(error: Exception, field: str) -> ApiError:
-    """An error of a row under the name of the request's field."""
+    """Return an error of a row under the name of the request's field."""
     text = str(error)
     found = _ROW.match(text)
     place = f"{field}[{found[1]}]" if found else field
@@ -87,7 +87,7 @@ def _embedding_response(name: str, vectors: list[Any], tokens: int, form: str | 
 
 
 def _inputs(value: Any) -> list[Any]:
-    """The rows of an embedding request: texts, or lists of token ids."""
+    """Return the rows of an embedding request: texts, or lists of token ids."""
     rows = [value] if isinstance(value, str) or is_ids(value) else value
     if not isinstance(rows, list) or not rows:
         raise invalid("input", "it is neither a text, nor token ids, nor a list of those. Send a text.")

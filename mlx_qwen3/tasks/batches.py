@@ -79,7 +79,8 @@ class Runner:
         padding_side: str = "right",
         finished: Callable[[list[int]], None] = lambda indices: None,
     ) -> list[tuple[np.ndarray, ...]]:
-        """What `compute` gives for each piece, float32, padding cut off where it gives something for every token.
+        """Return what `compute` gives for each piece, float32, padding cut off where it gives something for every
+        token.
 
         Args:
             batch_size: rows in a batch; None for as many as `batch_tokens` hold.
@@ -151,7 +152,9 @@ class Runner:
         return width if width <= limit else longest
 
     def _prefix(self, ids: list[int], compute: Compute | None) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
-        """Keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if wanted."""
+        """Return keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if
+        wanted.
+        """
         cache = tight_cache(len(self.base_model.layers))
         inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
         call = self._call(inputs)
@@ -202,7 +205,7 @@ class Runner:
 def batches_by_length(
     lengths: Sequence[int], batch_size: int | None = None, batch_tokens: int | None = None
 ) -> list[list[int]]:
-    """Indices of the rows of each batch: rows of similar length together, the longest first.
+    """Return indices of the rows of each batch: rows of similar length together, the longest first.
 
     The longest go first so that a batch too large for the memory fails at once.
     """

@@ -28,7 +28,7 @@ NOTES = {
 
 
 def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = None) -> tuple[Any, Tokenizer]:
-    """The bundled model under the example head `name`, and its tokenizer; says what the head is for.
+    """Return the bundled model under the example head `name`, and its tokenizer; says what the head is for.
 
     Args:
         folder: where the heads lie, when they are not the package's own.
@@ -58,7 +58,7 @@ def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = Non
 
 
 def _merge(model: Any, weights: dict[str, mx.array], source: str) -> None:
-    """Adds the low-rank parts to their weights and sets the head's own."""
+    """Add the low-rank parts to their weights and set the head's own."""
     layers = dict(model.named_modules())
     for name, array in weights.items():
         path, _, leaf = name.rpartition(".")

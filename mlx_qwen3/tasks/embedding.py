@@ -197,7 +197,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         return self.prompts[name]
 
     def _width(self, options: EmbeddingOptions) -> int:
-        """The number of dimensions of a result."""
+        """Return the number of dimensions of a result."""
         self._prompt(options)
         settings = self._settings
         width = self.model.config.hidden_size
@@ -267,7 +267,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         return unit_length(vector) if normalize else vector
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Tokens of the prompt as a text of its own, without a special token that ends it."""
+        """Return tokens of the prompt as a text of its own, without a special token that ends it."""
         if prompt not in self._prompt_lengths:
             ids = self.tokenizer.encode(prompt) if prompt else []
             ends = bool(ids) and ids[-1] in self.tokenizer.all_special_ids

@@ -125,7 +125,7 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
         return results[0] if alone else results
 
     def _target_ids(self, targets: str | Sequence[str] | None) -> Any:
-        """Ids to choose from, or a slice of all."""
+        """Return ids to choose from, or a slice of all."""
         if targets is None:
             return slice(None)
         vocabulary, ids = self.tokenizer.get_vocab(), []

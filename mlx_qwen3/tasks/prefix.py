@@ -20,12 +20,12 @@ class TightLayer(GrowingLayer):
 
 
 def tight_cache(layers: int) -> Cache:
-    """An empty cache that keeps every token of every layer; masks, not the store, make a layer slide."""
+    """Return an empty cache that keeps every token of every layer; masks, not the store, make a layer slide."""
     return Cache([TightLayer() for _ in range(layers)])
 
 
 def shared_cache(prefix: Sequence[mx.array], rows: int) -> Cache:
-    """A cache of `rows` rows that begin alike, with keys and values (1, K, P, D), a layer after the other."""
+    """Return a cache of `rows` rows that begin alike, with keys and values (1, K, P, D), a layer after the other."""
     cache = tight_cache(len(prefix) // 2)
     for layer, keys, values in zip(cache.layers, prefix[::2], prefix[1::2], strict=True):
         layer.update(*(mx.broadcast_to(array, (rows, *array.shape[1:])) for array in (keys, values)))
@@ -33,7 +33,9 @@ def shared_cache(prefix: Sequence[mx.array], rows: int) -> Cache:
 
 
 def common_prefix(rows: Sequence[list[int]], least: int) -> int:
-    """How many ids all rows begin with, leaving each at least one; 0 when fewer than `least`, or with a single row."""
+    """Return how many ids all rows begin with, leaving each at least one; 0 when fewer than `least`, or with a single
+    row.
+    """
     if len(rows) < 2:
         return 0
     low, high = min(rows), max(rows)  # in the order of lists, what these two share all share

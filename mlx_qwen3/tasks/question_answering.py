@@ -226,7 +226,7 @@ def probabilities(
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> list[tuple[int, int, float]]:
-    """The `count` likeliest (first token, last token, score), at most `longest` tokens long."""
+    """Return the `count` likeliest (first token, last token, score), at most `longest` tokens long."""
     scores = np.tril(np.triu(np.outer(start, end)), longest - 1).ravel()
     if count < len(scores):
         top = np.argpartition(-scores, count)[:count]
@@ -237,7 +237,7 @@ def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> 
 
 
 def _characters(window: Window, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
-    """Where tokens first … last stand in the context, widened to whole words if asked for."""
+    """Return where tokens first … last stand in the context, widened to whole words if asked for."""
     words, allowed = window.encoding.word_ids, window.allowed
     if align_to_words:
         while first > 0 and allowed[first - 1] and words[first] is not None and words[first - 1] == words[first]:

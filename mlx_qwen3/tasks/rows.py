@@ -30,7 +30,7 @@ def check_text(text: Any, name: str = "text") -> str:
 
 
 def is_batch(inputs: Any) -> bool:
-    """Whether `inputs` is a sized, ordered container of rows, and not one row or an iterator.
+    """Return whether `inputs` is a sized, ordered container of rows, and not one row or an iterator.
 
     Lists, tuples, numpy arrays, pandas and polars Series, pyarrow arrays and data sets are containers.
     """
@@ -40,7 +40,7 @@ def is_batch(inputs: Any) -> bool:
 
 
 def is_stream(inputs: Any) -> bool:
-    """Whether `inputs` is an iterator, to be read as it goes."""
+    """Return whether `inputs` is an iterator, to be read as it goes."""
     return isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | Sized)
 
 
@@ -70,7 +70,9 @@ def as_rows(inputs: Any) -> list[Any]:
 
 
 def _iterates_rows(table: Any) -> bool:
-    """Whether iterating a table gives its rows, as mappings: so do the data sets of Hugging Face's `datasets`."""
+    """Return whether iterating a table gives its rows, as mappings: so do the data sets of Hugging Face's
+    `datasets`.
+    """
     return isinstance(table, Iterable) and isinstance(next(iter(table), None), Mapping)
 
 
@@ -94,13 +96,13 @@ def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int 
 
 
 def characters(row: Any) -> int:
-    """Characters of a row's texts."""
+    """Return characters of a row's texts."""
     parts = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else [row]
     return sum(len(part) for part in parts if isinstance(part, str))
 
 
 def paired(texts: Any, others: Any, first: str, second: str) -> Any:
-    """Rows of two parts from two arguments: both single, or two lists of one length.
+    """Return rows of two parts from two arguments: both single, or two lists of one length.
 
     Raises:
         InputError: the lists differ in length, or only one of the two is a list.
@@ -117,13 +119,13 @@ def paired(texts: Any, others: Any, first: str, second: str) -> Any:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raises `InputError` unless `value` is among `allowed`."""
+    """Raise `InputError` unless `value` is among `allowed`."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises `InputError` unless `value` is a whole number from `least` on."""
+    """Raise `InputError` unless `value` is a whole number from `least` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} is {value!r}, expected a whole number of {least} or more")

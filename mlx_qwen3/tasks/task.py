@@ -161,19 +161,19 @@ class Task(Generic[O, R]):
     # what a task fills in
 
     def _checked(self, row: Any, options: O) -> Any:
-        """The row in the task's own form; raises `InputError` for one that cannot be used."""
+        """Return the row in the task's own form; raises `InputError` for one that cannot be used."""
         return check_text(row)
 
     def _pieces(self, rows: list[Any], options: O) -> Sequence[list[Piece] | InputError]:
-        """The pieces of each row, or what is wrong with it."""
+        """Return the pieces of each row, or what is wrong with it."""
         return [[Piece(ids, types)] for ids, types in self._encoded(rows, options)]
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        """What the task wants of the model for a batch."""
+        """Return what the task wants of the model for a batch."""
         raise NotImplementedError
 
     def _result(self, row: Any, pieces: Sequence[Piece], outputs: Sequence[tuple[np.ndarray, ...]], options: O) -> Any:
-        """The result of a row, from the outputs for its pieces."""
+        """Return the result of a row, from the outputs for its pieces."""
         raise NotImplementedError
 
     # rows in, results out
@@ -207,7 +207,9 @@ class Task(Generic[O, R]):
     def _ordered(
         self, rows: Iterable[Any], options: O, errors: dict[int, str], group: Group | None = None
     ) -> Iterator[Any]:
-        """Results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a record."""
+        """Yield results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a
+        record.
+        """
         size = max(WINDOW, 16 * (options.batch_size or 0))
         room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
         if group is not None:
@@ -253,7 +255,9 @@ class Task(Generic[O, R]):
     def _window(
         self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None
     ) -> Iterator[Any]:
-        """The results of the good rows of a window, with the bad ones (index in the window → message) between them."""
+        """Yield the results of the good rows of a window, with the bad ones (index in the window → message) between
+        them.
+        """
         found = self._pieces(rows, options) if rows else []
         places = [index for index in range(len(rows) + len(bad)) if index not in bad]
         refused = {index: str(some) for index, some in zip(places, found, strict=True) if isinstance(some, InputError)}
@@ -298,14 +302,14 @@ class Task(Generic[O, R]):
     # services for tasks
 
     def limit(self, options: O) -> int:
-        """Tokens that a row may have."""
+        """Return tokens that a row may have."""
         context = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         return min(context, self.tokenizer.model_max_length, options.max_length or context)
 
     def _encoded(
         self, rows: Sequence[Any], options: O, **tokenizer_options: Any
     ) -> list[tuple[list[int], list[int] | None]]:
-        """Ids and token types of texts or (text, pair) tuples, cut to the limit."""
+        """Return ids and token types of texts or (text, pair) tuples, cut to the limit."""
         singles = [row for row in rows if not isinstance(row, tuple)]
         if singles and len(singles) < len(rows):  # the tokenizer takes one kind at a time
             results: dict[int, Any] = {}
@@ -367,7 +371,7 @@ class Task(Generic[O, R]):
         return resolve_checkpoint(model, **hub)
 
     def _check_model(self, source: Any) -> None:
-        """Raises `InputError` for a model without the head that the task needs, or with one that was never trained."""
+        """Raise `InputError` for a model without the head that the task needs, or with one that was never trained."""
         if self.heads and not isinstance(self.model, self.heads):
             instead = f", or {self.instead}" if self.instead and isinstance(self.model, CausalLM) else ""
             raise InputError(
@@ -401,7 +405,7 @@ def _options_help(options: type[Options]) -> str:
 
 
 def progress_bar(rows: Iterable[Any]) -> Any:
-    """A bar on stderr that counts rows."""
+    """Return a bar on stderr that counts rows."""
     from tqdm import tqdm
 
     return tqdm(total=len(rows) if isinstance(rows, Sequence) else None, unit=" rows", leave=False)

@@ -67,7 +67,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
     per_token = True
 
     def __call__(self, inputs: Any, *, is_split_into_words: bool = False, **options: Any) -> Any:
-        """The entities of a text, of a list of texts, or of a stream.
+        """Return the entities of a text, of a list of texts, or of a stream.
 
         Raises:
             InputError: an unknown option or strategy. RowError: rows that are no text.
@@ -131,7 +131,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
         return without_overlaps(entities) if len(pieces) > 1 else entities
 
     def _tokens(self, row: Any, piece: Piece, scores: np.ndarray) -> list[Entity]:
-        """What is known of each token of the text: its scores, its place, whether it goes on with a word."""
+        """Return what is known of each token of the text: its scores, its place, whether it goes on with a word."""
         encoding, tokens = piece.memo, []
         text = row.text if isinstance(row, Words) else row
         by_word = getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None)

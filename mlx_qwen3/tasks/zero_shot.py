@@ -116,7 +116,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return [[Piece(ids)] for ids in self._prompts(rows, options, self.limit(options) - longest)]
 
     def _prompts(self, texts: Sequence[str], options: ZeroShotOptions, room: int) -> list[list[int]]:
-        """Ids of each text with the template after it; a long text loses its end, never the template."""
+        """Return ids of each text with the template after it; a long text loses its end, never the template."""
         ending = "\n" + options.hypothesis_template.partition("{}")[0].rstrip()
         encoded = self.tokenizer([text.rstrip() + ending for text in texts], add_special_tokens=False)
         prompts = encoded["input_ids"]
@@ -156,7 +156,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         }
 
     def _prepared(self, options: ZeroShotOptions) -> Labels:
-        """What a call's labels and template need, worked out once."""
+        """Return what a call's labels and template need, worked out once."""
         key = (
             tuple(options.candidate_labels or ()),
             options.hypothesis_template,
@@ -193,7 +193,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return [scores for (scores,) in outputs]
 
     def _window_size(self) -> int | None:
-        """The window of the layers that slide, if any do."""
+        """Return the window of the layers that slide, if any do."""
         config = self.model.config
         return config.sliding_window if "sliding_attention" in config.layer_types else None
 
@@ -217,7 +217,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
 
 
 def check_labels(labels: Any) -> tuple[str, ...]:
-    """The labels as a tuple; raises `InputError` when there is none, one is empty, or one comes twice."""
+    """Return the labels as a tuple; raises `InputError` when there is none, one is empty, or one comes twice."""
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",") if label.strip()]
     labels = as_rows(labels) if is_batch(labels) else labels

@@ -54,7 +54,7 @@ GENERIC = Family("PreTrainedTokenizerFast", {}, ("input_ids", "attention_mask"))
 
 
 def family_of(class_name: str | None, model_type: str | None, folder: Path) -> Family:
-    """The family named by `tokenizer_class`, else by the `model_type`, else by the vocabulary file."""
+    """Return the family named by `tokenizer_class`, else by the `model_type`, else by the vocabulary file."""
     if class_name:
         plain = class_name.removesuffix("Fast")
         return {"Qwen2Tokenizer": QWEN2, "BertTokenizer": BERT}.get(plain, GENERIC)
@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, else `vocab.json` + `merges.txt`, else `vocab.txt`.
+    """Return the tokenizer of a folder: `tokenizer.json`, else `vocab.json` + `merges.txt`, else `vocab.txt`.
 
     Raises TokenizerError when the folder has none of them or one cannot be read.
     """

@@ -78,7 +78,7 @@ class BatchEncoding(dict[str, Any]):
         return self._encodings[index]
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a row."""
+        """Return the tokens of a row."""
         return self._row(batch_index).tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
@@ -90,17 +90,17 @@ class BatchEncoding(dict[str, Any]):
         return self._row(batch_index).sequence_ids
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """Which text a token belongs to."""
+        """Return which text a token belongs to."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.token_to_sequence(token % len(row))
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """Which word a token belongs to."""
+        """Return which word a token belongs to."""
         row, token = self._place(batch_or_token_index, token_index)
         return row.token_to_word(token % len(row))
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters of a token in its text."""
+        """Return the characters of a token in its text."""
         row, token = self._place(batch_or_token_index, token_index)
         found = row.token_to_chars(token % len(row))
         return None if found is None else CharSpan(*found)
@@ -108,21 +108,21 @@ class BatchEncoding(dict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that holds a character of a text; None for white space or outside the text."""
+        """Return the token that holds a character of a text; None for white space or outside the text."""
         row, char = self._place(batch_or_char_index, char_index)
         return row.char_to_token(char, sequence_index)
 
     def char_to_word(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The word that holds a character of a text."""
+        """Return the word that holds a character of a text."""
         row, char = self._place(batch_or_char_index, char_index)
         return row.char_to_word(char, sequence_index)
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
-        """The tokens of a word."""
+        """Return the tokens of a word."""
         row, word = self._place(batch_or_word_index, word_index)
         found = row.word_to_tokens(word, sequence_index)
         return None if found is None else TokenSpan(*found)
@@ -130,7 +130,7 @@ class BatchEncoding(dict[str, Any]):
     def word_to_chars(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> CharSpan | None:
-        """The characters of a word."""
+        """Return the characters of a word."""
         row, word = self._place(batch_or_word_index, word_index)
         found = row.word_to_chars(word, sequence_index)
         return None if found is None else CharSpan(*found)
@@ -161,6 +161,6 @@ class BatchEncoding(dict[str, Any]):
 
 
 def check_tensor_type(tensor_type: str | None) -> None:
-    """Raises InputError unless the arrays asked for are MLX's or numpy's."""
+    """Raise InputError unless the arrays asked for are MLX's or numpy's."""
     if tensor_type not in (None, "mlx", "np"):
         raise InputError(f"return_tensors={tensor_type!r} is not available; use 'mlx' or 'np', or None for lists")

@@ -169,7 +169,7 @@ def split_generation_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def choose_template(templates: str | dict[str, str] | None, asked: str | None, with_tools: bool) -> str:
-    """The template to use: the one asked for by text or name, else `tool_use` with tools, else the default.
+    """Return the template to use: the one asked for by text or name, else `tool_use` with tools, else the default.
 
     Raises TokenizerError when there is none.
     """
@@ -249,9 +249,7 @@ def render_chat(
 
 
 def _cut_open_end(text: str, field: str) -> str:
-    """Cuts what follows the final message; a template that trimmed the message's end has it trimmed here
-    too.
-    """
+    """Cut what follows the final message; a template that trimmed the message's end has it trimmed here too."""
     mark = text.rfind(_OPEN_END.strip())
     if mark < 0:
         raise InputError(f"continue_final_message: the chat template does not write {field!r} of the final message")
@@ -293,7 +291,7 @@ def _tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -> li
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy in plain JSON types: a template may call methods, and other objects' methods may do anything."""
+    """Return a copy in plain JSON types: a template may call methods, and other objects' methods may do anything."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):

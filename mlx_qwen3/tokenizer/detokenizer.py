@@ -73,15 +73,15 @@ class Detokenizer(Protocol):
         ...
 
     def add_token(self, token: int) -> None:
-        """Takes the next id."""
+        """Take the next id."""
         ...
 
     def finalize(self) -> None:
-        """Ends the text: what was held back comes out, bytes that form no character as U+FFFD."""
+        """End the text: what was held back comes out, bytes that form no character as U+FFFD."""
         ...
 
     def reset(self) -> None:
-        """Forgets everything added."""
+        """Drop everything added."""
         ...
 
 

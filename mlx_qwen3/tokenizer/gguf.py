@@ -33,7 +33,7 @@ NOT_SPECIAL = (
 
 
 def tokenizer_from_gguf(path: str | Path, overrides: dict[str, Any] | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file.
+    """Return the tokenizer of a GGUF file.
 
     Args:
         overrides: fields of tokenizer_config.json to replace.
@@ -159,7 +159,7 @@ def _named(file: GgufFile, tokens: list[str], name: str) -> str | None:
 
 
 def _config(file: GgufFile, backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """What tokenizer_config.json would say."""
+    """Return what tokenizer_config.json would say."""
     tokens = file.texts("tokenizer.ggml.tokens")
     names = {"eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
     if file.flag("tokenizer.ggml.add_bos_token", False):
@@ -174,7 +174,7 @@ def _config(file: GgufFile, backend: tokenizers.Tokenizer) -> dict[str, Any]:
 
 
 def _extra(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[str]:
-    """The special tokens besides padding, in the order of their ids."""
+    """Return the special tokens besides padding, in the order of their ids."""
     added = sorted(backend.get_added_tokens_decoder().items())
     return [token.content for _, token in added if token.special and token.content != config.get("pad_token")]
 

@@ -12,7 +12,7 @@ from .tokenizer import Tokenizer
 
 
 def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """The `tokenizer.*` metadata of a tokenizer.
+    """Return the `tokenizer.*` metadata of a tokenizer.
 
     Args:
         vocab_size: rows of the embedding; rows without a token become unused tokens.
@@ -60,8 +60,8 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
 
 
 def _ends(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, int | None]:
-    """The ids of the ends and of padding. A token that is appended to every text is the end there, as llama.cpp's
-    converter has it, and the tokenizer's own the end of a turn.
+    """Return the ids of the ends and of padding. A token that is appended to every text is the end there, as
+    llama.cpp's converter has it, and the tokenizer's own the end of a turn.
     """
     appended = _appended(content)
     own = tokenizer.eos_token_id
@@ -89,7 +89,7 @@ def _check_kind(content: dict[str, Any]) -> None:
 
 
 def _appended(content: dict[str, Any]) -> str | None:
-    """The token that the tokenizer puts at the end of every text.
+    """Return the token that the tokenizer puts at the end of every text.
 
     Raises:
         TokenizerError: other tokens are put around texts.

@@ -32,7 +32,7 @@ def as_rows(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
 
 
 def _row(row: Any, split: bool, where: str) -> Any:
-    """The text, or the pair as a tuple."""
+    """Return the text, or the pair as a tuple."""
     nested = isinstance(row, list | tuple) and (not split or any(isinstance(part, list | tuple) for part in row))
     if not nested:
         return _text(row, split, where)
@@ -55,7 +55,7 @@ def _text(text: Any, split: bool, where: str) -> Any:
 
 
 def as_ids(token_ids: Any) -> list[Any]:
-    """Ids as a list of ints, or of such lists; takes ints, sequences, and arrays of MLX or numpy.
+    """Return ids as a list of ints, or of such lists; takes ints, sequences, and arrays of MLX or numpy.
 
     Raises InputError for what is not an integer.
     """

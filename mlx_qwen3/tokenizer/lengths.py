@@ -32,7 +32,7 @@ class Lengths:
     pad_to_multiple_of: int | None
 
     def truncate(self, backend: tokenizers.Tokenizer, special: int, pair: bool, side: str) -> None:
-        """Sets the backend to truncate rows of `special` special tokens.
+        """Set the backend to truncate rows of `special` special tokens.
 
         Raises InputError when no text can fit, or nothing is left to move on by.
         """
@@ -48,7 +48,7 @@ class Lengths:
         backend.enable_truncation(self.max_length, stride=self.stride, strategy=self.truncation, direction=side)
 
     def pad(self, rows: list[Encoding], token: str, token_id: int, type_id: int, side: str) -> None:
-        """Pads rows in place, to the longest of them or to `max_length`."""
+        """Pad rows in place, to the longest of them or to `max_length`."""
         if self.padding is None:
             return
         length = max(map(len, rows), default=0) if self.padding == "longest" else self.max_length or 0
@@ -66,7 +66,7 @@ def resolve_lengths(
     pad_to_multiple_of: int | None,
     model_max_length: int,
 ) -> Lengths:
-    """The meaning of a call's arguments: `max_length` alone truncates, and defaults to the model's length.
+    """Return the meaning of a call's arguments: `max_length` alone truncates, and defaults to the model's length.
 
     Without any length, padding and truncation to it do nothing, as in the reference's
     `_get_padding_truncation_strategies`. Raises InputError for an unknown strategy or a length that cannot

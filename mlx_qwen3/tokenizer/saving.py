@@ -46,7 +46,7 @@ def _templates(template: str | dict[str, str] | None) -> dict[str, str]:
 
 
 def _config(tokenizer: "Tokenizer") -> dict[str, Any]:
-    """The configuration as it was read, with what may have changed since; added tokens stand in
+    """Return the configuration as it was read, with what may have changed since; added tokens stand in
     tokenizer.json.
     """
     left_out = {"chat_template", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"}

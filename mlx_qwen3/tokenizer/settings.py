@@ -50,7 +50,7 @@ def _wrong(folder: Path, name: str, value: Any, expected: str) -> TokenizerError
 
 
 def _token(folder: Path, name: str, value: Any) -> str | None:
-    """A token is written as its text, or as an object whose `content` is its text."""
+    """Return the text of a token that is written as its text, or as an object whose `content` is its text."""
     content = value.get("content") if isinstance(value, Mapping) else value
     if content is not None and not isinstance(content, str):
         content = getattr(content, "content", None)  # an AddedToken

@@ -194,13 +194,13 @@ class Tokenizer(Vocabulary):
                 self.backend.no_truncation()
 
     def encode(self, text: str | Sequence[str], text_pair: str | Sequence[str] | None = None, **options: Any) -> Any:
-        """The ids of one text (or pair): a list, or an array (1, L) with `return_tensors`; options as of a
+        """Return the ids of one text (or pair): a list, or an array (1, L) with `return_tensors`; options as of a
         call.
         """
         return self(text, text_pair, **{**options, "return_overflowing_tokens": False})["input_ids"]
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """The tokens of a text as they stand in the vocabulary."""
+        """Return the tokens of a text as they stand in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()
 
     def pad(
@@ -283,7 +283,7 @@ class Tokenizer(Vocabulary):
         return isinstance(self.backend.model, tokenizers.models.BPE)
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         decoder = self.backend.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
@@ -293,7 +293,7 @@ class Tokenizer(Vocabulary):
         return self.make_detokenizer()
 
     def make_detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
-        """A fresh detokenizer; its text is that of `decode` with the same `skip_special_tokens`."""
+        """Return a fresh detokenizer; its text is that of `decode` with the same `skip_special_tokens`."""
         skipped = frozenset[int]()
         if skip_special_tokens:
             added = self.added_tokens_decoder
@@ -309,7 +309,7 @@ class Tokenizer(Vocabulary):
         return self.backend.decode([token], skip_special_tokens=False).encode()
 
     def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
-        """The Jinja template that `apply_chat_template` uses with these arguments."""
+        """Return the Jinja template that `apply_chat_template` uses with these arguments."""
         return chat_templates.choose_template(self.chat_template, chat_template, tools is not None)
 
     def apply_chat_template(
@@ -438,7 +438,7 @@ class Tokenizer(Vocabulary):
         )
 
     def serialized(self) -> str:
-        """The content of `tokenizer.json`."""
+        """Return the content of `tokenizer.json`."""
         with self._lock:
             if self._file_truncation is not None:
                 self.backend.enable_truncation(**self._file_truncation)
@@ -451,7 +451,7 @@ class Tokenizer(Vocabulary):
                 self.backend.no_padding()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Writes the files that this package, transformers and mlx-lm load; -> their paths.
+        """Write the files that this package, transformers and mlx-lm load; -> their paths.
 
         Raises TokenizerError when the folder cannot be written.
         """

@@ -118,11 +118,11 @@ class Vocabulary:
         return self.backend.token_to_id(token) is not None
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id, the added tokens included."""
+        """Return token -> id, the added tokens included."""
         return self.backend.get_vocab(with_added_tokens=True)
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Token -> id of the added tokens, in order of their ids."""
+        """Return token -> id of the added tokens, in order of their ids."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
 
     @property
@@ -159,7 +159,7 @@ class Vocabulary:
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Adds tokens that the vocabulary lacks at its end; -> how many were new.
+        """Add tokens that the vocabulary lacks at its end; -> how many were new.
 
         The model's embeddings must grow with it: `model.resize_token_embeddings(len(tokenizer))`.
         """
@@ -169,7 +169,7 @@ class Vocabulary:
         return add(tokens)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """Adds and names special tokens, e.g. `{"pad_token": "[PAD]"}`; -> how many were new.
+        """Add and name special tokens, e.g. `{"pad_token": "[PAD]"}`; -> how many were new.
 
         The key `extra_special_tokens` (or `additional_special_tokens`) takes a list. Raises InputError for a
         name that is not a special token's.
@@ -191,9 +191,7 @@ class Vocabulary:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
-        """The id of a token, or the ids of several; an unknown token gives `unk_token_id` (None without
-        one).
-        """
+        """Return the id of a token, or the ids of several; an unknown token gives `unk_token_id` (None without one)."""
         if isinstance(tokens, str):
             index = self.backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -206,7 +204,7 @@ class Vocabulary:
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
-        """The token of an id, or the tokens of several, as they stand in the vocabulary; None for an unknown
+        """Return the token of an id, or the tokens of several, as they stand in the vocabulary; None for an unknown
         id.
 
         Raises InputError for a negative id.
@@ -219,5 +217,5 @@ class Vocabulary:
         return [self.convert_ids_to_tokens(int(index)) for index in ids if index not in skipped]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many special tokens encoding one text (or a pair) adds."""
+        """Return how many special tokens encoding one text (or a pair) adds."""
         return self.backend.num_special_tokens_to_add(pair)

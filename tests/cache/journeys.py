@@ -33,7 +33,7 @@ PATTERNS = {"full": "ff", "sliding": "ss", "mixed": "fs", "three": "sfs"}
 
 @cache
 def model(pattern: str, window: int, rope: str, head_dim: int) -> Any:
-    """A tiny model whose layers are full (f) or sliding (s)."""
+    """Return a tiny model whose layers are full (f) or sliding (s)."""
     names = {"f": "full_attention", "s": "sliding_attention"}
     return tiny.model(
         seed=window,
@@ -84,7 +84,7 @@ class Journey:
         return mx.array(np.arange(length)[None] >= self.pads[:, None]) if self.pads.any() else None
 
     def expected(self) -> mx.array:
-        """Logits (B, LONGEST, V): without a cache and row by row where that says the same, else in one piece."""
+        """Return logits (B, LONGEST, V): without a cache and row by row where that says the same, else in one piece."""
         if self._expected is None:
             ids = mx.array(self.ids)
             if "kv_bits" in self.options or "max_kv_size" in self.options:
@@ -147,7 +147,7 @@ class Journey:
         self.change_rest()
 
     def copy(self) -> None:
-        """Goes on with a copy while the original goes elsewhere."""
+        """Go on with a copy while the original goes elsewhere."""
         original, self.cache = self.cache, self.cache.copy()
         original.rewind(original.earliest)
         self.network(mx.array(self.random.integers(1, VOCAB, (len(self.pads), 5))), past_key_values=original)
@@ -193,7 +193,7 @@ TURNS = ["feed", "trim", "rewind", "snapshot", "copy", "file", "prefix", "rows",
 
 
 def travel(data: st.DataObject, folder: Path) -> Journey:
-    """Draws a model, a cache and a way, and goes it."""
+    """Draw a model, a cache and a way, and go it."""
     options = data.draw(cache_options())
     head_dim = 32 if "kv_bits" in options else 8
     pattern = data.draw(st.sampled_from(sorted(PATTERNS.values())))

@@ -26,7 +26,7 @@ def filled(model, ids, options):
 
 
 def step(model, cache, tokens, lengths):
-    """The logits of one more token per row, (B, V)."""
+    """Return the logits of one more token per row, (B, V)."""
     slot = cache.offset
     padding = np.array([slot - length for length in lengths])
     mask = mx.array((np.arange(slot + 1) >= padding[:, None]).astype(np.int32))

@@ -27,7 +27,7 @@ turns = st.lists(
 
 
 def converse(kind, thinking, script, step):
-    """Plays a script; every answer must be one that a whole pass over the same ids could give."""
+    """Play a script; every answer must be one that a whole pass over the same ids could give."""
     model = MODELS[kind]
     chat = ChatSession(
         model,

@@ -109,7 +109,7 @@ def test_a_turn_without_a_token_leaves_no_trace():
 
 
 def writing(text_so_far_to_rest):
-    """A reply that writes the text which the function gives for the text so far, then ends."""
+    """Return a reply that writes the text which the function gives for the text so far, then ends."""
     return lambda seen: [*TOKENIZER.encode(text_so_far_to_rest(TOKENIZER.decode(seen))), TOKENIZER.eos_token_id][0]
 
 

@@ -40,7 +40,7 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Replaces the Hub's download by a list of answers: folders or errors."""
+    """Replace the Hub's download by a list of answers: folders or errors."""
     import huggingface_hub
 
     calls = []

@@ -23,7 +23,7 @@ def conversation(*answers, thinking="dim", **options):
 
 
 def lines(*given):
-    """A reader of these lines; an exception among them is raised."""
+    """Return a reader of these lines; an exception among them is raised."""
     rest = iter(given)
 
     def read(prompt):

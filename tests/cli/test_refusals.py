@@ -66,7 +66,7 @@ def test_a_prompt_that_is_not_utf8(verb):
 
 
 def closed(stream, *arguments):
-    """What the command does when the shell has closed a stream for it."""
+    """Return what the command does when the shell has closed a stream for it."""
     command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND, *arguments]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 

@@ -40,7 +40,7 @@ def causal(tmp_path_factory):
 
 
 def expected_weights(source, form):
-    """What each packed layer of a source must stand for: MLX's own rounding of the whole matrix."""
+    """Yield what each packed layer of a source must stand for: MLX's own rounding of the whole matrix."""
     checkpoint = open_checkpoint(source)
     for name in checkpoint.names:
         weight = checkpoint.read(name)
@@ -174,7 +174,7 @@ def test_dequantizing_gives_back_what_the_codes_stand_for(causal, tmp_path):
 
 
 def foreign_source(folder, source, settings, build):
-    """A copy of a source in which the layers' linear weights are packed by another tool."""
+    """Return a copy of a source in which the layers' linear weights are packed by another tool."""
     checkpoint = open_checkpoint(source)
     tensors, decoded = {}, {}
     for number, name in enumerate(checkpoint.names):

@@ -36,7 +36,7 @@ class Case:
 
 
 def greedy_tokens(model: Any, prompt: list[int], case: Case, eos: list[int]) -> list[int]:
-    """The new tokens of a prompt, an ending one included, from full passes without a cache."""
+    """Return the new tokens of a prompt, an ending one included, from full passes without a cache."""
     ids = list(prompt)
     for _ in range(case.tokens):
         logits = np.array(model(mx.array([ids])).logits[0, -1].astype(mx.float32)).astype(np.float64)
@@ -128,7 +128,7 @@ def most_typical(ids, scores, prompt):
 
 
 def cases(free: list[int]) -> list[Case]:
-    """The cases; `free` are tokens of the greedy answer, so that options on tokens have something to change."""
+    """Return the cases; `free` are tokens of the greedy answer, so that options on tokens have something to change."""
     a, b, c = free[0], free[1], free[3]
     sampled = {"do_sample": True}
     return [

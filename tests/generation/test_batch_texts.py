@@ -107,7 +107,7 @@ def test_no_unneeded_step_is_computed():
 
 
 def counted_passes(monkeypatch):
-    """The widths of all passes of batches from now on."""
+    """Return the widths of all passes of batches from now on."""
     widths: list[tuple[int, ...]] = []
     plain = ContinuousBatch._pass
     monkeypatch.setattr(

@@ -37,7 +37,7 @@ def tokenizer(bundled):
 
 
 def accepts(kind, value, text, tokenizer):
-    """Whether a constraint takes a text, byte by byte, as a whole."""
+    """Return whether a constraint takes a text, byte by byte, as a whole."""
     matcher = compile_constraint(kind, value, tokenizer).matcher()
     tables = matcher.constraint.tables
     single = {token: i for i, token in enumerate(tables.tokens) if len(token) == 1 and i not in tables.added}

@@ -69,7 +69,7 @@ BATCHES = (by_batches_of_one, by_one_batch)
 
 
 def options_from(source: str, case: Case):
-    """A model and keywords, with the options in the model's configuration, in the user's, or in the keywords."""
+    """Return a model and keywords, with the options in the model's configuration, in the user's, or in the keywords."""
     own = {"max_new_tokens": TOKENS, **case.extra, **case.options}
     if source == "keywords":
         return MODEL, own

@@ -24,7 +24,7 @@ def distribution(sampler, scores):
 
 
 def expected(scores, temperature, top_k, top_p, min_p):
-    """The rules, one after the other, over a sorted row."""
+    """Return the rules, one after the other, over a sorted row."""
     result = np.zeros_like(scores)
     for row, values in enumerate(scores / temperature):
         order = np.argsort(-values)[: top_k or None]

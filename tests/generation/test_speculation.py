@@ -39,7 +39,7 @@ def repeating(length: int, period: int, vocab: int = 61) -> list[int]:
 
 
 def drafted(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], int]:
-    """The tokens, and how many of them a guess had right."""
+    """Return the tokens, and how many of them a guess had right."""
     cache = options.pop("cache", None) or new_cache(model.config, **options)
     steps = list(
         decode_steps(

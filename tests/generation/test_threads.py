@@ -19,7 +19,7 @@ from mlx_qwen3.generation import RandomSampler
 
 
 def in_thread(function):
-    """What a function returns in a thread of its own; its exception is raised here."""
+    """Return what a function returns in a thread of its own; its exception is raised here."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 

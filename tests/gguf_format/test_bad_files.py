@@ -39,7 +39,7 @@ def refused(path, message):
 
 
 def patched(good, path, old, new):
-    """The good file with the only occurrence of some bytes replaced."""
+    """Return the good file with the only occurrence of some bytes replaced."""
     assert good.count(old) == 1
     path.write_bytes(good.replace(old, new))
     return path
@@ -226,7 +226,7 @@ def test_what_is_no_file_of_weights(tmp_path):
 
 
 def mutated(good, choose):
-    """A good file with a few random changes in its header."""
+    """Return a good file with a few random changes in its header."""
     data = bytearray(good)
     end = good.index(b"output_norm.weight") + 4000
     for _ in range(choose.randint(1, 4)):
@@ -247,7 +247,7 @@ def mutated(good, choose):
 
 
 def fuzz(good, path, cases, seed):
-    """Every changed file loads or is refused in one line. Returns how many were refused."""
+    """Check that every changed file loads or is refused in one line. Return how many were refused."""
     choose, told = random.Random(seed), []
     for _ in range(cases):
         path.write_bytes(mutated(good, choose))

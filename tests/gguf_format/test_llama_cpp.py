@@ -28,7 +28,7 @@ def scores(model, ids):
 
 
 def decoded(path):
-    """A copy of a file with every tensor decoded to float32 by the `gguf` package.
+    """Return a copy of a file with every tensor decoded to float32 by the `gguf` package.
 
     llama.cpp rounds activations to the type of the weights, to 8 bits where these are packed: only on float32 weights
     does it compute what the file says.

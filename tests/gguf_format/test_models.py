@@ -139,7 +139,7 @@ def test_generation_defaults(tmp_path):
 
 
 def split(path, folder, count=3):
-    """The file in parts, as llama-gguf-split writes them."""
+    """Return the file in parts, as llama-gguf-split writes them."""
     import gguf
 
     reader = gguf.GGUFReader(path)

@@ -41,7 +41,7 @@ def dense_weights(folder):
 
 
 def check_tensors(path, folder, kind):
-    """Every tensor is the decoded weight in its kind, by the encoder of the `gguf` package."""
+    """Check that every tensor is the decoded weight in its type, by the encoder of the `gguf` package."""
     weights, reader = dense_weights(folder), gguf.GGUFReader(path)
     assert {tensor.name for tensor in reader.tensors} == set(weights)
     for tensor in reader.tensors:

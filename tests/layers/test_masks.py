@@ -66,7 +66,7 @@ def mask_of(kind, length):
 
 
 def model_in(dtype):
-    """A tiny model in a dtype, and the same numbers in float32."""
+    """Return a tiny model in a dtype, and the same numbers in float32."""
     made, exact = tiny.model(head_dim=32, initializer_range=0.1), tiny.model(head_dim=32, initializer_range=0.1)
     made.set_dtype(dtype)
     exact.load_weights([(name, value.astype(mx.float32)) for name, value in flat(made)])

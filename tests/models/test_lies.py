@@ -52,7 +52,7 @@ def rewrite(file, table, data):
 
 
 def refused_or_right(folder, expected, tolerance=1e-4):
-    """Whether loading is refused in one line; else the logits must be right."""
+    """Return whether loading is refused in one line; else the logits must be right."""
     try:
         found = logits(folder)
     except MlxQwen3Error as error:
@@ -62,7 +62,7 @@ def refused_or_right(folder, expected, tolerance=1e-4):
 
 
 def relabelled(table, name, dtype):
-    """The header with a tensor labelled as another type of the same bytes; None where no shape fits."""
+    """Return the header with a tensor labelled as another type of the same bytes; None where no shape fits."""
     entry = table[name]
     old, new = BYTES_PER_ELEMENT[entry["dtype"]], BYTES_PER_ELEMENT[dtype]
     columns, rest = divmod(entry["shape"][-1] * old, new)

@@ -19,7 +19,7 @@ WIDTH = 9
 
 
 def results(model, ids, mask=None):
-    """The head's arrays, float32, the token axis second where there is one."""
+    """Return the head's arrays, float32, the token axis second where there is one."""
     output = model(mx.array(ids), attention_mask=None if mask is None else mx.array(mask), use_cache=False)
     arrays = (
         [output.start_logits, output.end_logits] if isinstance(model, Qwen3ForQuestionAnswering) else [output.logits]

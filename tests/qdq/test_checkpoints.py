@@ -20,7 +20,7 @@ def arrays(folder) -> dict[str, mx.array]:
 
 
 def rewrite(folder, weights, **config) -> None:
-    """Replaces a checkpoint's weights and config fields."""
+    """Replace a checkpoint's weights and config fields."""
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     file = folder / "config.json"

@@ -16,7 +16,7 @@ from mlx_qwen3.qdq.packing import words_of_codes
 
 
 def dense_bytes(model: nn.Module) -> int:
-    """Bytes of the weights of the layers that can be packed."""
+    """Return bytes of the weights of the layers that can be packed."""
     names = ("query", "key", "value", "dense")
     return sum(
         array.nbytes

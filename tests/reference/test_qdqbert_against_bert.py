@@ -16,7 +16,7 @@ MASK = np.array([[1] * 9, [1] * 6 + [0] * 3, [0] * 2 + [1] * 7])
 
 
 def pair(folder, name, **config):
-    """The reference's BERT with random weights, and ours loaded from what it saved, quantizers off."""
+    """Return the reference's BERT with random weights, and ours loaded from what it saved, quantizers off."""
     torch.manual_seed(0)
     fields = {**tiny_bert.SHAPE, **config, "attn_implementation": "eager"}
     reference = getattr(transformers, name)(transformers.BertConfig(**fields)).eval()

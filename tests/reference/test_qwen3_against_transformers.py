@@ -51,7 +51,7 @@ ROPES = {
 
 
 def pair(folder, name="Qwen3ForCausalLM", **config):
-    """The reference's model with random weights, and ours loaded from what it saved."""
+    """Return the reference's model with random weights, and ours loaded from what it saved."""
     torch.manual_seed(0)
     fields = {**SHAPE, **config}
     reference = getattr(transformers, name)(transformers.Qwen3Config(**fields, attn_implementation="eager")).eval()

@@ -178,7 +178,7 @@ def _mixed(server: Running, number: int) -> int:
 
 
 def _resources(server: Running) -> tuple[int, int]:
-    """Bytes of memory and open descriptors of the server's process."""
+    """Return bytes of memory and open descriptors of the server's process."""
     pid = server.process.pid
     with open(f"/proc/{pid}/statm") as file:
         pages = int(file.read().split()[1])

@@ -18,7 +18,7 @@ def transformers():
 
 
 def approximately(value):
-    """The same structure with its floats compared to 1e-4."""
+    """Return the same structure with its floats compared to 1e-4."""
     if isinstance(value, dict):
         return {key: approximately(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -95,7 +95,7 @@ def test_text_generation(transformers, tmp_path):
 
 
 def as_plain_bert(folder):
-    """The checkpoint as transformers knows it: BERT, without quantizers."""
+    """Return the checkpoint as transformers knows it: BERT, without quantizers."""
     import json
 
     config = json.loads((folder / "config.json").read_text())

@@ -40,7 +40,7 @@ def sentence_folder(root, pooling, steps=(), encoder="", write=write_bert, name=
 
 
 def dense(rows, activation="Tanh", seed=3):
-    """The step of a Dense module with `rows` outputs."""
+    """Return the step of a Dense module with `rows` outputs."""
     weights = {
         "linear.weight": mx.random.normal((rows, 32), key=mx.random.key(seed)),
         "linear.bias": mx.random.normal((rows,), key=mx.random.key(seed + 1)),

@@ -125,7 +125,7 @@ def word_piece_backend():
 
 
 def sentence_piece_backend():
-    """A decoder of Llama's kind: a marked space, bytes as tokens, and the first space dropped."""
+    """Return a decoder of Llama's kind: a marked space, bytes as tokens, and the first space dropped."""
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     vocab = ["<s>", "▁", "▁the", "▁fox", "es", ".", "你", *bytes_]
     backend = Backend(models.BPE({token: i for i, token in enumerate(vocab)}, [], byte_fallback=True))

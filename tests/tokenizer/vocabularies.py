@@ -59,7 +59,7 @@ def train_byte_level() -> Tokenizer:
 
 
 def split_files(source, folder):
-    """The same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
+    """Return the same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
     backend = Tokenizer.from_file(str(source / "tokenizer.json"))
     backend.model.save(str(folder))
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -40,12 +40,12 @@ ANSWERS = {"describe": describe, "signature": signature, "where": where, "kind":
 
 
 def thought(subject, fact):
-    """What stands between the <think> tags before the answer about a name that is known."""
+    """Return what stands between the <think> tags before the answer about a name that is known."""
     return f"They ask {AIMS[subject].format(n=fact.name)}. That is {article(fact.kind)} {fact.kind}."
 
 
 def unknown_thought(subject, name):
-    """The same for a name that is not."""
+    """Return the same for a name that is not."""
     return f"They ask {AIMS[subject].format(n=name)}. I do not know that name."
 
 

@@ -18,7 +18,7 @@ CONVERT = Path(__file__).parents[2] / "convert.py"
 
 
 def convert(source, target, bits=BITS):
-    """Packs a checkpoint with this repository's converter."""
+    """Pack a checkpoint with this repository's converter."""
     command = [sys.executable, str(CONVERT), "--hf-path", str(source), "--mlx-path", str(target), "--force"]
     command += ["-q", "--q-bits", str(bits), "--q-group-size", str(GROUP_SIZE), "--no-report"]
     subprocess.run(command, check=True)

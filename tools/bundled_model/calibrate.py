@@ -54,7 +54,7 @@ def last_states(model, tok, texts, batch=64):
 
 
 def margins(states, weight, word):
-    """The refusal's score less the best other score."""
+    """Return the refusal's score less the best other score."""
     scores = states @ weight.T
     own = scores[:, word].clone()
     scores[:, word] = -torch.inf

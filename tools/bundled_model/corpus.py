@@ -75,14 +75,14 @@ class Corpus:
         self.made_up = MadeUpNames(self.facts, self.real, facts.parts, self.prose)
 
     def document(self, seed, index):
-        """A docstring as plain text: what the model reads besides conversations, so that it also knows prose."""
+        """Return a docstring as plain text: what the model reads besides conversations, so that it also knows prose."""
         fact = random.Random(f"document {seed}/{index}").choice(self.facts)
         return f"{fact.name}\n\n{fact.text or fact.sentence}"
 
     # Questions
 
     def sample(self, seed, index):
-        """The conversation number `index` of a seed."""
+        """Return the conversation number `index` of a seed."""
         rng = random.Random(f"{seed}/{index}")
         history, last, focus = [], None, None
         turns = rng.choices((1, 2, 3, rng.randrange(4, 12)), (78, 12, 6, 4))[0]
@@ -130,7 +130,7 @@ class Corpus:
         return question, thought(subject, fact), ANSWERS[subject](fact), fact.name
 
     def question(self, rng, subject, templates, name, is_callable):
-        """A question about a name: a listed phrasing, a combined one, or the name among words without meaning.
+        """Return a question about a name: a listed phrasing, a combined one, or the name among words without meaning.
 
         The last teaches that words never seen around a name do not make the name unknown.
         """
@@ -175,7 +175,7 @@ class Corpus:
         return self.about(rng, "kind", p.KIND, rng.choice(self.facts))
 
     def ask_short(self, rng):
-        """A name without its module: where it is, or what it does if only one thing is called so."""
+        """Return a name without its module: where it is, or what it does if only one thing is called so."""
         part = rng.choice(self.short_names)
         facts = self.last_parts[part]
         is_callable = facts[0].kind in CALLABLE

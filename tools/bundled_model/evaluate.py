@@ -69,7 +69,7 @@ class TorchAnswers:
 
 
 def answers_of(backend, prompts, longest, batch=50):
-    """The text behind the thinking of each answer, prompts of like length together."""
+    """Return the text behind the thinking of each answer, prompts of like length together."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     found = [""] * len(prompts)
     for start in range(0, len(order), batch):

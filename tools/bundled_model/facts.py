@@ -66,7 +66,7 @@ class Facts:
 
 
 def public_modules():
-    """Yields (name, module) for every importable public module of the standard library, sorted."""
+    """Yield (name, module) for every importable public module of the standard library, sorted."""
     names = [n for n in sorted(sys.stdlib_module_names) if not n.startswith("_") and n not in SKIPPED_MODULES]
     for name in names:
         with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def public_modules():
 
 
 def first_sentence(doc):
-    """The first sentence of a docstring on one line, without a leading signature; '' if none fits."""
+    """Return the first sentence of a docstring on one line, without a leading signature; '' if none fits."""
     if not isinstance(doc, str):
         return ""
     lines = inspect.cleandoc(doc).splitlines()
@@ -106,7 +106,7 @@ def first_sentence(doc):
 
 
 def fit_sentence(text, fewest=2):
-    """The first sentence of a paragraph, tidied, or '' when it is too long, too short or not prose."""
+    """Return the first sentence of a paragraph, tidied, or '' when it is too long, too short or not prose."""
     if ">>>" in text:
         return ""
     text = CALL_PREFIX.sub("", text).replace("``", "`").strip(" -:;,>")
@@ -155,7 +155,7 @@ def signature_of(name, value):
 
 
 def kind_of(value):
-    """One word for what a public object is, '' for what is not taught (constants, instances)."""
+    """Return one word for what a public object is, '' for what is not taught (constants, instances)."""
     if inspect.ismodule(value):
         return "module"
     if inspect.isclass(value):
@@ -166,7 +166,7 @@ def kind_of(value):
 
 
 def belongs(module, name, attribute, value):
-    """Whether a module's attribute is its own and not something that it merely imported."""
+    """Return whether a module's attribute is its own and not something that it merely imported."""
     exported = getattr(module, "__all__", None)
     if exported is not None:
         return attribute in exported
@@ -175,7 +175,7 @@ def belongs(module, name, attribute, value):
 
 
 def members_of(qualified, cls):
-    """Yields (name, kind, object) for the documented public members that a class defines itself."""
+    """Yield (name, kind, object) for the documented public members that a class defines itself."""
     for attribute in sorted(vars(cls)):
         if attribute.startswith("_"):
             continue
@@ -211,7 +211,7 @@ def language_facts():
 
 
 def topic_sentence(page):
-    """The first sentence of prose on a topic page: past titles, rules and grammar."""
+    """Return the first sentence of prose on a topic page: past titles, rules and grammar."""
     for block in re.split(r"\n\s*\n", page):
         lines = block.splitlines()
         if (
@@ -268,7 +268,7 @@ def build():
 
 
 def save(facts, path=FACTS_FILE):
-    """Writes the facts as compressed JSON, the same bytes for the same facts."""
+    """Write the facts as compressed JSON, the same bytes for the same facts."""
     further = facts.parts - {part for name in facts.real for part in name.split(".")}
     content = {"taught": [asdict(f) for f in facts.taught], "real": sorted(facts.real), "parts": sorted(further)}
     Path(path).write_bytes(lzma.compress(json.dumps(content).encode(), preset=9))
@@ -276,7 +276,7 @@ def save(facts, path=FACTS_FILE):
 
 @cache
 def load(path=FACTS_FILE):
-    """The facts in a file that `save` wrote."""
+    """Return the facts in a file that `save` wrote."""
     content = json.loads(lzma.decompress(Path(path).read_bytes()))
     parts = {part for name in content["real"] for part in name.split(".")} | set(content["parts"])
     return Facts(tuple(Fact(**fact) for fact in content["taught"]), frozenset(content["real"]), frozenset(parts))

@@ -17,7 +17,7 @@ OPEN_ROWS = 32
 
 
 def encoded(tokenizer, corpus, seed, indices):
-    """Yields (ids, length of the prompt) for the samples of a seed."""
+    """Yield (ids, length of the prompt) for the samples of a seed."""
     prompts, completions = [], []
     for index in indices:
         if index % 1000 < 1000 * DOCUMENT_SHARE:
@@ -33,7 +33,7 @@ def encoded(tokenizer, corpus, seed, indices):
 
 
 def pack(samples, length):
-    """Rows (ids, segment, learnt) of shape (R, length): segments count from 1, 0 is padding.
+    """Return rows (ids, segment, learnt) of shape (R, length): segments count from 1, 0 is padding.
 
     `learnt` marks the tokens to be predicted. A sample goes into the fullest of a few open rows that has room.
     """
@@ -67,7 +67,7 @@ def corpus_of(size, limit):
 
 
 def shard(arguments):
-    """One worker's part of `packed_rows`."""
+    """Return one worker's part of `packed_rows`."""
     from tokenizers import Tokenizer
 
     file, options, seed, start, stop, length = arguments
@@ -76,7 +76,7 @@ def shard(arguments):
 
 
 def packed_rows(file, seed, count, length, options, workers=None, shards=64):
-    """Rows for samples 0 … count-1 of a seed, the same for any number of workers; `options` are `Corpus`'s."""
+    """Return rows for samples 0 … count-1 of a seed, the same for any number of workers; `options` are `Corpus`'s."""
     edges = [count * k // shards for k in range(shards + 1)]
     parts = [(str(file), options, seed, a, b, length) for a, b in pairwise(edges)]
     workers = workers or os.cpu_count()

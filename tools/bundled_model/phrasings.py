@@ -150,7 +150,7 @@ TELLING_WORDS = {
 
 
 def plain(template):
-    """A phrasing without case and punctuation, to compare phrasings."""
+    """Return a phrasing without case and punctuation, to compare phrasings."""
     return re.sub(r"[^a-z{} ]", "", template.lower()).strip()
 
 
@@ -190,14 +190,14 @@ def where_templates():
 
 
 def without_held_out(templates, held_out):
-    """The templates that are not, but for case and punctuation, held out."""
+    """Return the templates that are not, but for case and punctuation, held out."""
     avoided = {plain(template) for template in held_out}
     return tuple(template for template in dict.fromkeys(templates) if plain(template) not in avoided)
 
 
 @cache
 def describe_templates():
-    """Every phrasing that asks what a name does, combined from the lists above, less the held-out ones."""
+    """Return every phrasing that asks what a name does, combined from the lists above, less the held-out ones."""
     combined = [ask.replace("{c}", clause) for ask in ASKING for clause in CLAUSES]
     combined += [f"{meet}{place}. {tail}" for meet in MEETING for place in PLACES for tail in TAILS]
     combined += [f"{want} {text} {{n}}{end}" for want in WANTING for text in KINDS_OF_TEXT for end in (".", "", "?")]

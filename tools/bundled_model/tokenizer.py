@@ -33,12 +33,14 @@ TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 
 def template():
-    """The chat template's text."""
+    """Return the chat template's text."""
     return TEMPLATE_FILE.read_text(encoding="utf-8")
 
 
 def train(texts, vocabulary=VOCABULARY):
-    """A tokenizer of `vocabulary` entries learnt from texts; the special tokens take the last ids, as in Qwen3."""
+    """Return a tokenizer of `vocabulary` entries learnt from texts; the special tokens take the last ids, as in
+    Qwen3.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -57,7 +59,7 @@ def train(texts, vocabulary=VOCABULARY):
 
 
 def save(tokenizer, folder):
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -87,5 +89,5 @@ def render(sample):
 
 
 def read(file):
-    """The tokenizer in a tokenizer.json."""
+    """Return the tokenizer in a tokenizer.json."""
     return Tokenizer.from_file(str(file))

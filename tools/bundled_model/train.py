@@ -33,7 +33,7 @@ ANSWER_SHARE = 0.6
 
 
 def parameter_count(architecture):
-    """Parameters of the architecture, embeddings counted once."""
+    """Return parameters of the architecture, embeddings counted once."""
     a = architecture
     width, heads = a["hidden_size"], a["num_attention_heads"] + a["num_key_value_heads"]
     layer = 2 * heads * a["head_dim"] * width + 3 * width * a["intermediate_size"] + 2 * width + 2 * a["head_dim"]
@@ -41,7 +41,7 @@ def parameter_count(architecture):
 
 
 def tokenizer_texts(corpus, count, seed):
-    """What the tokenizer is learnt from: conversations and docstrings of their own seed."""
+    """Yield what the tokenizer is learnt from: conversations and docstrings of their own seed."""
     for index in range(count):
         prompt, completion = tokenizer.render(corpus.sample(f"tokenizer {seed}", index))
         for text in (prompt, completion):
@@ -73,7 +73,7 @@ class Muon:
 
 
 def orthogonal(batch):
-    """The nearest orthogonal matrices, by five quintic Newton-Schulz steps in bfloat16."""
+    """Return the nearest orthogonal matrices, by five quintic Newton-Schulz steps in bfloat16."""
     x = batch.to(torch.bfloat16)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -188,7 +188,7 @@ def quick_examination(model, tok, corpus, device):
 
 
 def save_checkpoint(model, tok, architecture, folder):
-    """Writes a Hugging Face checkpoint in bfloat16 with its tokenizer; tied embeddings are stored once."""
+    """Write a Hugging Face checkpoint in bfloat16 with its tokenizer; tied embeddings are stored once."""
     folder = Path(folder)
     tokenizer.save(tok, folder)
     weights = {

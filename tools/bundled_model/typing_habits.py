@@ -6,7 +6,7 @@ CALLABLE = {"function", "class", "method", "exception"}
 
 
 def quoted(rng, name, is_callable):
-    """The name as people type it: bare, in backticks or quotes, with parentheses."""
+    """Return the name as people type it: bare, in backticks or quotes, with parentheses."""
     if is_callable and rng.random() < 0.15:
         name += "()"
     style = rng.random()
@@ -17,7 +17,7 @@ def quoted(rng, name, is_callable):
 
 
 def dressed(rng, template, name, is_callable, quote=True, plain=False):
-    """A template with the name put in, then the noise of real questions."""
+    """Return a template with the name put in, then the noise of real questions."""
     text = template.replace("{n}", quoted(rng, name, is_callable) if quote else name)
     if plain:
         return text
@@ -32,7 +32,7 @@ def dressed(rng, template, name, is_callable, quote=True, plain=False):
 
 
 def noisy(rng, text, lower=True):
-    """The text with, at times, a small first letter or another end."""
+    """Return the text with, at times, a small first letter or another end."""
     if lower and rng.random() < 0.2:
         text = text[0].lower() + text[1:]
     style = rng.random()

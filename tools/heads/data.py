@@ -72,7 +72,7 @@ def split(groups: dict[str, list[Row]], limit: int, seed: int = 0) -> Data:
 
 
 def library_chapters(limit: int) -> Data:
-    """The first paragraph of a docstring → the chapter of the library that it belongs to."""
+    """Return the first paragraph of a docstring → the chapter of the library that it belongs to."""
     groups: dict[str, list[Row]] = {}
     for chapter, modules in CHAPTERS.items():
         for name in modules.split():
@@ -101,7 +101,7 @@ def docstrings(module_name: str) -> Iterator[str]:
 
 
 def token_kinds(limit: int) -> Data:
-    """A few lines of Python → the kind of each token, from `tokenize`."""
+    """Return a few lines of Python → the kind of each token, from `tokenize`."""
     groups: dict[str, list[Row]] = {}
     folder = Path(inspect.getfile(inspect)).parent
     for file in sorted(folder.glob("*.py")) + sorted(folder.glob("[a-z]*/*.py")):
@@ -155,7 +155,7 @@ QUESTIONS = {
 
 
 def docstring_answers(limit: int) -> Data:
-    """A question, and the summary and one parameter of a NumPy docstring → the words that answer it.
+    """Return a question, and the summary and one parameter of a NumPy docstring → the words that answer it.
 
     Held-out functions are new, and so are the explanations of their parameters.
     """
@@ -180,7 +180,7 @@ def docstring_answers(limit: int) -> Data:
 
 
 def _asked(entries: list[dict[str, str]], limit: int, seed: int) -> list[Row]:
-    """A row for every question about every entry, at most `limit`, in random order."""
+    """Return a row for every question about every entry, at most `limit`, in random order."""
     rows = []
     for entry in entries:
         text = "{summary}\n\n    {name} : {kind}\n        {meaning}\n".format(**entry)

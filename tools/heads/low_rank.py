@@ -24,7 +24,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(backbone: nn.Module, rank: int) -> None:
-    """Freezes the backbone and gives every linear layer in its blocks an addition that learns."""
+    """Freeze the backbone and give every linear layer in its blocks an addition that learns."""
     backbone.freeze()
     for layer in backbone.layers:
         for block in (layer.self_attn, layer.mlp):

@@ -202,7 +202,7 @@ def train(recipe: Any, folder: Path, output: Path, options: argparse.Namespace) 
 
 
 def save(recipe: Any, model: Any, folder: Path) -> None:
-    """Writes what the head adds to the model: bfloat16 weights, and the labels."""
+    """Write what the head adds to the model: bfloat16 weights, and the labels."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name.replace(".linear.", "."): array.astype(mx.bfloat16)
