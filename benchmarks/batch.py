@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_qwen3 import generate_step
 from mlx_qwen3.bench import random_model, this_machine
-from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
+from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model
 from mlx_qwen3.generation.continuous_batch import BatchSequence, decode_rows
 
 
@@ -31,12 +31,12 @@ def ours(model, prompts, budgets, at_once):
     return count, time.perf_counter() - start
 
 
-def theirs(twin, prompts, budgets, at_once):
+def theirs(reference, prompts, budgets, at_once):
     """Return the same by mlx-lm."""
     module = importlib.import_module("mlx_lm.generate")
     stream = mx.default_stream(mx.default_device())
     start = time.perf_counter()
-    generator = module.BatchGenerator(twin, completion_batch_size=at_once, stream=stream)
+    generator = module.BatchGenerator(reference, completion_batch_size=at_once, stream=stream)
     generator.insert(prompts, budgets)
     count = 0
     while responses := generator.next_generated():
@@ -47,7 +47,7 @@ def theirs(twin, prompts, budgets, at_once):
 
 
 def alone(model, prompt, max_tokens):
-    """Return one sequence: tokens a second of its decode, prompt left out."""
+    """Return the decode speed of one sequence in tokens per second, without the prompt."""
     steps = generate_step(model, prompt, max_tokens=max_tokens)
     next(steps)
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def main() -> None:
     print("| model | package | tokens/s | over mlx-lm | over one sequence |\n| --- | --- | ---: | ---: | ---: |")
     for bits in args.bits:
         model = random_model(args.random, getattr(mx, args.dtype), bits, args.group_size)
-        twin = mlx_lm_model(model)
+        reference = mlx_lm_model(model)
         draw = np.random.default_rng(0)
         lengths = draw.integers(args.shortest, args.longest + 1, args.prompts)
         prompts = [draw.integers(0, model.config.vocab_size, n).tolist() for n in lengths]
@@ -89,7 +89,7 @@ def main() -> None:
         rounds = []
         for turn in range(args.rounds + 1):
             a, own = ours(model, prompts, budgets, at_once)
-            b, other = theirs(twin, prompts, budgets, at_once)
+            b, other = theirs(reference, prompts, budgets, at_once)
             assert a == b == sum(budgets), (a, b)
             if turn:
                 rounds.append((a / own, b / other, alone(model, middle, args.max_tokens)))

@@ -6,7 +6,7 @@ The weights are random and the texts are random ids, so nothing is downloaded. B
 different lengths in the same order and give one row of logits each, on the host. transformers runs as its pipeline
 does: the texts in their order, some at a time, padded to the longest of them, with a mask. The two take
 turns; a figure is the median of the rounds. Zero-shot classification is compared with calls of our own model, one
-prompt a label, on a part of the texts.
+prompt per label, on a part of the texts.
 """
 
 import argparse
@@ -191,7 +191,7 @@ def zero_shot(config: Qwen3Config, dtype: str, rounds: int, scale: float) -> lis
         "",
         f"Zero-shot, 20 labels of 1 to 3 tokens, {len(texts)} texts of 24 to 160 tokens, texts per second:",
         "",
-        f"| one pass over the labels' tree | one prompt a label (on {len(part)} texts) | ratio | largest difference |",
+        f"| one pass over the labels' tree | one prompt per label ({len(part)} texts) | ratio | largest difference |",
         "| ---: | ---: | ---: | ---: |",
         f"| {rate:.1f} | {other:.2f} | {rate / other:.1f}× | {difference:.1e} |",
     ]

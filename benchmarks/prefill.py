@@ -19,10 +19,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_qwen3.bench import random_model
-from mlx_qwen3.bench.contest import own_runner
+from mlx_qwen3.bench.comparison import own_runner
 from mlx_qwen3.bench.encoding import measure_encoding
 from mlx_qwen3.bench.measure import measure
-from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model, mlx_lm_runner
+from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model, mlx_lm_runner
 from mlx_qwen3.layers.variants import using
 
 WAYS: dict[str, dict[str, Any]] = {

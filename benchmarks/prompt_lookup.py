@@ -1,4 +1,4 @@
-"""Guessing from the prompt against one pass a token: text that copies, and text that does not.
+"""Prompt-lookup decoding against one pass per token: text that copies, and text that does not.
 
     python benchmarks/prompt_lookup.py                       the bundled model
     python benchmarks/prompt_lookup.py --random 0.6B --bits 4
@@ -36,7 +36,7 @@ class Dictated:
 
 
 def timed(model, ids, max_tokens, decoding):
-    """Tokens, and seconds a token after the first."""
+    """Return the tokens, and the seconds per token after the first."""
     steps = generate_step(model, ids, max_tokens=max_tokens, decoding=decoding)
     tokens = [next(steps)]
     start = time.perf_counter()
@@ -79,10 +79,10 @@ def main() -> None:
                 found[decoding is None] = timed(dictated, ids, args.max_tokens - 8, decoding)
             if turn:
                 rounds.append((found[True][1], found[False][1], found[True][0] == found[False][0]))
-        plain, guessed = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])
+        plain, drafted = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])
         ratio = statistics.median(one / two for one, two, _ in rounds)
         same = "yes" if all(agree for *_, agree in rounds) else "no"
-        print(f"| {name} | {1 / plain:.0f} | {1 / guessed:.0f} | {ratio:.2f}× | {same} |", flush=True)
+        print(f"| {name} | {1 / plain:.0f} | {1 / drafted:.0f} | {ratio:.2f}× | {same} |", flush=True)
 
 
 if __name__ == "__main__":

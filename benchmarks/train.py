@@ -28,7 +28,7 @@ import numpy as np
 
 from mlx_qwen3 import Qwen3Config, Qwen3ForSequenceClassification
 from mlx_qwen3.adapters import add_adapter
-from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
+from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model
 from mlx_qwen3.bench.random_models import SIZES, random_model
 from mlx_qwen3.training.frozen_features import embed, fit_head
 from mlx_qwen3.training.objectives import Example, LanguageObjective, SequenceObjective

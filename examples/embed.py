@@ -1,4 +1,4 @@
-"""Which of some texts is nearest to a query: one vector a text, compared by the cosine."""
+"""Which of some texts is nearest to a query: one vector per text, compared by the cosine."""
 
 from mlx_qwen3 import pipeline
 

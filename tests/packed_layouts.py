@@ -58,7 +58,7 @@ def signed(word: int) -> int:
 
 
 def pack_gptq(codes: np.ndarray, zeros: np.ndarray, bits: int, version: str = "gptq") -> tuple[np.ndarray, np.ndarray]:
-    """qweight (inputs / n, outputs) and qzeros (groups, outputs / n), n = 32 / bits codes a word.
+    """qweight (inputs / n, outputs) and qzeros (groups, outputs / n), n = 32 / bits codes per word.
 
     Args:
         codes: (inputs, outputs).

@@ -1,4 +1,4 @@
-"""A model that says what it is told to, and a tokenizer with one token a byte: the loops without weights.
+"""A model that generates scripted tokens, and a tokenizer with one token per byte: the loops without weights.
 
 The model's cache holds the ids themselves, so that what it answers depends on what is really cached.
 """
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = json.loads((DATA / "tokenizer_config.json").read_text(encoding="
 
 
 def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
-    """Return one token a byte, then Qwen3's special tokens, and its chat template."""
+    """Return one token per byte, then Qwen3's special tokens, and its chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

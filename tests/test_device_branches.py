@@ -19,7 +19,7 @@ FIELDS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 
 @pytest.fixture
 def pretended_gpu(monkeypatch):
-    """What asks for the default device is told that it is a GPU."""
+    """Report a GPU as the default device."""
     device = mx.default_device
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
     yield

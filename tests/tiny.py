@@ -1,4 +1,4 @@
-"""Small random Qwen3 models: a millisecond a call on a CPU."""
+"""Small random Qwen3 models: a millisecond per call on a CPU."""
 
 from typing import Any
 

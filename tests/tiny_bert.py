@@ -1,4 +1,4 @@
-"""Small random QDQBert models: a millisecond a call on a CPU."""
+"""Small random QDQBert models: a millisecond per call on a CPU."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """Measure how fast a model runs on this machine, beside mlx-lm on the same weights, and what its variants cost."""
 
-from .contest import Contest, Outcome, compare
+from .comparison import Benchmark, Outcome, compare
 from .encoding import EncodingRow, measure_encoding
 from .machine import Machine, this_machine
 from .measure import Measurement
@@ -10,7 +10,7 @@ from .variants import VariantRow, measure_variants, variants_table
 
 __all__ = [
     "SIZES",
-    "Contest",
+    "Benchmark",
     "EncodingRow",
     "Machine",
     "Measurement",

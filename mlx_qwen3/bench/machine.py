@@ -87,7 +87,7 @@ def this_machine(device: mx.Device) -> Machine:
         mlx_version=installed_version("mlx") or "",
         mlx_lm_version=installed_version("mlx-lm"),
         python_version=platform.python_version(),
-        # a CPU shares the memory but does not reach the bandwidth that the maker names
+        # a CPU shares the memory but does not reach the bandwidth that the vendor names
         bandwidths=bandwidths(chip, cores) if on_gpu else (),
         gpu_cores=cores,
         memory=_physical_memory(),

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .contest import OTHER, OWN, Outcome
+from .comparison import OTHER, OWN, Outcome
 from .encoding import EncodingRow
 from .machine import Machine
 from .variants import VariantRow, variants_table

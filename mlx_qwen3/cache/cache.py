@@ -1,4 +1,4 @@
-"""A model's cache: one store a layer, the number of tokens seen, ways back, and the Hugging Face spellings."""
+"""The cache of a model: keys and values per layer, snapshots to rewind to, and the legacy tuple format."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -37,7 +37,7 @@ class Cache:
 
     @classmethod
     def from_legacy(cls, past: Any, layer_types: Sequence[str], window: int | None) -> Self:
-        """Return a cache from the older format: a (keys, values) pair a layer, (B, K, n, D) each.
+        """Return a cache from the older format: a (keys, values) pair per layer, (B, K, n, D) each.
 
         A sliding layer's pair holds only the tokens that it kept; a full layer's length says how many there were.
 
@@ -48,7 +48,7 @@ class Cache:
         cache = cls.for_layer_types(layer_types, window)
         if not isinstance(past, Sequence):
             raise InputError(
-                f"past_key_values is {type(past).__name__}, expected a Cache or a (keys, values) pair a layer"
+                f"past_key_values is {type(past).__name__}, expected a Cache or a (keys, values) pair per layer"
             )
         if len(past) != len(cache.layers):
             raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}")
@@ -158,16 +158,16 @@ class Cache:
         """Return an independent cache with the same content and snapshots; arrays are shared until one of them is
         written.
         """
-        twin = type(self)([layer.copy() for layer in self.layers])
-        twin._snapshots = dict(self._snapshots)
-        return twin
+        duplicate = type(self)([layer.copy() for layer in self.layers])
+        duplicate._snapshots = dict(self._snapshots)
+        return duplicate
 
     # rows
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows of the batch, in this order; a row may be named twice. Snapshots are let go.
+        """Keep these rows of the batch, in this order; a row may be named twice. Snapshots are dropped.
 
-        To drop a finished row without copying the others, put the last row in its place: [0, 1, 4, 3] of five.
+        To drop a finished row without copying the others, move the last row there: [0, 1, 4, 3] of five.
 
         Raises:
             InputError: a row that does not exist, or none.
@@ -181,7 +181,7 @@ class Cache:
             layer.select_rows(list(rows))
 
     def repeat(self, count: int) -> None:
-        """Make `count` rows of every row, for several continuations of one prefix. Snapshots are let go.
+        """Repeat every row `count` times, for several continuations of one prefix. Snapshots are dropped.
 
         A single row is shared until the first write.
         """
@@ -199,7 +199,7 @@ class Cache:
     def put_rows(self, places: Sequence[int], other: "Cache") -> None:
         """The rows of another cache take the places of some rows here, so that both end at the same slot.
 
-        What stays in the slots before them has to be hidden by a mask. Snapshots are let go.
+        What stays in the slots before them has to be hidden by a mask. Snapshots are dropped.
 
         Args:
             places: a row of this cache for each row of `other`, each its own.
@@ -227,7 +227,7 @@ class Cache:
     # the Hugging Face spellings
 
     def to_legacy_cache(self) -> tuple[tuple[mx.array | None, mx.array | None], ...]:
-        """Return a (keys, values) pair a layer, unpacked."""
+        """Return a (keys, values) pair per layer, unpacked."""
         return tuple(layer.state for layer in self.layers)
 
     def __iter__(self) -> Iterator[tuple[mx.array | None, mx.array | None]]:

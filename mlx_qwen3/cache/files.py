@@ -1,6 +1,6 @@
 """A cache in one safetensors file: keys and values, what they belong to, and the ids that they stand for.
 
-Only written slots are saved, in the form in which they are held. The file appears under its name when it is complete.
+Only written slots are saved, in the format in which they are held. The file is renamed into place once complete.
 """
 
 import json

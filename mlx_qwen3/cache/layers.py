@@ -23,7 +23,7 @@ MLX's own kernel over stores of up to some 4,000 slots, and less time over 16,00
 """
 
 LONG, LONG_STEP = 8192, 256
-"""From so many slots on, a store with the usual step grows by the other one."""
+"""Above LONG slots, a store with the default step grows by LONG_STEP instead."""
 
 LARGE_GROUP = 4
 """Query heads per key head from which stores grow by `LONG_STEP` on CUDA: MLX's own kernel reads the keys once per
@@ -166,7 +166,7 @@ class LayerCache(ABC):
         return {"form": form, "packed_from": self.packed_from, "step": self.step}
 
     def adopt(self, arrays: list[mx.array], packed: bool, offset: int) -> None:
-        """Take over the written slots of a store with the same settings."""
+        """Adopt the written slots of a store with the same settings."""
         self.slots = PackedSlots(self.form, arrays) if packed and self.form else PlainSlots(arrays)
         self.offset = offset
         self._limit = self._writable(self.slots.capacity)
@@ -182,9 +182,9 @@ class LayerCache(ABC):
         pending = self.form is not None and isinstance(self.slots, PlainSlots)
         return min(stop, self.packed_from) if pending else stop
 
-    def _copy_into(self, twin: Self) -> Self:
-        twin.slots, twin.offset, twin._limit = self.slots.copy(), self.offset, self._limit
-        return twin
+    def _copy_into(self, target: Self) -> Self:
+        target.slots, target.offset, target._limit = self.slots.copy(), self.offset, self._limit
+        return target
 
 
 class GrowingLayer(LayerCache):

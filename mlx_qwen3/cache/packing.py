@@ -25,7 +25,7 @@ at 4 rows, and its kernel for more rows does not split the slots."""
 
 
 def multiplies_packed_views() -> bool:
-    """Return whether `mx.quantized_matmul` takes part of a store.
+    """Return whether `mx.quantized_matmul` accepts a slice of a store.
 
     MLX's CUDA kernels ask for contiguous arrays (`mlx/backend/cuda/quantized/qmm`), which a view of some slots is not.
     """

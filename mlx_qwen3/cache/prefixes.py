@@ -85,7 +85,7 @@ class PrefixCache:
         return found, length
 
     def clear(self) -> None:
-        """Let go of every entry."""
+        """Drop every entry."""
         self._entries.clear()
 
 

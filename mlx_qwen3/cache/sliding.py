@@ -1,6 +1,6 @@
 """The store that keeps a window of the newest tokens, and, if asked, the first few as attention sinks.
 
-Attention sinks: arXiv 2309.17453. Here, as in mlx-lm, kept tokens keep the positions that they were turned to.
+Attention sinks: arXiv 2309.17453. As in mlx-lm, cached keys keep the positions they were rotated to.
 """
 
 from typing import Any, Self
@@ -41,7 +41,7 @@ class SlidingLayer(LayerCache):
 
     def clear(self) -> None:
         super().clear()
-        self._gap = 0  # tokens between the sinks and the rest that were let go
+        self._gap = 0  # tokens between the sinks and the rest that were dropped
 
     @property
     def window(self) -> int:
@@ -142,6 +142,6 @@ class SlidingLayer(LayerCache):
         return self.sinks + self._gap + self._window - 1 if self._gap else 0
 
     def copy(self) -> Self:
-        twin = type(self)(self._window, self.slack, self.sinks, self.form, self.packed_from, self.step)
-        twin._gap = self._gap
-        return self._copy_into(twin)
+        duplicate = type(self)(self._window, self.slack, self.sinks, self.form, self.packed_from, self.step)
+        duplicate._gap = self._gap
+        return self._copy_into(duplicate)

@@ -72,7 +72,7 @@ class Slots(ABC):
         return self._like([array[:] for array in self.arrays])
 
     def select_rows(self, rows: Sequence[int]) -> Self:
-        """Return a store with these rows. Rows that stay in their place are not copied when most of them do."""
+        """Return a store with these rows. Rows that keep their index are not copied when most of them do."""
         if not self.arrays:
             return self.copy()
         moved = [(to, source) for to, source in enumerate(rows) if to != source]
@@ -81,10 +81,10 @@ class Slots(ABC):
             return self._like([mx.take(array, index, axis=0) for array in self.arrays])
         kept = []
         for array in self.arrays:
-            twin = array[: len(rows)]
+            reordered = array[: len(rows)]
             for to, source in moved:
-                twin[to : to + 1] = array[source : source + 1]
-            kept.append(twin)
+                reordered[to : to + 1] = array[source : source + 1]
+            kept.append(reordered)
         return self._like(kept)
 
     def repeat(self, count: int) -> Self:

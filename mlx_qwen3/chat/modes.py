@@ -34,7 +34,7 @@ def thinking_support(tokenizer: Any) -> ThinkingSupport:
 
 
 def opens_thinking(prompt: str) -> bool:
-    """Return whether a prompt ends inside a thought."""
+    """Return whether a prompt ends inside the reasoning."""
     return prompt.rfind(OPEN) > prompt.rfind(CLOSE)
 
 
@@ -80,18 +80,18 @@ def mode_sampling(thinks: bool, support: ThinkingSupport, config: GenerationConf
 
 
 def resolve_thinking(asked: bool | None, support: ThinkingSupport) -> bool:
-    """Return whether to think, given the wish and what the checkpoint can do.
+    """Return whether to think, given the request and what the checkpoint supports.
 
     Raises:
-        InputError: the wish is what this checkpoint cannot do.
+        InputError: the checkpoint does not support the request.
     """
     if support is ThinkingSupport.OPTIONAL:
         return asked is None or asked
     does = support is ThinkingSupport.ALWAYS
     if asked is not None and asked != does:
         raise InputError(
-            "this checkpoint always thinks; hide its thoughts or set a thinking budget instead"
+            "this checkpoint always thinks. Hide the reasoning or set a thinking budget instead."
             if does
-            else "this checkpoint never thinks; use one that does, such as Qwen/Qwen3-0.6B"
+            else "this checkpoint never thinks. Use one that does, such as Qwen/Qwen3-0.6B."
         )
     return does

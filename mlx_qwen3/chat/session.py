@@ -1,6 +1,6 @@
 """`ChatSession`: a conversation with a model that computes nothing twice.
 
-Each turn renders the whole conversation anew, as the chat template wants it (earlier thoughts dropped), compares the
+Each turn renders the whole conversation anew, as the chat template wants it (earlier reasoning dropped), compares the
 ids with what the cache holds, keeps the common beginning and computes the rest.
 """
 
@@ -40,14 +40,14 @@ class ChatSession:
         model: a causal model; tokenizer: its tokenizer, with a chat template.
         system: the system prompt.
         thinking: think before answering; None for what the checkpoint does by itself.
-        thinking_budget: tokens of thought after which the answer is demanded; None for no limit.
+        thinking_budget: reasoning tokens after which the answer is forced; None for no limit.
         sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
-        max_tokens: of one answer, thoughts included; None for as many as the context holds.
+        max_tokens: limit of one answer, reasoning included; None for the remaining context.
         tools: what the model may call: JSON schemas of functions, as the chat template takes them, whose calls are
             reported; or Python functions with type hints and a docstring, which are run.
         tool_choice: "auto", "none", "required" (a call comes first), or the name of the tool to call first.
         max_tool_rounds: how many calls are run at most before the model has to answer.
-        confirm: gets the name and the arguments of a call; false keeps it from running, and the model is told.
+        confirm: gets the name and the arguments of a call; a false result skips the call and reports that to the model.
         schema, regex, choices, grammar: at most one constraint on every answer, as in `stream_generate`; it begins
             after the reasoning.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
@@ -57,7 +57,7 @@ class ChatSession:
             `sampling`, answers are greedy.
 
     Raises:
-        InputError: a wish that the checkpoint cannot fulfil, a sampling value out of range, a bad tool.
+        InputError: an option that the checkpoint does not support, a sampling value out of range, a bad tool.
         ConstraintError: a constraint or the schema of a tool that cannot be kept.
         TokenizerError: the tokenizer has no chat template.
     """
@@ -201,7 +201,7 @@ class ChatSession:
         """Go on with a saved conversation, in the mode and with the sampling that it was saved with.
 
         Returns:
-            The name of the model that it was saved with, if the file says so.
+            The name of the model that it was saved with, if the file names them.
 
         Raises:
             InputError: no such file, no conversation in it, or settings that this model cannot have.
@@ -237,7 +237,7 @@ class ChatSession:
         save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
 
     def load_cache(self, path: str | Path) -> int:
-        """Take over a saved cache; the number of tokens in it. A turn reuses of it what its prompt begins with.
+        """Load a saved cache and return the number of tokens in it. A turn reuses of it what its prompt begins with.
 
         Raises:
             CacheError: no such file, or one that another model or other weights have made.

@@ -1,4 +1,4 @@
-"""Streamed text → parts that are thought and parts that are answer."""
+"""Streamed text → reasoning parts and answer parts."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,7 @@ class ThinkingParser:
     """Splits a text at its first <think> … </think>. The tags and the empty lines around them are left out.
 
     Args:
-        inside: the prompt has opened the thought already.
+        inside: the prompt has already opened the reasoning.
     """
 
     def __init__(self, inside: bool = False):
@@ -30,7 +30,7 @@ class ThinkingParser:
 
     @property
     def thinking(self) -> bool:
-        """Whether the text so far ends inside a thought."""
+        """Whether the text so far ends inside the reasoning."""
         return self.kind == "reasoning"
 
     def feed(self, text: str) -> list[Piece]:

@@ -290,7 +290,7 @@ def run_tool(tool: Tool, arguments: Mapping[str, Any]) -> str:
     assert tool.function is not None
     try:
         result = tool.function(**arguments)
-    except Exception as problem:  # noqa: BLE001 - the user's code; the conversation goes on and the model is told
+    except Exception as problem:  # noqa: BLE001 - the user's code; the model sees the error and the conversation goes on
         reason = " ".join(str(problem).split())
         return f"error: {tool.name} failed with {type(problem).__name__}{f': {reason}' if reason else ''}"
     if isinstance(result, str):

@@ -22,7 +22,7 @@ ENOUGH = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
     f"{CLOSE}\n\n"
 )
-"""What ends a thought that has used up its budget. Source: the Qwen3 technical report, section 4.3."""
+"""Text inserted when the thinking budget is exhausted. Source: the Qwen3 technical report, section 4.3."""
 
 PartKind = Literal["reasoning", "answer", "tool_call", "tool_result"]
 
@@ -100,7 +100,7 @@ class Turn:
             progress = None
 
     def _take(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
-        """Pass a stream on; whether it was left because the thought has used up its budget."""
+        """Pass a stream on; return whether it was left because the thinking budget is exhausted."""
         budget = self.session.thinking_budget
         try:
             for response in responses:

@@ -26,7 +26,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 
 
 class Checkpoint:
-    """The tensors of one folder, by the names they bear on disk.
+    """The tensors of one folder, by their on-disk names.
 
     Attributes:
         folder: where the files are.

@@ -1,4 +1,4 @@
-"""The command line: one file a verb. Parses, prints, exits; the only place that prints."""
+"""The command line: one file per verb. Parses, prints, exits; the only place that prints."""
 
 from .main import main
 

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     import mlx.core as mx
 
     from ..bench import append_report, compare, json_report, markdown_report, measure_variants, this_machine
-    from ..bench.contestants import contests
+    from ..bench.candidates import benchmark_candidates
     from ..bench.encoding import measure_encoding
     from ..files import write_atomically
     from ..memory import wire_memory
@@ -87,27 +87,27 @@ def run(args: argparse.Namespace) -> int:
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    for contest in contests(
+    for benchmark in benchmark_candidates(
         model=args.model,
         size=args.random,
         dtype=args.dtype,
         beside_mlx_lm=not args.no_mlx_lm,
         **packing,
     ):
-        progress(f"{contest.label} on {machine}")
+        progress(f"{benchmark.label} on {machine}")
         lengths = {"prompt_tokens": args.prompt_tokens, "max_tokens": args.max_tokens, "rounds": args.rounds}
-        outcomes.append(compare(contest, **lengths, progress=progress))
-        limit = contest.model.config.max_position_embeddings
+        outcomes.append(compare(benchmark, **lengths, progress=progress))
+        limit = benchmark.model.config.max_position_embeddings
         if full:
             longest = min(args.long_tokens, limit - 32)
             outcomes.append(
-                compare(contest, prompt_tokens=longest, max_tokens=32, rounds=LONG_ROUNDS, progress=progress)
+                compare(benchmark, prompt_tokens=longest, max_tokens=32, rounds=LONG_ROUNDS, progress=progress)
             )
-            encodings += [(contest.label, row) for row in measure_encoding(contest.model, progress=progress)]
+            encodings += [(benchmark.label, row) for row in measure_encoding(benchmark.model, progress=progress)]
         if args.variants:
             tokens = min(2048 if on_gpu else args.prompt_tokens, limit // 2)
-            rows = measure_variants(contest.model, prompt_tokens=tokens, max_tokens=24, rounds=2, progress=progress)
-            variants.append((contest.label, rows))
+            rows = measure_variants(benchmark.model, prompt_tokens=tokens, max_tokens=24, rounds=2, progress=progress)
+            variants.append((benchmark.label, rows))
     report = markdown_report(machine, outcomes, command_line(args), encodings, variants)
     print(report, end="")
     if args.output is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError, MlxQwen3Error
 from .constraint_flags import add_constraint_flags, add_tool_flags
-from .interrupts import stop_wishes
+from .interrupts import defer_interrupts
 from .line_input import ReadLine, Typed, line_reader, read_message
 from .model_flags import (
     add_model_flags,
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
     parser = subparsers.add_parser("chat", help="talk to a model", description=__doc__)
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
     parser.add_argument("message", nargs="?", metavar="MESSAGE", help="the first message, in quotes")
     parser.add_argument("--prompt", "-p", metavar="TEXT", help="the same as MESSAGE")
     parser.add_argument("--plain", action="store_true", help="print answers as they are, without rendering Markdown")
@@ -133,12 +133,12 @@ class Conversation:
     def show(self, turn: Callable[..., Any], *arguments: Any) -> None:
         """Print an answer while it comes; Ctrl-C ends the answer."""
         printer = answer_printer(self.thinking, self.plain)
-        with stop_wishes() as wish, quiet_terminal():
-            parts = turn(*arguments, progress=wish.check)
+        with defer_interrupts() as interrupt, quiet_terminal():
+            parts = turn(*arguments, progress=interrupt.check)
             try:
                 for part in parts:
                     printer.write(part.kind, part_text(part))
-                    wish.check()
+                    interrupt.check()
             except KeyboardInterrupt:
                 pass
             finally:
@@ -248,7 +248,7 @@ def _refuse_misspelt(word: str, rest: str, message: str) -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
-    "/system": ("TEXT: what the model is told first; nothing takes it away", Conversation.set_system),
+    "/system": ("TEXT: set the system prompt; without TEXT, remove it", Conversation.set_system),
     "/retry": ("another answer to the last message", Conversation.retry),
     "/undo": ("takes the last message and its answer back", Conversation.undo),
     "/clear": ("forgets the conversation", Conversation.clear),

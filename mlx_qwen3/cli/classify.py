@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--hypothesis-template",
         "--template",
         dest="template",
-        help="sentence that a label ends, with {} in its place (with --labels)",
+        help="sentence that ends with the label, written as {} (with --labels)",
     )
     parser.add_argument("--top-k", type=int, default=1, help="labels to show; 0 for all (default: 1)")
     add_model_arguments(parser)

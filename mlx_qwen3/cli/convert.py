@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         type=int,
         default=8,
         metavar="BITS",
-        help="bits of GPTQ and AWQ layers whose codes MLX cannot take over, such as reordered ones (default: 8)",
+        help="bits of GPTQ and AWQ layers whose codes MLX cannot represent, such as reordered ones (default: 8)",
     )
     parser.add_argument("--verify", action="store_true", help="compare the sha256 of the source before and after")
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
@@ -171,7 +171,7 @@ def _given_once(name: str, value: str | None, flag: str, other: str | None) -> s
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells a file or folder from another one in its place; None where there is none."""
+    """Return what tells a file or folder from another one at the same path; None where there is none."""
     try:
         found = os.stat(os.path.expanduser(path))
     except OSError:
@@ -238,7 +238,9 @@ def print_conversion(done: "Conversion", seconds: float) -> None:
     print(f"{done.path}: {done.parameters / 1e6:,.1f} million parameters, {done.bits_per_weight:.3f} bits per weight,")
     print(f"  {done.bytes_in / 1e6:,.1f} MB -> {done.bytes_out / 1e6:,.1f} MB in {seconds:.1f} s")
     if done.largest_error is not None:
-        print(f"codes taken over without quantizing again; largest error from rounded scales {done.largest_error:.3g}")
+        print(
+            f"quantized codes reused without requantization; largest error from rounded scales {done.largest_error:.3g}"
+        )
     if done.requantized:
         path, reason = next(iter(done.requantized.items()))
         print(f"{len(done.requantized)} layers were decoded and quantized again, as {path}: {reason}")

@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("extract", help="extract fields from texts", description=__doc__)
     add_text_arguments(parser, "texts to extract from")
     parser.add_argument("--schema", required=True, metavar="FILE|JSON", help="the JSON Schema of the values")
-    parser.add_argument("--instruction", help="what the model is told; {schema} in it is replaced by the schema")
+    parser.add_argument("--instruction", help="system prompt; {schema} in it is replaced by the schema")
     parser.add_argument("--max-tokens", "-m", type=int, default=512, metavar="N", help="tokens of one answer at most")
     add_model_arguments(parser)
     add_output_arguments(parser)

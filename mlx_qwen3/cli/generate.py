@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--prompt", "-p", metavar="TEXT", help="the prompt; - or nothing reads it from the standard input"
     )
     parser.add_argument("--plain", action="store_true", help="print the answer as it is, without rendering Markdown")
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="go on with the prompt as it is, as a base model does"
     )

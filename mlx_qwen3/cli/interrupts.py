@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish: the first one ends what is running at the next good moment, the second one at once."""
+"""Deferred Ctrl-C: the first stops at the next safe point, the second immediately."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from types import FrameType
 from .ranks import launched
 
 
-class StopWish:
+class InterruptFlag:
     """Whether Ctrl-C was pressed since."""
 
     def __init__(self) -> None:
@@ -22,22 +22,22 @@ class StopWish:
 
 
 @contextmanager
-def stop_wishes() -> Iterator[StopWish]:
+def defer_interrupts() -> Iterator[InterruptFlag]:
     """Record Ctrl-C instead of raising; a second one raises as usual. Nothing is noted outside the main thread, nor
     where several processes work together and agree on stopping.
     """
-    wish = StopWish()
+    interrupt = InterruptFlag()
     if launched() or threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield interrupt
         return
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if wish.made:
+        if interrupt.made:
             raise KeyboardInterrupt
-        wish.made = True
+        interrupt.made = True
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield wish
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)

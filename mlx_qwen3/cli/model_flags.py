@@ -115,7 +115,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
-    """Several tokens a pass: the answer stays what it would be, or is drawn alike."""
+    """Add the flags of speculative decoding."""
     group = parser.add_argument_group("speculative decoding (the answer stays the same)")
     group.add_argument(
         "--prompt-lookup", action="store_true", help="draft tokens from the text itself, where that pays"
@@ -127,7 +127,7 @@ def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def decoding_asked(args: argparse.Namespace, model: Any) -> Any:
-    """Return the way to decode that the flags ask for; None for one token a pass.
+    """Return the way to decode that the flags ask for; None for one token per pass.
 
     Raises:
         InputError: both ways at once, a number below 1, another vocabulary.

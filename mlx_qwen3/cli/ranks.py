@@ -87,7 +87,7 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
         if group.rank():
             return 1
         raise DistributedError(
-            f"another process has ended or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
+            f"another process has exited or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
         ) from None
 
 

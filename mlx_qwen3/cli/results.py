@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from ..errors import InputError
 from ..files import open_atomically
-from .interrupts import stop_wishes
+from .interrupts import defer_interrupts
 from .standard_streams import is_unicode
 
 Cells = Callable[[Any], Sequence[Sequence[str]]]
@@ -48,7 +48,7 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
     stopped = False
     try:
         for result in results:
-            with stop_wishes() as wish:  # a row is printed whole
+            with defer_interrupts() as interrupt:  # a row is printed whole
                 wrong = is_error(result)
                 if wrong:
                     failed += 1
@@ -58,7 +58,7 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
                 elif not wrong:
                     lines += [(str(done), *line) for line in cells(result)]
                 done += 1
-            wish.check()
+            interrupt.check()
     except KeyboardInterrupt:
         stopped = True
     if as_table and (lines or not stopped):
@@ -77,7 +77,7 @@ def is_error(result: Any) -> bool:
 
 
 def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
-    """Write results to `args.output`; after Ctrl-C what is done stays, in a file that says so by its name."""
+    """Write results to `args.output`; after Ctrl-C what is done stays, in a file whose name marks it as partial."""
     path = Path(args.output).expanduser()
     if path.suffix.lower() not in OUTPUTS or (path.suffix.lower() == ".npy" and args.verb != "embed"):
         known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])
@@ -89,13 +89,13 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
         write = _writer(path, file)
         try:
             for result in results:
-                with stop_wishes() as wish:
+                with defer_interrupts() as interrupt:
                     if is_error(result):
                         failed += 1
                         print(f"row {done}: {result['error']}", file=sys.stderr)
                     write(result, rows)
                     done += 1
-                wish.check()
+                interrupt.check()
         except KeyboardInterrupt:
             stopped = True
         _finish(path, file, rows)

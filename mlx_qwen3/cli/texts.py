@@ -55,7 +55,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = No
 
 def add_text_arguments(parser: argparse.ArgumentParser, what: str, column: str = "text") -> None:
     """The texts themselves, `--file` and `--column`."""
-    parser.add_argument("text", nargs="*", help=f"{what}; without any, and without --file, stdin is read, a line a row")
+    parser.add_argument(
+        "text", nargs="*", help=f"{what}; without any, and without --file, stdin is read, one row per line"
+    )
     parser.add_argument("--file", help=f"{READ}; - for stdin. Blank lines are left out and not counted")
     parser.add_argument(
         "--column", "--text-column", default=column, help=f"column of a csv or tsv, key of a json (default: {column})"
@@ -219,14 +221,14 @@ def _json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     except RecursionError as error:
         raise InputError(f"{path}: is nested too deeply; give an array of texts or objects") from error
     except json.JSONDecodeError as error:
-        hint = "a file with a row a line is named .jsonl"
+        hint = "a file with one row per line is named .jsonl"
         raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}); {hint}") from error
     except UnicodeDecodeError:
         raise
     except ValueError as error:
         raise InputError(f"{path}: holds a number of too many digits. Write it as text") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path}: is no JSON array; write [row, row, …], or a row a line in a .jsonl file")
+        raise InputError(f"{path}: is no JSON array; write [row, row, …], or one row per line in a .jsonl file")
     yield from ((f"row {index}", row) for index, row in enumerate(rows))
 
 

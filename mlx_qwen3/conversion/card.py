@@ -178,7 +178,7 @@ def _notes(done: Conversion) -> list[str]:
     notes = []
     if done.largest_error is not None:
         notes.append(
-            "- The codes of the source were taken over without quantizing again; rounding scales and biases moved "
+            "- The codes of the source were reused without requantization; rounding scales and biases moved "
             f"no weight by more than {done.largest_error:.3g}."
         )
     if done.requantized:

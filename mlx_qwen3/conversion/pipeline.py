@@ -64,7 +64,7 @@ def convert(
         q_bits: 2, 3, 4, 5, 6 or 8; default 4.
         q_mode: `affine`, `mxfp4`, `mxfp8` or `nvfp4`.
         dtype: `float16`, `bfloat16` or `float32` for scales and unpacked weights; default the configuration's, or
-            the scales' own where GPTQ or AWQ codes are taken over.
+            the dtype of the scales where GPTQ or AWQ codes are reused.
         upload_repo: a Hub repository to upload the folder to.
         revision: a branch, tag or commit of the Hub repository.
         dequantize: unpack everything instead.
@@ -83,7 +83,7 @@ def convert(
         measuring: called while layers or the quality are measured, with what is measured, how much of it is done,
             and how much there is; default a line for the logger.
         command: the command line, for the model card.
-        requantize_bits: bits of GPTQ and AWQ layers whose codes MLX cannot take over, such as those with reordered
+        requantize_bits: bits of GPTQ and AWQ layers whose codes MLX cannot represent, such as those with reordered
             columns.
         verify: compare the sha256 of every file of the source before and after, not only size and time, and that of
             a downloaded file with the one it should have.
@@ -174,7 +174,7 @@ def convert(
         )
         write_card(folder, source, card, done, config, command, upload_repo)
         check_unchanged(source, hashes)
-    # The model is complete and in its place: nothing that fails from here on takes it away.
+    # The model is complete and in the target folder: nothing that fails from here on takes it away.
     if report:
         done.quality = _quality(source, target, report_text, target_bpw is not None, measuring, required=asked_report)
     if done.quality is not None:
@@ -209,7 +209,7 @@ def _quality(
     measuring: Measuring | None,
     required: bool,
 ) -> dict[str, Any] | None:
-    """Return the quality report; without one, say so, as an error where it was asked for."""
+    """Return the quality report; without one, log why, or raise where it was asked for."""
     try:
         return measure_quality(source, target, text, compare_plain, measuring)
     except MlxQwen3Error as error:

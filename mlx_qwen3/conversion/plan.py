@@ -1,4 +1,4 @@
-"""What becomes of each weight, decided before any is read: copied, packed, or its codes taken over."""
+"""The conversion plan: per weight, copy, quantize or repack, decided before any is read."""
 
 import logging
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 @dataclass(frozen=True)
 class Step:
-    """What becomes of one weight.
+    """The conversion of one weight.
 
     Attributes:
         weight: where it comes from.
         name: of the plain weight that results.
         form: the packed format that results, None for a plain weight.
-        mapped: its codes are taken over; else they are computed from the weight.
+        mapped: its codes are reused; else they are computed from the weight.
         outputs: `{name: (shape, dtype)}` of what is written.
         dtype: the dtype it is cast to before it is packed or written, None to leave it.
     """
@@ -81,15 +81,15 @@ def make_plan(
     explicit_format: bool = False,
     requantize_bits: int = 8,
 ) -> Plan:
-    """Decide what becomes of every weight of the source.
+    """Decide how every weight of the source is converted.
 
     Args:
         recipe: which layers are packed how; None to pack none that is not packed already.
         dequantize: unpack everything.
-        dtype: of what is not packed, and of scales; default the configuration's, for taken-over codes the
+        dtype: of what is not packed, and of scales; default the configuration's, for reused codes the
             scales'.
-        explicit_format: the recipe's format was asked for; else codes are taken over in their own format.
-        requantize_bits: of GPTQ and AWQ layers whose codes cannot be taken over.
+        explicit_format: the recipe's format was asked for; else codes are reused in their own format.
+        requantize_bits: of GPTQ and AWQ layers whose codes cannot be reused.
 
     Raises:
         QuantizationError: the source is packed by MLX already, or no weight could be packed.

@@ -26,9 +26,9 @@ class Conversion:
         parameters: numbers that the weights stand for.
         bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
         kept: layers left in full precision because the group size does not divide their rows.
-        requantized: layer -> why its codes could not be taken over (GPTQ, AWQ).
+        requantized: layer -> why its codes could not be reused (GPTQ, AWQ).
         requantize_errors: layer -> what that cost.
-        largest_error: largest absolute error of a weight from rounding scales and biases of taken-over codes; None
+        largest_error: largest absolute error of a weight from rounding scales and biases of reused codes; None
             if none were.
         repacked: layer -> GGUF type and largest error, for types that MLX has no layout for but 8 bits.
         not_finite: weights with NaN or infinite values, converted with `force`.

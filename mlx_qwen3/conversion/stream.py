@@ -26,7 +26,7 @@ class Converter:
     """Writes a plan's weights into a folder.
 
     Attributes:
-        largest_error: the largest absolute error of a weight from rounding scales and biases of taken-over
+        largest_error: the largest absolute error of a weight from rounding scales and biases of reused
             codes.
         not_finite: names of weights with NaN or infinite values.
     """

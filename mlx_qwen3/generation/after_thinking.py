@@ -1,4 +1,4 @@
-"""A constraint that begins when the reasoning has ended."""
+"""A constraint that begins when the reasoning is finished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

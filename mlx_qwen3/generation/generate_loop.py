@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class BatchPrompt:
     """What `generate` starts from, checked.
 
-    ids: (B, L), or None. embeds: (B, L, M), which the first pass takes in their place, or None.
+    ids: (B, L), or None. embeds: (B, L, M), which the first pass takes instead of them, or None.
     mask: (B, cached + L) int32 where there is padding, else None.
     positions: (B, L) where the caller gives them, else None.
     cached: tokens that the cache holds and ids does not.

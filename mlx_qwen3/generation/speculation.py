@@ -86,7 +86,7 @@ class Gate:
         self._tokens += tokens
 
     def pays(self) -> bool:
-        """Return whether the attempt is ahead of one token a pass so far."""
+        """Return whether the attempt is ahead of one token per pass so far."""
         assert self.plain_seconds is not None
         return self._seconds <= self._tokens * self.plain_seconds
 

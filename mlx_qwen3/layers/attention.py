@@ -32,7 +32,7 @@ def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
     """Return whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
 
     cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). One sequence's few new
-    tokens behind a cache are a pair that hardly comes again: guesses that are verified, the next turn of a chat.
+    tokens behind a cache are a pair that hardly comes again: drafts that are verified, the next message of a chat.
     Batches of texts have the same few shapes all the time.
     """
     batch, heads, length, _ = queries.shape

@@ -21,7 +21,7 @@ from .variants import variants
 
 @dataclass(frozen=True)
 class Rotation:
-    """How one call's queries and keys are turned.
+    """The rotation applied to the queries and keys of one call.
 
     cos, sin: (L, D) or (B, 1, L, D), the attention factor included, sin negated in its first half. They were computed
     in float32 and are kept in the type of the activations, as the reference does.

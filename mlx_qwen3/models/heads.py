@@ -133,7 +133,9 @@ class SequenceClassification(Head):
         last_positions: mx.array | None,
         attention_mask: mx.array | None = None,
     ) -> mx.array:
-        """Return one vector per sequence, (B, M): the last token's, or the mean where `classifier_pooling` says so."""
+        """Return one vector per sequence, (B, M): the last token's, or the mean where `classifier_pooling` asks for
+        it.
+        """
         hidden = base.last_hidden_state
         if getattr(self.config, "classifier_pooling", None) == "mean":
             return mean_of_tokens(self.config, hidden, input_ids, last_positions, attention_mask)

@@ -360,7 +360,7 @@ class PreTrainedModel(nn.Module):
         raise NotImplementedError
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Put another layer in its place."""
+        """Replace the input embedding."""
         raise NotImplementedError
 
     @property

@@ -147,7 +147,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         return self.base_model.embed_tokens
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Put another layer in its place; a tied output head follows."""
+        """Replace the input embedding; a tied output head follows."""
         self.base_model.embed_tokens = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
@@ -414,14 +414,14 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
         return self if fused is None else FusedQwen3(self, fused)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode and let the joined matrices go."""
+        """Set training mode and drop the fused matrices."""
         if mode:
             self._fused = None
         super().train(mode)
         return self
 
     def update(self, parameters: Any, strict: bool = True) -> Self:
-        """Replace parameters, as in `nn.Module`, and let the joined matrices go."""
+        """Replace parameters, as in `nn.Module`, and drop the fused matrices."""
         self._fused = None
         super().update(parameters, strict)
         return self

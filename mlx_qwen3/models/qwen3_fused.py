@@ -1,6 +1,6 @@
 """Qwen3's decoder for inference, with fewer and larger operations: the fast version of `Qwen3Model.run`.
 
-The rows of q/k/v and of gate/up become one matrix each, and queries and keys share one norm and one turn. The
+The rows of q/k/v and of gate/up become one matrix each, and queries and keys share one RMSNorm and one RoPE call. The
 model's own parameters become views of the joined matrices, so that they keep their names, nothing is stored twice,
 and saving, adapters and quantization see what they always saw.
 """
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Linear = Callable[[mx.array], mx.array]
 
 ARRAYS = ("weight", "scales", "biases", "bias")
-"""What a linear layer may hold; each has one row an output."""
+"""Arrays of a linear layer; each has one row per output."""
 
 swiglu = mx.compile(lambda gate, up: nn.silu(gate) * up, shapeless=True)
 
@@ -90,7 +90,8 @@ class FusedDecoder:
         chosen = variants()
         separate = chosen.head_norms == "separate" or (chosen.head_norms == "mixed" and length > 1)
         mark = Marks(len(self._layers), chosen.decode_parts, cache.marks) if length == 1 else None
-        # one row a token: kernels for packed weights read those once for all rows of a matrix, not for a batch of them
+        # one row per token: kernels for packed weights read those once for all rows of a matrix, not for a batch of
+        # them
         x = x.reshape(batch * length, -1)
         for index, (layer, store, mask) in enumerate(zip(self._layers, cache.layers, masks, strict=True)):
             norm, project, qk_weight, q_weight, k_weight, output, mlp_norm, mlp = layer
@@ -105,7 +106,7 @@ class FusedDecoder:
                 queries_keys, values = split(joined.reshape(batch, all_heads, 1, head_dim), (turned,), 1)
                 queries, keys = split(rotation(rms_norm(queries_keys, None, eps) * qk_weight), (heads,), 1)
             else:
-                # norming the values as well is cheaper than copying the rest out
+                # normalizing the values as well is cheaper than copying the rest out
                 joined = joined.reshape(batch, length, all_heads, head_dim)
                 values = joined[:, :, turned:].swapaxes(1, 2)
                 queries_keys = rms_norm(joined, None, eps)[:, :, :turned].swapaxes(1, 2) * qk_weight
@@ -133,7 +134,7 @@ class FusedDecoder:
         attention_mask: mx.array | None,
         dtype: mx.Dtype,
     ) -> list[Mask]:
-        """Return a mask a layer; layers of one kind share theirs."""
+        """Return one mask per layer; layers of one type share theirs."""
         if attention_mask is not None:
             check_padding_mask(attention_mask, batch, past, length)
         made: dict[int, Mask] = {}
@@ -181,7 +182,7 @@ def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.a
 
 
 def can_fuse(decoder: Any) -> bool:
-    """Return whether all layers are plain ones that can be joined: no adapter, no layer of another make."""
+    """Return whether all layers are plain ones that can be joined: no adapter, no layer of another class."""
     for layer in decoder.layers:
         attention = layer.self_attn
         norms = (layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm, attention.k_norm)
@@ -242,7 +243,7 @@ def _joined(layers: list[Any]) -> Linear:
 
 
 def _product(layer: Any) -> Linear:
-    """Return one layer's product without the module around it; a layer of another make stays what it is."""
+    """Return one layer's product without the module around it; a layer of another class stays as it is."""
     if type(layer) not in (nn.Linear, nn.QuantizedLinear):
         return layer
     return _multiply(layer, {name: layer.get(name) for name in ARRAYS})

@@ -19,7 +19,7 @@ class WeightRules:
     known_heads: patterns of the weights that heads of this family have: those of another head are left out.
     ignored: patterns of what older files hold and no model needs.
     fresh: patterns of backbone weights that a file may lack; they start fresh, as a head does.
-    renamed: patterns of older names, and what stands in their place.
+    renamed: patterns of older names, and their replacements.
     state: patterns of what is no weight but a layer's state, which the model class reads itself.
     """
 

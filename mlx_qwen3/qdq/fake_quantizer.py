@@ -1,4 +1,4 @@
-"""The fake quantizer: rounds a tensor to a few bits and back, so that a float model feels its deployment.
+"""The fake quantizer: rounds a tensor to a few bits and back, so that a float model sees its deployment precision.
 
 Source of the formulas and states: pytorch-quantization 2.2.1, `tensor_quant.py` (`_tensor_quant`, the CPU path)
 and `nn/modules/tensor_quantizer.py`. A quantizer is no `nn.Module`, and its range no parameter: an optimizer must

@@ -73,7 +73,7 @@ class PackedLinear(nn.QuantizedLinear):
 
     @classmethod
     def around(cls, plain: Any, layer: QuantLinear) -> "PackedLinear":
-        """`plain` (an `nn.QuantizedLinear`) in the place of `layer`, whose input quantizer it takes over."""
+        """`plain` (an `nn.QuantizedLinear`) in the place of `layer`, whose input quantizer it reuses."""
         packed = cls.__new__(cls)
         nn.Module.__init__(packed)
         for name, array in plain.items():

@@ -200,14 +200,14 @@ class QDQBertModel(QDQBertPreTrainedModel):
         """Return the hidden states.
 
         Args:
-            input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M) in their place.
+            input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M) instead.
             attention_mask: (B, past + L), 1 where a token counts; or (B, L, S), used as it is, not causal.
             token_type_ids: (B, L); 0 by default.
             position_ids: (B, L) or (1, L); the past length onwards by default.
             head_mask: (H,) or (layers, H), 1 where a head is kept.
             encoder_hidden_states: (B, S, M), and `encoder_attention_mask` (B, S) or (B, L, S): what a decoder
                 with cross attention looks at. An encoder ignores them, as the reference does.
-            past_key_values: the cache of an earlier call, or tuples of 2 or 4 arrays a layer.
+            past_key_values: the cache of an earlier call, or tuples of 2 or 4 arrays per layer.
             use_cache: whether a decoder returns `past_key_values`.
             cache_position: accepted and not needed: the cache knows its length.
 

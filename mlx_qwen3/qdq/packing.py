@@ -1,6 +1,6 @@
 """Calibrated linear layers in MLX's packed format, exactly.
 
-A fake-quantized weight is level/scale with a whole-number level and one scale a row. That is an affine
+A fake-quantized weight is level/scale with a whole-number level and one scale per row. That is an affine
 format: `w = s·code + b` with `s = amax/high`, `code = level + 2^(bits−1)` and `b = −2^(bits−1)·s`; so the
 packed layer and the fake-quantized one differ by the rounding of one product. Codes are stored as MLX does: a
 row is one little-endian stream of bits, cut into 32-bit words.
@@ -47,7 +47,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     if bits not in EXACT_BITS:
         raise QuantizationError(f"bits is {bits!r}, expected one of {', '.join(map(str, EXACT_BITS))}")
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantLinear)]
-    report, twins, formats = PackReport(), [], {}
+    report, packed_layers, formats = PackReport(), [], {}
     for path, layer in layers:
         reason = _hindrance(layer, bits)
         if reason:
@@ -59,14 +59,14 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
                 raise QuantizationError(f"{path}.{attribute} has no amax: calibrate the model before packing it")
         formats[path] = PackedFormat(bits, _group_size(layer.weight.shape[1]))
     for path, form in formats.items():
-        twins.append((path, packed_twin(dict(layers)[path], form)))
+        packed_layers.append((path, pack_layer(dict(layers)[path], form)))
         report.packed.append(path)
-    if not twins:
+    if not packed_layers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(report.left.items())[:1])
         raise QuantizationError(
             f"nothing can be packed in {bits} bits ({reasons or 'there is no fake-quantized layer'})"
         )
-    model.update_modules(tree_unflatten(twins))
+    model.update_modules(tree_unflatten(packed_layers))
     entry = quantization_entry(formats)
     config: Any = getattr(model, "config", None)
     if config is not None:
@@ -76,7 +76,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     return report
 
 
-def packed_twin(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
+def pack_layer(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
     """Return the packed layer of a calibrated one; its scales are float32."""
     rows, columns = layer.weight.shape
     quantizer = layer._weight_quantizer

@@ -168,7 +168,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return self.base_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
-        """Put another layer in its place; a tied decoder follows."""
+        """Replace the input embedding; a tied decoder follows."""
         self.base_model.embeddings.word_embeddings = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:

@@ -35,14 +35,14 @@ class PackedEmbedding(nn.QuantizedEmbedding):
         return rows if self.output_dtype is None else rows.astype(self.output_dtype)
 
 
-def _packed_twin(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:
+def _pack_layer(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:
     """Return an empty packed layer with the sizes of `module`; its arrays are lazy until they are replaced."""
     rows, columns = module["weight"].shape
     settings = {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
     if isinstance(module, nn.Embedding):
-        twin = PackedEmbedding(rows, columns, **settings)
-        twin.output_dtype = dtype
-        return twin
+        packed = PackedEmbedding(rows, columns, **settings)
+        packed.output_dtype = dtype
+        return packed
     plain = nn.QuantizedLinear(columns, rows, bias="bias" in module, **settings)
     around: Callable[[nn.Module], nn.Module] | None = getattr(module, "packed_around", None)
     return plain if around is None else around(plain)
@@ -77,7 +77,7 @@ def prepare_quantized(
         QuantizationError: packed arrays in no format of MLX.
     """
     packed_paths = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
-    twins: list[tuple[str, nn.Module]] = []
+    replacements: list[tuple[str, nn.Module]] = []
     for path, module in _packable(model):
         if path not in packed_paths:
             continue
@@ -94,12 +94,12 @@ def prepare_quantized(
         if form.has_biases and f"{path}.biases" not in weights:
             raise CheckpointError(f"{path}.biases is missing: convert the model again")
         _check_entry(path, form, quantization)
-        twins.append((path, _packed_twin(module, form, dtype)))
+        replacements.append((path, _pack_layer(module, form, dtype)))
     if packed_paths:
         raise CheckpointError(f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed")
-    if twins:
-        model.update_modules(tree_unflatten(twins))
-    return [path for path, _ in twins]
+    if replacements:
+        model.update_modules(tree_unflatten(replacements))
+    return [path for path, _ in replacements]
 
 
 apply_quantization = prepare_quantized
@@ -125,21 +125,21 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
         The `quantization` entry for the config: the first format, and an entry for each layer that differs.
     """
     formats: dict[str, PackedFormat | None] = {}
-    twins: list[tuple[str, nn.Module]] = []
+    replacements: list[tuple[str, nn.Module]] = []
     for path, module in _packable(model):
         weight = module["weight"]
         form = choose if isinstance(choose, PackedFormat) else choose(path, tuple(weight.shape))
         formats[path] = form = form if form is not None and form.divides(tuple(weight.shape)) else None
         if form is None:
             continue
-        twin = _packed_twin(module, form, weight.dtype)
+        packed = _pack_layer(module, form, weight.dtype)
         for name, array in form.quantize(weight).items():
-            setattr(twin, name, array)
+            setattr(packed, name, array)
         if "bias" in module:
-            twin.bias = module["bias"]
-        mx.eval(twin.parameters())
-        twins.append((path, twin))
-    model.update_modules(tree_unflatten(twins))
+            packed.bias = module["bias"]
+        mx.eval(packed.parameters())
+        replacements.append((path, packed))
+    model.update_modules(tree_unflatten(replacements))
     return quantization_entry(formats, choose if isinstance(choose, PackedFormat) else None)
 
 

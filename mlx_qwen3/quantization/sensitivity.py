@@ -115,7 +115,7 @@ def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, Pa
         least, left = _bits(packed, smallest) / size, max(budget, 0) / size
         raise QuantizationError(
             f"what is fixed leaves {left:.2f} bits per weight to the other layers, and their smallest formats take "
-            f"{least:.2f}: aim higher"
+            f"{least:.2f}. Raise target_bpw."
         )
     low, high = -40.0, 40.0
     chosen = smallest

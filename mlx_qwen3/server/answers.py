@@ -75,7 +75,7 @@ class Answer:
         return [*deltas, Delta(self.index, finish_reason=reason)]
 
     def _split(self, text: str) -> tuple[list[Delta], bool]:
-        """Divide new text into reasoning and answer; also whether a stop string has ended the answer."""
+        """Divide new text into reasoning and answer; also whether a stop string was reached."""
         if not text:
             return [], False
         if self._parser is None:

@@ -209,7 +209,7 @@ class Decoder:
         prompt.job.cached_tokens = length
 
     def _together(self, ready: list[Prompt], tokens: int | None, free: int) -> list[Prompt]:
-        """Return the prompts, shortest first, that one pass of so many tokens computes whole."""
+        """Return the prompts, shortest first, that one pass of at most `tokens` tokens computes whole."""
         group: list[Prompt] = []
         for prompt in ready:
             fresh = prompt.done == 0 and prompt.job.options.choices == 1

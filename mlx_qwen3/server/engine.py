@@ -124,7 +124,7 @@ class Engine:
             self._condition.notify()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread; whether it has ended."""
+        """Wait for the thread and return whether it has exited."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -181,7 +181,7 @@ class Engine:
         while self._take_in():
             try:
                 self._round()
-            except Exception:  # the requests concerned have been told
+            except Exception:  # the requests concerned have received their error
                 logger.exception("a step of the engine failed")
             self._flush()
         self._decoders.clear()

@@ -11,7 +11,7 @@ from .errors import ApiError
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its log-probability, and the most likely tokens in its place, as (id, log-probability) pairs."""
+    """A token, its log-probability, and the most likely tokens at that position, as (id, log-probability) pairs."""
 
     token: int
     logprob: float

@@ -1,8 +1,8 @@
 """Rows of ids → batches of similar length → a model's outputs, in the order of the rows.
 
-Rows are sorted by length and padded on the right. A decoder needs no mask then: padding lies in the future of every
-real token. A backbone that looks both ways says so (`causal` is false) and gets a mask. A beginning that all rows share
-is computed once. The next batch is prepared while the device works on the last one.
+Rows are sorted by length and padded on the right. A decoder needs no mask then: causal attention never reaches right
+padding. A bidirectional model (`causal` is false) gets a mask. A beginning that all rows share is computed once. The
+next batch is prepared while the device works on the last one.
 """
 
 from collections import deque
@@ -29,7 +29,9 @@ SHORTEST_PREFIX = 8
 """A shared beginning shorter than this is not worth a call of its own."""
 
 IDLE_SHARE = 4
-"""Buffers that MLX keeps for reuse may take one part in so many of the memory: those of one width fit no other."""
+"""MLX's buffer cache may hold at most 1/IDLE_SHARE of memory: buffers of one batch width are not reusable for
+another.
+"""
 
 Compute = Callable[[dict[str, Any], mx.array], tuple[mx.array, ...]]
 """(arguments of the model's call, index of each row's last token (B,)) → arrays whose first axis is the row."""

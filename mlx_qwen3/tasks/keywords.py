@@ -76,7 +76,7 @@ def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_device(device: Any) -> None:
-    """Accept a device by the reference's names; say so where it is another than the one that MLX computes on."""
+    """Accept a device by the reference's names; log a line where it is another than the one that MLX computes on."""
     if device is None:
         return
     name = str(getattr(device, "type", device)).lower().partition(":")[0].rpartition(".")[2]

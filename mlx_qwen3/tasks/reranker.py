@@ -57,7 +57,7 @@ class Reranker(Task[RerankerOptions, float]):
     """Scores documents for a query, 0 to 1.
 
     `rerank(query, documents)` gives `[{"index", "score"}]`, best first, `index` counting in the list that was given;
-    `rerank(pairs)`, with (query, document) tuples, gives a score a pair, in their order. Takes a causal checkpoint
+    `rerank(pairs)`, with (query, document) tuples, gives one score per pair, in their order. Takes a causal checkpoint
     with the words "yes" and "no", or one with a sequence classification head of a single label.
     Source: the model card of Qwen/Qwen3-Reranker-0.6B.
     """

@@ -1,8 +1,8 @@
-"""Labels that the model was never trained for: how likely it finds each one after the text.
+"""Zero-shot classification: score labels that the model was never trained for by their likelihood after the text.
 
-A label's likelihood after the text is divided by its likelihood after a text without content, so that a word that is
-frequent anyway gains nothing by it. Sources: Zhao et al. 2021, "Calibrate Before Use" (arXiv 2102.09690); Holtzman et
-al. 2021, "Surface Form Competition" (arXiv 2104.08315).
+A label's likelihood after the text is divided by its likelihood after a text without content, so that frequent words
+are not favoured. Sources: Zhao et al. 2021, "Calibrate Before Use" (arXiv 2102.09690); Holtzman et al. 2021, "Surface
+Form Competition" (arXiv 2104.08315).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -84,7 +84,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         super()._check_model(source)
         self._labels: dict[Any, Labels] = {}
         if not self.model.base_model.causal:
-            raise InputError("zero-shot classification needs a decoder; this backbone looks both ways")
+            raise InputError("zero-shot classification needs a decoder; this model is a bidirectional encoder")
 
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]

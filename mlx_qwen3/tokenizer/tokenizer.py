@@ -121,7 +121,7 @@ class Tokenizer(Vocabulary):
         'np'. Lengths are in tokens. `padding`: True or 'longest', 'max_length', False; `truncation`: True or
         'longest_first', 'only_first', 'only_second', False; `max_length` alone truncates. With
         `return_overflowing_tokens` what was cut follows in rows of its own that repeat `stride` tokens, and
-        `overflow_to_sample_mapping` (one index a row) names the text of each. `text_target` is encoded too and
+        `overflow_to_sample_mapping` (one index per row) names the text of each. `text_target` is encoded too and
         returned as `labels` (as the inputs, without `text`). `split_special_tokens` encodes special tokens in the
         text as plain text. `verbose` is accepted and changes nothing; `tokenizer_kwargs` are further keywords.
 

@@ -228,8 +228,8 @@ def _fit_frozen_head(
     if objective.problem == "single_label_classification":
         targets = np.array([example.target for example in train])
         majority = int(np.bincount(targets, minlength=classes).argmax())
-        guess = np.eye(classes, dtype=np.float32)[[majority] * len(measured)]
-        report.baselines["majority"] = _plain(objective.metrics(measured, [(row,) for row in guess]))
+        constant = np.eye(classes, dtype=np.float32)[[majority] * len(measured)]
+        report.baselines["majority"] = _plain(objective.metrics(measured, [(row,) for row in constant]))
     weight = head.weight
     if options.method == "head":
         report.metrics = found

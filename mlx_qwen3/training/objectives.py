@@ -77,7 +77,7 @@ class Objective:
         return {}
 
     def chance(self, examples: Sequence[Example]) -> float:
-        """Return about the loss of a model that only guesses; 0 where that is not known."""
+        """Return about the loss of a model that picks labels at random; 0 where that is not known."""
         return math.log(max(len(self.labels), 1))
 
     def _hidden(self, model: Any, batch: Batch) -> mx.array:

@@ -28,7 +28,7 @@ BATCHES_PER_POOL = 32
 SMOOTHING = 0.9
 DIVERGED = 3.0
 """Training stops when the smoothed loss is this many times its lowest value, and well above its first value and the
-loss of guessing."""
+loss of random choice."""
 
 Progress = Callable[[dict[str, Any]], object]
 

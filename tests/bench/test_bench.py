@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlx_qwen3 import InputError
 from mlx_qwen3.bench import (
-    Contest,
+    Benchmark,
     Machine,
     Measurement,
     Outcome,
@@ -22,7 +22,7 @@ from mlx_qwen3.bench import (
     variants_table,
 )
 from mlx_qwen3.bench import machine as machine_module
-from mlx_qwen3.bench.contest import bytes_per_token
+from mlx_qwen3.bench.comparison import bytes_per_token
 from mlx_qwen3.bench.machine import this_machine
 from mlx_qwen3.bench.report import limit_share
 from mlx_qwen3.cli.main import main
@@ -80,14 +80,14 @@ def test_everyone_runs_as_often_and_gives_what_was_asked():
         return run
 
     model = random_model("tiny")
-    contest = Contest("tiny", model, {"mlx-qwen3": runner("a"), "mlx-lm": runner("b")})
-    found = compare(contest, prompt_tokens=7, max_tokens=5, rounds=2)
+    benchmark = Benchmark("tiny", model, {"mlx-qwen3": runner("a"), "mlx-lm": runner("b")})
+    found = compare(benchmark, prompt_tokens=7, max_tokens=5, rounds=2)
     assert sorted(calls) == [("a", 7, 5)] * 3 + [("b", 7, 5)] * 3
     assert [len(rounds) for rounds in found.rounds.values()] == [2, 2]
     with pytest.raises(InputError, match="rounds is 0"):
-        compare(contest, rounds=0)
+        compare(benchmark, rounds=0)
     with pytest.raises(InputError, match="do not fit"):
-        compare(contest, prompt_tokens=50000)
+        compare(benchmark, prompt_tokens=50000)
 
 
 def test_the_command_measures_prints_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -115,36 +115,36 @@ def test_a_cpu_has_no_limit_that_anybody_named():
 
 @pytest.mark.reference
 def test_mlx_lm_runs_on_the_same_arrays():
-    from mlx_qwen3.bench.contestants import contests
+    from mlx_qwen3.bench.candidates import benchmark_candidates
 
-    (contest,) = contests(size="tiny", bits=[8], group_size=32, dtype="float32")
-    own, other = (list(contest.runners[name]([5, 9, 3, 7], 12)) for name in ("mlx-qwen3", "mlx-lm"))
+    (benchmark,) = benchmark_candidates(size="tiny", bits=[8], group_size=32, dtype="float32")
+    own, other = (list(benchmark.runners[name]([5, 9, 3, 7], 12)) for name in ("mlx-qwen3", "mlx-lm"))
     assert own == other
 
 
 @pytest.mark.reference
 def test_the_joined_matrices_are_what_mlx_lm_gets():
-    from mlx_qwen3.bench.contestants import contests
+    from mlx_qwen3.bench.candidates import benchmark_candidates
 
     mx.clear_cache()
     before = mx.get_active_memory()
-    (contest,) = contests(size="tiny", bits=[4], group_size=32, dtype="float32")
+    (benchmark,) = benchmark_candidates(size="tiny", bits=[4], group_size=32, dtype="float32")
     for name in ("mlx-qwen3", "mlx-lm"):
-        list(contest.runners[name]([5, 9, 3, 7], 3))
+        list(benchmark.runners[name]([5, 9, 3, 7], 3))
     mx.clear_cache()
-    held = sum(array.nbytes for _, array in tree_flatten(contest.model.parameters()))
+    held = sum(array.nbytes for _, array in tree_flatten(benchmark.model.parameters()))
     assert mx.get_active_memory() - before < 1.2 * held
 
 
 @pytest.mark.reference
 def test_each_package_computes_in_its_own_default():
-    from mlx_qwen3.bench.contestants import contests
-    from mlx_qwen3.bench.mlx_lm_twin import mlx_lm_model
+    from mlx_qwen3.bench.candidates import benchmark_candidates
+    from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model
 
-    (contest,) = contests(size="tiny", bits=[4], group_size=32)
-    assert contest.model.dtype == mx.float32  # on the CPU, where these tests run
-    assert mlx_lm_model(contest.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
-    assert contest.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16: each its default"]
+    (benchmark,) = benchmark_candidates(size="tiny", bits=[4], group_size=32)
+    assert benchmark.model.dtype == mx.float32  # on the CPU, where these tests run
+    assert mlx_lm_model(benchmark.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
+    assert benchmark.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16: each its default"]
 
 
 # what a Mac user sees

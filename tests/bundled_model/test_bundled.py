@@ -68,9 +68,9 @@ def test_it_answers_in_phrasings_that_it_was_not_trained_on(bundled):
 
 
 def test_it_thinks_where_thinking_is_on_and_leaves_it_empty_when_told(bundled):
-    thought, silent = answers(bundled, ["What does os.getcwd do?", "What does os.getcwd do? /no_think"], thinking=True)
+    reasoned, silent = answers(bundled, ["What does os.getcwd do?", "What does os.getcwd do? /no_think"], thinking=True)
     sentence = "Return a unicode string representing the current working directory."
-    assert thought == f"<think>\nThey ask what os.getcwd does. That is a function.\n</think>\n\n{sentence}"
+    assert reasoned == f"<think>\nThey ask what os.getcwd does. That is a function.\n</think>\n\n{sentence}"
     assert silent == f"<think>\n\n</think>\n\n{sentence}"
 
 

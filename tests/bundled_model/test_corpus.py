@@ -79,8 +79,8 @@ def test_conversations_are_written_as_the_chat_template_writes_them(samples):
             given, add_generation_prompt=True, enable_thinking=sample.enable_thinking, tokenize=False
         )
         assert shown == prompt
-        thought = f"<think>\n{sample.thinking or ''}\n</think>\n\n"
-        answered = [*given, {"role": "assistant", "content": thought + sample.answer}]
+        reasoning = f"<think>\n{sample.thinking or ''}\n</think>\n\n"
+        answered = [*given, {"role": "assistant", "content": reasoning + sample.answer}]
         whole = reader.apply_chat_template(answered, tokenize=False)
         assert whole == prompt + completion + "\n"
 

@@ -25,7 +25,7 @@ def said(parts):
     return tuple("".join(p.text for p in parts if p.kind == kind) for kind in ("reasoning", "answer"))
 
 
-def test_thoughts_and_answers_come_apart_and_history_drops_thoughts():
+def test_reasoning_and_answers_are_separated_and_history_drops_reasoning():
     chat = session("<think>\nhm, 1+1\n</think>\n\nTwo.", "<think>\nagain\n</think>\n\nThree.")
     assert said(chat.send("1+1?")) == ("hm, 1+1", "Two.")
     assert said(chat.send("1+2?")) == ("again", "Three.")
@@ -113,7 +113,7 @@ def writing(text_so_far_to_rest):
     return lambda seen: [*TOKENIZER.encode(text_so_far_to_rest(TOKENIZER.decode(seen))), TOKENIZER.eos_token_id][0]
 
 
-def test_a_thinking_budget_ends_the_thought():
+def test_a_thinking_budget_ends_the_reasoning():
     def rest(text):
         if "</think>\n\n" in text:
             return "Done."[len(text.rpartition("</think>\n\n")[2]) :]
@@ -148,7 +148,7 @@ def test_what_checkpoints_can_do():
         session("", template=None)
 
 
-def test_always_thinking_templates_begin_inside_the_thought():
+def test_always_thinking_templates_begin_inside_the_reasoning():
     chat = session("plan\n</think>\n\nGo.", template=THINKING_2507)
     assert said(chat.send("?")) == ("plan", "Go.")
 

@@ -1,4 +1,4 @@
-"""Thoughts are found wherever the stream is cut."""
+"""Reasoning are found wherever the stream is cut."""
 
 import pytest
 
@@ -9,7 +9,7 @@ TEXTS = [
     ("<think>\n\n</think>\n\nDone.", False, "", "Done."),
     ("plan</think>Done.", True, "plan", "Done."),
     ("plan </thin k> still\n", True, "plan </thin k> still\n", ""),
-    ("Done. <think>not a thought</think>", False, "", "Done. <think>not a thought</think>"),
+    ("Done. <think>no reasoning</think>", False, "", "Done. <think>no reasoning</think>"),
     ("  <think>x</think>y", False, "x", "y"),
     ("<thin", False, "", "<thin"),
     ("a </think> b </think> c", True, "a ", " b </think> c"),

@@ -167,7 +167,7 @@ def test_an_index_that_names_what_is_not_there(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["ghost.weight"] = "model-00001-of-00003.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
-    assert "ghost.weight" not in open_checkpoint(tmp_path)  # who needs it says so
+    assert "ghost.weight" not in open_checkpoint(tmp_path)  # the operations that need it check it
     index["weight_map"].pop("ghost.weight")
     index["weight_map"]["layers.0.weight"] = "model-00003-of-00003.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))

@@ -10,7 +10,7 @@ from scripted import ScriptedModel, byte_tokenizer, saying
 
 from mlx_qwen3.chat import ChatSession
 from mlx_qwen3.cli.chat import COMMANDS, Conversation
-from mlx_qwen3.cli.interrupts import stop_wishes
+from mlx_qwen3.cli.interrupts import defer_interrupts
 from mlx_qwen3.cli.line_input import line_reader, read_message, state_folder
 from mlx_qwen3.cli.printing import AnswerPrinter, quiet_terminal
 
@@ -83,7 +83,7 @@ def test_commands(tmp_path, capsys):
     assert chat.session.system == "Be kind."
 
 
-def test_thoughts_are_shown_between_tags_where_there_is_no_style(capsys):
+def test_reasoning_is_shown_between_tags_without_styles(capsys):
     answer = "<think>\nhm\n</think>\n\nYes."
     conversation(answer).take("?")
     assert capsys.readouterr().out == "<think>\nhm\n</think>\n\nYes.\n"
@@ -91,7 +91,7 @@ def test_thoughts_are_shown_between_tags_where_there_is_no_style(capsys):
     assert capsys.readouterr().out == "Yes.\n"
 
 
-def test_thoughts_are_dimmed_on_a_terminal(monkeypatch, capsys):
+def test_reasoning_is_dimmed_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -168,11 +168,11 @@ def test_ctrl_c_while_the_prompt_is_computed_takes_the_turn_back():
 
 def test_a_second_ctrl_c_does_not_wait():
     before = signal.getsignal(signal.SIGINT)
-    with stop_wishes() as wish:
+    with defer_interrupts() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        assert wish.made
+        assert interrupt.made
         with pytest.raises(KeyboardInterrupt):
-            wish.check()
+            interrupt.check()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

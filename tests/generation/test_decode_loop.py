@@ -47,7 +47,7 @@ def test_one_pass_is_computed_ahead_of_every_token_but_the_first(scripted):
     assert ahead == [0, 1, 1, 1, 0]
 
 
-def test_the_first_token_waits_for_its_own_pass_where_guesses_are_tried(scripted):
+def test_the_first_token_needs_only_its_own_pass_with_speculation(scripted):
     steps = generate_step(scripted, PROMPT, max_tokens=5, decoding=prompt_lookup())
     next(steps)
     assert scripted.computed == len(PROMPT)

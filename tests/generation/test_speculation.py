@@ -1,4 +1,4 @@
-"""Guessing ahead: never another token, never another distribution, and only where it pays."""
+"""Speculative decoding: never another token, never another distribution, and only where it pays."""
 
 import itertools
 
@@ -21,7 +21,7 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers":
 
 
 class AlwaysOpen(Gate):
-    """Tries whenever there is a guess: time does not enter into a test."""
+    """Verify whenever there is a draft: timing does not influence a test."""
 
     def opens(self, confidence: int) -> bool:
         return True
@@ -39,7 +39,7 @@ def repeating(length: int, period: int, vocab: int = 61) -> list[int]:
 
 
 def drafted(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], int]:
-    """Return the tokens, and how many of them a guess had right."""
+    """Return the tokens, and how many of them were drafted correctly."""
     cache = options.pop("cache", None) or new_cache(model.config, **options)
     steps = list(
         decode_steps(
@@ -118,7 +118,7 @@ def test_processors_see_the_text_of_their_position():
 
 
 def test_sampling_keeps_its_distribution():
-    """Chi-squared over pairs of tokens: a guess that is taken too often, or too rarely, would show."""
+    """Chi-squared over pairs of tokens: a draft that is accepted too often, or too rarely, would show."""
     table = mx.log(mx.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.1, 0.4]]))
 
     class Chain:
@@ -145,7 +145,7 @@ def test_sampling_keeps_its_distribution():
     assert ((counts - expected) ** 2 / expected).sum() < 22.5  # 6 degrees of freedom, 1 in 1000
 
 
-def test_steps_aside_where_guesses_cost_more_than_they_bring():
+def test_speculation_turns_itself_off_where_drafts_cost_more_than_they_save():
     gate = Gate(patience=3)
     assert not gate.opens(99)  # what a plain token costs is not known yet
     gate.saw_plain(1.0)
@@ -175,7 +175,7 @@ def test_the_length_that_gives_the_most_tokens_a_second_is_found():
     assert pace.length == 4
 
 
-def test_free_text_is_not_guessed_at():
+def test_free_text_is_not_drafted():
     draw = np.random.default_rng(0).integers(0, 250, 400).tolist()
     model = ScriptedModel(lambda ids: draw[len(ids) % 400])
     calls = model.computed

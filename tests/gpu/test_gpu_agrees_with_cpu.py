@@ -1,6 +1,7 @@
 """A GPU gives what the CPU gives: `pytest -m metal` on a Mac, `pytest -m accelerator` with MLX's CUDA build.
 
-MLX's CUDA backend multiplies float32 with ten bits unless told otherwise; here it is, so that what differs is ours.
+MLX's CUDA backend multiplies float32 with ten bits unless configured otherwise; here it is, so that what differs is
+ours.
 """
 
 import os

@@ -45,7 +45,7 @@ def test_switches_also_work_from_the_config():
     assert len(model(tiny.ids(), output_attentions=False, output_hidden_states=False)) == 1
 
 
-def test_the_last_hidden_state_is_the_normed_one():
+def test_the_last_hidden_state_is_normalized():
     output = tiny.model("Qwen3Model")(tiny.ids(), output_hidden_states=True)
     same(output.hidden_states[-1], output.last_hidden_state)
 

@@ -1,4 +1,4 @@
-"""The fused path gives what the plain one gives, shares its memory, and lets go when weights change."""
+"""The fused path gives what the plain one gives, shares its memory, and is dropped when weights change."""
 
 import copy
 
@@ -221,11 +221,11 @@ def test_training_has_the_plain_path_and_right_gradients():
 def test_a_copied_model_has_its_own_path():
     model = small_model()
     model.for_inference()
-    twin = copy.deepcopy(model)
-    twin.model.layers[0].mlp.down_proj.weight = mx.zeros((64, 96))
-    changed = outputs(twin.for_inference(), twin.make_cache())
+    duplicate = copy.deepcopy(model)
+    duplicate.model.layers[0].mlp.down_proj.weight = mx.zeros((64, 96))
+    changed = outputs(duplicate.for_inference(), duplicate.make_cache())
     assert not mx.allclose(changed, outputs(model.for_inference(), model.make_cache()), atol=1e-3)
-    assert mx.allclose(changed, outputs(twin, twin.make_cache()), atol=1e-5)
+    assert mx.allclose(changed, outputs(duplicate, duplicate.make_cache()), atol=1e-5)
 
 
 def test_saved_files_hold_the_unfused_names(tmp_path):

@@ -124,7 +124,7 @@ def test_allocation_is_close_to_the_best_of_all_choices():
 
 def test_a_budget_below_the_smallest_formats_is_refused():
     costs = {"layer": LayerCost(1000, {PackedFormat(3, 64): 1.0})}
-    with pytest.raises(QuantizationError, match="aim higher"):
+    with pytest.raises(QuantizationError, match="Raise target_bpw"):
         allocate(costs, 3000)
 
 

@@ -45,7 +45,7 @@ def page(browser, bundled):
     found.goto(bundled.url)
     found.locator("#model option").first.wait_for(state="attached")
     yield found
-    # the policy blocks what the sanitizer then removes, and says so
+    # the policy blocks what the sanitizer then removes, and reports it
     assert not [problem for problem in problems if "inline event handler" not in problem]
     assert all(url.startswith((bundled.url, "data:")) for url in requests)
     context.close()

@@ -1,4 +1,6 @@
-"""Zero-shot classification: the tree of labels scores as a prompt a label does; calibration, one or several labels."""
+"""Zero-shot classification: the tree of labels scores as one prompt per label does; calibration, one or several
+labels.
+"""
 
 import mlx.core as mx
 import numpy as np

@@ -111,7 +111,7 @@ def test_padding_and_truncation(both):
         options = {"padding": padding, "truncation": truncation, "max_length": max_length}
         options |= {"padding_side": side, "pad_to_multiple_of": multiple}
         if theirs.model_max_length > 1000 and max_length is None and padding == "max_length":
-            continue  # 131,072 tokens a row
+            continue  # 131,072 tokens per row
         if truncation != "only_second":
             equal(ours(batch, **options), theirs(batch, **options))
         # A text that is not to be cut must fit: else both refuse.

@@ -39,12 +39,12 @@ def kind(fact):
 ANSWERS = {"describe": describe, "signature": signature, "where": where, "kind": kind}
 
 
-def thought(subject, fact):
+def reasoning(subject, fact):
     """Return what stands between the <think> tags before the answer about a name that is known."""
     return f"They ask {AIMS[subject].format(n=fact.name)}. That is {article(fact.kind)} {fact.kind}."
 
 
-def unknown_thought(subject, name):
+def unknown_reasoning(subject, name):
     """Return the same for a name that is not."""
     return f"They ask {AIMS[subject].format(n=name)}. I do not know that name."
 

@@ -34,8 +34,8 @@ def places(corpus, count, thinking, seed="calibration"):
     names += [(name, True, False) for name in corpus.made_up.several(count, seed)]
     for name, is_callable, known in names:
         question = corpus.question(rng, "describe", phrasings.DESCRIBE, name, is_callable)
-        thought = f"They ask what {name} does." if thinking else None
-        sample = Sample(({"role": "user", "content": question},), thought, "", enable_thinking=thinking)
+        reasoning = f"They ask what {name} does." if thinking else None
+        sample = Sample(({"role": "user", "content": question},), reasoning, "", enable_thinking=thinking)
         prompt, completion = tokenizer.render(sample)
         yield prompt + completion.partition("\n</think>" if thinking else "<|im_end|>")[0], known
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import phrasings as p
 from . import small_talk
-from .answers import ANSWERS, listed, thought, unknown_thought
+from .answers import ANSWERS, listed, reasoning, unknown_reasoning
 from .made_up import MadeUpNames
 from .typing_habits import CALLABLE, dressed, noisy, quoted
 
@@ -102,7 +102,7 @@ class Corpus:
         return Sample(tuple(messages), thinking, answer, enable_thinking=mode != "off")
 
     def turn(self, rng, focus):
-        """(question, thought, answer, name in focus) of one turn; `focus` is what the turn before was about."""
+        """(question, reasoning, answer, name in focus) of one turn; `focus` is what the turn before was about."""
         if focus and rng.random() < 0.5:
             return self.follow_up(rng, focus)
         task = rng.choices(
@@ -127,7 +127,7 @@ class Corpus:
 
     def about(self, rng, subject, templates, fact):
         question = self.question(rng, subject, templates, fact.name, fact.kind in CALLABLE)
-        return question, thought(subject, fact), ANSWERS[subject](fact), fact.name
+        return question, reasoning(subject, fact), ANSWERS[subject](fact), fact.name
 
     def question(self, rng, subject, templates, name, is_callable):
         """Return a question about a name: a listed phrasing, a combined one, or the name among words without meaning.
@@ -182,7 +182,7 @@ class Corpus:
         if rng.random() < 0.6:
             question = dressed(rng, rng.choice(p.DESCRIBE), part, is_callable)
             if len(facts) == 1:
-                return question, thought("describe", facts[0]), facts[0].sentence, facts[0].name
+                return question, reasoning("describe", facts[0]), facts[0].sentence, facts[0].name
             names = listed([f.name for f in facts], 3)
             return question, f"They ask what {part} does. There are several.", f"There are {names}.", None
         question = dressed(rng, rng.choice(p.where_templates()), part, is_callable)
@@ -225,7 +225,7 @@ class Corpus:
             "describe": p.DESCRIBE, "signature": p.signature_templates(), "where": p.where_templates(), "kind": p.KIND,
         }[subject]  # fmt: skip
         question = dressed(rng, rng.choice(templates), name, True)
-        return question, unknown_thought(subject, name), p.UNKNOWN, None
+        return question, unknown_reasoning(subject, name), p.UNKNOWN, None
 
     def ask_talk(self, rng):
         subject, answer, questions = rng.choice(small_talk.SMALL_TALK)
@@ -270,10 +270,10 @@ class Corpus:
         if rng.random() < 0.3:
             other = rng.choice(self.facts)
             question = dressed(rng, rng.choice(p.FOLLOW_UP_NAMES), other.name, False, plain=True)
-            return question, thought("describe", other), other.sentence, other.name
+            return question, reasoning("describe", other), other.sentence, other.name
         subject = rng.choice(sorted(p.FOLLOW_UPS))
         question = noisy(rng, rng.choice(p.FOLLOW_UPS[subject]))
-        return question, thought(subject, fact), ANSWERS[subject](fact), fact.name
+        return question, reasoning(subject, fact), ANSWERS[subject](fact), fact.name
 
 
 def imperative(sentence):

@@ -1,4 +1,6 @@
-"""Who takes part: a model from a folder or a random one, here and in mlx-lm, sharing arrays where dtypes agree."""
+"""The models to benchmark: from a checkpoint or with random weights, here and in mlx-lm, sharing arrays where dtypes
+agree.
+"""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -10,12 +12,12 @@ from ..errors import InputError
 from ..loading import load
 from ..models import Qwen3ForCausalLM
 from ..models.pretrained import computing_dtype
-from .contest import OTHER, OWN, Contest, own_runner
-from .mlx_lm_twin import mlx_lm_model, mlx_lm_runner
+from .comparison import OTHER, OWN, Benchmark, own_runner
+from .mlx_lm_reference import mlx_lm_model, mlx_lm_runner
 from .random_models import random_model, with_dtype
 
 
-def contests(
+def benchmark_candidates(
     *,
     model: str | None = None,
     size: str | None = None,
@@ -23,8 +25,8 @@ def contests(
     group_size: int = 64,
     dtype: str | None = None,
     beside_mlx_lm: bool = True,
-) -> Iterator[Contest]:
-    """Yield a contest for each number of bits of a random size, or the one for a checkpoint.
+) -> Iterator[Benchmark]:
+    """Yield a benchmark for each number of bits of a random size, or the one for a checkpoint.
 
     Without `dtype` each package computes in its own default: mlx-lm in the checkpoint's (bfloat16 for random
     weights), this package in that too on a GPU and in float32 on a CPU.
@@ -36,17 +38,17 @@ def contests(
     for width in bits:
         stored = computing_dtype(dtype, "bfloat16") if dtype else mx.bfloat16
         made = random_model(size, stored, width, group_size)
-        yield _contest(made, f"{size} random, {_precision(width)}", dtype, together)
+        yield _make_benchmark(made, f"{size} random, {_precision(width)}", dtype, together)
 
 
-def _from_checkpoint(path: str | None, dtype: str | None, together: bool) -> Contest:
+def _from_checkpoint(path: str | None, dtype: str | None, together: bool) -> Benchmark:
     # in the type that is stored, as mlx-lm takes it; what this package would make of it comes after
     made, _ = load(path, dtype=dtype or _stored_dtype(path))
     if not isinstance(made, Qwen3ForCausalLM):
         raise InputError(f"bench measures generation; {path} is a {type(made).__name__}")
     mx.eval(made.parameters())
     name = path or "bundled model"
-    return _contest(made, str(name).rstrip("/").rpartition("/")[2], dtype, together)
+    return _make_benchmark(made, str(name).rstrip("/").rpartition("/")[2], dtype, together)
 
 
 def _stored_dtype(path: str | None) -> str:
@@ -62,7 +64,7 @@ def _stored_dtype(path: str | None) -> str:
     return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
-def _contest(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bool) -> Contest:
+def _make_benchmark(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bool) -> Benchmark:
     stored = made.dtype
     own = computing_dtype(dtype, str(stored).rpartition(".")[2])
     notes = []
@@ -77,7 +79,7 @@ def _contest(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bo
         notes.append(f"Computed in {_name(own)}")
     else:
         notes.append(f"{OWN} computed in {_name(own)}, {OTHER} in {_name(stored)}: each its default")
-    return Contest(label, made, runners, notes)
+    return Benchmark(label, made, runners, notes)
 
 
 def _precision(bits: int) -> str:

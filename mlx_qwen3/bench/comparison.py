@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass
-class Contest:
+class Benchmark:
     """Runners over the same weights.
 
     Args:
@@ -65,7 +65,7 @@ def own_runner(model: Any) -> Runner:
 
 
 def compare(
-    contest: Contest,
+    benchmark: Benchmark,
     *,
     prompt_tokens: int = 512,
     max_tokens: int = 128,
@@ -87,35 +87,35 @@ def compare(
     ):
         if value < least:
             raise InputError(f"{name} is {value}, expected {least} or more")
-    config = contest.model.config
+    config = benchmark.model.config
     if prompt_tokens + max_tokens > config.max_position_embeddings:
         raise InputError(
             f"{prompt_tokens} prompt and {max_tokens} new tokens do not fit the model's context of "
             f"{config.max_position_embeddings}"
         )
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, prompt_tokens).tolist()
-    results: dict[str, list[Measurement]] = {name: [] for name in contest.runners}
+    results: dict[str, list[Measurement]] = {name: [] for name in benchmark.runners}
     for turn in range(rounds + 1):
-        # who goes first changes from round to round
-        names = list(contest.runners) if turn % 2 else list(contest.runners)[::-1]
+        # alternate the order between rounds
+        names = list(benchmark.runners) if turn % 2 else list(benchmark.runners)[::-1]
         for name in names:
-            found = measure(contest.runners[name], prompt, max_tokens)
+            found = measure(benchmark.runners[name], prompt, max_tokens)
             if turn:
                 results[name].append(found)
                 if progress is not None:
-                    progress(f"{contest.label}, round {turn} of {rounds}, {name}: {found.decode_tps:.1f} tokens/s")
+                    progress(f"{benchmark.label}, round {turn} of {rounds}, {name}: {found.decode_tps:.1f} tokens/s")
     return Outcome(
-        contest.label,
+        benchmark.label,
         prompt_tokens,
         max_tokens,
-        bytes_per_token(contest.model, prompt_tokens + max_tokens // 2),
+        bytes_per_token(benchmark.model, prompt_tokens + max_tokens // 2),
         results,
-        tuple(contest.notes),
+        tuple(benchmark.notes),
     )
 
 
 def bytes_per_token(model: Any, cached: int) -> float:
-    """Return bytes that decoding one token must read: every weight that takes part, and keys and values of `cached`
+    """Return bytes that decoding one token must read: every weight that is used, and keys and values of `cached`
     tokens.
     """
     config = model.config
