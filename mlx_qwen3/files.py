@@ -39,7 +39,7 @@ def read_bytes(path: str | Path, *, error: ErrorClass = CheckpointError, max_byt
                 raise error(f"{path} is not a regular file. Give the name of a file")
             if found.st_size > max_bytes:
                 raise error(f"{path} is too large: {found.st_size} bytes, at most {max_bytes} are read. Check the file")
-            return file.read(max_bytes)
+            return file.read(found.st_size)
     except MlxQwen3Error:
         raise
     except IsADirectoryError:

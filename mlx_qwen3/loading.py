@@ -7,6 +7,7 @@ from typing import Any
 from .adapters import is_adapter_folder, read_adapter, refuse_outer_folder
 from .checkpoint import resolve_checkpoint, take_hub_options
 from .config.pretrained import read_config_file
+from .distributed import find_group, same_outcome
 from .models.pretrained import PreTrainedModel
 from .models.registry import model_class
 from .tokenizer import AutoTokenizer, Tokenizer
@@ -58,25 +59,29 @@ def load(
     Raises:
         InputError, CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.
     """
-    if path_or_id is None:
-        from .bundled import BUNDLED_NOTE, bundled_model_path
+    group = find_group(options.get("distributed", False))
+    with same_outcome(group):
+        if path_or_id is None:
+            from .bundled import BUNDLED_NOTE, bundled_model_path
 
-        folder = bundled_model_path()
-        logger.warning(BUNDLED_NOTE)
-    else:
-        hub = take_hub_options(options, "load")
-        folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub, tokenizer=True)
-    base, found = folder, None
-    if adapter is not None or is_adapter_folder(folder):
-        found = read_adapter(folder if adapter is None else adapter)
-        if adapter is None:
-            base = found.base_folder()
-    refuse_outer_folder(base, str(path_or_id))
-    values = read_config_file(base)
-    if found is not None and found.class_name is not None and values.get("model_type") == "qwen3":
-        values = {**values, "architectures": [found.class_name]}
-    model = model_class(values, str(path_or_id or base)).from_pretrained(folder, adapter=adapter, **options)
+            folder = bundled_model_path()
+            logger.warning(BUNDLED_NOTE)
+        else:
+            hub = take_hub_options(options, "load")
+            folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub, tokenizer=True)
+        base, found = folder, None
+        if adapter is not None or is_adapter_folder(folder):
+            found = read_adapter(folder if adapter is None else adapter)
+            if adapter is None:
+                base = found.base_folder()
+        refuse_outer_folder(base, str(path_or_id))
+        values = read_config_file(base)
+        if found is not None and found.class_name is not None and values.get("model_type") == "qwen3":
+            values = {**values, "architectures": [found.class_name]}
+        cls = model_class(values, str(path_or_id or base))
+        own_tokenizer = found is not None and (found.folder / "tokenizer.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(found.folder if found is not None and own_tokenizer else base)
+    model = cls.from_pretrained(folder, adapter=adapter, **options)
     if values.get("model_type") == "bert":
         _run_as_plain_bert(model, str(path_or_id))
-    own_tokenizer = found is not None and (found.folder / "tokenizer.json").is_file()
-    return model, AutoTokenizer.from_pretrained(found.folder if found is not None and own_tokenizer else base)
+    return model, tokenizer

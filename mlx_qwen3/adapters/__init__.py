@@ -1,6 +1,7 @@
 """LoRA and DoRA adapters: PEFT's folders in and out, mlx-lm's folders in, and merging into the weights."""
 
 from .attach import AttachedAdapter, attach_adapter, lora_config
+from .attach_divided import attach_divided
 from .create import TARGETS, add_adapter
 from .folder import Adapter, is_adapter_folder, read_adapter, refuse_outer_folder, write_adapter
 from .merging import adapter_weights, merge_adapter
@@ -12,6 +13,7 @@ __all__ = [
     "adapter_weights",
     "add_adapter",
     "attach_adapter",
+    "attach_divided",
     "is_adapter_folder",
     "lora_config",
     "merge_adapter",

@@ -14,6 +14,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..distributed.group import Group, part_of
+from .divided import SummedLoRALinear
+
 
 class AdaptedLayer(nn.Module):
     """A layer that adds something to `base_layer`; `merged` returns the plain layer that computes the same."""
@@ -64,11 +67,11 @@ class LoRALinear(AdaptedLayer):
         """x (..., in) → (..., out)."""
         y = self.base_layer(x)
         seen = self.lora_dropout(x)
-        change = self._change(seen).astype(y.dtype)
+        change = self.change(seen).astype(y.dtype)
         if "lora_magnitude_vector" not in self:
             return y + change
         # the norm counts as a constant for the gradient (section 4.3 of the paper)
-        norm = mx.stop_gradient(mx.linalg.norm(self._changed_weight(), axis=1))
+        norm = mx.stop_gradient(mx.linalg.norm(self.changed_weight(), axis=1))
         ratio = (self.lora_magnitude_vector / norm).astype(y.dtype)
         if self.training and self.lora_dropout._p_1 < 1:  # as PEFT: the base product sees the dropped x as well
             plain = self.base_layer(seen)
@@ -79,20 +82,39 @@ class LoRALinear(AdaptedLayer):
             return ratio * (y - bias + change) + bias
         return ratio * (y + change)
 
-    def _change(self, x: mx.array) -> mx.array:
+    def change(self, x: mx.array) -> mx.array:
+        """Return scale·B·A·x (..., out)."""
         # A and B may be kept in float32 for training; the products are computed in the dtype of x
         low = self.scale * (x @ self.lora_A.weight.T.astype(x.dtype))
         high = low @ self.lora_B.weight.T.astype(x.dtype)
         return high + (self.scale * self.lora_B.bias).astype(x.dtype) if "bias" in self.lora_B else high
 
-    def _changed_weight(self) -> mx.array:
+    def changed_weight(self) -> mx.array:
+        """Return W + scale·B·A (out, in) in float32."""
         weight = dense_weight(self.base_layer).astype(mx.float32)
         change = self.lora_B.weight.astype(mx.float32) @ self.lora_A.weight.astype(mx.float32)
         return weight + self.scale * change
 
+    def divide_rows(self, group: Group) -> None:
+        """Keep a rank's rows of B, of its bias and of the magnitude; the base layer holds its own already."""
+        first, last = part_of(self.lora_B.weight.shape[0], group)
+        self.lora_B.weight = mx.contiguous(self.lora_B.weight[first:last])
+        if "bias" in self.lora_B:
+            self.lora_B.bias = mx.contiguous(self.lora_B.bias[first:last])
+        if "lora_magnitude_vector" in self:
+            self.lora_magnitude_vector = mx.contiguous(self.lora_magnitude_vector[first:last])
+        mx.eval(self.parameters())
+
+    def divide_columns(self, group: Group) -> SummedLoRALinear:
+        """Keep a rank's columns of A, and return a layer that sums the products over the ranks."""
+        left, right = part_of(self.lora_A.weight.shape[1], group)
+        self.lora_A.weight = mx.contiguous(self.lora_A.weight[:, left:right])
+        mx.eval(self.parameters())
+        return SummedLoRALinear(self, group)
+
     def merged(self) -> nn.Module:
         """Return the `nn.Linear` that gives the same outputs; products in float32."""
-        weight = self._changed_weight()
+        weight = self.changed_weight()
         if "lora_magnitude_vector" in self:
             norm = mx.linalg.norm(weight, axis=1)
             weight = (self.lora_magnitude_vector.astype(mx.float32) / norm)[:, None] * weight
@@ -100,7 +122,7 @@ class LoRALinear(AdaptedLayer):
         if "bias" in self.lora_B:
             added = self.scale * self.lora_B.bias
             if "lora_magnitude_vector" in self:
-                added = added * self.lora_magnitude_vector / mx.linalg.norm(self._changed_weight(), axis=1)
+                added = added * self.lora_magnitude_vector / mx.linalg.norm(self.changed_weight(), axis=1)
             bias = added if bias is None else bias + added.astype(bias.dtype)
         return plain_linear(weight.astype(layer_dtype(self.base_layer)), bias)
 
@@ -135,7 +157,7 @@ class LoRAEmbedding(AdaptedLayer):
         if self._axis is None:
             return changed
         if self._axis == 0:
-            norm = mx.linalg.norm(self._changed_weight(), axis=0)
+            norm = mx.linalg.norm(self.changed_weight(), axis=0)
             return changed * (self.lora_magnitude_vector / mx.stop_gradient(norm)).astype(y.dtype)
         norm = mx.stop_gradient(mx.linalg.norm(changed.astype(mx.float32), axis=-1, keepdims=True))
         return changed * (self.lora_magnitude_vector[x][..., None] / norm).astype(y.dtype)
@@ -149,12 +171,12 @@ class LoRAEmbedding(AdaptedLayer):
         change = self.scale * ((x @ self.lora_embedding_B) @ self.lora_embedding_A)
         return self.base_layer.as_linear(x) + change.astype(x.dtype)
 
-    def _changed_weight(self) -> mx.array:
+    def changed_weight(self) -> mx.array:
         change = (self.lora_embedding_B.astype(mx.float32) @ self.lora_embedding_A.astype(mx.float32)).T
         return dense_weight(self.base_layer).astype(mx.float32) + self.scale * change
 
     def _merged_weight(self) -> mx.array:
-        weight = self._changed_weight()
+        weight = self.changed_weight()
         if self._axis is not None:
             norm = mx.linalg.norm(weight, axis=self._axis, keepdims=True)
             magnitude = mx.expand_dims(self.lora_magnitude_vector.astype(mx.float32), self._axis)

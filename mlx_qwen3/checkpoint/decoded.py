@@ -63,6 +63,11 @@ class DecodedCheckpoint(Checkpoint):
         weight = self._weights.get(name)
         return weight.decode_rows(start, stop) if weight else self._packed.read_rows(name, start, stop)
 
+    def release(self, name: str) -> None:
+        weight = self._weights.get(name)
+        if weight is not None:
+            weight.release()
+
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
         """Return the named tensors (default: all)."""
         return {name: self.read(name) for name in (self.names if names is None else names)}

@@ -179,6 +179,9 @@ class GgufCheckpoint(Checkpoint):
             self._last.parts, self._last.key = self._convert(weight, start, stop), key
         return mx.array(self._last.parts[name]).view(self.dtype(name))
 
+    def release(self, name: str) -> None:
+        self._last = threading.local()
+
     def _read_weight(self, weight: str) -> dict[str, mx.array]:
         """All parts of a weight, converted a block of rows at a time."""
         rows = self._rows[weight]

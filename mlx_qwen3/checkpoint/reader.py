@@ -158,6 +158,9 @@ class Checkpoint:
         )
         return self._read_bytes(part)
 
+    def release(self, name: str) -> None:
+        """Forget what was read to decode rows of this tensor."""
+
     def _has_foreign_dtype(self, file: Path) -> bool:
         return any(entry.file == file and entry.dtype in ("F64", "F8_E5M2") for entry in self._entries.values())
 

@@ -18,6 +18,7 @@ from ..adapters import (
     AttachedAdapter,
     adapter_weights,
     attach_adapter,
+    attach_divided,
     is_adapter_folder,
     merge_adapter,
     read_adapter,
@@ -37,7 +38,16 @@ from ..checkpoint import (
 )
 from ..config.pretrained import PretrainedConfig, read_config_file, refuse_other_architecture
 from ..config.stock_mlx_lm import check_model_file
-from ..distributed import Group, agree_on_seed, check_divides, check_same, find_group, load_divided
+from ..distributed import (
+    Group,
+    agree_on_seed,
+    check_divides,
+    check_same,
+    find_group,
+    load_divided,
+    packed_groups,
+    same_outcome,
+)
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
 from ..layers.parameters import flat
@@ -126,48 +136,54 @@ class PreTrainedModel(nn.Module):
         what = f"{cls.__name__}.from_pretrained"
         hub = take_hub_options(keywords, what)
         extra = cls._take_options(keywords)
-        folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub)
-        source, found = str(path_or_id), None
-        if adapter is not None:
-            found = read_adapter(adapter)
-        elif is_adapter_folder(folder):
-            found = read_adapter(folder)
-            source = found.needs_base()
-            folder = found.base_folder()
-        refuse_outer_folder(folder, source)
-        values = read_config_file(folder)
-        check_model_file(values, source)
-        accepted = cls.config_class.accepted_model_types
-        refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
-        if config is not None and not isinstance(config, cls.config_class):
-            raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}")
-        refuse_unknown_fields(keywords, cls.config_class.known_fields(values), what)
-        if found is not None:
-            keywords = {**cls._adapter_fields(found, values), **keywords}
-        if config is None:
-            config = cls.config_class.from_dict(values, **keywords)
-        elif keywords:
-            config = type(config).from_dict(config.to_dict(), **keywords)
-        target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
         group = find_group(distributed)
-        if group is not None:
-            cls._check_group(group, config, adapter is not None or found is not None, unpack)
-        checkpoint = open_decoded_checkpoint(folder, values, target)
-        by_name = names_of(checkpoint, cls.weight_prefix(), cls.weight_rules, source)
-        check_scale(config, checkpoint, by_name, source)
-        model = cls(config, **extra)
-        heads = found.heads() if found is not None else frozenset()
-        by_name = {name: disk for name, disk in by_name.items() if name not in heads}
-        quantization = mlx_quantization(values, source)
-        content = match_content(
-            model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
-        )
-        content.fresh -= heads
+        with same_outcome(group):
+            folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub)
+            source, found = str(path_or_id), None
+            if adapter is not None:
+                found = read_adapter(adapter)
+            elif is_adapter_folder(folder):
+                found = read_adapter(folder)
+                source = found.needs_base()
+                folder = found.base_folder()
+            refuse_outer_folder(folder, source)
+            values = read_config_file(folder)
+            check_model_file(values, source)
+            accepted = cls.config_class.accepted_model_types
+            refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
+            if config is not None and not isinstance(config, cls.config_class):
+                raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}")
+            refuse_unknown_fields(keywords, cls.config_class.known_fields(values), what)
+            if found is not None:
+                keywords = {**cls._adapter_fields(found, values), **keywords}
+            if config is None:
+                config = cls.config_class.from_dict(values, **keywords)
+            elif keywords:
+                config = type(config).from_dict(config.to_dict(), **keywords)
+            target = computing_dtype(dtype if dtype is not None else torch_dtype, config.dtype)
+            if group is not None:
+                cls._check_group(group, config, unpack)
+            checkpoint = open_decoded_checkpoint(folder, values, target)
+            by_name = names_of(checkpoint, cls.weight_prefix(), cls.weight_rules, source)
+            check_scale(config, checkpoint, by_name, source)
+            model = cls(config, **extra)
+            heads = found.heads() if found is not None else frozenset()
+            by_name = {name: disk for name, disk in by_name.items() if name not in heads}
+            quantization = mlx_quantization(values, source)
+            content = match_content(
+                model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
+            )
+            content.fresh -= heads
+            if group is not None:
+                check_divides(config, group, packed_groups(checkpoint, content.weights))
+                if found is not None:
+                    attach_divided(model, found, source, content.weights, target)
         if group is None:
             model._load(checkpoint, content, target, source)
         else:
             shapes = {name: checkpoint.shape(disk) for name, disk in content.weights.items()}
-            check_same(group, "checkpoint", __version__, config.to_dict(), shapes)
+            check_same(group, "version of mlx-qwen3", __version__)
+            check_same(group, "checkpoint", config.to_dict(), shapes)
             agree_on_seed(group)
             load_divided(model, checkpoint, content.weights, target, group)
             model.group = group
@@ -180,7 +196,7 @@ class PreTrainedModel(nn.Module):
             for field in ("quantization", "quantization_config"):
                 config.__dict__.pop(field, None)
         model._read_companions(folder)
-        if found is not None:
+        if found is not None and group is None:
             attach_adapter(model, found, base=source)
         model.eval()
         release_streams_at_thread_end()
@@ -189,12 +205,10 @@ class PreTrainedModel(nn.Module):
         return model
 
     @classmethod
-    def _check_group(cls, group: Group, config: Any, has_adapter: bool, unpack: bool) -> None:
+    def _check_group(cls, group: Group, config: Any, unpack: bool) -> None:
         """Raise `InputError` for a model that cannot be divided between the processes of `group`."""
         if not hasattr(config, "num_key_value_heads"):
             raise InputError(f"{cls.__name__} cannot be divided between processes. Load it without distributed=")
-        if has_adapter:
-            raise InputError("a model with an adapter cannot be divided. Merge it first: mlx-qwen3 merge")
         if unpack:
             raise InputError("unpack=True and distributed= exclude each other. Leave one out")
         check_divides(config, group)

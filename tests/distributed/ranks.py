@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3 import InputError, batch_generate, distributed, load, pipeline, stream_generate
+from mlx_qwen3 import InputError, MlxQwen3Error, Qwen3ForCausalLM, batch_generate, load, pipeline, stream_generate
+from mlx_qwen3.distributed import loading
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["MLX_RANK"])
 PROMPTS = [[3, 9, 27, 81, 101, 44], [5, 6], [7, 8, 9, 10, 11]]
@@ -42,6 +45,33 @@ def compare(name):
     return result
 
 
+def memory(name):
+    """Bytes beyond the model's own that loading needs, MLX's and NumPy's, and the largest tensor of a rank."""
+    loading.BYTES_AT_ONCE, loading.VOCABULARY_BYTES = 1 << 18, 0
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    tracemalloc.start()
+    model = Qwen3ForCausalLM.from_pretrained(FOLDER / name, distributed=True)
+    numpy_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    arrays = [array.nbytes for _, array in _flat(model)]
+    return {
+        "extra": mx.get_peak_memory() - before - sum(arrays),
+        "numpy": numpy_peak,
+        "largest": max(arrays),
+        "share": sum(arrays),
+    }
+
+
+def refusal(name, **options):
+    try:
+        load(FOLDER / name, distributed=True, **options)
+    except MlxQwen3Error as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def rows():
     texts = [f"hello {'the ' * (i % 5)}world {i}" for i in range(13)] + [""]
     found = pipeline("text-classification", str(FOLDER / "labels"), distributed=True, on_error="record")(texts)
@@ -54,15 +84,32 @@ def rows():
     return {"same": all(same), "close": all(close), "vectors": bool(np.abs(vectors - expected).max() < 1e-5)}
 
 
-def _flat(model):
+def _flat(model) -> Any:
     from mlx.utils import tree_flatten
 
     return tree_flatten(model.parameters())
 
 
+def only_rank(number, name, other):
+    """The name of a checkpoint that only one rank gets."""
+    return name if RANK == number else other
+
+
 mx.set_default_device(mx.cpu)
-distributed.VOCABULARY_BYTES = 0
-found = {"vocabulary": compare("plain"), "packed vocabulary": compare("packed")}
-distributed.VOCABULARY_BYTES = 64 << 20
-found |= {"plain": compare("plain"), "packed": compare("packed"), "rows": rows()}
+if sys.argv[2] == "models":
+    loading.VOCABULARY_BYTES = 0
+    found = {"vocabulary": compare("plain"), "packed vocabulary": compare("packed")}
+    loading.VOCABULARY_BYTES = 64 << 20
+    found |= {"plain": compare("plain"), "packed": compare("packed"), "rows": rows()}
+elif sys.argv[2] == "sources":
+    found = {name: compare(name) for name in sys.argv[3:]}
+elif sys.argv[2] == "memory":
+    found = {name: memory(name) for name in sys.argv[3:]}
+else:
+    found = {
+        "another checkpoint": refusal(only_rank(1, "plain", "bias")),
+        "a missing checkpoint": refusal(only_rank(1, "missing", "plain")),
+        "missing on the first": refusal(only_rank(0, "missing", "plain")),
+        "good afterwards": refusal("plain"),
+    }
 (FOLDER / f"rank{RANK}.json").write_text(json.dumps(found))

@@ -1,0 +1,33 @@
+"""Several processes as one: tensor-parallel models, agreement between ranks, and rows that ranks share.
+
+The rows of q, k, v, gate and up and the columns of o and down are divided, so that a layer needs one sum over the ranks
+for its attention and one for its MLP (Megatron-LM, Shoeybi et al. 2019). Embedding and output head are divided by
+vocabulary where the number of ranks divides it. Every rank reads its own part of each tensor and nothing else of it.
+"""
+
+from .agreement import agree_on_seed, check_same, request_stop, same_outcome, stoppable
+from .group import Group, any_rank, find_group, gather_bytes, process_count, send_bytes
+from .loading import check_divides, load_divided, packed_groups
+from .rows import from_json, gather_rows, rows_of_first, shared_rows, to_json
+
+__all__ = [
+    "Group",
+    "agree_on_seed",
+    "any_rank",
+    "check_divides",
+    "check_same",
+    "find_group",
+    "from_json",
+    "gather_bytes",
+    "gather_rows",
+    "load_divided",
+    "packed_groups",
+    "process_count",
+    "request_stop",
+    "rows_of_first",
+    "same_outcome",
+    "send_bytes",
+    "shared_rows",
+    "stoppable",
+    "to_json",
+]

@@ -1,0 +1,79 @@
+"""Rows that ranks share: who computes which, and how the results come together."""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError, MlxQwen3Error
+from .group import Group, gather_bytes, send_bytes
+
+ROWS_AT_ONCE = 512
+
+
+def rows_of_first(rows: Iterable[Any], group: Group) -> Iterator[Any]:
+    """Yield rank 0's rows on every rank, so that the others need no copy of the file.
+
+    Args:
+        rows: of the types of JSON; read on rank 0 alone, as they are needed.
+
+    Raises:
+        MlxQwen3Error: on every rank, where reading fails on rank 0.
+    """
+    own = iter(rows)
+    while True:
+        chunk: list[Any] = []
+        error: MlxQwen3Error | None = None
+        if group.rank() == 0:
+            try:
+                chunk.extend(islice(own, ROWS_AT_ONCE))
+            except MlxQwen3Error as caught:
+                error = caught
+        message = json.dumps({"rows": chunk, "error": None if error is None else str(error)}).encode()
+        found = json.loads(send_bytes(message, group))
+        yield from found["rows"]
+        if found["error"] is not None:
+            raise error or InputError(found["error"])
+        if len(found["rows"]) < ROWS_AT_ONCE:
+            return
+
+
+def shared_rows(lengths: list[int], group: Group) -> list[int]:
+    """Return the indices of this rank's rows: dealt by length, so that every rank gets as much to do."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return sorted(order[group.rank() :: group.size()])
+
+
+def gather_rows(own: Mapping[int, Any], count: int, group: Group) -> list[Any]:
+    """Return the results of all rows in their order, on every rank.
+
+    Args:
+        own: index → this rank's result, of the types of JSON.
+    """
+    packed = json.dumps(list(own.items())).encode()
+    results: list[Any] = [None] * count
+    for content in gather_bytes(packed, group):
+        for index, result in json.loads(content):
+            results[index] = result
+    return results
+
+
+def to_json(result: Any) -> Any:
+    """Return a result as JSON can hold it: arrays as their bytes."""
+    if isinstance(result, mx.array | np.ndarray):
+        array = np.asarray(result, np.float32)
+        kind = "mlx" if isinstance(result, mx.array) else "numpy"
+        return {"__array__": base64.b64encode(array.tobytes()).decode(), "shape": array.shape, "kind": kind}
+    return result
+
+
+def from_json(result: Any) -> Any:
+    """Return what `to_json` was given."""
+    if not (isinstance(result, dict) and "__array__" in result):
+        return result
+    array = np.frombuffer(base64.b64decode(result["__array__"]), np.float32).reshape(result["shape"])
+    return mx.array(array) if result["kind"] == "mlx" else array.copy()
