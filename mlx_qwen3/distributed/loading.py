@@ -120,9 +120,7 @@ def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
-def load_divided(
-    model: Any, checkpoint: Checkpoint, weights: Mapping[str, str], dtype: mx.Dtype, group: Group
-) -> None:
+def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str], dtype: mx.Dtype, group: Group) -> None:
     """Read this rank's part of every weight into `model`, one layer at a time, and divide its layers.
 
     Args:

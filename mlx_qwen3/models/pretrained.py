@@ -171,7 +171,13 @@ class PreTrainedModel(nn.Module):
             by_name = {name: disk for name, disk in by_name.items() if name not in heads}
             quantization = mlx_quantization(values, source)
             content = match_content(
-                model, checkpoint, by_name, quantization, target, source, ignore_mismatched_sizes=ignore_mismatched_sizes
+                model,
+                checkpoint,
+                by_name,
+                quantization,
+                target,
+                source,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
             )
             content.fresh -= heads
             if group is not None:

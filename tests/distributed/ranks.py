@@ -92,7 +92,7 @@ def _flat(model) -> Any:
 
 def only_rank(number, name, other):
     """The name of a checkpoint that only one rank gets."""
-    return name if RANK == number else other
+    return name if number == RANK else other
 
 
 mx.set_default_device(mx.cpu)
