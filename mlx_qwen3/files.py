@@ -102,6 +102,9 @@ def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -
     except RecursionError:
         raise error(f"{source} is nested too deeply. {again}") from None
     except ValueError as problem:
+        what = recognized(text[:80].encode("utf-8", "replace"))
+        if what is not None:
+            raise error(f"{source} is {what}") from None
         raise error(f"{source} is not valid JSON ({_first_line(problem)}). {again}") from None
     if _deeper_than(content, MAX_JSON_DEPTH):
         raise error(f"{source} is nested more than {MAX_JSON_DEPTH} levels deep. {again}")
@@ -111,6 +114,25 @@ def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -
         except UnicodeEncodeError:
             raise error(f"{source} holds half of a surrogate pair, which is no text. {again}") from None
     return content
+
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself. Run `git lfs pull` or download it again"),
+    (b"<!doctype html", "a web page, perhaps an error of the server. Download it again"),
+    (b"<html", "a web page, perhaps an error of the server. Download it again"),
+    (b"pk\x03\x04", "a zip archive or a PyTorch file, which is never opened. Save the model as safetensors"),
+    (b"\x80\x02", "a pickle file, which can run code and is never opened. Save the model as safetensors"),
+    (b"\x80\x04", "a pickle file, which can run code and is never opened. Save the model as safetensors"),
+    (b"gguf", "a GGUF file. Give its path instead of the folder's, with a name that ends in .gguf"),
+    (b"\x89hdf", "an HDF5 file, not safetensors. Save the model as safetensors"),
+)
+"""How a file begins that is something other than its name says -> what it is, and the next step."""
+
+
+def recognized(beginning: bytes) -> str | None:
+    """Return what a file is that begins so and is neither JSON nor safetensors, with the next step, where it tells."""
+    text = beginning.lstrip()[:40].lower()
+    return next((what for start, what in _BEGINNINGS if text.startswith(start)), None)
 
 
 def _deeper_than(content: Any, limit: int) -> bool:

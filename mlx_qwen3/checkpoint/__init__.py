@@ -9,7 +9,12 @@ from mlx_qwen3.checkpoint.decoded import DecodedCheckpoint, open_decoded_checkpo
 from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, mlx_quantization, quantization_settings
 from mlx_qwen3.checkpoint.header import TensorEntry, read_header
 from mlx_qwen3.checkpoint.hub import HUB_NAMES, HubOptions
-from mlx_qwen3.checkpoint.keywords import refuse_unknown_fields, take_hub_options
+from mlx_qwen3.checkpoint.keywords import (
+    check_saving_options,
+    parse_shard_size,
+    refuse_unknown_fields,
+    take_hub_options,
+)
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
 from mlx_qwen3.checkpoint.source import refuse_adapter, resolve_checkpoint
 from mlx_qwen3.checkpoint.writer import CheckpointWriter, is_weight_file, save_checkpoint, write_checkpoint
@@ -22,11 +27,13 @@ __all__ = [
     "ForeignWeight",
     "HubOptions",
     "TensorEntry",
+    "check_saving_options",
     "foreign_weights",
     "is_weight_file",
     "mlx_quantization",
     "open_checkpoint",
     "open_decoded_checkpoint",
+    "parse_shard_size",
     "quantization_settings",
     "read_header",
     "refuse_adapter",

@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.files import recognized
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -114,6 +115,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 raise CheckpointError(f"{path} is truncated ({size} bytes): {again}")
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER_BYTES or length < 2:
+                what = recognized(prefix + file.read(32))
+                if what is not None:
+                    raise CheckpointError(f"{path} is {what}")
                 raise CheckpointError(f"{path} is not a safetensors file (header of {length} bytes): {again}")
             if 8 + length > size:
                 raise CheckpointError(f"{path} is truncated: its header needs {length} bytes; {again}")

@@ -23,6 +23,21 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = "model.safetensors.index.json"
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+_OTHER_FORMATS = {
+    "*.h5": "weights of TensorFlow",
+    "*.keras": "weights of Keras",
+    "*.msgpack": "weights of Flax",
+    "*.npz": "arrays of NumPy",
+    "*.onnx": "graphs of ONNX",
+    "onnx/*.onnx": "graphs of ONNX",
+    "*.tflite": "graphs of TensorFlow Lite",
+    "*.mlmodel": "models of Core ML",
+    "*.mlpackage": "models of Core ML",
+    "*.ot": "weights of rust-bert",
+    "*.engine": "engines of TensorRT",
+    "*.gguf": "files named .gguf that do not begin as GGUF does",
+}
+"""Weights of other frameworks, by file name -> what they are."""
 
 
 class Checkpoint:
@@ -293,6 +308,13 @@ def _weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]
             "opened. Load them where you trust them with PyTorch and call save_pretrained(folder), which "
             "writes safetensors, or look on the Hub for a revision with safetensors"
         )
+    for pattern, what in _OTHER_FORMATS.items():
+        others = sorted(folder.glob(pattern))
+        if others:
+            raise CheckpointError(
+                f"{folder} holds only {what} ({others[0].relative_to(folder)}), which are not read. Save the model as "
+                "safetensors where it comes from, or look on the Hub for a revision with safetensors"
+            )
     raise CheckpointError(f"{folder} has no model*.safetensors: check the path, or download the weights")
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from ..checkpoint import HUB_NAMES, refuse_adapter, refuse_unknown_fields, resolve_checkpoint, take_hub_options
+from ..checkpoint import (
+    HUB_NAMES,
+    check_saving_options,
+    refuse_adapter,
+    refuse_unknown_fields,
+    resolve_checkpoint,
+    take_hub_options,
+)
 from ..checkpoint.gguf import is_gguf
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 from ..files import read_json_object, write_atomically
@@ -28,6 +35,11 @@ ELSEWHERE = {
     "qwen3_omni_moe": "a speech and vision model: run it with mlx-vlm (pip install mlx-vlm)",
     "qwen2_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
     "qwen2_5_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    **dict.fromkeys(
+        ("albert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert")
+        + ("mpnet", "roberta", "xlm-roberta"),
+        "another encoder: run it with transformers (pip install transformers)",
+    ),
 }
 """Architectures that people ask for and this package does not run -> where to go."""
 
@@ -258,8 +270,13 @@ class PretrainedConfig:
                 del values[name]
         return {k: v for k, v in values.items() if k != "dtype" or v is not None}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `folder`/config.json."""
+    def save_pretrained(self, folder: str | Path, **keywords: Any) -> None:
+        """Write `folder`/config.json.
+
+        Raises:
+            InputError: an argument that cannot be honoured. CheckpointError: the file cannot be written.
+        """
+        check_saving_options(keywords, f"{type(self).__name__}.save_pretrained")
         write_atomically(Path(folder) / "config.json", self.to_json_string())
 
     def to_json_string(self) -> str:

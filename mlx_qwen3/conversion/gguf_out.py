@@ -21,7 +21,7 @@ from ..tokenizer import AutoTokenizer
 from ..tokenizer.gguf_out import gguf_from_tokenizer
 from .plan import kept_weights, row_blocks
 from .result import Conversion
-from .source import Source, SourceWeight, open_source
+from .source import Source, SourceWeight, check_downloads, check_unchanged, file_hashes, open_source
 from .stream import Progress, is_finite
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def convert_to_gguf(
     gguf_file: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    verify: bool = False,
 ) -> Conversion:
     """Convert a Qwen3 checkpoint into a GGUF file for llama.cpp, ollama and LM Studio.
 
@@ -54,6 +55,8 @@ def convert_to_gguf(
         gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
         force: replace an existing file.
         progress: called with bytes read and bytes to read.
+        verify: compare the sha256 of every file of the source before and after, not only size and time, and that of
+            a downloaded file with the one it should have.
 
     Raises:
         InputError: another type, or a name that does not end in .gguf.
@@ -64,6 +67,8 @@ def convert_to_gguf(
     """
     if gguf_type not in GGUF_TYPES:
         raise InputError(f"gguf_type is {gguf_type!r}, expected one of {', '.join(GGUF_TYPES)}")
+    if not isinstance(gguf_path, str | os.PathLike) or "\0" in str(gguf_path):
+        raise InputError(f"gguf_path is {gguf_path!r}. Give the path of the file to write")
     target = Path(os.path.abspath(os.path.expanduser(gguf_path)))
     if target.suffix != ".gguf":
         raise InputError(f"the target {gguf_path} must be a file whose name ends in .gguf: give --mlx-path NAME.gguf")
@@ -76,6 +81,8 @@ def convert_to_gguf(
     kinds = {name: _kind(name, weight.shape, gguf_type) for name, weight in zip(names, weights, strict=True)}
     metadata = _metadata(source, config, target, gguf_type)
     tensors = {name: (weight.shape, kinds[name]) for name, weight in zip(names, weights, strict=True)}
+    hashes = file_hashes(source) if verify else None
+    check_downloads(hashes or {})
     done, total = 0, sum(weight.nbytes for weight in weights)
     started = time.perf_counter()
     with open_atomically(target) as file:
@@ -88,6 +95,7 @@ def convert_to_gguf(
                 weight.foreign.release()
             if progress is not None:
                 progress(done, total)
+        check_unchanged(source, hashes)
     bytes_out, parameters = sum(kind_bytes(*tensor) for tensor in tensors.values()), source.parameters
     return Conversion(
         path=target,

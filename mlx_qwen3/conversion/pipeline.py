@@ -103,6 +103,10 @@ def convert(
         "q_overrides": q_overrides or None,
     }
     asked = [name for name, value in formats.items() if value is not None]
+    if not isinstance(mlx_path, str | os.PathLike) or not str(mlx_path) or "\0" in str(mlx_path):
+        raise InputError(f"mlx_path is {mlx_path!r}. Give the path of the folder to write")
+    if isinstance(q_overrides, str):
+        raise InputError(f"q_overrides is the text {q_overrides!r}. Give a list of such texts")
     _check_quantizing(asked, quantize, dequantize, target_bpw, quantize_heads)
     if isinstance(quant_predicate, str) and q_bits is not None:
         raise InputError(f"quant_predicate {quant_predicate} has bits of its own beside q_bits: leave one of them out")

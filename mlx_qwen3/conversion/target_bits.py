@@ -36,8 +36,8 @@ def formats_for_target(
         InputError: the target is not between 2 and 16.
         QuantizationError: the target cannot be reached, or there is no tokenizer to measure with.
     """
-    if not 2 <= target_bpw <= 16:
-        raise InputError(f"target_bpw is {target_bpw}: give bits per weight between 2 and 16, such as 4.5")
+    if not isinstance(target_bpw, int | float) or not 2 <= target_bpw <= 16:
+        raise InputError(f"target_bpw is {target_bpw!r}: give bits per weight between 2 and 16, such as 4.5")
     if not has_tokenizer(source.folder):
         raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
     vocab_size = vocabulary_size(source)

@@ -16,7 +16,8 @@ def check_repo_id(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is no valid name of a repository: {error}. Give a name such as me/my-model") from None
+        reason = str(error).rstrip(".")
+        raise HubError(f"{repo!r} is no valid name of a repository: {reason}. Give a name such as me/my-model") from None
 
 
 def upload_folder(folder: Path, repo: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ..checkpoint import check_saving_options
 from ..config.fields import (
     Check,
     anything,
@@ -267,8 +268,9 @@ class GenerationConfig:
         values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {name: value for name, value in {**values, **self._hidden}.items() if value is not None}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write generation_config.json."""
+    def save_pretrained(self, folder: str | Path, **keywords: Any) -> None:
+        """Write generation_config.json. `keywords` may be those of transformers that ask for what happens anyway."""
+        check_saving_options(keywords, "GenerationConfig.save_pretrained")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         values = self.to_dict()

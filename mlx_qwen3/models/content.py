@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint
 from ..config.pretrained import PretrainedConfig
 from ..errors import CheckpointError
 from ..layers.parameters import flat
-from .weight_names import WeightRules, names_in_memory
+from .weight_names import WeightRules, names_in_memory, without_prefix
 
 if TYPE_CHECKING:
     from .pretrained import PreTrainedModel
@@ -42,12 +42,28 @@ _WRAPPERS = (
 """What stands in the names of weights that were saved inside a wrapper, who wrapped them, and the remedy."""
 _LEADING_WRAPPERS = (
     ("module.", "DataParallel or DistributedDataParallel", "save the model inside it: model.module"),
-    ("language_model.", "a model of several modalities", "this package runs text models only"),
+    ("language_model.", "a model of several modalities", "run the whole model with mlx-vlm (pip install mlx-vlm)"),
+    ("model.language_model.", "a model of several modalities", "run the whole model with mlx-vlm (pip install mlx-vlm)"),
 )
 _QUANTIZED_PARTS = (
     *("qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"),
     *("weight_packed", "weight_shape", "weight_zero_point", "absmax", "quant_map", "SCB", "scales", "biases"),
 )
+_OTHER_MODULES = {
+    ".weight_mask": "it was pruned. Call torch.nn.utils.prune.remove before saving",
+    ".weight_orig": "it was pruned. Call torch.nn.utils.prune.remove before saving",
+    ".weight_g": "it has weight norm. Call torch.nn.utils.remove_weight_norm before saving",
+    ".weight_v": "it has weight norm. Call torch.nn.utils.remove_weight_norm before saving",
+    ".qkv_proj.": "its projections are fused. Save the model with transformers, which keeps them apart",
+    ".gate_up_proj.": "its projections are fused. Save the model with transformers, which keeps them apart",
+    "v_head.": "it is the value head of a model for reinforcement learning. Save the model inside it",
+    ".experts.": "it belongs to a mixture of experts. Run it with mlx-lm (pip install mlx-lm)",
+    "visual.": "it belongs to a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    "vision_tower.": "it belongs to a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    ".k_scale": "it is the scale of a quantized cache. Remove it from the checkpoint",
+    ".v_scale": "it is the scale of a quantized cache. Remove it from the checkpoint",
+}
+"""Part of the name of a weight that the model does not have -> what it is, and the next step."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer)\.(\d+)\.")
 
 
@@ -169,7 +185,7 @@ def match_content(
         elif rules.is_ignored(name):
             content.left_out.append(disk)
         else:
-            _check_left_over(name, disk, parameters, rules, type(model).__name__, source)
+            _check_left_over(name, disk, checkpoint.names, parameters, rules, type(model).__name__, source)
             content.other_heads[name] = disk
     content.fresh = _check_shapes(checkpoint, content.weights, parameters, rules, source, ignore_mismatched_sizes)
     content.weights = {name: disk for name, disk in content.weights.items() if name not in content.fresh}
@@ -178,7 +194,13 @@ def match_content(
 
 
 def _check_left_over(
-    name: str, disk: str, parameters: Mapping[str, mx.array], rules: WeightRules, model: str, source: str
+    name: str,
+    disk: str,
+    names: list[str],
+    parameters: Mapping[str, mx.array],
+    rules: WeightRules,
+    model: str,
+    source: str,
 ) -> None:
     """Raise unless a weight that the model lacks is a known one of another head."""
     path, _, leaf = name.rpartition(".")
@@ -186,7 +208,12 @@ def _check_left_over(
     if rules.is_known_head(name) and not own:
         return
     hint = "is the config its own?"
-    if leaf in _QUANTIZED_PARTS:
+    inside = _outer_prefix(disk, names, parameters, rules)
+    if inside is not None:
+        hint = f"the names begin with {inside!r}. Strip it, or save the model inside the one that was saved"
+    elif any(part in name for part in _OTHER_MODULES):
+        hint = next(text for part, text in _OTHER_MODULES.items() if part in name)
+    elif leaf in _QUANTIZED_PARTS:
         hint = "it belongs to a quantized layer; config.json has no settings for it. Give the config that belongs to it"
     elif name.endswith("_proj.bias"):
         hint = "set attention_bias in the config"
@@ -194,6 +221,18 @@ def _check_left_over(
         heads = sorted(other for other in parameters if rules.is_head(other))
         hint = f"its head has {', '.join(heads) or 'no weights of its own'}"
     raise CheckpointError(f"{source}: weight {disk!r} has no place in {model}; {hint}")
+
+
+def _outer_prefix(disk: str, names: list[str], parameters: Mapping[str, mx.array], rules: WeightRules) -> str | None:
+    """Return what stands on disk before the names of most of the model's weights, None where they begin as they do."""
+    known = {without_prefix(other) for other in parameters}
+    parts = rules.current_name(disk).split(".")
+    for count in range(1, len(parts) - 1):
+        inner, outer = ".".join(parts[count:]), ".".join(parts[:count]) + "."
+        under = sum(name.startswith(outer) for name in names)
+        if (inner in known or without_prefix(inner) in known) and 2 * under >= len(parameters):
+            return outer
+    return None
 
 
 def _check_shapes(
@@ -300,14 +339,15 @@ def settle_tie(checkpoint: Checkpoint, by_name: dict[str, str], embedding: str, 
         for part in heads:
             by_name[f"{embedding}.{part}"] = by_name.pop(f"{head}.{part}")
         return False
-    if heads.keys() != rows.keys() or not all(_equal(checkpoint, rows[part], heads[part]) for part in heads):
+    if heads.keys() != rows.keys() or not all(same_tensor(checkpoint, rows[part], heads[part]) for part in heads):
         return True
     for part in heads:
         left_out.append(by_name.pop(f"{head}.{part}"))
     return False
 
 
-def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+def same_tensor(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint, by their names on disk, agree in shape, type and every value."""
     shape = checkpoint.shape(one)
     if shape != checkpoint.shape(other) or checkpoint.dtype(one) != checkpoint.dtype(other) or not shape:
         return False

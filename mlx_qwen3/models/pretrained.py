@@ -28,9 +28,11 @@ from ..adapters import (
 from ..adapters.layers import set_module
 from ..checkpoint import (
     Checkpoint,
+    check_saving_options,
     is_weight_file,
     mlx_quantization,
     open_decoded_checkpoint,
+    parse_shard_size,
     refuse_unknown_fields,
     resolve_checkpoint,
     take_hub_options,
@@ -278,7 +280,7 @@ class PreTrainedModel(nn.Module):
     # saving
 
     def save_pretrained(
-        self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES, *, merge: bool = False
+        self, folder: str | Path, max_shard_size: int | str = MAX_SHARD_BYTES, *, merge: bool = False, **keywords: Any
     ) -> None:
         """Write config.json and the weights under their Hugging Face names, so that transformers loads them.
 
@@ -286,17 +288,20 @@ class PreTrainedModel(nn.Module):
         Ctrl-C or a kill the folder holds the old model or the new one.
 
         Args:
-            max_shard_size: bytes of weights in one file.
+            max_shard_size: bytes of weights in one file, or a text such as "5GB".
+            **keywords: those of transformers that ask for what happens anyway (`safe_serialization=True`, …).
             merge: whether to write a model with an adapter as an ordinary checkpoint, the adapter merged into it. This
                 model keeps its adapter.
 
         Raises:
-            InputError: `folder` is not a path, or there is no adapter to merge.
+            InputError: `folder` is not a path, an argument cannot be honoured, or there is no adapter to merge.
             CheckpointError: the folder cannot be made or written, or the disk is full.
             UnsupportedModelError: an adapter that neither PEFT's format nor plain weights can hold.
         """
         if not isinstance(folder, str | os.PathLike) or not str(folder):
             raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+        check_saving_options(keywords, f"{type(self).__name__}.save_pretrained")
+        max_shard_size = parse_shard_size(max_shard_size)
         if self.group is not None:
             raise InputError("a model that is divided between processes cannot be saved. Load it whole first")
         if merge:

@@ -4,6 +4,7 @@ Source of every rule: pytorch-quantization 2.2.1, `calib/max.py` and `calib/hist
 no model. Histograms live on the host: a calibration reads its data once and then works on 2048 counts.
 """
 
+import math
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -15,6 +16,8 @@ HISTOGRAM_METHODS = ("percentile", "entropy", "mse")
 CALIBRATION_METHODS = ("max", *HISTOGRAM_METHODS)
 
 FIRST_BINS = 2048
+MOST_BINS = 8 * FIRST_BINS
+"""Bins of a histogram at most; beyond them neighbours are merged, so that no range of the data costs memory."""
 TINY_AMAX = 2.0**-24
 """Ranges up to this one (the smallest step of float16) count as zero."""
 
@@ -48,7 +51,10 @@ class MaxCalibrator:
 
 
 class HistogramCalibrator:
-    """Counts of |x| in 2048 equal bins; a later, larger batch adds bins of the same width."""
+    """Counts of |x| in 2048 equal bins; a later, larger batch adds bins of the same width.
+
+    Above `MOST_BINS` neighbouring bins are merged into wider ones, of which at least half of `MOST_BINS` remain.
+    """
 
     def __init__(self, num_bits: int = 8, unsigned: bool = False):
         self.num_bits = num_bits
@@ -70,17 +76,18 @@ class HistogramCalibrator:
         if not np.isfinite(largest):
             raise QuantizationError("the calibrated tensor holds NaN or infinity; check the model and the inputs")
         if self._counts is None:
-            if largest == 0:  # no width can be taken from it; it joins the first bin of a later batch
+            width = np.float32(float(largest) / FIRST_BINS)
+            if width == 0:  # no width can be taken from it; it joins the first bin of a later batch
                 self._zeros += values.size
                 return
-            self._width = np.float32(largest / FIRST_BINS)
+            self._width = width
             self._counts = np.zeros(FIRST_BINS, np.int64)
             self._counts[0] = self._zeros
-        if largest > self._width * np.float32(len(self._counts)):
-            more = int(np.ceil(largest / self._width)) - len(self._counts)
-            self._counts = np.concatenate([self._counts, np.zeros(more, np.int64)])
+        if float(largest) > float(self._width) * len(self._counts):
+            self._counts, self._width = _grown(self._counts, self._width, float(largest))
         size = len(self._counts)
-        where = (values / (self._width * np.float32(size)) * np.float32(size)).astype(np.int64)
+        span = _edges(size, self._width)[-1]
+        where = (values / span * np.float32(size)).astype(np.int64)
         self._counts += np.bincount(np.minimum(where, size - 1), minlength=size)
 
     def compute_amax(
@@ -109,7 +116,7 @@ class HistogramCalibrator:
             )
         if self._counts is None:
             return mx.array(0.0) if self._zeros else None
-        edges = self._width * np.arange(len(self._counts) + 1, dtype=np.float32)
+        edges = _edges(len(self._counts), self._width)
         if method == "percentile":
             amax = amax_of_percentile(self._counts, edges, percentile)
         elif method == "entropy":
@@ -117,6 +124,27 @@ class HistogramCalibrator:
         else:
             amax = amax_of_mse(self._counts, edges, self.num_bits, self.unsigned, stride, start_bin)
         return mx.array(amax, mx.float32)
+
+
+def _grown(counts: np.ndarray, width: np.float32, largest: float) -> tuple[np.ndarray, np.float32]:
+    """Return counts and width of a histogram that reaches `largest`."""
+    bins = math.ceil(np.float32(largest) / width) if largest / float(width) < 1e9 else largest / float(width)
+    merged = math.ceil(bins / MOST_BINS)
+    if merged > 1:
+        merged = 2 ** (merged - 1).bit_length()  # a power of two, so that the edges stay where they were
+        size = min(merged, len(counts))
+        padded = np.concatenate([counts, np.zeros(-len(counts) % size, np.int64)])
+        counts = padded.reshape(-1, size).sum(axis=1)
+        width = np.float32(float(width) * merged)
+        bins = math.ceil(largest / float(width))
+    more = max(int(bins) - len(counts), 0)
+    return np.concatenate([counts, np.zeros(more, np.int64)]), width
+
+
+def _edges(bins: int, width: np.float32) -> np.ndarray:
+    """Return the edges of bins in float32, none of them infinite."""
+    edges = float(width) * np.arange(bins + 1, dtype=np.float64)
+    return np.minimum(edges, np.finfo(np.float32).max).astype(np.float32)
 
 
 def reduce_amax(x: mx.array, axis: int | tuple[int, ...] | None) -> mx.array:
@@ -177,7 +205,7 @@ def amax_of_mse(
     counts: np.ndarray, edges: np.ndarray, num_bits: int, unsigned: bool, stride: int, start_bin: int
 ) -> float:
     """Return the bin centre that, taken as the range, gives the least squared error over the histogram."""
-    centers = (edges[1:] + edges[:-1]) / 2
+    centers = ((edges[1:].astype(np.float64) + edges[:-1]) / 2).astype(np.float32)
     bound = np.float32(2.0 ** (num_bits - 1 + int(unsigned)) - 1)
     candidates = np.arange(start_bin, len(centers), stride)
     errors = np.empty(len(candidates))
@@ -187,5 +215,5 @@ def amax_of_mse(
         else:
             scale = bound / centers[i]
             quantized = np.minimum(np.rint(centers * scale), bound) / scale
-        errors[n] = ((quantized - centers) ** 2 * counts).mean()
+        errors[n] = ((quantized - centers).astype(np.float64) ** 2 * counts).mean()
     return float(centers[candidates[int(np.argmin(errors))]])

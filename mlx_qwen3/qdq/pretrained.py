@@ -16,7 +16,7 @@ import mlx.nn as nn
 from ..checkpoint import Checkpoint
 from ..config.qdqbert import QDQBertConfig
 from ..errors import CheckpointError, InputError
-from ..models.content import PACKED_PARTS, Content, settle_tie
+from ..models.content import PACKED_PARTS, Content, same_tensor, settle_tie
 from ..models.pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
 from ..models.weight_names import BERT_WEIGHTS
 from ..quantization.packing import unpack_quantized
@@ -89,6 +89,11 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def tie_from(self, checkpoint: Checkpoint, by_name: dict[str, str], left_out: list[str], source: str) -> bool:
         bias, alias = "cls.predictions.bias", "cls.predictions.decoder.bias"
         if bias in by_name and alias in by_name:
+            if not same_tensor(checkpoint, by_name[bias], by_name[alias]):
+                raise CheckpointError(
+                    f"{source} holds the same weight twice: {by_name[bias]!r} and {by_name[alias]!r} differ. "
+                    "Remove the one that is stale"
+                )
             left_out.append(by_name.pop(alias))
         elif alias in by_name:
             by_name[bias] = by_name.pop(alias)
@@ -151,7 +156,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
                 yield name + AMAX, quantizer.amax
 
     def save_pretrained(
-        self, folder: str | Path, max_shard_size: int = MAX_SHARD_BYTES, *, merge: bool = False
+        self, folder: str | Path, max_shard_size: int | str = MAX_SHARD_BYTES, *, merge: bool = False, **keywords: Any
     ) -> None:
         """Write config.json and the weights with the quantizers' ranges; which ones are off stays known."""
         names = self.named_quantizers()
@@ -159,7 +164,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         everything = bool(off) and len(off) == len(names)
         self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
         self.config.dtype = str(self.dtype).rpartition(".")[2]  # a conversion keeps exact scales only if it knows
-        super().save_pretrained(folder, max_shard_size, merge=merge)
+        super().save_pretrained(folder, max_shard_size, merge=merge, **keywords)
 
     # services
 

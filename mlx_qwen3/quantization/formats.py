@@ -40,10 +40,10 @@ class PackedFormat:
             raise QuantizationError(f"quantization mode {self.mode!r} is unknown: use one of {', '.join(MODES)}")
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS:
-                raise QuantizationError(f"affine quantization has no {self.bits} bits: use one of {AFFINE_BITS}")
+                raise QuantizationError(f"affine quantization has no {self.bits!r} bits: use one of {AFFINE_BITS}")
             if self.group_size not in AFFINE_GROUP_SIZES:
                 raise QuantizationError(
-                    f"affine quantization has no group size {self.group_size}: use one of {AFFINE_GROUP_SIZES}"
+                    f"affine quantization has no group size {self.group_size!r}: use one of {AFFINE_GROUP_SIZES}"
                 )
         elif (self.bits, self.group_size) != _FIXED[self.mode]:
             bits, group_size = _FIXED[self.mode]
@@ -55,7 +55,7 @@ class PackedFormat:
     @classmethod
     def of(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> "PackedFormat":
         """Return the format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
-        default_bits, default_group_size = _FIXED.get(mode, (4, 64))
+        default_bits, default_group_size = _FIXED.get(mode, (4, 64)) if isinstance(mode, str) else (4, 64)
         bits = default_bits if bits is None else bits
         return cls(bits, default_group_size if group_size is None else group_size, mode)
 

@@ -112,6 +112,8 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         cut, normalize = options.pop("truncate_dim", None), options.pop("normalize_embeddings", False)
         if "show_progress_bar" in options:
             options["progress"] = bool(options.pop("show_progress_bar"))
+        for name in ("device", "pool", "chunk_size"):  # of several processes or devices, of which there is one here
+            options.pop(name, None)
         fixed_values = {"convert_to_numpy": True, "convert_to_tensor": False, "output_value": "sentence_embedding"}
         for name, fixed in fixed_values.items():
             if options.pop(name, fixed) != fixed:
@@ -139,7 +141,10 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         Raises:
             InputError: vectors of different widths.
         """
-        a, b = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (first, second))
+        try:
+            a, b = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (first, second))
+        except (TypeError, ValueError):
+            raise InputError("similarity takes vectors of numbers of one width. Pass what encode gives") from None
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise InputError(f"vectors of shape {a.shape} and {b.shape} cannot be compared: their widths must agree")
         kind = "cosine" if self._settings is None else self._settings.similarity

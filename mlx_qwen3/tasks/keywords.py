@@ -4,10 +4,12 @@ Source: transformers 5.23 `pipelines/__init__.py` and `pipelines/base.py`.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
+from ..checkpoint import HubOptions
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -21,10 +23,16 @@ TO_LOADING = (
     "local_files_only",
     "subfolder",
     "force_download",
+    "proxies",
+    "use_auth_token",
+    "device_map",
 )
 """Keywords of the constructor that `mlx_qwen3.load` takes."""
 
-HARMLESS = ("num_workers", "use_fast", "padding", "clean_up_tokenization_spaces", "binary_output")
+HARMLESS = (
+    *("num_workers", "use_fast", "padding", "clean_up_tokenization_spaces", "binary_output", "modelcard"),
+    *("timeout", "args_parser", "pipeline_class"),
+)
 """Keywords that change no result: batches are padded and prepared here in one way."""
 
 REFUSED = {
@@ -33,8 +41,15 @@ REFUSED = {
     "image_processor": "no model here takes images; leave it out",
     "processor": "no model here takes images or sound; pass tokenizer=",
     "config": "load the model with from_pretrained(path, config=...) and pass it as model=",
-    "device_map": "MLX computes on one device; leave it out",
+    "return_all_scores": "pass top_k=None for the scores of all labels",
+    "grouped_entities": 'pass aggregation_strategy="simple"',
+    "ignore_subwords": 'pass aggregation_strategy="first"',
+    "offset_mapping": "the positions of tokens are found here; leave it out",
+    "tokenizer_kwargs": "pass max_length= for shorter texts",
+    "model_card_data": "no card is written here; leave it out",
 }
+"""Keyword that has no meaning here, unless it is None or False -> what to do instead."""
+
 
 
 def split_loading_options(options: dict[str, Any], model_options: dict[str, Any] | None) -> dict[str, Any]:
@@ -45,7 +60,10 @@ def split_loading_options(options: dict[str, Any], model_options: dict[str, Any]
     """
     loading = dict(model_options or {})
     given = {name: options.pop(name) for name in TO_LOADING if name in options}
-    given |= options.pop("model_kwargs", None) or {}
+    more = options.pop("model_kwargs", None) or {}
+    if not isinstance(more, Mapping):
+        raise InputError(f"model_kwargs is {more!r}. Give a mapping of what mlx_qwen3.load takes")
+    given |= more
     for name, value in given.items():
         name = "dtype" if name == "torch_dtype" else name
         if value is None:
@@ -59,6 +77,15 @@ def split_loading_options(options: dict[str, Any], model_options: dict[str, Any]
     return loading
 
 
+def hub_options(options: Mapping[str, Any]) -> HubOptions:
+    """Return what of a task's keywords is for the Hub.
+
+    Raises:
+        InputError: a value of the wrong type.
+    """
+    return HubOptions.take(dict(options))
+
+
 def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options without the reference's keywords that change nothing here.
 
@@ -66,13 +93,13 @@ def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
         InputError: a keyword of the reference that has no meaning here.
     """
     for name in options:
-        if name in REFUSED:
+        if name in REFUSED and options[name] not in (None, False):
             raise InputError(f"the option {name!r} is not supported: {REFUSED[name]}")
     if options.get("truncation", True) is False:
         raise InputError(
             "truncation=False is not supported: texts over the limit are cut, with a warning. Check their lengths first"
         )
-    return {name: value for name, value in options.items() if name not in (*HARMLESS, "truncation")}
+    return {name: value for name, value in options.items() if name not in (*HARMLESS, *REFUSED, "truncation")}
 
 
 def _check_device(device: Any) -> None:

@@ -58,6 +58,7 @@ class LabelScorer:
     """
 
     def __init__(self, model: Any, tree: LabelTree):
+        model.require_head()
         self.model, self.tree = model, tree
 
     def __call__(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
@@ -104,6 +105,7 @@ class RowScorer:
     """
 
     def __init__(self, model: Any):
+        model.require_head()
         self.model = model
 
     def __call__(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:

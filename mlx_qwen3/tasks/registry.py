@@ -10,7 +10,7 @@ from .embedding import Embedding
 from .extraction import Extraction
 from .feature_extraction import FeatureExtraction
 from .fill_mask import FillMask
-from .keywords import TO_LOADING
+from .keywords import hub_options
 from .question_answering import QuestionAnswering
 from .reranker import Reranker
 from .task import Task
@@ -125,8 +125,7 @@ def _task_of(model: Any, options: dict[str, Any]) -> str:
         from ..checkpoint import resolve_checkpoint
         from ..config.pretrained import read_config_file
 
-        hub = {name: options[name] for name in TO_LOADING if name in options and "dtype" not in name}
-        folder = resolve_checkpoint(model, **hub)
+        folder = resolve_checkpoint(model, hub=hub_options(options))
         if (folder / "modules.json").is_file():
             return "embedding"
         found = model_class(read_config_file(folder), str(model)).__name__

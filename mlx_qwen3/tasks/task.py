@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint import refuse_unknown_fields, take_hub_options
 from ..distributed import Group, find_group, from_json, gather_rows, shared_rows, to_json
 from ..errors import InputError, RowError
 from ..models.heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .batches import Piece, Runner
-from .keywords import TO_LOADING, drop_harmless, split_loading_options
+from .keywords import drop_harmless, hub_options, split_loading_options
 from .rows import ON_ERROR, as_rows, characters, check_choice, check_count, check_text, is_batch, is_stream, windows
 
 logger = logging.getLogger(__name__)
@@ -346,7 +347,9 @@ class Task(Generic[O, R]):
         if model is None and self.bundled_head and tokenizer is None:
             from .bundled_heads import load_bundled_head
 
-            return load_bundled_head(self.bundled_head, **model_options)
+            take_hub_options(model_options, type(self).__name__)  # it comes with the package: nothing is fetched
+            refuse_unknown_fields(model_options, ("dtype", "adapter"), type(self).__name__)
+            return load_bundled_head(self.bundled_head, dtype=model_options.get("dtype"))
         if model is None or isinstance(model, str | Path):
             from ..loading import load
 
@@ -367,8 +370,7 @@ class Task(Generic[O, R]):
 
         if Path(model).is_file():
             return None
-        hub = {name: value for name, value in loading.items() if name in TO_LOADING and "dtype" not in name}
-        return resolve_checkpoint(model, **hub)
+        return resolve_checkpoint(model, hub=hub_options(loading))
 
     def _check_model(self, source: Any) -> None:
         """Raise `InputError` for a model without the head that the task needs, or with one that was never trained."""

@@ -76,7 +76,8 @@ def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterat
     except BaseException as raised:
         if type(raised) is not Exception and type(raised).__name__ != "PanicException":
             raise
-        raise error(f"{what}: {' '.join(str(raised).split())}") from raised
+        said = " ".join(str(raised).split())
+        raise error(f"{what}: {said if len(said) <= 500 else f'{said[:200]} … {said[-200:]}'}") from raised
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import normalizers
 
-from ..errors import TokenizerError
+from ..checkpoint import check_saving_options
+from ..errors import InputError, TokenizerError
 from ..files import write_atomically
 from ..folders import update_folder
 
@@ -15,11 +17,23 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
-def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike[str]) -> tuple[str, ...]:
+def save_tokenizer(
+    tokenizer: "Tokenizer", folder: str | os.PathLike[str], keywords: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat templates; return their paths.
 
-    The files are replaced together. Raises TokenizerError when the folder cannot be written; it is as it was.
+    The files are replaced together.
+
+    Args:
+        keywords: those of transformers that ask for what happens anyway.
+
+    Raises:
+        InputError: another keyword, or a folder that is not a path.
+        TokenizerError: the folder cannot be written; it is as it was.
     """
+    check_saving_options(keywords, "Tokenizer.save_pretrained")
+    if not isinstance(folder, str | os.PathLike) or not str(folder):
+        raise InputError(f"cannot save to {folder!r}: give the path of a folder")
     root = Path(folder)
     texts = {
         "tokenizer.json": tokenizer.serialized(),

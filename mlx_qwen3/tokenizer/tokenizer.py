@@ -450,12 +450,12 @@ class Tokenizer(Vocabulary):
                 self.backend.no_truncation()
                 self.backend.no_padding()
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write the files that this package, transformers and mlx-lm load; -> their paths.
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
+        """Write the files that this package, transformers and mlx-lm load; return their paths.
 
         Raises TokenizerError when the folder cannot be written.
         """
-        return save_tokenizer(self, save_directory)
+        return save_tokenizer(self, save_directory, keywords)
 
 
 def _assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:

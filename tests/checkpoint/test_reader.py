@@ -207,3 +207,35 @@ def test_folders_without_weights(tmp_path):
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="not a folder"):
         open_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>404</html>" * 3, "web page"),
+        (b"\x80\x02}q\x00." * 30, "pickle"),
+        (b"PK\x03\x04\x14\x00\x00\x00" + b"x" * 99, "PyTorch"),
+        (b"GGUF\x03\x00\x00\x00" + b"x" * 99, "GGUF"),
+    ],
+)
+def test_files_that_are_something_else_are_recognized(tmp_path, content, says):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(tmp_path)
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path):
+    entry = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 0x280) + entry.ljust(0x280) + b"\0\0\x80?")
+    assert open_checkpoint(tmp_path).read("x").tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("onnx/model.onnx", "ONNX")]
+)
+def test_weights_of_other_frameworks_are_named(tmp_path, name, says):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(tmp_path)

@@ -8,6 +8,7 @@ import tiny
 
 import mlx_qwen3
 from mlx_qwen3 import HubError, InputError
+from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.checkpoint import keywords
 
 HUB = {"token": "hf_secret", "cache_dir": "cache", "local_files_only": True, "force_download": False, "proxies": None}
@@ -108,3 +109,59 @@ def test_a_part_of_a_repository_in_the_cache_is_completed(folder, monkeypatch, t
 def test_values_of_the_wrong_type(folder, bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         mlx_qwen3.Qwen3Config.from_pretrained(folder, **bad)
+
+
+SAVED = {
+    "model": lambda folder: mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder),
+    "configuration": lambda folder: mlx_qwen3.Qwen3Config.from_pretrained(folder),
+    "generation configuration": lambda folder: mlx_qwen3.GenerationConfig(),
+    "tokenizer": lambda folder: mlx_qwen3.AutoTokenizer.from_pretrained(bundled_model_path()),
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_saving_takes_the_keywords_of_the_reference(folder, tmp_path, kind):
+    made = SAVED[kind](folder)
+    made.save_pretrained(tmp_path / "out", safe_serialization=True, push_to_hub=False, token="hf_secret", variant=None)
+    for file in (tmp_path / "out").glob("*.json"):
+        assert "hf_secret" not in file.read_text()
+    refused = {
+        "push_to_hub": (True, "hf upload"),
+        "safe_serialization": (False, "safetensors only"),
+        "variant": ("fp16", "rename"),
+        "is_main_process": (False, "one process"),
+        "safe_serialisation": (True, "Did you mean safe_serialization"),
+    }
+    for name, (value, says) in refused.items():
+        with pytest.raises(InputError, match=says):
+            made.save_pretrained(tmp_path / "other", **{name: value})
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("5GB", 5 * 10**9), ("200 KB", 200_000), ("1.5GiB", 3 << 29), ("7b", 7), ("12", 12), (34, 34)]
+)
+def test_sizes_of_shards(size, count):
+    assert keywords.parse_shard_size(size) == count
+
+
+@pytest.mark.parametrize("size", [0, -5, 1.5, None, True, "x", "5 bananas", "-5GB", "", "0KB"])
+def test_sizes_that_are_none(folder, tmp_path, size):
+    model = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder)
+    with pytest.raises(InputError, match="max_shard_size"):
+        model.save_pretrained(tmp_path / "out", max_shard_size=size)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("quantization_config", {"load_in_4bit": True}, "convert -q"),
+        ("adapter_path", "x", "adapter="),
+        ("model_config", {}, "fields of the configuration"),
+        ("variant", "fp16", "rename"),
+    ],
+)
+def test_options_of_other_packages_are_refused_with_a_remedy(folder, name, value, says):
+    with pytest.raises(InputError, match=says):
+        mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **{name: value})

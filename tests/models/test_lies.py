@@ -182,6 +182,13 @@ def test_every_setting_contradicted(tmp_path, quantize):
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "adapter"),
         ("model.layers.0.mlp.up_proj.weight_scale", "quantized layer"),
         ("language_model.model.norm.weight", "modalities"),
+        ("model.language_model.norm.weight", "modalities"),
+        ("model.layers.0.mlp.up_proj.weight_mask", "prune"),
+        ("model.layers.0.mlp.up_proj.weight_v", "weight norm"),
+        ("model.layers.0.self_attn.qkv_proj.weight", "fused"),
+        ("v_head.summary.weight", "value head"),
+        ("visual.patch_embed.weight", "vision"),
+        ("model.layers.0.mlp.experts.0.up_proj.weight", "mixture of experts"),
     ],
 )
 def test_what_is_left_over_is_named(tmp_path, name, says):
@@ -201,3 +208,16 @@ def test_what_is_left_over_is_named(tmp_path, name, says):
         kind.from_pretrained(tmp_path)
     with pytest.raises(MlxQwen3Error, match=says):
         convert(tmp_path, tmp_path.with_name("out"), report=False)
+
+
+@pytest.mark.parametrize("prefix", ["student.", "net.", "transformer.", "model.", "policy.actor."])
+def test_names_under_a_prefix_of_any_kind(tmp_path, prefix):
+    from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
+
+    write(tmp_path)
+    weights = open_checkpoint(tmp_path).read_all()
+    save_checkpoint(tmp_path, {prefix + name: array for name, array in weights.items()})
+    for call in (logits, lambda folder: convert(folder, tmp_path / "out", report=False)):
+        with pytest.raises(MlxQwen3Error, match=f"begin with '{prefix}'"):
+            call(tmp_path)
+    assert not (tmp_path / "out").exists()
