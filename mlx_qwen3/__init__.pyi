@@ -59,6 +59,8 @@ from .models.qwen3 import Qwen3ForSequenceClassification as Qwen3ForSequenceClas
 from .models.qwen3 import Qwen3ForTokenClassification as Qwen3ForTokenClassification
 from .models.qwen3 import Qwen3Model as Qwen3Model
 from .qdq.calibration import calibrate as calibrate
+from .qdq.calibrators import HistogramCalibrator as HistogramCalibrator
+from .qdq.calibrators import MaxCalibrator as MaxCalibrator
 from .qdq.fake_quantizer import QuantDescriptor as QuantDescriptor
 from .qdq.fake_quantizer import TensorQuantizer as TensorQuantizer
 from .qdq.heads import QDQBertForMaskedLM as QDQBertForMaskedLM

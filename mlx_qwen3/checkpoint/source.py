@@ -115,7 +115,7 @@ def _complete(folder: Path, patterns: list[str], tokenizer: bool) -> bool:
         (folder / name).is_file() for name in VOCABULARY_FILES
     ):
         return False
-    if not any(pattern.endswith(".safetensors") for pattern in patterns):
+    if not any(pattern.endswith("model*.safetensors") for pattern in patterns):
         return any(any(folder.glob(pattern)) for pattern in patterns)
     from mlx_qwen3.checkpoint.reader import open_checkpoint
 

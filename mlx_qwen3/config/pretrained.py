@@ -36,15 +36,14 @@ ELSEWHERE = {
     "qwen2_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
     "qwen2_5_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
     **dict.fromkeys(
-        ("albert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert")
-        + ("mpnet", "roberta", "xlm-roberta"),
+        ("albert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"),
         "another encoder: run it with transformers (pip install transformers)",
     ),
 }
 """Architectures that people ask for and this package does not run -> where to go."""
 
 DTYPES = ("float32", "float16", "bfloat16")
-_RESERVED = ("fields", "shared_fields", "accepted_model_types", "known_fields")
+_RESERVED = ("self", "fields", "shared_fields", "accepted_model_types", "known_fields")
 _MORE_FIELDS = (
     "classifier_dropout",
     "dtype",
@@ -147,6 +146,8 @@ class PretrainedConfig:
     def _set_labels(self, fields: dict[str, Any]) -> None:
         id2label, label2id = fields.pop("id2label", None), fields.pop("label2id", None)
         num_labels = fields.pop("num_labels", None)
+        if label2id is not None and not isinstance(label2id, dict):
+            raise ConfigError(f"config field 'label2id' is {shown(label2id)}, expected a map of name to index")
         if id2label is None and isinstance(label2id, dict) and label2id:
             try:
                 id2label = {index: label for label, index in label2id.items()}
@@ -217,6 +218,8 @@ class PretrainedConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """Return the configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
+        if "self" in values:
+            raise ConfigError("config field 'self' cannot be set: the name is reserved. Remove it")
         values = {name: value for name, value in values.items() if name not in HUB_NAMES}
         labels = values.get("id2label") or values.get("label2id") or ()
         named = len(labels) if isinstance(labels, dict | list | tuple) else 0

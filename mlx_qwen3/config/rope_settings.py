@@ -4,11 +4,14 @@ Source: transformers 5.23 `modeling_rope_utils.py` (standardize and validate); o
 `rope_scaling`, newer ones one mapping `rope_parameters`.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
 from .fields import positive_number, shown
+
+logger = logging.getLogger(__name__)
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 DEFAULT_THETA = 10000.0
@@ -39,9 +42,20 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
     if source is not None and not isinstance(source, dict):
         raise ConfigError(f"config field {name!r} is {shown(source)}, expected a mapping or null")
     settings = dict(source or {})
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            raise ConfigError(
+                f"config field '{name}.{key}' is {shown(value)}, expected one set of settings for all layers"
+            )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise ConfigError(f"config field '{name}.rope_type' is {shown(kind)}, expected one of {', '.join(ROPE_TYPES)}")
+    if kind == "default" and settings.get("factor") not in (None, 1, 1.0):
+        logger.warning(
+            "config field '%s' has the factor %s without a rope_type that uses it: positions are not scaled",
+            name,
+            settings["factor"],
+        )
     settings["rope_type"] = kind
     if settings.get("rope_theta") is None:
         settings["rope_theta"] = DEFAULT_THETA if theta is None else theta

@@ -17,7 +17,9 @@ def check_repo_id(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         reason = str(error).rstrip(".")
-        raise HubError(f"{repo!r} is no valid name of a repository: {reason}. Give a name such as me/my-model") from None
+        raise HubError(
+            f"{repo!r} is no valid name of a repository: {reason}. Give a name such as me/my-model"
+        ) from None
 
 
 def upload_folder(folder: Path, repo: str) -> str:

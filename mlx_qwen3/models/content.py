@@ -43,7 +43,11 @@ _WRAPPERS = (
 _LEADING_WRAPPERS = (
     ("module.", "DataParallel or DistributedDataParallel", "save the model inside it: model.module"),
     ("language_model.", "a model of several modalities", "run the whole model with mlx-vlm (pip install mlx-vlm)"),
-    ("model.language_model.", "a model of several modalities", "run the whole model with mlx-vlm (pip install mlx-vlm)"),
+    (
+        "model.language_model.",
+        "a model of several modalities",
+        "run the whole model with mlx-vlm (pip install mlx-vlm)",
+    ),
 )
 _QUANTIZED_PARTS = (
     *("qweight", "qzeros", "g_idx", "weight_scale", "weight_scale_inv", "weight_scale_2", "input_scale"),

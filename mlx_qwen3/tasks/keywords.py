@@ -51,7 +51,6 @@ REFUSED = {
 """Keyword that has no meaning here, unless it is None or False -> what to do instead."""
 
 
-
 def split_loading_options(options: dict[str, Any], model_options: dict[str, Any] | None) -> dict[str, Any]:
     """Take what loading needs out of a constructor's `options`, in place, and return it with `model_options`.
 

@@ -1,6 +1,7 @@
 """Qwen3Config: defaults, derived fields, every spelling of the rotary settings, round trips, errors by field."""
 
 import json
+import logging
 
 import mlx.core as mx
 import pytest
@@ -177,3 +178,23 @@ def test_a_function_as_activation_works_but_cannot_be_saved(tmp_path):
     assert config.hidden_act is mx.tanh
     with pytest.raises(ConfigError, match="hidden_act"):
         config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"self": 1}, "'self' cannot be set"),
+        ({"label2id": 5}, "'label2id' is 5"),
+        ({"rope_scaling": {"full_attention": {"rope_type": "yarn", "factor": 4}}}, "one set of settings"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, "one set of settings"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(values, says):
+    with pytest.raises(ConfigError, match=says):
+        Qwen3Config.from_dict(values)
+
+
+def test_a_scaling_factor_without_a_type_is_reported(caplog):
+    with caplog.at_level(logging.WARNING, "mlx_qwen3"):
+        assert Qwen3Config(rope_scaling={"factor": 2.0}).rope_parameters["rope_type"] == "default"
+    assert "not scaled" in caplog.text

@@ -103,6 +103,17 @@ def test_a_part_of_a_repository_in_the_cache_is_completed(folder, monkeypatch, t
     assert asked == [True, True, False]
 
 
+def test_a_configuration_alone_in_the_cache_is_enough_for_it(folder, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    (tmp_path / "snapshot").mkdir()
+    (folder / "config.json").rename(tmp_path / "snapshot" / "config.json")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: str(tmp_path / "snapshot"))
+    assert mlx_qwen3.AutoConfig.from_pretrained("me/model", local_files_only=True).model_type == "qwen3"
+    with pytest.raises(HubError, match="no complete model"):
+        mlx_qwen3.AutoModelForCausalLM.from_pretrained("me/model", local_files_only=True)
+
+
 @pytest.mark.parametrize(
     "bad", [{"token": 5}, {"subfolder": "../x"}, {"proxies": 5}, {"local_files_only": "yes"}, {"revision": 3}]
 )
