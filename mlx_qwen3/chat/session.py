@@ -16,19 +16,23 @@ from mlx.utils import tree_flatten
 from ..cache import ignored_options, load_cache, save_cache, weights_fingerprint
 from ..errors import CacheError, InputError
 from ..generation import Decoding, GenerationConfig, resolve_options
+from ..generation.checks import check_callable, check_whole_number, type_name
 from ..generation.constraints import chosen_constraint
-from ..generation.context import new_cache
-from ..generation.options import NOT_GIVEN, GenerationKeywords
+from ..generation.context import new_cache, prefill_step_for
+from ..generation.keywords import GenerationKeywords
+from ..generation.options import NOT_GIVEN
 from ..generation.sampling import mixed
 from ..generation.steps import fill_prompt
-from ..generation.stream import token_budget
+from ..generation.stream import check_model_and_tokenizer, token_budget
 from .answer_rules import AnswerRules
 from .modes import Sampling, ThinkingSupport, mode_sampling, resolve_thinking, thinking_support
 from .tools import call_constraint, check_choice, make_tools, run_tool
-from .transcript import load_transcript, save_transcript
+from .transcript import checked_path, load_transcript, save_transcript
 from .turn import ChatPart, Turn, TurnStats
 
 logger = logging.getLogger(__name__)
+
+CACHE_OPTIONS = ("max_kv_size", "kv_bits", "kv_group_size", "quantized_kv_start")
 
 _SWITCH = re.compile(r"/(no_)?think\b")
 
@@ -85,8 +89,20 @@ class ChatSession:
         decoding: Decoding | None = None,
         **options: Unpack[GenerationKeywords],
     ):
-        if thinking_budget is not None and thinking_budget < 0:
-            raise InputError(f"thinking_budget is {thinking_budget}, expected 0 or more tokens")
+        check_model_and_tokenizer(model, tokenizer)
+        if thinking_budget is not None:
+            check_whole_number("thinking_budget", thinking_budget)
+        if max_tokens is not None:
+            check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 for what the context holds")
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise InputError(f"sampling is {type_name(sampling)}, expected a Sampling")
+        if not isinstance(cache_options or {}, Mapping):
+            raise InputError(f"cache_options is {type_name(cache_options)}, expected a dict such as {{'kv_bits': 8}}")
+        if system is not None and not isinstance(system, str):
+            raise InputError(f"system is {type_name(system)}, expected a text")
+        check_callable("decoding", decoding, "what prompt_lookup() or draft_with() returns")
+        check_callable("confirm", confirm, "a function of a tool's name and arguments")
+        prefill_step_for(model.config, prefill_step_size)
         self.model, self.tokenizer = model, tokenizer
         self.system = system
         self.messages: list[dict[str, Any]] = []
@@ -106,10 +122,14 @@ class ChatSession:
         self._decoding = decoding
         self._prefill_step_size = prefill_step_size
         self._streams = 0
+        user = options.get("generation_config")
+        if user is not None and not isinstance(user, GenerationConfig):
+            raise InputError(f"generation_config is {type_name(user)}, expected a GenerationConfig")
         self._options, self.sampling = _split_sampling(options, self.sampling)
         self._seed: int | None = self._options.get("seed")
         self._running: Turn | None = None
         resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
+        new_cache(model.config, **_known_cache_options(self._cache_options))
 
     def _made_rules(
         self,
@@ -233,7 +253,7 @@ class ChatSession:
         """
         if self.cache is None or not self.cache.offset:
             raise InputError("nothing is cached yet")
-        identity = {"weights": fingerprint(self.model)}
+        path, identity = checked_path(path), {"weights": fingerprint(self.model)}
         save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
 
     def load_cache(self, path: str | Path) -> int:
@@ -242,6 +262,7 @@ class ChatSession:
         Raises:
             CacheError: no such file, or one that another model or other weights have made.
         """
+        path = checked_path(path)
         cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
         if len(info.token_ids) != cache.offset:
             raise CacheError(f"{path} does not say which tokens it holds: it was not saved by a chat")
@@ -358,6 +379,14 @@ def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], S
         rest["temperature"] = rest.pop("temp")
     given = {name: rest.pop(name) for name in ("temperature", "top_p", "top_k", "min_p") if name in rest}
     return rest, Sampling(**given).over(sampling)
+
+
+def _known_cache_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options; raise `InputError` for a name that is none of a cache's."""
+    unknown = sorted(map(str, set(options) - set(CACHE_OPTIONS)))
+    if unknown:
+        raise InputError(f"cache_options has no {unknown[0]!r}. Known: {', '.join(CACHE_OPTIONS)}")
+    return dict(options)
 
 
 def fingerprint(model: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConstraintError, InputError
 from ..generation.after_thinking import TokenMatcher
+from ..generation.checks import check_list
 from ..generation.constraints import Constraint, check_start, json_grammar
 from ..generation.token_masks import Mask, forbid, only, permit
 from ..generation.tokenizer_tables import token_tables
@@ -61,6 +62,8 @@ def make_tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -
         InputError: something else, a function without type hints or a docstring, two tools of one name.
     """
     made: list[Tool] = []
+    if tools is not None:
+        check_list("tools", tools, "a list of functions or JSON schemas")
     for given in tools or ():
         if isinstance(given, Mapping):
             function, schema = None, given

@@ -6,8 +6,17 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import json_text, read_json_object, write_atomically
+from ..generation.checks import type_name
 
 FORMAT, VERSION = "mlx_qwen3.chat", 1
+
+
+def checked_path(path: Any) -> Path:
+    """Return the path of a file, with the home folder in place of ~; raise `InputError` for what is no path."""
+    try:
+        return Path(os.path.expanduser(path))
+    except TypeError:
+        raise InputError(f"the path is {type_name(path)}, expected the name of a file") from None
 
 
 def save_transcript(
@@ -21,7 +30,7 @@ def save_transcript(
     Raises:
         InputError: the file cannot be written, or another kind of file has that name.
     """
-    path = Path(os.path.expanduser(path))
+    path = checked_path(path)
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} holds a NUL character. Give the name of a file")
     try:
@@ -46,7 +55,7 @@ def load_transcript(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, or no conversation in it.
     """
-    path = Path(os.path.expanduser(path))
+    path = checked_path(path)
     content = read_json_object(path, error=InputError)
     if content.get("format") != FORMAT:
         raise InputError(f"{path} is no conversation saved by /save. Give one that is")

@@ -8,13 +8,16 @@ from typing import Any, Unpack, cast
 import mlx.core as mx
 
 from ..errors import InputError
-from .checks import check_whole_number
+from .checks import check_callable, check_list, check_whole_number, plain
 from .constrained_answer import end_reason, matcher_for
 from .constraint_processors import ConstraintProcessor, per_prompt
 from .constraints import Constraint, chosen_constraint
 from .context import tokens_left
 from .continuous_batch import BatchSequence, RowToken, decode_rows
-from .options import NOT_GIVEN, GenerationKeywords, GenerationOptions, NotGiven, resolve_options
+from .criteria import checked_stop_strings
+from .keywords import GenerationKeywords
+from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
+from .processors import processor_list
 from .sampling import RandomSampler, Sampler
 from .steps import checked_prompt
 from .stop_strings import StopStrings
@@ -22,6 +25,9 @@ from .stream import (
     STREAM_ARGUMENTS,
     EndOfText,
     TextCodec,
+    check_cache,
+    check_model_and_tokenizer,
+    checked_history,
     ending_ids,
     prompt_ids,
     prompt_tail,
@@ -117,7 +123,7 @@ def batch_generate(
     max_tokens: int | Sequence[int | None] | NotGiven | None = NOT_GIVEN,
     *,
     sampler: Sampler | Sequence[Sampler] | None = None,
-    logits_processors: Sequence[Any] = (),
+    logits_processors: Sequence[Any] | None = (),
     stops: Sequence[str | Sequence[str] | None] | None = None,
     logprobs: bool = False,
     enable_thinking: bool | None = None,
@@ -162,6 +168,7 @@ def batch_generate(
         ConstraintError: a constraint that cannot be kept.
         ContextError: a prompt that fills the context.
     """
+    check_model_and_tokenizer(model, tokenizer)
     check_whole_number("completion_batch_size", completion_batch_size, least=1)
     resolved = resolve_options(model, options, streaming=True, more=(*STREAM_ARGUMENTS, "stops", "prompt_caches"))
     if resolved.drafts:
@@ -176,7 +183,9 @@ def batch_generate(
     )
     count = len(ids)
     caches = [None] * count if prompt_caches is None else _each(prompt_caches, count, "prompt_caches")
-    before = [()] * count if histories is None else _each(histories, count, "histories")
+    before = [()] * count if histories is None else list(map(checked_history, _each(histories, count, "histories")))
+    for cache in caches:
+        check_cache("prompt_caches", cache)
     limits: list[Any] = (
         _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
     )
@@ -210,8 +219,8 @@ def batch_generate(
             )
             processors = [*processors, follower]
         sequences.append(BatchSequence(i, row, budget, samplers[i], processors, logprobs, cache, before[i]))
-        watched = StopStrings(own_stops[i])
-        watched = StopStrings(own_stops[i], prompt_tail(tokenizer, prompts[i], mx.array([row]), watched.strings))
+        strings = checked_stop_strings(own_stops[i], "stops")
+        watched = StopStrings(strings, prompt_tail(tokenizer, prompts[i], mx.array([row]), strings))
         ends = EndOfText(eos, resolved.criteria(), [*before[i], *row])
         answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget, constraint=follower))
 
@@ -259,22 +268,29 @@ def _samplers(
 ) -> list[Sampler]:
     """Return one sampler per prompt; prompts that share a seed draw independently."""
     if sampler is not None and not callable(sampler):
-        return _each(sampler, count, "sampler")
+        own = _each(sampler, count, "sampler")
+        for one in own:
+            check_callable("sampler", () if one is None else one, "a function of scores (n, V) for each prompt")
+        return own
     shared = options.sampler(warped) if sampler is None else sampler
     return [shared.for_row(i) if isinstance(shared, RandomSampler) else shared for i in range(count)]
 
 
-def _custom_processors(processors: Sequence[Any], count: int) -> list[list[Any]]:
+def _custom_processors(processors: Any, count: int) -> list[list[Any]]:
     """Return the user's processors of each prompt."""
-    if processors and all(isinstance(own, list | tuple) and not callable(own) for own in processors):
-        return [list(own) for own in _each(processors, count, "logits_processors")]
-    return [list(processors)] * count
+    name = "logits_processors"
+    by_row = isinstance(processors, list | tuple) and not callable(processors) and len(processors) > 0
+    if by_row and all(own is None or isinstance(own, list | tuple) for own in processors):
+        return [processor_list(own, name) for own in _each(processors, count, name)]
+    return [processor_list(processors, name)] * count
 
 
 def _checked_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
     if isinstance(prompts, str | Mapping):
         kind = "a text" if isinstance(prompts, str) else "a mapping"
         raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one")
+    prompts = plain(prompts)
+    check_list("prompts", prompts, "a list of texts, ids or conversations")
     rows = []
     for number, prompt in enumerate(prompts):
         try:
@@ -285,7 +301,8 @@ def _checked_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **templ
     return rows
 
 
-def _each(values: Sequence[Any], count: int, name: str) -> list[Any]:
+def _each(values: Any, count: int, name: str) -> list[Any]:
+    check_list(name, values, "a list with one entry per prompt")
     if len(values) != count:
         raise InputError(f"{name} has {len(values)} entries for {count} prompts. Give one for each, or one for all")
     return list(values)

@@ -5,6 +5,32 @@ from typing import Any
 
 from ..errors import InputError
 
+LARGEST_NUMBER = 1e300
+"""Larger numbers are treated as infinite: every computation is in float32 at most."""
+
+
+def plain(value: Any) -> Any:
+    """Return the numbers of an array, or of a NumPy scalar, as Python has them; other values as they are."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def type_name(value: Any) -> str:
+    """Return the type of a value with its article, for messages about values that are too long to show."""
+    name = "None" if value is None else type(value).__name__
+    return name if value is None else f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def check_callable(name: str, value: Any, expected: str) -> None:
+    """Raise `InputError` unless `value` is None or can be called."""
+    if value is not None and not callable(value):
+        raise InputError(f"{name} is {type_name(value)}, expected {expected}")
+
+
+def check_list(name: str, value: Any, expected: str) -> None:
+    """Raise `InputError` unless `value` is a list or a tuple."""
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{name} is {type_name(value)}, expected {expected}")
+
 
 def check_number(
     name: str,
@@ -16,7 +42,8 @@ def check_number(
     hint: str = "",
 ) -> None:
     """Raise `InputError` unless `value` is a finite number within the limits."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    good = number and abs(value) <= LARGEST_NUMBER  # false for NaN
     if good and (above is None or value > above) and least <= value <= most:
         return
     if above is not None:

@@ -24,6 +24,7 @@ from ..config.fields import (
 )
 from ..errors import ConfigError
 from ..files import json_text, read_json_object, write_atomically
+from .checks import LARGEST_NUMBER, plain
 
 FILE_NAME = "generation_config.json"
 
@@ -44,30 +45,32 @@ NOT_SUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "encoder_no_repeat_ngram_size": ((0,), "Use no_repeat_ngram_size"),
     "watermarking_config": ((), "Leave it out"),
     "token_healing": ((False,), "Leave it out"),
-    "low_memory": ((False,), "Leave it out"),
     "cache_implementation": (("dynamic",), "Pass a cache as past_key_values or prompt_cache"),
     "assistant_early_exit": ((), "Pass a small model as assistant_model"),
+    "assistant_ensemble_weight": ((), "Leave it out: a draft never changes the answer"),
+    "speculation_type": ((), "Pass a small model as assistant_model"),
+    "use_mtp": ((False,), "Pass a small model as assistant_model"),
 }
 """Fields of the reference that are not computed here: the values that ask for nothing, and advice."""
 
-IGNORED = frozenset(
-    {
-        "disable_compile",
-        "compile_config",
-        "cache_config",
-        "return_legacy_cache",
-        "is_assistant",
-        "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
-        "assistant_lookbehind",
-        "target_lookbehind",
-        "max_matching_ngram_size",
-        "decoder_start_token_id",
-        "continuous_batching_config",
-        "transformers_version",
-    }
-)
-"""Fields of the reference that do not change which tokens are chosen."""
+IGNORED = {
+    "disable_compile": "nothing is compiled",
+    "compile_config": "nothing is compiled",
+    "cache_config": "it belongs to cache_implementation",
+    "max_cache_len": "it sizes static caches; these grow",
+    "return_legacy_cache": "there is one kind of cache",
+    "is_assistant": "the reference sets it on its own copies",
+    "num_assistant_tokens_schedule": "drafts are as long as they pay",
+    "assistant_confidence_threshold": "drafts are as long as they pay",
+    "assistant_lookbehind": "it translates between tokenizers; a draft model has the same vocabulary",
+    "target_lookbehind": "it translates between tokenizers; a draft model has the same vocabulary",
+    "max_matching_ngram_size": "it changes how drafts are found, not the tokens",
+    "low_memory": "it belongs to contrastive search",
+    "decoder_start_token_id": "it belongs to encoder-decoder models",
+    "continuous_batching_config": "it belongs to another function of the reference",
+    "transformers_version": "it says who wrote the file",
+}
+"""Fields of the reference that do not change which tokens are chosen, and why."""
 
 SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"})
 """Fields that count only where tokens are sampled."""
@@ -288,12 +291,16 @@ class GenerationConfig:
 
 
 def _normalized(name: str, value: Any) -> Any:
-    """Return whole numbers that a file writes as 20.0, and "no limit" that it writes as -1."""
-    check = GenerationConfig.fields.get(name)
+    """Return arrays as lists, and as numbers what a file writes as 20.0, or as -1 for "no limit"."""
+    check, value = GenerationConfig.fields.get(name), plain(value)
     if isinstance(value, float) and value.is_integer() and check in (positive_int, natural_int):
         value = int(value)
+    if check in _NUMBERS and isinstance(value, int) and 1 << 53 < abs(value) <= LARGEST_NUMBER:
+        value = float(value)  # MLX takes integers of 64 bits
     return 0 if name == "top_k" and value == NO_LIMIT_TOP_K and not isinstance(value, bool) else value
 
+
+_NUMBERS = (natural_number, positive_number, _number)
 
 _LEGACY_FIELDS = (
     "do_sample",

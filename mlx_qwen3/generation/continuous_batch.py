@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..layers.devices import on_cuda
 from .context import MOVING_FREQUENCIES, new_cache
 from .decoding import INVALID, NOTHING_ALLOWED, Chooser, start_evaluation
-from .processors import RowProcessor
+from .processors import RowProcessor, apply_processors
 from .sampling import Sampler, greedy, mark_invalid, needs_logprobs, normalized, sample_rows
 from .steps import decode_steps
 
@@ -280,9 +280,8 @@ class ContinuousBatch:
         if any(row.processors for row in rows):
             parts = [part.astype(mx.float32) for part in mx.split(logits, len(rows))]
             for i, row in enumerate(rows):
-                for process in row.processors:
-                    assert row.history is not None
-                    parts[i] = process(row.history, parts[i])
+                if row.history is not None:
+                    parts[i] = apply_processors(row.processors, row.history, parts[i])
             logits = mx.concatenate(parts)
         logprobs = normalized(logits) if any(row.logprobs for row in rows) else None
         tokens = mark_invalid(sample_rows(logits, [row.sampler for row in rows]), logits)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import mlx.core as mx
 
 from ..errors import InputError
-from .processors import RowProcessor
+from .processors import RowProcessor, apply_processors
 from .sampling import INVALID, Sampler, mark_invalid, normalized
 from .token_masks import Mask, apply_masks
 
@@ -88,8 +88,7 @@ class Chooser:
         if self.processors:
             assert history is not None
             logits = logits.astype(mx.float32)
-            for process in self.processors:
-                logits = process(history, logits)
+            logits = apply_processors(self.processors, history, logits)
         if masks is not None:
             logits = apply_masks(logits, masks)
         logprobs = None

@@ -16,6 +16,7 @@ from ..layers.arguments import as_array, check_range
 from .criteria import StoppingCriteriaList
 from .decoding import NOTHING_ALLOWED
 from .options import GenerationOptions
+from .processors import apply_processors
 from .results import GenerateOutput
 from .sampling import INVALID, RandomSampler, Sampler, mark_invalid, sample_rows
 
@@ -237,11 +238,8 @@ class GenerateLoop:
         scores = logits
         if self.processors or self.warpers or self.collect_scores or self.collect_logits:
             scores = logits = logits.astype(mx.float32)
-        for process in self.processors:
-            scores = process(ids, scores)
-        output, warped = self._output, scores
-        for warp in self.warpers:
-            warped = warp(ids, warped)
+        scores = apply_processors(self.processors, ids, scores)
+        output, warped = self._output, apply_processors(self.warpers, ids, scores)
         if self.collect_scores:
             output.scores = (*(output.scores or ()), warped)
         scores = warped if self.sample_warped else scores

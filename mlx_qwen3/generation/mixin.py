@@ -17,13 +17,14 @@ from ..cache import Cache
 from ..checkpoint.gguf import is_gguf
 from ..config.gguf import generation_from_gguf
 from ..errors import InputError
+from .checks import type_name
 from .config import FILE_NAME, GenerationConfig
 from .context import new_cache
 from .criteria import EndsWithStopString, StoppingCriteriaList
 from .decoding import Chooser
 from .generate_loop import BatchPrompt, GenerateLoop, cached_tokens, evaluate_tree
 from .options import GenerationOptions, is_option, resolve_options
-from .processors import LogitsProcessorList
+from .processors import LogitsProcessorList, processor_list
 from .results import GenerateOutput
 from .sampling import normalized
 from .steps import decode_steps
@@ -75,6 +76,7 @@ class GenerationMixin:
         Args:
             input_ids: (B, L) token ids, padded on the left; a tokenizer's output, with its mask; or None where there
                 are `inputs_embeds` (B, L, M), whose result then holds the new tokens alone. `inputs` is another name.
+                Without either the text starts with `bos_token_id`, if the configuration has one.
             generation_config: fields that it leaves at None come from the model's own.
             logits_processor: functions of ids (B, S) and float32 scores (B, V) that return scores; they come after
                 the package's own and before temperature.
@@ -99,14 +101,22 @@ class GenerationMixin:
             raise InputError("inputs and input_ids are two names of one argument. Pass one of them")
         input_ids = inputs if input_ids is None else input_ids
         if isinstance(input_ids, Mapping):
+            if "input_ids" not in input_ids:
+                raise InputError("the prompt is a mapping without input_ids. Pass ids (batch, length)")
             attention_mask = input_ids.get("attention_mask") if attention_mask is None else attention_mask
             input_ids = input_ids["input_ids"]
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise InputError(f"streamer is {type_name(streamer)}, expected an object with put(tokens) and end()")
+        custom = processor_list(logits_processor, "logits_processor")
         named = {name: options.pop(name) for name in list(options) if is_option(name)}
         self._refuse_unknown(options)
         if generation_config is not None:
             named["generation_config"] = generation_config
         resolved = resolve_options(self, named)
         config = resolved.config
+        if input_ids is None and inputs_embeds is None and config.bos_token_id is not None:
+            first = config.bos_token_id
+            input_ids = [[first if isinstance(first, int) else first[0]]]
         use_cache = self.config.use_cache if config.use_cache is None else config.use_cache
         past_length = cached_tokens(past_key_values) if use_cache else 0
         prompt = BatchPrompt.of(
@@ -126,7 +136,6 @@ class GenerationMixin:
             if tokenizer is None:
                 raise InputError("stop_strings needs the tokenizer. Pass tokenizer=…")
             criteria.append(EndsWithStopString(resolved.stop_strings, tokenizer))
-        custom = list(logits_processor or [])
         in_full = bool(config.return_dict_in_generate)
         wanted = {
             name: True for name in ("output_attentions", "output_hidden_states") if in_full and getattr(config, name)
@@ -201,7 +210,7 @@ class GenerationMixin:
         known = [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
         accepted = [parameter.name for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
         for name in options:
-            if name not in accepted or name in ("self", "labels"):
+            if name not in accepted or name == "self":
                 near = difflib.get_close_matches(name, [*GenerationConfig.fields, *accepted], 1)
                 hint = f"Did you mean {near[0]!r}?" if near else "See help(model.generate) and GenerationConfig"
                 raise InputError(f"unknown argument {name!r}. {hint}")

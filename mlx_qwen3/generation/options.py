@@ -12,15 +12,16 @@ import enum
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import mlx.core as mx
 
 from ..config.fields import shown
 from ..errors import ConfigError, InputError, MlxQwen3Error
-from .checks import check_seed
+from .checks import check_seed, plain
 from .config import IGNORED, NOT_SUPPORTED, SAMPLING, GenerationConfig
 from .criteria import Criterion, MaxTime, checked_criteria, checked_stop_strings
+from .keywords import GenerationKeywords
 from .processors import (
     LogitBias,
     LogitsProcessor,
@@ -53,20 +54,32 @@ DEFAULT_TOP_K = 50
 ALIASES = {"temp": "temperature", "draft_model": "assistant_model", "num_draft_tokens": "num_assistant_tokens"}
 """Names of mlx_lm → names here."""
 
-ELSEWHERE = {
-    "verbose": "Nothing prints here; print the text of stream_generate's responses",
-    "negative_prompt_ids": "Leave it out",
-    "negative_prompt_attention_mask": "Leave it out",
-    "custom_generate": "No code from a checkpoint is run; leave it out",
-    "synced_gpus": "Leave it out",
-    "use_model_defaults": "Set model.generation_config = GenerationConfig() instead",
-    "model_kwargs": "Pass the arguments themselves",
-    "repetition_context_size": "Pass logits_processors=[RepetitionPenalty(penalty, context_size)]",
-    "xtc_probability": "Pass a sampler of your own",
-    "xtc_threshold": "Pass a sampler of your own",
-    "max_kv_size": "Pass a cache with that size as past_key_values",
+ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "verbose": ((False,), "Nothing prints here; print the text of stream_generate's responses"),
+    "negative_prompt_ids": ((), "Leave it out"),
+    "negative_prompt_attention_mask": ((), "Leave it out"),
+    "custom_generate": ((), "No code from a checkpoint is run; leave it out"),
+    "synced_gpus": ((False,), "Leave it out"),
+    "use_model_defaults": ((False, True), "Set model.generation_config = GenerationConfig() instead"),
+    "model_kwargs": ((), "Pass the arguments themselves"),
+    "repetition_context_size": ((), "Pass logits_processors=[RepetitionPenalty(penalty, context_size)]"),
+    "xtc_probability": ((0,), "Pass a sampler of your own"),
+    "xtc_threshold": ((0,), "Pass a sampler of your own"),
+    "max_kv_size": ((), "Pass a cache with that size as past_key_values"),
+    "logits_to_keep": ((0, 1), "The logits of the newest position are all that is computed; leave it out"),
+    "return_dict": ((True,), "Pass return_dict_in_generate=False"),
+    "labels": ((), "Call the model itself for a loss"),
 }
-"""Keywords that are refused by name, and what to do instead; None and False ask for nothing."""
+"""Keywords that are refused by name: the values that ask for nothing, besides None, and what to do instead."""
+
+ONE_ROW: dict[str, tuple[tuple[Any, ...], str]] = {
+    "num_return_sequences": ((1,), "Give batch_generate the prompt several times"),
+    "output_scores": ((False,), "Pass logprobs=True"),
+    "output_logits": ((False,), "Pass logprobs=True"),
+    "output_attentions": ((False,), "Use model.generate"),
+    "output_hidden_states": ((False,), "Use model.generate"),
+}
+"""Fields that only `model.generate` has, in the same form."""
 
 
 class NotGiven(enum.Enum):
@@ -77,55 +90,6 @@ class NotGiven(enum.Enum):
 
 NOT_GIVEN = NotGiven.NOT_GIVEN
 """Stands for an argument that the caller left out, where None means something."""
-
-
-class GenerationKeywords(TypedDict, total=False):
-    """What every way to generate takes as keywords: the fields of `GenerationConfig`, and what no file can hold."""
-
-    generation_config: GenerationConfig | None
-    max_length: int | None
-    max_new_tokens: int | None
-    min_length: int | None
-    min_new_tokens: int | None
-    max_time: float | None
-    stop: str | Sequence[str] | None
-    stop_strings: str | Sequence[str] | None
-    do_sample: bool | None
-    temperature: float | None
-    temp: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    top_h: float | None
-    typical_p: float | None
-    epsilon_cutoff: float | None
-    eta_cutoff: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    no_repeat_ngram_size: int | None
-    bad_words_ids: Sequence[Sequence[int]] | None
-    sequence_bias: Any
-    logit_bias: Mapping[int, float] | None
-    suppress_tokens: Sequence[int] | None
-    begin_suppress_tokens: Sequence[int] | None
-    forced_bos_token_id: int | None
-    forced_eos_token_id: int | Sequence[int] | None
-    exponential_decay_length_penalty: tuple[int, float] | None
-    remove_invalid_values: bool | None
-    renormalize_logits: bool | None
-    prefix_allowed_tokens_fn: AllowedTokens | None
-    stopping_criteria: Any
-    assistant_model: Any
-    draft_model: Any
-    num_assistant_tokens: int | None
-    num_draft_tokens: int | None
-    prompt_lookup_num_tokens: int | None
-    eos_token_id: int | Sequence[int] | None
-    eos_token_ids: Sequence[int] | None
-    pad_token_id: int | None
-    num_beams: int | None
-    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -306,7 +270,7 @@ def resolve_options(
         named["stop_strings"] = checked_stop_strings(named.pop("stop")) or None
     if "eos_token_ids" in named:
         ids = named.pop("eos_token_ids")
-        named["eos_token_id"] = None if ids is None else [int(token) for token in ids]
+        named["eos_token_id"] = list(ids) if isinstance(ids, set | frozenset | range) else ids
     user = named.pop("generation_config", None)
     if user is not None and not isinstance(user, GenerationConfig):
         raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig")
@@ -324,7 +288,7 @@ def resolve_options(
     _refuse_unsupported(values, given, own, streaming)
     config = GenerationConfig.unchecked(values)
     _check_fields(config, given, own, InputError if streaming else ConfigError)
-    check_seed(extra.get("seed"))
+    check_seed(plain(extra.get("seed")))
     if extra.get("logit_bias") is not None:
         LogitBias(extra["logit_bias"])
     assistant = extra.get("assistant_model")
@@ -337,7 +301,7 @@ def resolve_options(
         extra.get("prefix_allowed_tokens_fn"),
         checked_criteria(extra.get("stopping_criteria")),
         assistant,
-        extra.get("seed"),
+        plain(extra.get("seed")),
     )
     checked_stop_strings(config.stop_strings, "stop_strings")
     options.processors(1, 2)  # raises for what cannot be applied, before anything is computed
@@ -363,22 +327,26 @@ def is_option(name: str) -> bool:
 def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
     for name in list(named):
         if name in ELSEWHERE:
+            neutral, advice = ELSEWHERE[name]
             value = named.pop(name)
-            neutral = value is None or value is False or (name == "use_model_defaults" and value is True)
-            if not neutral:
-                raise InputError(f"{name} is not supported: {shown(value)}. {ELSEWHERE[name]}")
+            if not _asks_nothing(value, neutral):
+                raise InputError(f"{name} is not supported: {shown(value)}. {advice}")
         elif not GenerationConfig.knows(name):
             known = [*GenerationKeywords.__annotations__, *more]
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else "See the fields of GenerationConfig"
+            hint = f"Did you mean {near[0]!r}?" if near else "See stream_generate and the fields of GenerationConfig"
             raise InputError(f"unknown argument {name!r}. {hint}")
+
+
+def _asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    return value is None or (isinstance(value, bool | int | float | str) and value in neutral)
 
 
 def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: GenerationConfig, streaming: bool) -> None:
     """Raise for what is not computed here; what only the model's file asks for is left out of a stream, and said."""
     for name, (neutral, advice) in NOT_SUPPORTED.items():
         value = values.pop(name, None)
-        if value is None or value in neutral:
+        if _asks_nothing(value, neutral):
             continue
         if streaming and name not in given:
             logger.warning("%s asks for %s = %s, which is not supported and left out", own.source, name, shown(value))
@@ -387,6 +355,9 @@ def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: Gene
             continue  # without beams, which would have been refused, they change nothing
         where = "" if name in given else f"{own.source or 'the generation_config'}: "
         raise InputError(f"{where}{name} is not supported: {shown(value)}. {advice}")
+    for name, (neutral, advice) in ONE_ROW.items() if streaming else ():
+        if name in given and not _asks_nothing(values.get(name), neutral):
+            raise InputError(f"{name} is not supported where text is streamed: {shown(values[name])}. {advice}")
     for name in IGNORED:
         values.pop(name, None)
 

@@ -26,7 +26,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
-from .checks import check_number
+from .checks import check_number, type_name
 
 RowProcessor = Callable[[mx.array, mx.array], mx.array]
 """The ids of one sequence (S,) and its logits (1, V) → logits (1, V)."""
@@ -49,9 +49,38 @@ class LogitsProcessorList(list[Any]):
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         """Return the scores after all processors."""
-        for process in self:
-            scores = process(input_ids, scores)
-        return scores
+        return apply_processors(self, input_ids, scores)
+
+
+def processor_list(processors: Any, name: str) -> list[Any]:
+    """Return the processors of a call: none, one, or several; a `LogitsProcessorList` stays one, of its own form.
+
+    Raises:
+        InputError: something that cannot be called.
+    """
+    if processors is None:
+        return []
+    several = isinstance(processors, Sequence) and not isinstance(processors, LogitsProcessorList)
+    found: list[Any] = list(processors) if several else [processors]
+    for process in processors if isinstance(processors, Sequence) else found:
+        if not callable(process):
+            raise InputError(f"{name} holds {type_name(process)}, expected functions of token ids and scores")
+    return found
+
+
+def apply_processors(processors: Iterable[Any], ids: mx.array, scores: mx.array) -> mx.array:
+    """Return the scores after all processors, each called with the ids.
+
+    Raises:
+        InputError: a processor returns something else than scores of the same shape.
+    """
+    for process in processors:
+        found = process(ids, scores)
+        if not isinstance(found, mx.array) or found.shape != scores.shape:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, mx.array) else type_name(found)
+            raise InputError(f"a logits processor returned {what}, expected scores of shape {tuple(scores.shape)}")
+        scores = found
+    return scores
 
 
 def row_processors(processors: Iterable[Any], row: int = 0) -> list[RowProcessor]:
@@ -97,7 +126,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     def __init__(self, penalty: float, context_size: int | None = None, padding: mx.array | None = None):
         check_number("repetition_penalty", penalty, above=0, hint="1 for none")
-        self.penalty, self.context_size, self.padding = penalty, context_size, padding
+        self.penalty, self.context_size, self.padding = float(penalty), context_size, padding
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         size = scores.shape[-1]
@@ -119,7 +148,7 @@ class PresencePenalty(LogitsProcessor):
     def __init__(self, presence: float, frequency: float, prompt_length: int):
         check_number("presence_penalty", presence, hint="0 for none")
         check_number("frequency_penalty", frequency, hint="0 for none")
-        self.presence, self.frequency, self.prompt_length = presence, frequency, prompt_length
+        self.presence, self.frequency, self.prompt_length = float(presence), float(frequency), prompt_length
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         made = input_ids[:, self.prompt_length :]

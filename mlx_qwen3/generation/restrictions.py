@@ -10,8 +10,9 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from ..config.fields import shown
 from ..errors import InputError
-from .checks import check_number, check_whole_number
+from .checks import check_number, check_whole_number, plain
 from .processors import LogitsProcessor
 
 AllowedTokens = Callable[[int, mx.array], Sequence[int]]
@@ -111,7 +112,10 @@ class AllowedPrefixes(LogitsProcessor):
         mask = np.full(scores.shape, -math.inf, dtype=np.float32)
         for row in range(scores.shape[0]):
             number = self.first_row + row
-            allowed = [int(token) for token in self.function(number, input_ids[row])]
+            found = plain(self.function(number, input_ids[row]))
+            if not isinstance(found, list | tuple) or not all(isinstance(token, int) for token in map(plain, found)):
+                raise InputError(f"prefix_allowed_tokens_fn returned {shown(found)}, expected a list of token ids")
+            allowed = [int(token) for token in found]
             if not allowed or min(allowed) < 0 or max(allowed) >= scores.shape[-1]:
                 raise InputError(
                     f"prefix_allowed_tokens_fn returned {allowed} for row {number}, expected at least one token id "
@@ -128,6 +132,8 @@ class ForcedToken(LogitsProcessor):
 
     def __init__(self, tokens: Sequence[int] | int, length: int, name: str):
         self.tokens = [tokens] if isinstance(tokens, int) else list(tokens)
+        if not self.tokens:
+            raise InputError(f"{name} is an empty list, expected a token id or a list of them")
         self.length, self.name = length, name
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:

@@ -15,7 +15,8 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from .checks import check_number, check_seed, check_whole_number
+from ..errors import InputError
+from .checks import check_number, check_seed, check_whole_number, type_name
 
 Sampler = Callable[[mx.array], mx.array]
 """Scores (B, V) → token ids (B,)."""
@@ -135,7 +136,7 @@ class RandomSampler:
         if self.temperature < _SMALLEST_TEMPERATURE:
             scores = mx.where(scores == best, 0.0, -math.inf)
         else:
-            scores = (scores - best) / self.temperature
+            scores = (scores - best) / float(self.temperature)
         if self.top_p < 1:
             order = mx.argsort(-scores, axis=-1)
             scores = mx.take_along_axis(scores, order, axis=-1)
@@ -183,7 +184,15 @@ def normalized(logits: mx.array) -> mx.array:
 def mark_invalid(tokens: mx.array, scores: mx.array) -> mx.array:
     """Return tokens (B,) chosen from scores (B, V), `INVALID` where every score is −inf or one is NaN."""
     best = mx.max(scores, axis=-1)
-    return mx.where(best > -math.inf, tokens.astype(mx.int32), INVALID)
+    return mx.where(best > -math.inf, _checked_tokens(tokens, scores.shape[0]).astype(mx.int32), INVALID)
+
+
+def _checked_tokens(tokens: Any, rows: int) -> mx.array:
+    """Return what a sampler returned, or raise `InputError` unless it is one token id per row."""
+    if isinstance(tokens, mx.array) and tokens.shape == (rows,):
+        return tokens
+    found = f"shape {tuple(tokens.shape)}" if isinstance(tokens, mx.array) else type_name(tokens)
+    raise InputError(f"a sampler returned {found}, expected token ids of shape ({rows},)")
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
@@ -201,7 +210,7 @@ def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
             keys = [samplers[row].take_keys(1) for row in rows]  # type: ignore[attr-defined]  # all of one class
             drawn.append(sampler.draw(own, np.concatenate(keys)))
         else:
-            drawn.append(sampler(normalized(own) if needs_logprobs(sampler) else own))
+            drawn.append(_checked_tokens(sampler(normalized(own) if needs_logprobs(sampler) else own), len(rows)))
     if len(groups) == 1:
         return drawn[0]
     order = [row for rows in groups.values() for row in rows]

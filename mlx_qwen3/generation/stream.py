@@ -10,12 +10,15 @@ import mlx.core as mx
 from ..distributed import stoppable
 from ..errors import InputError
 from .after_thinking import TokenMatcher
+from .checks import check_callable, check_list, check_whole_number, plain, type_name
 from .constrained_answer import constrained, end_reason, matcher_for, whole_answer
 from .constraints import KINDS, chosen_constraint
 from .context import new_cache, tokens_left
 from .criteria import Criterion, MaxTime, rows_of
 from .decoding import CachedModel, Chooser, Decoding, Progress, Step
-from .options import NOT_GIVEN, GenerationKeywords, GenerationOptions, NotGiven, resolve_options
+from .keywords import GenerationKeywords
+from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
+from .processors import processor_list
 from .results import GenerationResponse
 from .sampling import Sampler, needs_logprobs
 from .steps import checked_prompt, decode_steps
@@ -62,13 +65,13 @@ def stream_generate(
     max_tokens: int | NotGiven | None = NOT_GIVEN,
     *,
     sampler: Sampler | None = None,
-    logits_processors: Sequence[Any] = (),
+    logits_processors: Sequence[Any] | None = (),
     logprobs: bool = False,
     enable_thinking: bool | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool | None = None,
     prompt_cache: Any = None,
-    history: Sequence[int] = (),
+    history: Sequence[int] | None = (),
     max_kv_size: int | None = None,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -122,6 +125,15 @@ def stream_generate(
         ContextError: a prompt that fills the context.
         TokenizerError: messages, and no chat template.
     """
+    check_model_and_tokenizer(model, tokenizer)
+    custom = processor_list(logits_processors, "logits_processors")
+    check_callable("sampler", sampler, "a function of scores (1, V)")
+    check_callable("prompt_progress_callback", prompt_progress_callback, "a function of two numbers")
+    check_callable("decoding", decoding, "what prompt_lookup() or draft_with() returns")
+    if matcher is not None and not hasattr(matcher, "forced"):
+        raise InputError(f"matcher is {type_name(matcher)}, expected what Constraint.matcher() returns")
+    check_cache("prompt_cache", prompt_cache)
+    history = checked_history(history)
     resolved = resolve_options(model, options, streaming=True, more=STREAM_ARGUMENTS)
     config = resolved.config
     constraint = chosen_constraint(tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
@@ -150,7 +162,7 @@ def stream_generate(
     prompt_length = ids.shape[1] + len(history)
     limit = tokens_left(model.config, cache.offset, ids.shape[1], token_budget(resolved, max_tokens, prompt_length))
     warped = sampler is None and resolved.needs_warpers
-    processors = resolved.row_processors(prompt_length, prompt_length + limit, list(logits_processors), warped=warped)
+    processors = resolved.row_processors(prompt_length, prompt_length + limit, custom, warped=warped)
     sampler = resolved.sampler(warped) if sampler is None else sampler
     decoding = resolved.decoding(model) if decoding is None else decoding
     steps = decode_steps(
@@ -263,6 +275,30 @@ def generate(
     return whole_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
 
 
+def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Raise `InputError` unless these are a causal model and a tokenizer of this package."""
+    if not (hasattr(model, "step_logits") and hasattr(model, "config")):
+        raise InputError(f"model is {type_name(model)}, expected a causal language model. Load one with mlx_qwen3.load")
+    if not hasattr(tokenizer, "make_detokenizer"):
+        raise InputError(
+            f"tokenizer is {type_name(tokenizer)}, expected one of this package. "
+            "Take it from mlx_qwen3.load or AutoTokenizer.from_pretrained"
+        )
+
+
+def check_cache(name: str, cache: Any) -> None:
+    """Raise `InputError` unless `cache` is None or a cache."""
+    if cache is not None and not (hasattr(cache, "offset") and hasattr(cache, "layers")):
+        raise InputError(f"{name} is {type_name(cache)}, expected a cache. Make one with model.make_cache()")
+
+
+def checked_history(history: Any) -> Sequence[int]:
+    """Return the ids that a cache holds, none for None; raise `InputError` for no list of ids."""
+    history = () if history is None else plain(history)
+    check_list("history", history, "the list of ids that prompt_cache holds")
+    return history
+
+
 def rendered_prompt(
     tokenizer: TextCodec,
     prompt: Any,
@@ -368,11 +404,10 @@ def token_budget(
     """
     config = options.config
     if not isinstance(max_tokens, NotGiven):
-        if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int)):
-            raise InputError(
-                f"max_tokens is {max_tokens!r}, expected a whole number, or None for what the context holds"
-            )
-        return max_tokens
+        limit: int | None = plain(max_tokens)
+        if limit is not None:
+            check_whole_number("max_tokens", limit, least=-1, hint="-1 or None for what the context holds")
+        return limit
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if "max_length" in options.given and config.max_length is not None:

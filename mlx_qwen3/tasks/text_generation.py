@@ -66,6 +66,8 @@ class TextGenerationOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prefix:
+            check_text(self.prefix, "prefix")
         check_choice("handle_long_generation", self.handle_long_generation, LONG_PROMPTS)
 
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:

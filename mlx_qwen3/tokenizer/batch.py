@@ -162,5 +162,5 @@ class BatchEncoding(dict[str, Any]):
 
 def check_tensor_type(tensor_type: str | None) -> None:
     """Raise InputError unless the arrays asked for are MLX's or numpy's."""
-    if tensor_type not in (None, "mlx", "np"):
+    if tensor_type is not None and not (isinstance(tensor_type, str) and tensor_type in ("mlx", "np")):
         raise InputError(f"return_tensors={tensor_type!r} is not available; use 'mlx' or 'np', or None for lists")

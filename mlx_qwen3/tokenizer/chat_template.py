@@ -174,7 +174,7 @@ def choose_template(templates: str | dict[str, str] | None, asked: str | None, w
     Raises TokenizerError when there is none.
     """
     if isinstance(templates, dict):
-        if asked is not None:
+        if isinstance(asked, str):
             return templates.get(asked, asked)
         for name in ("tool_use", "default") if with_tools else ("default",):
             if name in templates:
@@ -182,6 +182,8 @@ def choose_template(templates: str | dict[str, str] | None, asked: str | None, w
         raise TokenizerError(
             f"the tokenizer has several chat templates and no default; pass chat_template=, one of {sorted(templates)}"
         )
+    if asked is not None and not isinstance(asked, str):
+        raise InputError(f"chat_template is of type {type(asked).__name__}, expected the text of a template")
     chosen = templates if asked is None else asked
     if chosen is None:
         raise TokenizerError(
@@ -281,6 +283,8 @@ def _message(index: int, message: Any, template: str) -> dict[str, Any]:
 def _tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -> list[Any] | None:
     if tools is None:
         return None
+    if not isinstance(tools, list | tuple):
+        raise InputError(f"tools is of type {type(tools).__name__}, expected a list of functions or JSON schemas")
     schemas = []
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping) and not callable(tool):

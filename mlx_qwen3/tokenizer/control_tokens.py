@@ -7,9 +7,14 @@ as plain text afterwards.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .backend import backend_errors
+from .batch import BatchEncoding
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 _START, _END = "\U000f0000", "\U000f0001"
 
@@ -70,3 +75,48 @@ def encode_marked(
             raise InputError(f"sanitize_control_tokens: the vocabulary makes {piece!r} out of plain text. Remove it")
         ids += found
     return ids
+
+
+def encode_sanitized(tokenizer: "Tokenizer", texts: str | list[str], **options: Any) -> BatchEncoding:
+    """Return the inputs of rendered chats in which control tokens of the user stand between marks, as plain text.
+
+    Args:
+        **options: keywords of a tokenizer call.
+
+    Raises:
+        InputError: a keyword that has no meaning here; a control token that the vocabulary makes out of plain text.
+    """
+    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+
+    def encode(text: str, split_special_tokens: bool) -> list[int]:
+        return _plain_ids(tokenizer, text) if split_special_tokens else tokenizer.encode(text, add_special_tokens=False)
+
+    lengths = {name: options.pop(name, None) for name in ("padding", "truncation", "max_length", "return_tensors")}
+    options.pop("add_special_tokens")
+    unknown = sorted(set(options) - {"pad_to_multiple_of", "padding_side", "return_attention_mask"})
+    if unknown:
+        raise InputError(f"sanitize_control_tokens excludes {unknown[0]!r} in tokenizer_kwargs. Leave one out")
+    batch = [texts] if isinstance(texts, str) else texts
+    rows = [encode_marked(text, added, encode, tokenizer.backend.token_to_id) for text in batch]
+    limit = tokenizer.model_max_length if lengths["max_length"] is None else lengths["max_length"]
+    if lengths["truncation"] not in (None, False, "do_not_truncate"):
+        right = tokenizer.truncation_side == "right"
+        rows = [row[:limit] if right else row[max(len(row) - limit, 0) :] for row in rows]
+    alone = isinstance(texts, str) and lengths["return_tensors"] is None
+    return tokenizer.pad(
+        {"input_ids": rows[0] if alone else rows},
+        lengths["padding"],
+        lengths["max_length"],
+        return_tensors=lengths["return_tensors"],
+        **options,
+    )
+
+
+def _plain_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Encode a text without looking for added tokens, special or not."""
+    backend = tokenizer.backend
+    text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+    split = backend.pre_tokenizer
+    pieces = [text] if split is None else [piece for piece, _ in split.pre_tokenize_str(text)]
+    with backend_errors("the text cannot be encoded", InputError):
+        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 NO_LENGTH = int(1e30)
 """`model_max_length` of a tokenizer whose configuration names none, as in the reference."""
 
+MOST_TOKENS = 2**31
+"""A length from here on, such as the reference's `model_max_length` of 1e30, limits nothing."""
+
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
@@ -86,8 +89,17 @@ def resolve_lengths(
         ("stride", stride),
         ("pad_to_multiple_of", pad_to_multiple_of),
     ):
-        if value is not None and value < 0:
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InputError(f"{name}={value!r} is not a whole number")
+        if value < 0:
             raise InputError(f"{name}={value} is negative")
+    if max_length is not None and max_length >= MOST_TOKENS:
+        if pad == "max_length":
+            raise InputError(f"max_length={max_length} is too long to pad to. Give less than {MOST_TOKENS}")
+        max_length, cuts = None, False
+        pads = pad == "longest"
     if max_length is None and (cuts or pad == "max_length"):
         if model_max_length >= NO_LENGTH:
             cuts, pads = False, pads and pad != "max_length"
@@ -107,6 +119,6 @@ def check_side(name: str, side: str) -> str:
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")
     return value

@@ -27,7 +27,7 @@ def pad_encoded(
     columns, return_tensors = _columns(encoded_inputs, return_tensors)
     name = tokenizer.model_input_names[0]
     if name not in columns:
-        raise InputError(f"pad needs {name!r}, and these inputs have only {', '.join(columns) or 'nothing'}")
+        raise InputError(f"pad needs {name!r}, and these inputs have only {', '.join(map(str, columns)) or 'nothing'}")
     lengths = resolve_lengths(padding, False, max_length, 0, pad_to_multiple_of, tokenizer.model_max_length)
     batched = not columns[name] or isinstance(columns[name][0], list)
     rows = columns if batched else {key: [value] for key, value in columns.items()}

@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import chat_template as chat_templates
 from .backend import GENERIC, Family, backend_errors
 from .batch import BatchEncoding, check_tensor_type
-from .control_tokens import encode_marked
+from .control_tokens import encode_sanitized
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
 from .inputs import as_ids, as_rows
 from .lengths import NO_LENGTH, Lengths, check_side, resolve_lengths
@@ -128,8 +128,8 @@ class Tokenizer(Vocabulary):
         Raises InputError for a wrong or unknown argument, no padding token, or rows that make no array.
         """
         options = {name: value for name, value in locals().items() if name not in _NOT_PASSED_ON}
-        if tokenizer_kwargs or text_target is not None or text_pair_target is not None:
-            options |= tokenizer_kwargs or {}
+        if tokenizer_kwargs is not None or text_target is not None or text_pair_target is not None:
+            options |= _keywords(tokenizer_kwargs)
             if text_target is None:
                 return self(text, text_pair, **options)
             labels = self(text_target, text_pair_target, **options)
@@ -149,7 +149,7 @@ class Tokenizer(Vocabulary):
         if lengths.padding is not None and self.pad_token is None:
             raise InputError("padding needs a padding token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
         splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        encoded = self._encode_rows(rows, add_special_tokens, is_split_into_words, lengths, splits)
+        encoded = self._encode_rows(rows, bool(add_special_tokens), bool(is_split_into_words), lengths, bool(splits))
         samples, parts = [], []
         for index, encoding in enumerate(encoded):
             pieces = [encoding, *encoding.overflowing] if return_overflowing_tokens else [encoding]
@@ -253,6 +253,8 @@ class Tokenizer(Vocabulary):
         if unknown:
             raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode)")
         if isinstance(token_ids, Mapping):
+            if "input_ids" not in token_ids:
+                raise InputError("the mapping to decode has no input_ids. Pass ids, or what a call returned")
             token_ids = token_ids["input_ids"]
         ids = as_ids(token_ids)
         if ids and isinstance(ids[0], list):
@@ -260,7 +262,7 @@ class Tokenizer(Vocabulary):
         for index in ids:
             if not 0 <= index < 2**32:
                 raise InputError(f"token id {index} is no id: it must be from 0 to 4294967295")
-        text = self.backend.decode(ids, skip_special_tokens)
+        text = self.backend.decode(ids, bool(skip_special_tokens))
         clean_up = clean_up_tokenization_spaces
         if (self.clean_up_tokenization_spaces if clean_up is None else clean_up) and not self._is_bpe:
             for spaced in _CLEAN_UP:
@@ -391,51 +393,16 @@ class Tokenizer(Vocabulary):
             "truncation": truncation,
             "max_length": max_length,
             "return_tensors": return_tensors,
-            **(tokenizer_kwargs or {}),
+            **_keywords(tokenizer_kwargs),
         }
         given = list(texts) if batched else texts[0]
-        inputs = self._encode_marked(given, **options) if sanitize_control_tokens else self(given, **options)
+        inputs = encode_sanitized(self, given, **options) if sanitize_control_tokens else self(given, **options)
         if return_assistant_tokens_mask:
             alone = not batched and return_tensors is None
             masks = [_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
             inputs["assistant_masks"] = masks[0] if alone else masks
             inputs.convert_to_tensors(return_tensors)
         return inputs if return_dict or return_assistant_tokens_mask else inputs["input_ids"]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        """Encode a text without looking for added tokens, special or not."""
-        backend = self.backend
-        text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
-        split = backend.pre_tokenizer
-        pieces = [text] if split is None else [piece for piece, _ in split.pre_tokenize_str(text)]
-        with backend_errors("the text cannot be encoded", InputError):
-            return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
-
-    def _encode_marked(self, texts: str | list[str], **options: Any) -> BatchEncoding:
-        """Encode rendered chats in which control tokens of the user stand between marks, as plain text."""
-        added = sorted((token.content for token in self.added_tokens_decoder.values()), key=len, reverse=True)
-
-        def encode(text: str, split_special_tokens: bool) -> list[int]:
-            return self._plain_ids(text) if split_special_tokens else self.encode(text, add_special_tokens=False)
-
-        lengths = {name: options.pop(name, None) for name in ("padding", "truncation", "max_length", "return_tensors")}
-        options.pop("add_special_tokens")
-        unknown = sorted(set(options) - {"pad_to_multiple_of", "padding_side", "return_attention_mask"})
-        if unknown:
-            raise InputError(f"sanitize_control_tokens excludes {unknown[0]!r} in tokenizer_kwargs. Leave one out")
-        batch = [texts] if isinstance(texts, str) else texts
-        rows = [encode_marked(text, added, encode, self.backend.token_to_id) for text in batch]
-        limit = self.model_max_length if lengths["max_length"] is None else lengths["max_length"]
-        if lengths["truncation"] not in (None, False, "do_not_truncate"):
-            rows = [row[:limit] if self.truncation_side == "right" else row[max(len(row) - limit, 0) :] for row in rows]
-        alone = isinstance(texts, str) and lengths["return_tensors"] is None
-        return self.pad(
-            {"input_ids": rows[0] if alone else rows},
-            lengths["padding"],
-            lengths["max_length"],
-            return_tensors=lengths["return_tensors"],
-            **options,
-        )
 
     def serialized(self) -> str:
         """Return the content of `tokenizer.json`."""
@@ -456,6 +423,13 @@ class Tokenizer(Vocabulary):
         Raises TokenizerError when the folder cannot be written.
         """
         return save_tokenizer(self, save_directory, keywords)
+
+
+def _keywords(given: Any) -> dict[str, Any]:
+    """Return the further keywords of a tokenizer call; raise InputError for what is none."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}, expected a dict of keywords")
+    return dict(given or {})
 
 
 def _assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 
 from ..errors import InputError
 from .detokenizer import TokenBytes
+from .inputs import as_ids
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -192,6 +193,8 @@ class Vocabulary:
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
         """Return the id of a token, or the ids of several; an unknown token gives `unk_token_id` (None without one)."""
+        if not isinstance(tokens, str | list | tuple):
+            raise InputError(f"tokens is of type {type(tokens).__name__}, expected a token or a list of them")
         if isinstance(tokens, str):
             index = self.backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -209,12 +212,13 @@ class Vocabulary:
 
         Raises InputError for a negative id.
         """
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(ids, int):
             if ids < 0:
                 raise InputError(f"token id {ids} is negative")
-            return self.backend.id_to_token(ids)
+            return self.backend.id_to_token(ids) if ids < 1 << 32 else None
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self.convert_ids_to_tokens(int(index)) for index in ids if index not in skipped]
+        return [self.convert_ids_to_tokens(index) for index in as_ids(ids) if index not in skipped]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many special tokens encoding one text (or a pair) adds."""
