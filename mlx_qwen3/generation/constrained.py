@@ -49,26 +49,29 @@ class ConstrainedDecoding:
         logits = run.logits(
             mx.concatenate([ids, mx.array([[step.token for step in forced]], ids.dtype)], axis=1) if forced else ids
         )
+        mx.async_eval(logits)
         count = 0
         while left:
-            mx.async_eval(logits)
             token, logprobs = self._choose(run, logits)
             mx.async_eval(token)
             if left > 1:  # the pass over the token begins before it is known here
                 logits = run.logits(token[None])
                 mx.async_eval(logits)
-            yield self._took(read_token(token), logprobs)
+            step = self._took(read_token(token), logprobs)
+            yield step
             left -= 1
-            if not left or self.matcher.finished:
+            if not left or step.finished:
                 return
             forced = self._forced(run, left) if together else []
-            left -= len(forced)
-            if forced and left and not self.matcher.finished:
-                logits = run.logits(mx.array([[step.token for step in forced]]))
-                mx.async_eval(logits)
-            yield from forced
-            if forced and self.matcher.finished:
-                return
+            if forced:
+                left -= len(forced)
+                ended = not left or forced[-1].finished
+                if not ended:
+                    logits = run.logits(mx.array([[step.token for step in forced]]))
+                    mx.async_eval(logits)
+                yield from forced
+                if ended:
+                    return
             count += 1
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
@@ -157,8 +160,6 @@ class ConstrainedDecoding:
         steps: list[Step] = []
         while len(steps) < left and (tokens := self.matcher.forced()):
             for token in tokens[: left - len(steps)]:
-                if steps and self.matcher.forced()[:1] != [token]:
-                    break  # after the token before it the rest is written otherwise
                 logprobs = certain_logprobs(token, run.model.config.vocab_size) if run.choose.logprobs else None
                 steps.append(self._took(token, logprobs, from_draft=True))
         return steps

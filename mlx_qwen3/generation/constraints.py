@@ -14,6 +14,7 @@ Masks are computed by llguidance (https://github.com/guidance-ai/llguidance) on 
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -40,6 +41,9 @@ COMPACT = {
     "json_allowed_escapes": '"\\bfnrt',
 }
 """How JSON is written: no whitespace, and one way to write each character, so that names can be compared."""
+
+SLOW_MASK = 5e-4
+"""Seconds of a mask that prepared tables would make faster."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,13 @@ class Matcher:
     def __init__(self, constraint: Constraint, ends: Sequence[int]):
         self.constraint = constraint
         self._ends = sorted(ends)
-        self._engine = start_engine(constraint.grammar, constraint.tables)
+        tables = constraint.tables
+        self._size = -(-max(len(tables.tokens), *(end + 1 for end in self._ends), 1) // 32)
+        self._never = sorted({tables.eos, *self._ends})  # ids that the engine must not choose by itself
+        self._engine = start_engine(constraint.grammar, tables)
+        self._generation = tables.generation
         self._tokens: list[int] = []
+        self._plans: list[list[int] | None] = [None]  # after each token, those known to follow it
         self._positions = [Position()] if constraint.unique_names else []
         self._over = False  # an ending token was accepted
 
@@ -92,8 +101,7 @@ class Matcher:
         Raises:
             ConstraintError: the constraint became too complex for the engine, or left no token.
         """
-        size = max(len(self.constraint.tables.tokens), max(self._ends, default=0) + 1)
-        words = np.zeros(-(-size // 32), np.uint32)
+        words = np.zeros(self._size, np.uint32)
         if self.finished:
             permit(words, self._ends)
             return words
@@ -101,10 +109,9 @@ class Matcher:
         if forced:
             permit(words, forced[:1])
             return words
-        found = np.frombuffer(self._engine.compute_bitmask(), np.uint32)
-        self._check()
+        found = self._allowed()
         words[: len(found)] = found[: len(words)]
-        forbid(words, [self.constraint.tables.eos, *self._ends])
+        forbid(words, self._never)
         if self._positions:
             self._forbid_repeats(words)
         if self._engine.is_accepting():
@@ -113,10 +120,29 @@ class Matcher:
             raise ConstraintError(f"the {self.constraint.kind} leaves no way to go on here. Simplify it")
         return words
 
+    def _allowed(self) -> np.ndarray:
+        """Return the engine's mask, and move to faster tables once slow masks have cost what those take to make."""
+        start = time.perf_counter()
+        found = np.frombuffer(self._engine.compute_bitmask(), np.uint32)
+        self._check()
+        seconds = time.perf_counter() - start
+        if seconds > SLOW_MASK and self.constraint.tables.spent(seconds) != self._generation:
+            self._generation = self.constraint.tables.generation
+            self._engine = start_engine(self.constraint.grammar, self.constraint.tables)
+            self._engine.consume_tokens([token for token in self._tokens if token not in self._never])
+        return found
+
     def forced(self) -> list[int]:
         """Return the tokens that the constraint leaves no choice about, as the tokenizer would write them."""
         if self.finished:
             return []
+        plan = self._plans[-1]
+        if plan is None:
+            plan = self._plans[-1] = self._computed()
+        return plan
+
+    def _computed(self) -> list[int]:
+        """Return the engine's forced tokens, up to one that would give an object a name twice."""
         found = self._engine.compute_ff_tokens()
         self._check()
         if self._positions and found:
@@ -156,6 +182,8 @@ class Matcher:
         elif self._positions:
             self._positions.append(self._positions[-1].after(self.constraint.tables.tokens[token]))
         self._tokens.append(token)
+        plan = self._plans[-1]
+        self._plans.append(plan[1:] if plan and len(plan) > 1 and plan[0] == token else None)
 
     def rollback(self, count: int) -> None:
         """Take the last `count` tokens back."""
@@ -166,6 +194,7 @@ class Matcher:
         ended = int(self._over)
         self._over = False
         del self._tokens[len(self._tokens) - count :]
+        del self._plans[len(self._plans) - count :]
         if count > ended:
             self._engine.rollback(count - ended)
             if self._positions:

@@ -90,7 +90,7 @@ class Chooser:
             logits = logits.astype(mx.float32)
             logits = apply_processors(self.processors, history, logits)
         if masks is not None:
-            logits = apply_masks(logits, masks)
+            logits = apply_masks(logits, masks, raised=bool(self.processors))
         logprobs = None
         if self.logprobs or self.normalized:
             logits = normalized(logits)

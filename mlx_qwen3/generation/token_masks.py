@@ -1,5 +1,6 @@
 """Masks of tokens, as a `Matcher` computes them, on a model's scores."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,22 +13,38 @@ Mask = np.ndarray
 LOWEST = -1e9
 """Score that an allowed token has at least, so that no bias or penalty can forbid every allowed token."""
 
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(bool)
+
+@functools.cache
+def _places() -> mx.array:
+    """The 32 bits of a word, lowest first (32,)."""
+    places = mx.array((np.uint64(1) << np.arange(32, dtype=np.uint64)).astype(np.uint32))
+    mx.eval(places)  # any thread may use them
+    return places
 
 
-def apply_masks(scores: mx.array, masks: Sequence[Mask | None]) -> mx.array:
-    """Forbid tokens: scores (B, V), one mask or None per row → scores (B, V) in float32."""
+def apply_masks(scores: mx.array, masks: Sequence[Mask | None], raised: bool = True) -> mx.array:
+    """Forbid tokens: scores (B, V), one mask or None per row → scores (B, V) of the same dtype.
+
+    Args:
+        raised: whether allowed tokens get `LOWEST` at least; not needed where nothing but the model made the scores.
+    """
     size = scores.shape[-1]
     width = -(-size // 32)
-    words = np.full((len(masks), width), 0xFFFFFFFF, np.uint32)
-    for row, mask in zip(words, masks, strict=True):
-        if mask is not None:
+    words = np.empty((len(masks), width, 1), np.uint32)
+    for row, mask in zip(words[:, :, 0], masks, strict=True):
+        if mask is None:
+            row[:] = 0xFFFFFFFF
+        else:
             row[: len(mask)] = mask[:width]
             row[len(mask) :] = 0
-    allowed = mx.array(_BITS)[mx.array(words.view(np.uint8))].reshape(len(masks), -1)[:, :size]
-    limited = mx.array([mask is not None for mask in masks])[:, None]
-    scores = scores.astype(mx.float32)
-    scores = mx.where(limited, mx.maximum(scores, LOWEST), scores)
+    allowed = ((mx.array(words) & _places()) != 0).reshape(len(masks), -1)
+    if size != 32 * width:
+        allowed = allowed[:, :size]
+    if raised:
+        limited = mx.maximum(scores, LOWEST)
+        if any(mask is None for mask in masks):
+            limited = mx.where(mx.array([mask is not None for mask in masks])[:, None], limited, scores)
+        scores = limited
     return mx.where(allowed, scores, -math.inf)
 
 

@@ -12,16 +12,20 @@ import os
 import re
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConstraintError, MlxQwen3Error
 from ..files import open_atomically, read_bytes
 from ..tokenizer.detokenizer import BYTE_OF_CHARACTER
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,23 @@ class TokenTables:
         self.eos = len(names) - 1 if eos is None else int(eos)
         self.special_token_ids = sorted({*self.added, self.eos})
         self.tokens_by_text = {names[i]: i for i in self.added if names[i] is not None}
-        self.engine = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
+        start = time.perf_counter()
+        self.engine: LLTokenizer = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
+        self._credit = time.perf_counter() - start  # what the prepared tables take to make, about
+        self.generation = 0
+
+    def spent(self, seconds: float) -> int:
+        """Record the time of a slow mask, and prepare the masks of strings once that is what the slow ones have cost.
+
+        Returns:
+            The number of the engine's tables: 0, then 1.
+        """
+        with _lock:
+            self._credit -= seconds
+            if self._credit < 0 and not self.generation:
+                self.engine = self.engine.with_slices(self.engine.json_slices())
+                self.generation = 1
+            return self.generation
 
     @functools.cached_property
     def sorted_tokens(self) -> list[tuple[bytes, int]]:
