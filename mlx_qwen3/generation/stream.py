@@ -49,7 +49,8 @@ STREAM_ARGUMENTS = (
 class TextCodec(Protocol):
     """What streaming asks of a tokenizer."""
 
-    eos_token_id: int | None
+    @property
+    def eos_token_id(self) -> int | None: ...
 
     def encode(self, text: str, /, **options: Any) -> Any: ...
 

@@ -25,7 +25,7 @@ from ..files import open_atomically, read_bytes
 from ..tokenizer.detokenizer import BYTE_OF_CHARACTER
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+    pass
 
 logger = logging.getLogger(__name__)
 
