@@ -3,9 +3,9 @@
     python benchmarks/structured.py --tokenizer FOLDER [--tokens 256] [--turns 5] [--tiny]
 
 A random model of Qwen3-0.6B's shape with a vocabulary of 151,936 decodes in turns: free; under a schema of texts, a
-mask per token; under one of texts with a greatest length, whose masks are the most work; under one of records, as extraction
-asks for; and under one of many long names, with forced tokens one by one and together. Ratios above 1 mean that a
-constraint makes decoding faster. The last line is JSON.
+mask per token; under one of texts with a greatest length, whose masks are the most work; under one of records, as
+extraction asks for; and under one of many long names, with forced tokens one by one and together. Ratios above 1 mean
+that a constraint makes decoding faster. The last line is JSON.
 """
 
 import argparse
