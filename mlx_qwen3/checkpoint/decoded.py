@@ -11,6 +11,7 @@ from mlx_qwen3.checkpoint.float8 import FLOAT8
 from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
 from mlx_qwen3.checkpoint.header import TensorEntry
 from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
+from mlx_qwen3.errors import CheckpointError
 
 _ROWS_AT_ONCE = 1024
 
@@ -24,6 +25,11 @@ class DecodedCheckpoint(Checkpoint):
         used = {name for weight in weights.values() for name in weight.names}
         entries = {name: packed.entry(name) for name in packed.names if name not in used}
         for path, weight in weights.items():
+            if f"{path}.weight" in entries:
+                raise CheckpointError(
+                    f"{packed.folder} holds the same weight twice: {path}.weight, and packed as {weight.names[0]}. "
+                    "Remove the one that is stale"
+                )
             first = packed.entry(weight.names[0])
             size = 4 * math.prod(weight.shape)
             entries[f"{path}.weight"] = TensorEntry(first.file, "F32", weight.shape, first.offset, size)

@@ -1,7 +1,8 @@
 """The values of 8-bit floats. Every one of them is exact in bfloat16.
 
 e4m3: sign, 4 bits of exponent with bias 7, 3 bits of mantissa, no infinities; 0x7f and 0xff are NaN. e5m2: the upper
-byte of float16. Source: "FP8 formats for deep learning", https://arxiv.org/abs/2209.05433.
+byte of float16. Source: "FP8 formats for deep learning", https://arxiv.org/abs/2209.05433. e8m0, for scales:
+2^(code - 127), 0xff is NaN. Source: OCP Microscaling Formats (MX) Specification 1.0, section 5.4.1.
 """
 
 from functools import cache
@@ -23,6 +24,16 @@ def float8_values(kind: str) -> mx.array:
         size = np.where(exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10))
         size = np.where((code & 127) == 127, np.nan, size)
         values = np.where(code & 128, -size, size).astype(np.float32)
+    table = mx.array(values)
+    mx.eval(table)  # used from several threads
+    return table
+
+
+@cache
+def float8_exponents() -> mx.array:
+    """Return the 256 values of e8m0 in float32, by code."""
+    values = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
+    values[255] = np.nan
     table = mx.array(values)
     mx.eval(table)  # used from several threads
     return table

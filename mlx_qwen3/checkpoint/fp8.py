@@ -1,6 +1,8 @@
 """Block-wise FP8: `weight` in e4m3 and one scale per block, as in the official Qwen3 FP8 checkpoints.
 
-`w[i, j] = e4m3(weight[i, j]) * weight_scale_inv[i // rows, j // columns]`; the last blocks may be partial.
+`w[i, j] = e4m3(weight[i, j]) * weight_scale_inv[i // rows, j // columns]`; the last blocks may be partial. Without a
+block size the scales are one number, or a grid that divides the weight. Scales may be stored as exponents (e8m0).
+Scales of activations are left out: here activations stay in floating point.
 Source: transformers `integrations/finegrained_fp8.py`.
 """
 
@@ -9,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.float8 import float8_values
+from mlx_qwen3.checkpoint.float8 import float8_exponents, float8_values
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 
@@ -23,7 +25,9 @@ class Fp8Weight:
 
     def __init__(self, checkpoint: Checkpoint, path: str, block: tuple[int, int]) -> None:
         self.path = path
-        self.names = (f"{path}.weight", f"{path}.weight_scale_inv")
+        activations = (f"{path}.activation_scale", f"{path}.input_scale")
+        self.names: tuple[str, ...] = (f"{path}.weight", f"{path}.weight_scale_inv")
+        self.names += tuple(name for name in activations if name in checkpoint)
         self.block = block
         self._checkpoint = checkpoint
         rows, columns = checkpoint.shape(self.names[0])
@@ -39,7 +43,9 @@ class Fp8Weight:
         """
         if settings.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
             raise QuantizationError(f"FP8 in the format {settings['fmt']!r} is not decoded here, only e4m3")
-        block = settings.get("weight_block_size") or (128, 128)
+        block = settings.get("weight_block_size", (128, 128))
+        if block is None:
+            block = _block_of(checkpoint, path)
         good = isinstance(block, list | tuple) and len(block) == 2
         if not good or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in block):
             raise QuantizationError(f"weight_block_size is {block!r}: expected two positive numbers")
@@ -50,13 +56,12 @@ class Fp8Weight:
         if len(shape) != 2:
             raise CheckpointError(f"{weight} has the shape {shape}: expected rows and columns")
         expected = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
-        if checkpoint.shape(scale) != expected:
+        if checkpoint.shape(scale) != expected and not (expected == (1, 1) and checkpoint.shape(scale) in ((), (1,))):
             raise CheckpointError(
-                f"{scale} has the shape {checkpoint.shape(scale)}; {weight} {shape} in blocks of "
-                f"{tuple(block)} "
-                f"needs {expected}"
+                f"{scale} has the shape {checkpoint.shape(scale)}; {weight} {shape} in blocks of {tuple(block)} needs "
+                f"{expected}. Give the config of these weights"
             )
-        if not mx.issubdtype(checkpoint.dtype(scale), mx.floating):
+        if not mx.issubdtype(checkpoint.dtype(scale), mx.floating) and checkpoint.entry(scale).dtype != "F8_E8M0":
             raise CheckpointError(f"{scale} is stored as {checkpoint.entry(scale).dtype}: expected floats")
         return cls(checkpoint, path, (block[0], block[1]))
 
@@ -65,7 +70,12 @@ class Fp8Weight:
         height, width = self.block
         codes = self._checkpoint.read_rows(self.names[0], start, stop)
         first, last = start // height, -(-stop // height)
-        scale = self._checkpoint.read_rows(self.names[1], first, last).astype(mx.float32)
+        if len(self._checkpoint.shape(self.names[1])) < 2:
+            scale = self._checkpoint.read_now(self.names[1]).reshape(1, 1)
+        else:
+            scale = self._checkpoint.read_rows(self.names[1], first, last)
+        stored = self._checkpoint.entry(self.names[1]).dtype
+        scale = float8_exponents()[scale] if stored == "F8_E8M0" else scale.astype(mx.float32)
         scale = mx.repeat(mx.repeat(scale, height, axis=0), width, axis=1)
         scale = scale[start - first * height : stop - first * height, : self.shape[1]]
         return float8_values("F8_E4M3")[codes] * scale
@@ -80,3 +90,19 @@ class Fp8Weight:
             QuantizationError: always.
         """
         raise QuantizationError(f"{self.path}: {self.kept_apart}")
+
+
+def _block_of(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
+    """Return the size of the blocks that a grid of scales divides a weight into.
+
+    Raises:
+        CheckpointError: tensors are missing, or the grid does not divide the weight.
+    """
+    weight, scale = checkpoint.shape(f"{path}.weight"), checkpoint.shape(f"{path}.weight_scale_inv")
+    grid = (1, 1) if scale in ((), (1,)) else scale
+    if len(weight) != 2 or len(grid) != 2 or any(not m or n % m for n, m in zip(weight, grid, strict=True)):
+        raise CheckpointError(
+            f"{path}.weight_scale_inv has the shape {scale}, which does not divide the weight {weight}. "
+            "Download the checkpoint again"
+        )
+    return weight[0] // grid[0], weight[1] // grid[1]

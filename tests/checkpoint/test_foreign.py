@@ -145,3 +145,46 @@ def test_settings_come_from_the_config_or_the_tools_own_file(tmp_path):
     (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128, "desc_act": true}')
     assert quantization_settings(tmp_path, {})["quant_method"] == "gptq"
     assert quantization_settings(tmp_path, {"quantization_config": {"quant_method": "fp8"}})["quant_method"] == "fp8"
+
+
+@pytest.mark.parametrize("grid", [(), (1,), (1, 1), (150, 1), (3, 4)])
+def test_fp8_without_a_block_size_takes_it_from_the_scales(tmp_path, grid):
+    tensors, _ = layouts.fp8_tensors("layer", 150, 200)
+    scales = np.random.default_rng(0).random(grid or ()).astype(np.float32)
+    tensors = {**tensors, "layer.weight_scale_inv": np.asarray(scales), "layer.activation_scale": np.ones((), np.float32)}
+    weight = opened(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": None})
+    rows, columns = grid if len(grid) == 2 else (1, 1)
+    grown = np.repeat(np.repeat(scales.reshape(rows, columns), 150 // rows, 0), 200 // columns, 1)
+    values = np.array([layouts.e4m3(code) for code in range(256)], np.float32)[tensors["layer.weight"]]
+    assert same_bits(weight.decode_rows(0, 150), values * grown)
+    assert same_bits(weight.decode_rows(70, 149), (values * grown)[70:149])
+
+
+def test_fp8_scales_stored_as_exponents(tmp_path):
+    from mlx_qwen3.checkpoint.header import encode_header
+
+    codes = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    exponents = np.array([[120], [133]], np.uint8)
+    table = {"layer.weight": ("F8_E4M3", (2, 128)), "layer.weight_scale_inv": ("F8_E8M0", (2, 1))}
+    head, _ = encode_header(table, {})
+    (tmp_path / "model.safetensors").write_bytes(head + codes.tobytes() + exponents.tobytes())
+    settings = {"quant_method": "fp8", "weight_block_size": [1, 128]}
+    found = np.array(foreign_weights(open_checkpoint(tmp_path), settings)["layer"].decode_rows(0, 2))
+    values = np.array([layouts.e4m3(code) for code in range(256)], np.float32).reshape(2, 128)
+    np.testing.assert_array_equal(found, values * np.array([[2.0**-7], [2.0**6]], np.float32))
+
+
+@pytest.mark.parametrize("grid", [(7, 1), (2,), (1, 1, 1)])
+def test_fp8_scales_that_divide_nothing_are_refused(tmp_path, grid):
+    tensors, _ = layouts.fp8_tensors("layer", 150, 200)
+    tensors = {**tensors, "layer.weight_scale_inv": np.ones(grid, np.float32)}
+    with pytest.raises(CheckpointError, match="does not divide"):
+        opened(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": None})
+
+
+def test_a_weight_both_plain_and_packed_is_refused(tmp_path):
+    tensors, expected = layouts.gptq_tensors("layer", 128, 48)
+    layouts.write_safetensors(tmp_path / "model.safetensors", {**tensors, "layer.weight": expected})
+    config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}
+    with pytest.raises(CheckpointError, match="same weight twice"):
+        open_decoded_checkpoint(tmp_path, config)
