@@ -32,8 +32,7 @@ def float8_values(kind: str) -> mx.array:
 @cache
 def float8_exponents() -> mx.array:
     """Return the 256 values of e8m0 in float32, by code."""
-    values = np.ldexp(np.float32(1), np.arange(256) - 127).astype(np.float32)
-    values[255] = np.nan
-    table = mx.array(values)
+    values = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan)
+    table = mx.array(values.astype(np.float32))
     mx.eval(table)  # used from several threads
     return table

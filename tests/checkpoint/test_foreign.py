@@ -151,7 +151,8 @@ def test_settings_come_from_the_config_or_the_tools_own_file(tmp_path):
 def test_fp8_without_a_block_size_takes_it_from_the_scales(tmp_path, grid):
     tensors, _ = layouts.fp8_tensors("layer", 150, 200)
     scales = np.random.default_rng(0).random(grid or ()).astype(np.float32)
-    tensors = {**tensors, "layer.weight_scale_inv": np.asarray(scales), "layer.activation_scale": np.ones((), np.float32)}
+    activations = {"layer.activation_scale": np.ones((), np.float32)}
+    tensors = {**tensors, **activations, "layer.weight_scale_inv": np.asarray(scales)}
     weight = opened(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": None})
     rows, columns = grid if len(grid) == 2 else (1, 1)
     grown = np.repeat(np.repeat(scales.reshape(rows, columns), 150 // rows, 0), 200 // columns, 1)
