@@ -414,6 +414,7 @@ def lora_config(
     dora: bool = False,
     dropout: float = 0.0,
     modules_to_save: list[str] | None = None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Return an adapter_config.json as PEFT writes it."""
     return {
@@ -434,7 +435,7 @@ def lora_config(
         "peft_type": "LORA",
         "r": r,
         "rank_pattern": {},
-        "revision": None,
+        "revision": revision,
         "target_modules": sorted(targets),
         "task_type": task_type,
         "use_dora": dora,

@@ -34,6 +34,7 @@ def add_adapter(
     dora: bool = False,
     dropout: float = 0.0,
     base: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Put LoRA or DoRA around the linear layers that `targets` name; at first they change nothing.
 
@@ -42,7 +43,7 @@ def add_adapter(
     Args:
         r: rank. alpha: the change is scaled by alpha / r.
         targets: names, or ends of names after a dot.
-        base: the name of the model, for adapter_config.json.
+        base, revision: the name of the model and its revision on the Hub, for adapter_config.json.
 
     Raises:
         InputError: the model has an adapter already, a wrong number, or a target that no layer has.
@@ -70,6 +71,7 @@ def add_adapter(
     config = lora_config(
         task_type=task,
         base=base,
+        revision=revision,
         r=r,
         alpha=alpha,
         targets=list(targets),

@@ -20,6 +20,7 @@ from .random_models import random_model, with_dtype
 def benchmark_candidates(
     *,
     model: str | None = None,
+    revision: str | None = None,
     size: str | None = None,
     bits: Sequence[int] = (16,),
     group_size: int = 64,
@@ -33,7 +34,7 @@ def benchmark_candidates(
     """
     together = beside_mlx_lm and importlib.util.find_spec("mlx_lm") is not None
     if size is None:
-        yield _from_checkpoint(model, dtype, together)
+        yield _from_checkpoint(model, revision, dtype, together)
         return
     for width in bits:
         stored = computing_dtype(dtype, "bfloat16") if dtype else mx.bfloat16
@@ -41,9 +42,9 @@ def benchmark_candidates(
         yield _make_benchmark(made, f"{size} random, {_precision(width)}", dtype, together)
 
 
-def _from_checkpoint(path: str | None, dtype: str | None, together: bool) -> Benchmark:
+def _from_checkpoint(path: str | None, revision: str | None, dtype: str | None, together: bool) -> Benchmark:
     # in the type that is stored, as mlx-lm takes it; what this package would make of it comes after
-    made, _ = load(path, dtype=dtype or _stored_dtype(path))
+    made, _ = load(path, revision=revision, dtype=dtype or _stored_dtype(path, revision))
     if not isinstance(made, Qwen3ForCausalLM):
         raise InputError(f"bench measures generation; {path} is a {type(made).__name__}")
     mx.eval(made.parameters())
@@ -51,7 +52,7 @@ def _from_checkpoint(path: str | None, dtype: str | None, together: bool) -> Ben
     return _make_benchmark(made, str(name).rstrip("/").rpartition("/")[2], dtype, together)
 
 
-def _stored_dtype(path: str | None) -> str:
+def _stored_dtype(path: str | None, revision: str | None) -> str:
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
 
@@ -60,7 +61,7 @@ def _stored_dtype(path: str | None) -> str:
         from ..bundled import bundled_model_path
 
         source = bundled_model_path()
-    values = read_config_file(resolve_checkpoint(source))
+    values = read_config_file(resolve_checkpoint(source, revision))
     return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 

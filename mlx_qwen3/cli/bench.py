@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .model_flags import add_revision_flag, check_revision
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONG_PROMPT = 16384
@@ -23,6 +24,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     source.add_argument(
         "--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
     )
+    add_revision_flag(parser)
     parser.add_argument("--bits", type=int, nargs="+", help="with --random: 16 8 6 5 4 3 2 (default: 16)")
     parser.add_argument("--group-size", type=int, help="with --random: weights that share a scale (default: 64)")
     parser.add_argument(
@@ -58,6 +60,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, and write them where asked."""
+    check_revision(args)
     packing = {name: getattr(args, name) for name in ("bits", "group_size") if getattr(args, name) is not None}
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     for benchmark in benchmark_candidates(
         model=args.model,
+        revision=args.revision,
         size=args.random,
         dtype=args.dtype,
         beside_mlx_lm=not args.no_mlx_lm,
@@ -121,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def command_line(args: argparse.Namespace) -> str:
     """Return the command that would measure this again."""
     words = ["mlx-qwen3", "bench"]
-    for flag in ("model", "random", "dtype", "device"):
+    for flag in ("model", "revision", "random", "dtype", "device"):
         if getattr(args, flag) is not None:
             words += [f"--{flag}", str(getattr(args, flag))]
     words += ["--bits", *map(str, args.bits)] if args.bits is not None else []

@@ -19,6 +19,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--adapter", required=True, help="the folder or Hub repository of the adapter")
     parser.add_argument("--output", required=True, help="the folder to write")
     parser.add_argument("--model", help="the base model (default: the one that the adapter names)")
+    parser.add_argument(
+        "--revision", help="a branch, tag or commit of the base model's Hub repository (its main branch)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights (default: the base's)")
     parser.add_argument(
         "-q", "--quantize", action="store_true", help="quantize the merged weights and report what that costs"
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
                 args.adapter,
                 args.output,
                 model=args.model,
+                revision=args.revision,
                 dtype=args.dtype,
                 quantize=args.quantize,
                 force=args.force,

@@ -37,7 +37,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_gguf_file_flag(group)
     group.add_argument("--adapter", metavar="PATH|ID", help="put a PEFT or mlx-lm adapter into the model")
-    group.add_argument("--revision", help="a branch, tag or commit of the Hub repository (main)")
+    add_revision_flag(group)
     group.add_argument("--dtype", choices=DTYPES, help="what to compute in (default: float32 on a CPU, else its own)")
     group.add_argument(
         "--max-kv-size", type=at_least(1), metavar="N", help="keep the newest N tokens of the conversation (all)"
@@ -56,6 +56,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--wired-limit", type=float, metavar="GB", help="memory that macOS may not page out (none)")
     group.add_argument("--force", action="store_true", help="load the model although it does not fit into memory")
     group.add_argument("--verbose", "-v", action="store_true", help="show what is loaded and how fast it runs")
+
+
+def add_revision_flag(group: Any) -> None:
+    """Add the flag that names a revision of the Hub repository."""
+    group.add_argument("--revision", help="a branch, tag or commit of the Hub repository of --model (its main branch)")
+
+
+def check_revision(args: argparse.Namespace) -> None:
+    """Raise `InputError` for a revision of a model that is no repository."""
+    if args.model is None and args.revision is not None:
+        raise InputError("--revision needs --model: the bundled model has one revision")
 
 
 def add_gguf_file_flag(group: Any) -> None:
@@ -221,8 +232,7 @@ def _check_ignored(args: argparse.Namespace) -> None:
         raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits")
     if args.model is None and getattr(args, "gguf_file", None) is not None:
         raise InputError("--gguf-file needs --model: the bundled model is no GGUF file")
-    if args.model is None and args.revision is not None:
-        raise InputError("--revision needs --model: the bundled model has one revision")
+    check_revision(args)
     if args.thinking == "off" and args.thinking_budget is not None:
         raise InputError("--thinking-budget needs thinking. Leave out --thinking off")
 

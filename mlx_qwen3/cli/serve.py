@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ..errors import InputError
-from .model_flags import DTYPES
+from .model_flags import DTYPES, add_revision_flag, check_revision
 
 KEY_VARIABLE = "MLX_QWEN3_API_KEY"
 
@@ -16,6 +16,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser("serve", help="serve models over HTTP", description=__doc__)
     group = parser.add_argument_group("models (a folder, a Hub id, or a GGUF file)")
     group.add_argument("--model", metavar="PATH|ID", help="chat and completions (default: the bundled small model)")
+    add_revision_flag(group)
     group.add_argument("--embedding-model", metavar="PATH|ID", help="embeddings (default: the chat model)")
     group.add_argument("--rerank-model", metavar="PATH|ID", help="reranking, such as Qwen/Qwen3-Reranker-0.6B")
     group.add_argument("--classify-model", metavar="PATH|ID", help="classification with a trained head")
@@ -66,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     from ..server import ServerSettings
 
+    check_revision(args)
     settings = ServerSettings(
         model=args.model,
+        revision=args.revision,
         embedding_model=args.embedding_model,
         rerank_model=args.rerank_model,
         classify_model=args.classify_model,

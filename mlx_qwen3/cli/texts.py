@@ -12,6 +12,7 @@ from textwrap import shorten
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .model_flags import add_revision_flag, check_revision
 from .ranks import launched
 from .standard_streams import not_utf8, utf8_input
 
@@ -37,7 +38,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = No
     default = f"such as {needed}; needed" if needed else "by default the model that comes with the package"
     parser.add_argument("--model", help=f"a folder or a Hub repository; {default}")
     parser.add_argument("--adapter", help="a PEFT or mlx-lm adapter to put into the model")
-    parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository (default: its main branch)")
+    add_revision_flag(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -74,6 +75,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(
             f"{args.verb} needs --model, such as {args.model_needed}; the model of the package cannot do it"
         )
+    check_revision(args)
     import mlx.core as mx
 
     return {

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .convert import DTYPES
+from .model_flags import add_revision_flag, check_revision
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
 METHODS = ("head", "lora", "dora", "full")
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="a file, or a folder with train.jsonl and perhaps valid.jsonl")
     parser.add_argument("--output", required=True, help="the folder to write")
     parser.add_argument("--model", help="a folder or Hub repository (default: the bundled small model)")
+    add_revision_flag(parser)
     parser.add_argument("--valid", help="a file of held-out rows (default: a tenth of 50 rows or more)")
     parser.add_argument(
         "--method",
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, print the report, and return the exit status."""
     from ..training import train
 
+    check_revision(args)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.targets is not None:
@@ -88,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             args.data,
             args.output,
             model=args.model,
+            revision=args.revision,
             valid=args.valid,
             method=args.method,
             text_column=args.text_column,

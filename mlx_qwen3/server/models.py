@@ -176,7 +176,7 @@ def model_name(source: str | Path | None) -> str:
 
 def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel:
     source = settings.model
-    folder = bundled_model_path() if source is None else resolve_checkpoint(source, tokenizer=True)
+    folder = bundled_model_path() if source is None else resolve_checkpoint(source, settings.revision, tokenizer=True)
     shown = str(source or BUNDLED_NAME)
     model, tokenizer = _checked_load(folder, shown, settings, options)
     if not hasattr(model, "fill_cache"):
@@ -205,7 +205,8 @@ def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any
 
     if not settings.adapters:
         return []
-    source = bundled_model_path() if settings.model is None else settings.model
+    given = settings.model
+    source = bundled_model_path() if given is None else resolve_checkpoint(given, settings.revision)
     adapters = AdapterSet(settings.adapters, source, **options)
     base = adapters.model()
     base.for_inference()  # joins matrices: adapters that are attached afterwards share the joined ones

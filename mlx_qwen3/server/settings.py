@@ -15,6 +15,7 @@ class ServerSettings:
 
     Args:
         model: of chat and completions: a folder, a Hub id, a GGUF file; None for the bundled model.
+        revision: of `model` on the Hub; None for its main branch.
         embedding_model: of embeddings; None for the chat model.
         rerank_model: of reranking; None for the chat model, where it can.
         classify_model: with a trained head, for classification without labels.
@@ -40,6 +41,7 @@ class ServerSettings:
     """
 
     model: str | Path | None = None
+    revision: str | None = None
     embedding_model: str | Path | None = None
     rerank_model: str | Path | None = None
     classify_model: str | Path | None = None

@@ -48,6 +48,7 @@ class Base:
         folder: where its files are.
         packed: whether its weights are quantized in the files.
         fields: what was changed in its configuration.
+        revision: of the repository, where one was named.
     """
 
     model: Any
@@ -56,13 +57,16 @@ class Base:
     folder: Path
     packed: bool
     fields: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
 
-def load_base(model: str | Path | None, task: str, method: str, dtype: str | None, **fields: Any) -> Base:
+def load_base(
+    model: str | Path | None, task: str, method: str, dtype: str | None, revision: str | None = None, **fields: Any
+) -> Base:
     """Load a base model under the head of a task; a head of another size starts fresh.
 
     Args:
-        model: a folder or Hub repository; None for the bundled model.
+        model: a folder or Hub repository; None for the bundled model. revision: of the Hub repository.
         fields: of the configuration: labels and problem type.
 
     Raises:
@@ -76,7 +80,7 @@ def load_base(model: str | Path | None, task: str, method: str, dtype: str | Non
         folder = Path(bundled_model_path())
         source = str(folder)
     else:
-        folder = resolve_checkpoint(model)
+        folder = resolve_checkpoint(model, revision)
         source = str(folder.resolve()) if Path(model).expanduser().is_dir() else str(model)
     if is_adapter_folder(folder):
         raise InputError(f"{model} is an adapter, on which nothing is trained. Merge it first (mlx-qwen3 merge)")
@@ -98,7 +102,7 @@ def load_base(model: str | Path | None, task: str, method: str, dtype: str | Non
     pad = tokenizer.pad_token_id
     if loaded.config.pad_token_id is None and pad is not None and pad < loaded.config.vocab_size:
         loaded.config.pad_token_id = fields["pad_token_id"] = pad
-    return Base(loaded, tokenizer, source, folder, packed, fields)
+    return Base(loaded, tokenizer, source, folder, packed, fields, revision)
 
 
 @contextlib.contextmanager
@@ -294,6 +298,7 @@ def _train(
             dora=options.method == "dora",
             dropout=options.dropout,
             base=base.source,
+            revision=base.revision,
         )
         names = model.adapter.names
         if isinstance(objective, LanguageObjective) and any(name.startswith("lm_head.") for name in names):

@@ -28,6 +28,7 @@ def merge(
     output: str | Path,
     *,
     model: str | Path | None = None,
+    revision: str | None = None,
     dtype: str | None = None,
     quantize: bool = False,
     force: bool = False,
@@ -42,6 +43,7 @@ def merge(
         adapter: the folder or Hub repository of an adapter.
         output: the folder to write.
         model: the base, instead of the one that the adapter names.
+        revision: of the base on the Hub, instead of the one that the adapter names.
         dtype: of the weights; default the base's own.
         quantize: pack the merged weights and measure what that costs: without, weights are floats.
         force: replace an existing folder.
@@ -62,7 +64,8 @@ def merge(
             raise InputError(f"{next(iter(asked))} needs quantize (-q). Add it, or leave {next(iter(asked))} out")
     found = read_adapter(adapter)
     base_name = str(model) if model is not None else found.needs_base()
-    base = resolve_checkpoint(base_name, revision=None if model is not None else found.config.get("revision"))
+    named = revision if revision is not None or model is not None else found.config.get("revision")
+    base = resolve_checkpoint(base_name, revision=named)
     if target in (base.resolve(), found.folder.resolve()):
         raise CheckpointError(f"{target} is the base or the adapter itself. Choose another output")
     values = read_config_file(base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def train(
     output: str | Path,
     *,
     model: str | Path | None = None,
+    revision: str | None = None,
     valid: str | Path | None = None,
     method: str = "head",
     text_column: str = "text",
@@ -63,7 +65,7 @@ def train(
         task: "text-classification", "token-classification", "question-answering" or "text-generation".
         data: a file, or a folder with train.* and perhaps valid.*: csv, tsv, jsonl, json, parquet; CoNLL for tokens.
         output: the folder to write: a checkpoint for "head" and "full", a PEFT adapter for "lora" and "dora".
-        model: a folder or Hub repository; None for the bundled model.
+        model: a folder or Hub repository; None for the bundled model. revision: of the Hub repository.
         valid: a file of held-out rows; without one, `validation_split` of 50 rows or more is held out.
         method: "head", "lora", "dora" or "full".
         text_column, label_column: their names in tables.
@@ -98,7 +100,9 @@ def train(
     check_target_free(target, force)
     train_file, valid_file = find_files(data, valid)
     task = "text-regression" if regression and task == "text-classification" else task
-    prepared = _prepare(task, train_file, valid_file, model, chosen, text_column, label_column, mask_prompt, dtype)
+    prepared = _prepare(
+        task, train_file, valid_file, model, revision, chosen, text_column, label_column, mask_prompt, dtype
+    )
     examples, held = prepared.train, prepared.valid
     if held is None:
         examples, held = _split(examples, prepared.labels, validation_split, chosen.seed)
@@ -158,6 +162,7 @@ def _prepare(
     train_file: Path,
     valid_file: Path | None,
     model: str | Path | None,
+    revision: str | None,
     options: TrainingOptions,
     text_column: str,
     label_column: str,
@@ -165,6 +170,7 @@ def _prepare(
     dtype: str | None,
 ) -> _Prepared:
     """Read the data before the model, so that what is wrong with them is said at once."""
+    load = partial(load_base, model, task, options.method, dtype, revision)
     if task in ("text-classification", "text-regression"):
         regression = task == "text-regression"
         texts, labels = classification_rows(train_file, text_column, label_column, regression)
@@ -173,7 +179,7 @@ def _prepare(
         if valid_file is not None:
             held_texts, held_labels = classification_rows(valid_file, text_column, label_column, regression)
             held = held_texts, same_labels(held_labels, labels, valid_file)
-        base = load_base(model, task, options.method, dtype, **label_fields(labels))
+        base = load(**label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
         valid = None if held is None else text_examples(base, held[0], held[1], None, limit)
@@ -187,14 +193,14 @@ def _prepare(
         names = token_labels(rows)
         if len(names) < 2:
             raise InputError(f"{train_file}: all tokens have the label {names[0]!r}. Give rows with other labels")
-        base = load_base(model, task, options.method, dtype, id2label=dict(enumerate(names)))
+        base = load(id2label=dict(enumerate(names)))
         limit = token_limit(base, options)
         train = token_examples(rows, base.tokenizer, names, limit, train_file)
         valid = None
         if held_rows is not None and valid_file is not None:
             valid = token_examples(held_rows, base.tokenizer, names, limit, valid_file)
         return _Prepared(base, train, valid, names)
-    base = load_base(model, task, options.method, dtype)
+    base = load()
     limit = token_limit(base, options)
 
     def read(path: Path) -> list[Example]:

@@ -168,3 +168,27 @@ def test_every_flag_with_a_value_states_its_default(verb, capsys):
     options = next(action for action in make_parser([verb])._actions if action.choices).choices[verb]._actions
     flags = [one for one in options if one.option_strings and one.nargs != 0 and not one.required]
     assert text.count("default") >= len([one for one in flags if one.help != "==SUPPRESS=="])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "hi"],
+        ["chat", "hi"],
+        ["classify", "hi"],
+        ["embed", "hi"],
+        ["bench"],
+        ["serve"],
+        ["train", "--task", "text-generation", "--data", "x.txt", "--output", "x"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_revision_needs_a_repository(words, capsys):
+    assert main([*words, "--revision", "main"]) == 2
+    assert "--revision needs --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["chat", "generate", "classify", "embed", "train", "merge", "serve", "bench", "info"])
+def test_every_verb_that_loads_from_the_hub_takes_a_revision(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "--revision" in capsys.readouterr().out
