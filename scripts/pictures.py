@@ -58,7 +58,9 @@ def speed() -> None:
     axes, save = _axes("", "times mlx-lm")
     positions = range(len(data["rows"]))
     for offset, key, colour in ((-0.2, "decode", OURS), (0.2, "prompt", PEER)):
-        bars = axes.bar([p + offset for p in positions], [row[key] for row in data["rows"]], 0.38, color=colour, label=key)
+        bars = axes.bar(
+            [p + offset for p in positions], [row[key] for row in data["rows"]], 0.38, color=colour, label=key
+        )
         axes.bar_label(bars, fmt="%.2f", color=INK, fontsize=8)
     axes.axhline(1, color=INK, linewidth=1, linestyle="--")
     axes.set_xticks(list(positions), [row["model"] for row in data["rows"]])
