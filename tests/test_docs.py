@@ -1,6 +1,6 @@
-"""The documentation is correct: its Python and commands run, its links and pictures exist, and it builds without warnings.
+"""The documentation is correct: its code runs, its links and pictures exist, and it builds without warnings.
 
-Models of the Hub are replaced by tiny checkpoints in a Hub cache, under the same names, and `READERS_FILES` by small
+Models of the Hub are replaced by tiny checkpoints in a Hub cache, under the same names, and the reader's files by small
 ones. A server that a page starts runs on a free port while the rest of the page runs. A block after
 `<!-- only parsed: reason -->` is checked for its syntax and not run.
 """
@@ -39,11 +39,9 @@ MODELS = {
     "bert-base-uncased": "QDQBertForMaskedLM",
 }
 COMMIT = "0" * 40
-ROWS = [
-    ("text", "label"),
-    *((f"{thing} {verdict}", label) for thing in ("The lamp", "This book", "My phone", "The soup", "Our sofa", "A chair")
-      for verdict, label in (("is excellent", "praise"), ("broke at once", "complaint"), ("or not?", "question"))),
-]  # fmt: skip
+VERDICTS = {"is excellent": "praise", "broke at once": "complaint", "or not?": "question"}
+THINGS = ("The lamp", "This book", "My phone", "The soup", "Our sofa", "A chair")
+ROWS = [(f"{thing} {verdict}", label) for thing in THINGS for verdict, label in VERDICTS.items()]
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, bool]]:
@@ -112,7 +110,7 @@ def write_ollama(root: Path, name: str, tag: str, content: bytes) -> None:
 
 def write_readers_files(folder: Path) -> None:
     """Write the files that a reader has: rows with labels, texts, conversations, a schema."""
-    rows = "".join(f"{text},{label}\n" for text, label in ROWS)
+    rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
     for name in ("rows.csv", "reviews.csv"):
         (folder / name).write_text(rows, encoding="utf-8")
     (folder / "emails.txt").write_text("The lamp broke at once\nThe soup is excellent\n", encoding="utf-8")
