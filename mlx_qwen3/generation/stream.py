@@ -49,9 +49,6 @@ STREAM_ARGUMENTS = (
 class TextCodec(Protocol):
     """What streaming asks of a tokenizer."""
 
-    @property
-    def eos_token_id(self) -> int | None: ...
-
     def encode(self, text: str, /, **options: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: Sequence[Any], /, **options: Any) -> Any: ...

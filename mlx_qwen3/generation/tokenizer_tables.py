@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +57,13 @@ class TokenTables:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self.backend = tokenizer.backend
-        names = _names(self.backend)
-        self.added = sorted(self.backend.get_added_tokens_decoder())
-        self.tokens = _load_or_make(self.backend, names)
+        added = self.backend.get_added_tokens_decoder()
+        self.added = sorted(added)
+        self.tokens = _load_or_make(tokenizer)
         eos = tokenizer.eos_token_id
-        self.eos = len(names) - 1 if eos is None else int(eos)
+        self.eos = len(self.tokens) - 1 if eos is None else int(eos)
         self.special_token_ids = sorted({*self.added, self.eos})
-        self.tokens_by_text = {names[i]: i for i in self.added if names[i] is not None}
+        self.tokens_by_text = {token.content: i for i, token in added.items()}
         start = time.perf_counter()
         self.engine: LLTokenizer = LLTokenizer(TokenizerWrapper(_Codec(self)), slices=[])
         self._credit = time.perf_counter() - start  # what the prepared tables take to make, about
@@ -129,26 +128,37 @@ def token_tables(tokenizer: Any) -> TokenTables:
         return found
 
 
-def _names(backend: Any) -> list[str | None]:
+def _load_or_make(tokenizer: Any) -> list[bytes]:
+    """Return the bytes of each token, from the file of the vocabulary's hash where there is one."""
+    backend = tokenizer.backend
     decoder = backend.decoder
     if decoder is None or "ByteLevel" not in repr(decoder):
         raise ConstraintError("this tokenizer is not byte-level BPE, which constraints need. Use a Qwen3 checkpoint")
-    size = backend.get_vocab_size(with_added_tokens=True)
-    highest = max(backend.get_added_tokens_decoder(), default=0)
-    return list(map(backend.id_to_token, range(max(size, highest + 1))))
-
-
-def _load_or_make(backend: Any, names: Iterable[str | None]) -> list[bytes]:
-    names = list(names)
     added = backend.get_added_tokens_decoder()
-    text = "\0".join(name or "" for name in names) + "\1" + ",".join(map(str, sorted(added)))
-    path = cache_folder() / "tokenizers" / f"{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:40]}.tokens"
+    size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=0) + 1)
+    path = cache_folder() / "tokenizers" / f"{_vocabulary_hash(tokenizer, size)}.tokens"
     found = _read(path)
-    if found is not None and len(found) == len(names):
+    if found is not None and len(found) == size:
         return found
-    tokens = _bytes_of(names, set(added))
+    tokens = _bytes_of(list(map(backend.id_to_token, range(size))), set(added))
     _write(path, tokens)
     return tokens
+
+
+def _vocabulary_hash(tokenizer: Any, size: int) -> str:
+    """Return a hash of a vocabulary: of the file that it was read from, which is quick, or of its tokens."""
+    backend, file = tokenizer.backend, getattr(tokenizer, "vocabulary_file", None)
+    added = sorted((i, token.content) for i, token in backend.get_added_tokens_decoder().items())
+    digest = hashlib.sha256(f"{size} {added}".encode("utf-8", "replace"))
+    if file is not None and file.is_current():
+        try:
+            digest.update(read_bytes(file.path, error=ConstraintError))
+            return digest.hexdigest()[:40]
+        except MlxQwen3Error:
+            pass  # removed a moment ago
+    names = (backend.id_to_token(i) or "" for i in range(size))
+    digest.update("\0".join(names).encode("utf-8", "replace"))
+    return digest.hexdigest()[:40]
 
 
 def _bytes_of(names: list[str | None], added: set[int]) -> list[bytes]:

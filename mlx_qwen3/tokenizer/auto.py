@@ -15,7 +15,7 @@ from ..files import read_text
 from .backend import BERT, add_bert_template, backend_errors, build_backend, family_of, read_json
 from .settings import checked_settings
 from .tokenizer import Tokenizer
-from .vocabulary import NAMED_TOKENS
+from .vocabulary import NAMED_TOKENS, FileVersion
 
 _FILES = (
     "tokenizer.json",
@@ -105,6 +105,8 @@ def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
             extra_special_tokens=_extra(config),
             family=family,
         )
+    if serialized:
+        tokenizer.vocabulary_file = FileVersion.of(folder / "tokenizer.json")
     if family is BERT and not serialized and tokenizer.cls_token and tokenizer.sep_token:
         add_bert_template(backend, tokenizer.cls_token, tokenizer.sep_token)
     return tokenizer

@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import tokenizers
@@ -53,6 +55,28 @@ class _NamedTokenId:
         vocabulary._named[self.name] = token
 
 
+@dataclass(frozen=True)
+class FileVersion:
+    """A file as it was when it was read."""
+
+    path: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileVersion":
+        """Return the present version of a file."""
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def is_current(self) -> bool:
+        """Return whether the file is still this one."""
+        try:
+            return FileVersion.of(self.path) == self
+        except OSError:
+            return False
+
+
 class Vocabulary:
     """The tokens of a `tokenizers.Tokenizer` and their ids, with the named special tokens as attributes.
 
@@ -79,6 +103,7 @@ class Vocabulary:
         self.backend = backend
         self._named = {name: named.get(name) for name in NAMED_TOKENS}
         self._extra = list(dict.fromkeys(extra))
+        self.vocabulary_file: FileVersion | None = None  # where the tokens come from, added ones apart
         self._token_bytes = TokenBytes(backend)
         self._lock = threading.RLock()
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
