@@ -29,9 +29,8 @@ NO_NOUN = (
     r"not|of|on|once|only|or|over|per|quite|replaces|such|takes|than|that|the|through|to|under|was|were|when|where|"
     r"which|whose|with|within|without)"
 )
-NO_RATE = (
-    r"(?!['’-]|,? (?:that|which|whose|of|with|begins|is|are|may|can|must|should|has|holds|takes|asks|needs|over)\b)"
-)
+FOLLOWING = "asks|are|begins|can|has|holds|is|may|must|needs|of|over|sees|should|takes|that|which|whose|with"
+NO_RATE = rf"(?!['’-]|,? (?:{FOLLOWING})\b)"
 
 SEPARATOR = " ; "
 """Between texts that are searched together: no banned construction holds one."""
@@ -46,7 +45,7 @@ BANNED = {
     ),
     "normalized": r"\b(?:un)?normed\b|\bnorming\b",
     "… per layer, … per token": (
-        rf"{COUNTS} (?!{NO_NOUN}\b)[a-z`()/-]+ an? (?:{UNITS})\b{NO_RATE}"
+        rf"{COUNTS} (?!{NO_NOUN}\b)[a-z`()/-]+ an? (?:{UNITS})\b{NO_RATE}|\bone a (?:{UNITS})\b{NO_RATE}"
         rf"|\b(?:ms|tokens|bytes|bits|seconds|mb|gb|once|twice) an? (?:{UNITS})\b{NO_RATE}"
     ),
     "cannot be downloaded, found, read": r"\b(?:can|could|cannot|to|must) (?:not )?be had\b",

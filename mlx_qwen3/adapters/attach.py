@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import CheckpointError, InputError, UnsupportedModelError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .folder import Adapter
 from .layers import (
     AdaptedLayer,
@@ -269,7 +269,7 @@ def _replace_saved(work: _Attachment, config: PeftConfig, saved: list[str]) -> N
     done: set[str] = set()
     for path in saved:
         module = work.modules[path]
-        held = flat(module.parameters())
+        held = flatten(module.parameters())
         if not held or any(path.startswith(f"{other}.") for other in done):
             continue
         done.add(path)
@@ -385,7 +385,7 @@ def _attach_mlx_lm(model: Any, adapter: Adapter) -> None:
 
 def _replace_weights(model: Any, adapter: Adapter) -> None:
     """Replace whole weights, as mlx-lm's type "full" does."""
-    held = flat(model.parameters())
+    held = flatten(model.parameters())
     modules = dict(model.named_modules())
     for name, array in adapter.weights.items():
         path, _, leaf = name.rpartition(".")

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .attach import attach_adapter
 from .folder import Adapter
 
@@ -22,7 +22,7 @@ def attach_divided(model: Any, adapter: Adapter, base: str, weights: Iterable[st
         InputError: an adapter that replaces weights whole, or changes the vocabulary.
     """
     model.set_dtype(dtype)
-    modules, arrays = dict(model.named_modules()), flat(model.parameters())
+    modules, arrays = dict(model.named_modules()), flatten(model.parameters())
     attach_adapter(model, adapter, base=base)
     now = dict(model.named_modules())
     replaced = [name for name in sorted(weights) if not _is_kept(name, modules, arrays, now)]

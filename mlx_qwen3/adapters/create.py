@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .attach import LINEAR, AttachedAdapter, lora_config
 from .layers import LoRALinear, lora_scale, set_module
 
@@ -63,11 +63,11 @@ def add_adapter(
             raise InputError(f"target {target!r} names no linear layer of a {type(model).__name__}. Correct it")
     for path in sorted(found):
         set_module(model, path, LoRALinear(layers[path], r, lora_scale(alpha, r, False), dropout=dropout, dora=dora))
-    names = [name for name in flat(model.parameters()) if ".lora_" in name]
+    names = [name for name in flatten(model.parameters()) if ".lora_" in name]
     saved = None
     if head:
         saved = ["classifier", "score"] if head == "score" else [head]
-        names += [name for name in flat(model.parameters()) if name.startswith(f"{head}.")]
+        names += [name for name in flatten(model.parameters()) if name.startswith(f"{head}.")]
     config = lora_config(
         task_type=task,
         base=base,
@@ -79,5 +79,5 @@ def add_adapter(
         dropout=dropout,
         modules_to_save=saved,
     )
-    mx.eval([flat(model.parameters())[name] for name in names])
+    mx.eval([flatten(model.parameters())[name] for name in names])
     model.adapter = AttachedAdapter(config, sorted(names))

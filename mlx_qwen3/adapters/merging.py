@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError, UnsupportedModelError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .attach import EMBEDDING, LINEAR
 from .layers import (
     AdaptedLayer,
@@ -58,5 +58,5 @@ def merge_adapter(model: Any) -> list[tuple[str, nn.Module]]:
 
 def adapter_weights(model: Any) -> Mapping[str, mx.array]:
     """Return the parameters of a model that belong to its adapter."""
-    held = flat(model.parameters())
+    held = flatten(model.parameters())
     return {name: held[name] for name in model.adapter.names}

@@ -1,4 +1,4 @@
-"""Where keys and values live between calls."""
+"""Key/value caches."""
 
 from .cache import Cache, make_cache
 from .files import ignored_options, load_cache, save_cache

@@ -14,21 +14,21 @@ SINKS = 4
 """First tokens that stay visible under `max_kv_size`, as in mlx-lm."""
 
 SNAPSHOTS = 8
-"""How many snapshots a cache keeps; the oldest go first."""
+"""Number of snapshots that a cache keeps; the oldest are dropped first."""
 
 
 class Cache:
-    """Keys and values of every layer. Iterating gives (keys, values) a layer, (B, K, n, D) each.
+    """The keys and values of every layer. Iteration yields (keys, values) per layer, (B, K, n, D) each.
 
     Args:
-        layers: the stores, one a layer.
+        layers: the cache of each layer.
     """
 
     def __init__(self, layers: Sequence[LayerCache]):
         self.layers = list(layers)
         self._snapshots: dict[int, list[LayerCache | None]] = {}
         self.marks: list[mx.array] = []
-        """Where the newest pass over one token can be waited for; see `layers.pipelining.Marks`."""
+        """Arrays to wait for before the next single-token pass; see `layers.pipelining.Marks`."""
 
     @classmethod
     def for_layer_types(cls, layer_types: Sequence[str], window: int | None) -> Self:
@@ -37,13 +37,14 @@ class Cache:
 
     @classmethod
     def from_legacy(cls, past: Any, layer_types: Sequence[str], window: int | None) -> Self:
-        """Return a cache from the older format: a (keys, values) pair per layer, (B, K, n, D) each.
+        """Return a cache built from the legacy format: a (keys, values) pair per layer, (B, K, n, D) each.
 
-        A sliding layer's pair holds only the tokens that it kept; a full layer's length says how many there were.
+        A sliding layer's pair holds only the tokens it kept; the length of a full layer gives the number of tokens
+        seen.
 
         Raises:
-            InputError: pairs that do not fit the model or one another, or that cannot tell how many tokens they
-                stand for: a full window, and no full layer.
+            InputError: pairs that do not fit the model or one another, or whose number of tokens is unknown: a
+                full window and no full layer.
         """
         cache = cls.for_layer_types(layer_types, window)
         if not isinstance(past, Sequence):
@@ -52,15 +53,15 @@ class Cache:
             )
         if len(past) != len(cache.layers):
             raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}")
-        pairs = [_checked_pair(pair, i) for i, pair in enumerate(past)]
+        pairs = [_check_pair(pair, i) for i, pair in enumerate(past)]
         sizes = [keys.shape[2] for keys, _ in pairs]
         full = {size for layer, size in zip(cache.layers, sizes, strict=True) if layer.window is None}
         if len(full) > 1:
             raise InputError(f"past_key_values holds full layers of {min(full)} and of {max(full)} tokens")
         if not full and any(max(sizes) == (layer.window or 0) - 1 for layer in cache.layers):
             raise InputError(
-                f"past_key_values holds the {max(sizes)} tokens of a full sliding window, and no full layer says how "
-                "many there were before: pass the cache object instead of tuples"
+                f"past_key_values holds the {max(sizes)} tokens of a full sliding window, and there is no full layer "
+                "to count all tokens. Pass the cache object instead of tuples."
             )
         total = full.pop() if full else max(sizes)
         for i, (layer, (keys, values)) in enumerate(zip(cache.layers, pairs, strict=True)):
@@ -70,7 +71,7 @@ class Cache:
                     f"or the newest {min(total, layer.window - 1)} of them"
                 )
             missing = total - sizes[i]
-            if missing:  # what slid out of the window is never looked at
+            if missing:  # tokens outside the window are never read
                 blank = [mx.zeros((*x.shape[:2], missing, x.shape[3]), dtype=x.dtype) for x in (keys, values)]
                 keys, values = mx.concatenate([blank[0], keys], axis=2), mx.concatenate([blank[1], values], axis=2)
             layer.update(keys, values)
@@ -82,7 +83,7 @@ class Cache:
 
     @property
     def offset(self) -> int:
-        """Tokens seen."""
+        """The number of tokens seen."""
         return self.layers[0].offset
 
     @property
@@ -93,38 +94,36 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all layers and snapshots hold, room to grow included; shared arrays count each time."""
+        """Bytes held by all layers and snapshots, spare capacity included; shared arrays count each time."""
         saved = [layer for layers in self._snapshots.values() for layer in layers if layer is not None]
         return sum(layer.nbytes for layer in [*self.layers, *saved])
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Every array that is held, for `mx.eval`."""
+        """Every array of the cache, for `mx.eval`."""
         return [array for layer in self.layers for array in layer.slots.arrays]
 
-    # ways back
+    # rewinding
 
     @property
     def earliest(self) -> int:
-        """The smallest offset above 0 that the layers can go back to without a snapshot."""
+        """The smallest offset above 0 that the layers can be trimmed to without a snapshot."""
         return max(layer.earliest for layer in self.layers)
 
     def reach(self, offset: int) -> int:
-        """Return the largest offset, not above the given one, that `trim` and `rewind` can go back to; 0 is always
-        one.
-        """
+        """Return the largest offset up to the given one that `trim` and `rewind` can restore; 0 is always possible."""
         offset = min(offset, self.offset)
         if offset >= self.earliest:
             return max(offset, 0)
         return max((saved for saved in self._snapshots if saved <= offset), default=0)
 
     def trim(self, count: int) -> None:
-        """Drop the newest `count` tokens in every layer, or raise `CacheError` and change nothing."""
+        """Drop the newest `count` tokens of every layer, or raise `CacheError` and change nothing."""
         target = self.offset - count
         if count < 0 or target < 0 or self.reach(target) != target:
             raise CacheError(
-                f"cannot take back {count} of {self.offset} cached tokens: a sliding layer reaches back only to "
-                f"{self.earliest}; rewind() to {self.reach(target)} and go on from there"
+                f"cannot drop {count} of {self.offset} cached tokens: a sliding layer can be trimmed only to "
+                f"{self.earliest}. Call rewind({self.reach(target)}) and recompute from there."
             )
         if target >= self.earliest or target == 0:
             for layer in self.layers:
@@ -138,13 +137,14 @@ class Cache:
         self._snapshots = {at: saved for at, saved in self._snapshots.items() if at <= target}
 
     def rewind(self, offset: int) -> int:
-        """Go back to `reach(offset)` and return it: from there on tokens have to be computed again."""
+        """Go back to `reach(offset)` and return it; later tokens must be computed again."""
         target = self.reach(offset)
         self.trim(self.offset - target)
         return target
 
     def snapshot(self, limit: int = SNAPSHOTS) -> None:
-        """Record this offset as one to go back to, for layers that cannot from anywhere. The newest `limit` stay.
+        """Save the current offset as one to rewind to, for layers that cannot be trimmed. Keep the newest `limit`
+        snapshots.
 
         Full layers cost nothing; a sliding layer costs one copy of its buffer, made when it is next written.
         """
@@ -193,38 +193,38 @@ class Cache:
 
     @property
     def takes_rows(self) -> bool:
-        """Whether `put_rows` works: every layer keeps all tokens, and as they are."""
+        """Whether `put_rows` works: every layer keeps all tokens, unquantized."""
         return all(type(layer) is GrowingLayer and layer.form is None for layer in self.layers)
 
-    def put_rows(self, places: Sequence[int], other: "Cache") -> None:
-        """The rows of another cache take the places of some rows here, so that both end at the same slot.
+    def put_rows(self, indices: Sequence[int], other: "Cache") -> None:
+        """Replace some rows by those of another cache, aligned at the last slot.
 
-        What stays in the slots before them has to be hidden by a mask. Snapshots are dropped.
+        A mask must hide the slots before them. Snapshots are dropped.
 
         Args:
-            places: a row of this cache for each row of `other`, each its own.
+            indices: the row of this cache to replace for each row of `other`; no repeats.
             other: a cache of the same model that holds no more tokens than this one.
 
         Raises:
-            CacheError: a cache whose layers slide or pack; more tokens, or another number of rows.
+            CacheError: a cache with sliding or quantized layers; more tokens, or another number of rows.
             InputError: a row that does not exist, or one named twice.
         """
         if not (self.takes_rows and other.takes_rows):
-            raise CacheError("rows of layers that slide or pack cannot be put elsewhere: start another cache")
-        if other.offset > self.offset or other.batch_size != len(places):
+            raise CacheError("cannot replace rows of sliding or quantized layers. Start another cache.")
+        if other.offset > self.offset or other.batch_size != len(indices):
             raise CacheError(
-                f"cannot put {other.batch_size} rows of {other.offset} tokens into {len(places)} rows of "
+                f"cannot put {other.batch_size} rows of {other.offset} tokens into {len(indices)} rows of "
                 f"{self.offset} tokens"
             )
-        if len(set(places)) < len(places) or not set(places) <= set(range(self.batch_size or 0)):
-            raise InputError(f"cannot put rows into {list(places)} of a cache with {self.batch_size or 'no'} rows")
+        if len(set(indices)) < len(indices) or not set(indices) <= set(range(self.batch_size or 0)):
+            raise InputError(f"cannot put rows into {list(indices)} of a cache with {self.batch_size or 'no'} rows")
         self._snapshots = {}
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for array, new in zip(mine.slots.arrays, theirs.slots.arrays, strict=True):
-                for row, place in enumerate(places):
+                for row, place in enumerate(indices):
                     array[place, :, self.offset - other.offset : self.offset] = new[row, :, : other.offset]
 
-    # the Hugging Face spellings
+    # legacy Hugging Face interface
 
     def to_legacy_cache(self) -> tuple[tuple[mx.array | None, mx.array | None], ...]:
         """Return a (keys, values) pair per layer, unpacked."""
@@ -257,20 +257,20 @@ def make_cache(
     Args:
         layer_types: `config.layer_types`.
         window: `config.sliding_window`, which sliding layers keep.
-        max_kv_size: the tokens that a query of any layer sees at most: the newest and, in full layers, `sinks` first
-            ones (in a row padded at its left those are the padding). None keeps everything in full layers.
-        kv_bits: 8 or 4 to pack keys and values; None to keep them as they are.
+        max_kv_size: limit of the tokens a query sees in any layer: the newest and, in full layers, the first `sinks`
+            (in a left-padded row those are padding). None keeps everything in full layers.
+        kv_bits: 8 or 4 to quantize keys and values; None for no quantization.
         kv_group_size: numbers that share a scale; divides `head_dim`.
-        quantized_kv_start: packs only once more tokens than this have been seen.
-        slack: tokens that can be taken back from a layer whose window has moved on.
-        step: slots by which stores grow.
+        quantized_kv_start: quantize only once more tokens than this have been seen.
+        slack: tokens that can still be trimmed from a layer whose window has moved.
+        step: number of slots by which the storage grows.
 
     Raises:
-        InputError: a value that no cache can have.
+        InputError: an invalid value.
     """
     form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size)
     if max_kv_size is not None and max_kv_size <= sinks:
-        raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens that it keeps")
+        raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens it keeps")
     if slack < 0 or quantized_kv_start < 0 or sinks < 0 or step < 1:
         raise InputError("slack, sinks and quantized_kv_start cannot be negative, step must be at least 1")
     storage = {"form": form, "packed_from": quantized_kv_start, "step": step}
@@ -285,7 +285,7 @@ def make_cache(
     return Cache(layers)
 
 
-def _checked_pair(pair: Any, index: int) -> tuple[mx.array, mx.array]:
+def _check_pair(pair: Any, index: int) -> tuple[mx.array, mx.array]:
     if not isinstance(pair, list | tuple) or len(pair) != 2 or any(x is None for x in pair):
         raise InputError(f"past_key_values holds no (keys, values) pair in layer {index}")
     keys, values = mx.array(pair[0]), mx.array(pair[1])

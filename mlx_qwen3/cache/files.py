@@ -1,4 +1,4 @@
-"""A cache in one safetensors file: keys and values, what they belong to, and the ids that they stand for.
+"""Save a cache to one safetensors file, with the model it belongs to and its token ids.
 
 Only written slots are saved, in the format in which they are held. The file is renamed into place once complete.
 """
@@ -37,15 +37,15 @@ MODEL_FIELDS = (
     "layer_types",
     "rope_parameters",
 )
-"""What two configurations must agree on for one to use the other's keys and values."""
+"""Config fields that must be equal for two models to share keys and values."""
 
 
 @dataclass(frozen=True)
 class CacheFileInfo:
-    """What a saved cache says about itself.
+    """The description of a saved cache.
 
-    token_ids: the ids that the cache stands for; empty when none were saved.
-    identity: names and hashes of what it was made with.
+    token_ids: the cached token ids; empty if none were saved.
+    identity: names and hashes of the weights and tokenizer it was made with.
     metadata: the caller's own notes.
     """
 
@@ -63,16 +63,16 @@ def save_cache(
     identity: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a cache, without its snapshots; an older file of that name is replaced at the end, in one step.
+    """Write a cache without its snapshots, replacing an existing file atomically.
 
     Args:
         config: the model's configuration; `load_cache` compares it.
-        token_ids: the ids that the cache stands for, as many as it has seen.
-        identity: more that must be equal when it is loaded, such as {"weights": hash, "tokenizer": hash}.
+        token_ids: the cached token ids, one per token seen.
+        identity: further values that must be equal when it is loaded, such as {"weights": hash, "tokenizer": hash}.
         metadata: anything else to keep.
 
     Raises:
-        InputError: ids of another number than the cache's tokens.
+        InputError: the number of ids differs from the number of cached tokens.
         CacheError: the file cannot be written.
     """
     if token_ids is not None and len(token_ids) != cache.offset:
@@ -105,21 +105,21 @@ def save_cache(
 def load_cache(
     path: str | Path, config: Any, *, identity: Mapping[str, str] | None = None
 ) -> tuple[Cache, CacheFileInfo]:
-    """Return a saved cache and what it says about itself.
+    """Load a saved cache and its description.
 
     Args:
         config: the configuration of the model that will use it.
-        identity: what must be equal where the file names it as well.
+        identity: values that must be equal where the file names them.
 
     Raises:
-        CacheError: no such file, no saved cache, a damaged one, one of a newer version, or one of another model; the
-            message names what differs.
+        CacheError: the file is missing, damaged, not a cache, of a newer version, or of another model; the message
+            names the difference.
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        raise CacheError(f"{path} is a folder, not a saved cache: name a file in it")
+        raise CacheError(f"{path} is a folder, not a saved cache. Name a file in it.")
     if not path.is_file():
-        raise CacheError(f"there is no saved cache {path}: save one first, or check the name")
+        raise CacheError(f"there is no saved cache {path}. Save one first, or check the name.")
     try:
         entries, header = read_header(path)
     except CheckpointError as error:
@@ -129,7 +129,7 @@ def load_cache(
     if header.get("version") != str(VERSION):
         shown = header.get("version", "none")[:20]
         raise CacheError(f"{path} has version {shown}, this package reads {VERSION}: save it again")
-    model, layers, ids, saved, notes = (_described(path, header, name, kind) for name, kind in _DESCRIPTION.items())
+    model, layers, ids, saved, notes = (_read_entry(path, header, name, kind) for name, kind in _DESCRIPTION.items())
     if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
         raise CacheError(f"{path} has a damaged description (token_ids): save it again")
     info = CacheFileInfo(ids, saved, notes)
@@ -147,11 +147,11 @@ def load_cache(
 
 
 _DESCRIPTION = {"model": dict, "layers": list, "token_ids": list, "identity": dict, "metadata": dict}
-"""Part of a file's description -> its type."""
+"""The entries of a file's description and their types."""
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
-def _described(path: Path, header: Mapping[str, str], name: str, kind: type) -> Any:
+def _read_entry(path: Path, header: Mapping[str, str], name: str, kind: type) -> Any:
     content = parse_json(header.get(name, "null"), f"{path} has a damaged description: {name!r}", error=CacheError)
     if not isinstance(content, kind):
         raise CacheError(f"{path} has a damaged description ({name}): save it again")
@@ -159,16 +159,16 @@ def _described(path: Path, header: Mapping[str, str], name: str, kind: type) -> 
 
 
 def ignored_options(cache: Cache, asked: Cache) -> list[str]:
-    """Return what a loaded cache has otherwise than was asked for, in a few words each; empty where they agree.
+    """Describe each option of a loaded cache that differs from the one requested; empty if none does.
 
     Args:
-        asked: an empty cache made with the options that the caller gave.
+        asked: an empty cache made with the caller's options.
     """
     found = []
     for name, read in _OPTIONS.items():
         own, other = ({read(layer) for layer in store.layers} for store in (cache, asked))
         if own != other:
-            found.append(f"{name} is {_shown(own)} in the file, not {_shown(other)}")
+            found.append(f"{name} is {_format_values(own)} in the file, not {_format_values(other)}")
     return found
 
 
@@ -179,7 +179,7 @@ _OPTIONS: dict[str, Callable[[LayerCache], Any]] = {
 }
 
 
-def _shown(values: set[Any]) -> str:
+def _format_values(values: set[Any]) -> str:
     return " or ".join(sorted("unset" if value is None else str(value) for value in values))
 
 
@@ -197,9 +197,9 @@ def _compare(path: Path, what: str, saved: Mapping[str, Any], asked: Mapping[str
 
 def _layer(record: dict[str, Any], checkpoint: Checkpoint, index: int, config: Any) -> LayerCache:
     settings, offset, packed, count = (record[name] for name in ("settings", "offset", "packed", "arrays"))
-    form = KVFormat(*_sizes(settings["form"])) if settings["form"] else None
+    form = KVFormat(*_check_sizes(settings["form"])) if settings["form"] else None
     numbers = {name: value for name, value in settings.items() if name != "form"}
-    _sizes([offset, *(value for value in numbers.values() if value is not None)])
+    _check_sizes([offset, *(value for value in numbers.values() if value is not None)])
     kind = {"growing": GrowingLayer, "sliding": SlidingLayer}[record["kind"]]
     layer = kind(form=form, **numbers)
     if not isinstance(packed, bool) or count not in (0, 6 if packed else 2) or (packed and form is None):
@@ -223,8 +223,8 @@ def _layer(record: dict[str, Any], checkpoint: Checkpoint, index: int, config: A
     return layer
 
 
-def _sizes(values: Any) -> list[int]:
-    """Return the values, if they are sizes that a cache can have."""
+def _check_sizes(values: Any) -> list[int]:
+    """Return the values if they are valid sizes of a cache."""
     if not all(isinstance(value, int) and 0 <= value < 1 << 31 for value in values):
         raise ValueError("not a size")
     return list(values)

@@ -1,4 +1,4 @@
-"""A hash of a model's weights, in which every byte counts."""
+"""A hash over every byte of a model's weights."""
 
 import hashlib
 import os
@@ -10,10 +10,9 @@ import numpy as np
 
 
 def weights_fingerprint(weights: Mapping[str, mx.array]) -> str:
-    """Return a sha256 over the names, shapes, types and all bytes of weights, in the order of the names.
+    """Return a SHA-256 over the names, shapes, dtypes and bytes of weights, in the order of the names.
 
-    The tensors are hashed side by side on all cores, each as one sha256 that goes into the result. Weights that were
-    not read yet are read.
+    The tensors are hashed in parallel, each as one SHA-256 that enters the result. Lazy weights are read.
     """
 
     def digest(raw: np.ndarray) -> bytes:

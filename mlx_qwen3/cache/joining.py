@@ -1,4 +1,4 @@
-"""Rows of several caches in one new cache, aligned at their ends: how rows join and leave a running batch."""
+"""Join rows of several caches into a new cache, aligned at their ends, for continuous batching."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ import mlx.core as mx
 
 from ..errors import CacheError, InputError
 from .cache import Cache
-from .layers import LayerCache, roomy
+from .layers import LayerCache, padded_capacity
 from .sliding import SlidingLayer
 from .slots import PackedSlots, Slots
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows of a cache to take.
+    """The rows of a cache to copy.
 
     Args:
-        cache: where they come from; it is not changed.
+        cache: the source; it is not changed.
         rows: their indices.
-        length: the newest tokens to take of each row; fewer than the cache has where all of them start with padding.
+        length: number of newest tokens to copy per row; fewer than the cache has where all of them start with padding.
     """
 
     cache: Cache
@@ -30,16 +30,16 @@ class RowSource:
 def join_rows(sources: Sequence[RowSource], room: bool = True) -> Cache:
     """Return a new cache with the rows of all sources, in order, whose newest tokens share the last slot.
 
-    A shorter row starts with empty slots, which are zeros: a mask has to hide them. Works for layers that grow and
-    that slide, plain and quantized; a window counts slots, and a row's own tokens lie in consecutive slots.
+    A shorter row starts with empty slots (zeros), which a mask must hide. Supports growing and sliding layers, plain
+    and quantized; a window counts slots, and the tokens of a row lie in consecutive slots.
 
     Args:
         sources: from caches of one model, made with the same options.
         room: leave room to grow; False for the least memory.
 
     Raises:
-        CacheError: attention sinks, or quantization that starts later: their slots depend on where a row begins.
-        InputError: no sources, or a length that a cache does not have.
+        CacheError: attention sinks or delayed quantization: their slots depend on where a row begins.
+        InputError: no sources, or a length above that of the cache.
     """
     if not sources:
         raise InputError("no rows to join. Give at least one source.")
@@ -61,8 +61,8 @@ def _join_layer(sources: Sequence[RowSource], index: int, length: int, room: boo
     if isinstance(like, SlidingLayer):  # a layer that was trimmed has fewer slots than it may keep
         layers = [(source.cache.layers[index].used, source.length) for source in sources]
         kept = min(length, like.kept, *(used for used, wanted in layers if used < wanted))
-    spare = 0 if isinstance(like, SlidingLayer) or not room else roomy(length, like.step) - length
-    parts = [_newest(source.cache.layers[index], source, kept) for source in sources]
+    spare = 0 if isinstance(like, SlidingLayer) or not room else padded_capacity(length, like.step) - length
+    parts = [_take_newest(source.cache.layers[index], source, kept) for source in sources]
     arrays = []
     for number in range(len(parts[0])):
         pieces = [part[number] for part in parts]
@@ -70,20 +70,20 @@ def _join_layer(sources: Sequence[RowSource], index: int, length: int, room: boo
         if spare:
             array = mx.pad(array, [(0, 0), (0, 0), (0, spare), (0, 0)])
         elif len(pieces) == 1:
-            array = _copied(array)
+            array = _copy_slots(array)
         arrays.append(array)
     joined.adopt(arrays, isinstance(like.slots, PackedSlots), length)
     return joined
 
 
-def _copied(array: mx.array) -> mx.array:
-    """Return slots in memory of their own: a slice would keep the whole batch that it was taken from."""
+def _copy_slots(array: mx.array) -> mx.array:
+    """Copy slots into memory of their own: a slice would keep the whole source batch alive."""
     half = array.shape[2] // 2
     return mx.concatenate([array[:, :, :half], array[:, :, half:]], axis=2) if half else array + 0
 
 
-def _newest(layer: LayerCache, source: RowSource, kept: int) -> list[mx.array]:
-    """Return the newest `kept` slots of a source's rows; zeros stand for slots before its first token."""
+def _take_newest(layer: LayerCache, source: RowSource, kept: int) -> list[mx.array]:
+    """Return the newest `kept` slots of a source's rows, with zeros for slots before the first token."""
     slots: Slots = layer.slots
     taken = min(source.length, kept)
     start = layer.used - taken

@@ -1,4 +1,4 @@
-"""Keys and values in 8 or 4 bits: the format, and attention over what is stored.
+"""Keys and values in 8 or 4 bits: the format, and attention over quantized keys and values.
 
 Groups of `group_size` numbers along the head share a scale and a bias, as in MLX's affine weight quantization.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from ..errors import InputError
-from ..layers.attention import attend, masked
+from ..layers.attention import apply_mask, attend
 from ..layers.devices import on_cuda
 from ..layers.masks import Mask
 from ..layers.variants import variants
@@ -17,7 +17,9 @@ Packed = tuple[mx.array, mx.array, mx.array]
 """Packed bits (B, K, S, D·bits/32) as uint32, scales and biases (B, K, S, D/group_size)."""
 
 MULTIPLIED_QUERIES = 8
-"""Up to here attention multiplies the packed keys; from here on it unpacks them once and uses the fused kernel."""
+"""Up to this many queries attention multiplies the packed keys; above, it unpacks them once and uses the fused
+kernel.
+"""
 
 SINGLE_ROWS_FROM = 4
 """Query heads per key head from which "auto" multiplies packed values by one row per head: Metal's vector kernel ends
@@ -25,23 +27,23 @@ at 4 rows, and its kernel for more rows does not split the slots."""
 
 
 def multiplies_packed_views() -> bool:
-    """Return whether `mx.quantized_matmul` accepts a slice of a store.
+    """Return whether `mx.quantized_matmul` accepts a slice of a layer cache.
 
-    MLX's CUDA kernels ask for contiguous arrays (`mlx/backend/cuda/quantized/qmm`), which a view of some slots is not.
+    MLX's CUDA kernels require contiguous arrays (`mlx/backend/cuda/quantized/qmm`); a view of some slots is not one.
     """
     return not on_cuda()
 
 
 @dataclass(frozen=True)
 class KVFormat:
-    """How a quantized cache stores a vector.
+    """The quantization of the vectors in a cache.
 
     Args:
         bits: 8 or 4.
         group_size: 32, 64 or 128 numbers that share a scale; it must divide the head size.
 
     Raises:
-        InputError: another value.
+        InputError: an invalid value.
     """
 
     bits: int = 8
@@ -57,25 +59,25 @@ class KVFormat:
         """Raise `InputError` unless heads of this size can be packed."""
         if head_dim % self.group_size:
             fits = [size for size in (128, 64, 32) if head_dim % size == 0]
-            advice = f"choose kv_group_size {fits[0]}" if fits else "leave kv_bits out"
-            raise InputError(f"kv_group_size {self.group_size} does not divide 'head_dim' {head_dim}: {advice}")
+            advice = f"Choose kv_group_size {fits[0]}." if fits else "Omit kv_bits."
+            raise InputError(f"kv_group_size {self.group_size} does not divide 'head_dim' {head_dim}. {advice}")
 
     def pack(self, vectors: mx.array) -> Packed:
-        """(B, K, L, D) as bits, scales and biases."""
+        """Quantize (B, K, L, D); return bits, scales and biases."""
         self.check_head_dim(vectors.shape[-1])
         bits, scales, biases = mx.quantize(vectors, group_size=self.group_size, bits=self.bits)
         return bits, scales, biases
 
     def unpack(self, packed: Packed) -> mx.array:
-        """Return the stored values (B, K, S, D), in the type of the scales."""
+        """Dequantize to (B, K, S, D), in the dtype of the scales."""
         return mx.dequantize(*packed, group_size=self.group_size, bits=self.bits)
 
     def vector_bytes(self, head_dim: int, itemsize: int) -> int:
-        """Return bytes of one packed vector whose scales take `itemsize` bytes."""
+        """Return the bytes of one packed vector whose scales take `itemsize` bytes."""
         return head_dim * self.bits // 8 + 2 * itemsize * (head_dim // self.group_size)
 
     def attend(self, queries: mx.array, keys: Packed, values: Packed, scale: float, mask: Mask) -> mx.array:
-        """softmax(q·kᵀ·scale)·v over the stored values, softmax in float32; (B, H, L, D)."""
+        """Return softmax(q·kᵀ·scale)·v over the stored values, softmax in float32; (B, H, L, D)."""
         batch, heads, length, size = queries.shape
         if length > MULTIPLIED_QUERIES or not multiplies_packed_views():
             return attend(queries, self.unpack(keys), self.unpack(values), scale, mask)
@@ -83,7 +85,7 @@ class KVFormat:
         # the query heads of one key head are rows of one product, so that each key is read once
         rows = (queries * scale).reshape(batch, kv_heads, -1, size)
         scores = mx.quantized_matmul(rows, *keys, transpose=True, group_size=self.group_size, bits=self.bits)
-        scores = masked(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
+        scores = apply_mask(scores.reshape(batch, heads, length, slots), mask).reshape(batch, kv_heads, -1, slots)
         weights = mx.softmax(scores, axis=-1, precise=True)
         rows = variants().packed_values
         if rows == "single" or (rows == "auto" and heads // kv_heads >= SINGLE_ROWS_FROM):

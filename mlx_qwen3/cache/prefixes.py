@@ -1,4 +1,4 @@
-"""Caches of prompts seen before, for requests that begin alike, within a bound of bytes."""
+"""Caches of earlier prompts, reused for requests with the same beginning, within a limit of bytes."""
 
 import logging
 from collections import OrderedDict
@@ -13,13 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class PrefixCache:
-    """Keeps caches by the ids that they hold and finds the one that shares the longest start with a new prompt.
+    """Keep caches by their token ids and find the one that shares the longest prefix with a new prompt.
 
-    The bound holds after every `insert`: the entries used longest ago go. Entries share arrays with the caches that
-    they were made from until one is written, and are counted in full.
+    The limit holds after every `insert`: the least recently used entries are dropped. Entries share arrays with the
+        caches
+    they were copied from until one is written, and are counted in full.
 
     Args:
-        max_bytes: the most bytes that all entries hold together.
+        max_bytes: limit of the bytes of all entries together.
     """
 
     def __init__(self, max_bytes: int):
@@ -37,13 +38,13 @@ class PrefixCache:
         return sum(cache.nbytes for _, cache in self._entries.values())
 
     def insert(self, ids: Sequence[int], cache: Cache) -> bool:
-        """Keep a copy of `cache`, which holds exactly `ids`; whether it fits the bound.
+        """Keep a copy of `cache`, which holds exactly `ids`; return whether it fits the limit.
 
-        With sliding layers, take a `snapshot()` at the places that other prompts may share, such as the end of the
-        system prompt: only there, and where the window has not moved on, can an entry be cut.
+        With sliding layers, take a `snapshot()` where other prompts may diverge, such as at the end of the system
+        prompt: an entry can be cut only there, and where the window has not moved.
 
         Raises:
-            InputError: ids of another length than the cache, or a cache of several rows.
+            InputError: ids whose number differs from the cached tokens, or a cache of several rows.
         """
         tokens = _as_ids(ids)
         if len(tokens) != cache.offset or cache.batch_size not in (None, 1):
@@ -54,7 +55,7 @@ class PrefixCache:
         if not len(tokens):
             return False
         if cache.nbytes > self.max_bytes:
-            logger.info("a prefix of %d bytes is above the bound of %d bytes", cache.nbytes, self.max_bytes)
+            logger.info("a prefix of %d bytes is above the limit of %d bytes", cache.nbytes, self.max_bytes)
             return False
         for key, (known, _) in list(self._entries.items()):
             covered = len(known) <= len(tokens) and np.array_equal(known, tokens[: len(known)])
@@ -66,10 +67,10 @@ class PrefixCache:
         return True
 
     def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
-        """Return a cache that holds the first n of `ids`, for n as large as the entries allow, and n; (None, 0)
+        """Return a copy of the cache that holds the longest prefix of `ids`, and the length of that prefix; (None, 0)
         without one.
 
-        The cache is the caller's: an independent copy. To have a token left to compute, ask with `ids[:-1]`.
+        To have one token left to compute, pass `ids[:-1]`.
         """
         tokens = _as_ids(ids)
         best, length = None, 0

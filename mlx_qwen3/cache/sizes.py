@@ -1,4 +1,4 @@
-"""How many bytes a cache will take, before there is one."""
+"""The size of a cache before it is allocated."""
 
 from typing import Any
 
@@ -20,18 +20,18 @@ def cache_bytes(
     max_kv_size: int | None = None,
     slack: int = 0,
 ) -> int:
-    """Return the most bytes that the cache of a model holds between calls once it has seen `tokens`, room to grow
-    included.
+    """Return the largest number of bytes that the cache of a model holds between calls after `tokens` tokens, spare
+    capacity included.
 
-    While a store is rebuilt, the old one of that layer is there as well; a call on L tokens needs L more slots a
-    sliding layer.
+    While a layer's cache is reallocated, the old one exists as well; a call on L tokens needs L more slots per sliding
+    layer.
 
     Args:
         config: a `Qwen3Config`.
-        dtype: what keys and values are computed in.
+        dtype: the dtype of keys and values.
 
     Raises:
-        InputError: options that no cache can have.
+        InputError: invalid options.
     """
     cache = make_cache(
         config.layer_types,

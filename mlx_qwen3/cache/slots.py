@@ -1,7 +1,7 @@
-"""The arrays behind one layer's store: keys and values by slot, plain or packed. Knows nothing of windows.
+"""The arrays behind one layer's cache: keys and values by slot, plain or packed, independent of windows.
 
-Every array has rows on axis 0 and slots on axis 2. Writing replaces a handle, so arrays that another store or a
-caller holds never change; MLX writes in place when nobody else holds them.
+Every array has rows on axis 0 and slots on axis 2. Writing replaces the handle, so arrays shared with another cache or
+a caller never change; MLX writes in place when there is no other reference.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +14,14 @@ from .packing import KVFormat
 
 
 class Slots(ABC):
-    """Keys and values of consecutive slots. An empty list of arrays is a store that holds nothing yet."""
+    """Keys and values of consecutive slots. An empty list of arrays means that nothing is stored yet."""
 
     def __init__(self, arrays: Sequence[mx.array] = ()):
         self.arrays = list(arrays)
 
     @property
     def capacity(self) -> int:
-        """How many slots there are, written or not."""
+        """Number of slots, written or not."""
         return self.arrays[0].shape[2] if self.arrays else 0
 
     @property
@@ -31,26 +31,26 @@ class Slots(ABC):
 
     @abstractmethod
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
-        """(B, K, L, D) keys and values in the form of `arrays`."""
+        """Convert keys and values (B, K, L, D) to the format of `arrays`."""
 
     @abstractmethod
     def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[Any, Any]:
-        """Write slots start … stop−1 and give back slots first … stop−1, as `view` does."""
+        """Write slots start … stop−1 and return slots first … stop−1, as `view` does."""
 
     @abstractmethod
     def view(self, first: int, stop: int) -> tuple[Any, Any]:
-        """Return the stored form of slots first … stop−1: arrays (B, K, S, D), or packed triples."""
+        """Return the stored slots first … stop−1: arrays (B, K, S, D), or packed triples."""
 
     @abstractmethod
-    def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
-        """Return what `view` gave, as plain arrays (B, K, S, D)."""
+    def unpack(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
+        """Convert the result of `view` to plain arrays (B, K, S, D)."""
 
     @abstractmethod
-    def _like(self, arrays: Sequence[mx.array]) -> Self:
-        """Return a store of the same form with other arrays."""
+    def _new_like(self, arrays: Sequence[mx.array]) -> Self:
+        """Return slots of the same format with other arrays."""
 
-    def rebuilt(self, pieces: Sequence[tuple[int, int]], new: Sequence[mx.array], room: int) -> Self:
-        """Return a new store: ranges of these slots, then new encoded slots, then `room` unwritten ones."""
+    def rebuild(self, pieces: Sequence[tuple[int, int]], new: Sequence[mx.array], room: int) -> Self:
+        """Return new slots: ranges of these, then new encoded ones, then `room` unwritten ones."""
         joined = []
         for i, fresh in enumerate(new):
             parts = [self.arrays[i][:, :, a:b] for a, b in pieces if b > a]
@@ -60,42 +60,42 @@ class Slots(ABC):
             if room:
                 parts.append(mx.zeros((*fresh.shape[:2], room, fresh.shape[3]), dtype=fresh.dtype))
             joined.append(mx.concatenate(parts, axis=2))
-        return self._like(joined)
+        return self._new_like(joined)
 
     def cut(self, pieces: Sequence[tuple[int, int]]) -> Self:
-        """Return a new store with ranges of these slots and no room."""
+        """Return new slots with ranges of these and no spare capacity."""
         pieces = [(a, b) for a, b in pieces if b > a] or [(0, 0)]
-        return self._like([mx.concatenate([x[:, :, a:b] for a, b in pieces], axis=2) for x in self.arrays])
+        return self._new_like([mx.concatenate([x[:, :, a:b] for a, b in pieces], axis=2) for x in self.arrays])
 
     def copy(self) -> Self:
-        """Return a store that shares these arrays until one of the two is written."""
-        return self._like([array[:] for array in self.arrays])
+        """Return slots that share these arrays until one of the two is written."""
+        return self._new_like([array[:] for array in self.arrays])
 
     def select_rows(self, rows: Sequence[int]) -> Self:
-        """Return a store with these rows. Rows that keep their index are not copied when most of them do."""
+        """Return these rows. Rows that keep their index are not copied when most of them do."""
         if not self.arrays:
             return self.copy()
         moved = [(to, source) for to, source in enumerate(rows) if to != source]
         if len(rows) > self.arrays[0].shape[0] or 2 * len(moved) > len(rows):
             index = mx.array(list(rows))
-            return self._like([mx.take(array, index, axis=0) for array in self.arrays])
+            return self._new_like([mx.take(array, index, axis=0) for array in self.arrays])
         kept = []
         for array in self.arrays:
             reordered = array[: len(rows)]
             for to, source in moved:
                 reordered[to : to + 1] = array[source : source + 1]
             kept.append(reordered)
-        return self._like(kept)
+        return self._new_like(kept)
 
     def repeat(self, count: int) -> Self:
-        """Return a store with every row `count` times; one row is shared until the first write."""
+        """Repeat every row `count` times; a single row is shared until the first write."""
         if self.arrays and self.arrays[0].shape[0] == 1:
-            return self._like([mx.broadcast_to(array, (count, *array.shape[1:])) for array in self.arrays])
-        return self._like([mx.repeat(array, count, axis=0) for array in self.arrays])
+            return self._new_like([mx.broadcast_to(array, (count, *array.shape[1:])) for array in self.arrays])
+        return self._new_like([mx.repeat(array, count, axis=0) for array in self.arrays])
 
 
 class PlainSlots(Slots):
-    """Keys and values as they are."""
+    """Unquantized keys and values."""
 
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
         return [keys, values]
@@ -110,20 +110,20 @@ class PlainSlots(Slots):
         keys, values = self.arrays
         return keys[:, :, first:stop], values[:, :, first:stop]
 
-    def unpacked(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def unpack(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         return keys, values
 
-    def packed(self, form: KVFormat) -> "PackedSlots":
-        """Return the same slots, packed."""
-        packed = PackedSlots(form)
-        return PackedSlots(form, packed.encode(*self.arrays)) if self.arrays else packed
+    def pack(self, form: KVFormat) -> "PackedSlots":
+        """Return the same slots, quantized."""
+        pack = PackedSlots(form)
+        return PackedSlots(form, pack.encode(*self.arrays)) if self.arrays else pack
 
-    def _like(self, arrays: Sequence[mx.array]) -> Self:
+    def _new_like(self, arrays: Sequence[mx.array]) -> Self:
         return type(self)(arrays)
 
 
 class PackedSlots(Slots):
-    """Keys and values in `form`: bits, scales and biases of the keys, then those of the values."""
+    """Quantized keys and values: bits, scales and biases of the keys, then those of the values."""
 
     def __init__(self, form: KVFormat, arrays: Sequence[mx.array] = ()):
         super().__init__(arrays)
@@ -141,8 +141,8 @@ class PackedSlots(Slots):
         cut = [array[:, :, first:stop] for array in self.arrays]
         return tuple(cut[:3]), tuple(cut[3:])
 
-    def unpacked(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
+    def unpack(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
         return self.form.unpack(keys), self.form.unpack(values)
 
-    def _like(self, arrays: Sequence[mx.array]) -> Self:
+    def _new_like(self, arrays: Sequence[mx.array]) -> Self:
         return type(self)(self.form, arrays)

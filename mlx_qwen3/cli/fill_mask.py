@@ -36,5 +36,5 @@ def _record(row: Row, result: Any) -> Row:
 
 def _cells(record: dict[str, Any]) -> list[tuple[str, ...]]:
     words = record["words"]
-    flat = words if not words or isinstance(words[0], dict) else [word for some in words for word in some]
-    return [(word["token_str"], f"{word['score']:.4f}", word["sequence"]) for word in flat]
+    flatten = words if not words or isinstance(words[0], dict) else [word for some in words for word in some]
+    return [(word["token_str"], f"{word['score']:.4f}", word["sequence"]) for word in flatten]

@@ -127,13 +127,13 @@ def _finish(path: Path, file: IO[bytes], rows: list[Any]) -> None:
             raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Write a .jsonl file, or correct the row")
         np.save(file, np.array([row["embedding"] for row in rows], np.float32))
     elif kind in (".csv", ".parquet"):
-        flat = [_flat(row) for row in rows]
-        names = list(dict.fromkeys(name for row in flat for name in row))
+        flatten = [_flat(row) for row in rows]
+        names = list(dict.fromkeys(name for row in flatten for name in row))
         if kind == ".csv":
             text = io.StringIO()
             writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(flat)
+            writer.writerows(flatten)
             _put(file, text.getvalue())
             return
         try:
@@ -141,7 +141,7 @@ def _finish(path: Path, file: IO[bytes], rows: list[Any]) -> None:
             from pyarrow import parquet
         except ImportError:
             raise InputError("a .parquet file needs pyarrow. Run pip install pyarrow, or write a .jsonl file") from None
-        table = pyarrow.table({name: [row.get(name) for row in flat] for name in names})
+        table = pyarrow.table({name: [row.get(name) for row in flatten] for name in names})
         parquet.write_table(table, file)
 
 

@@ -191,7 +191,7 @@ def training_family() -> Iterator[Comparison]:
             return function(batch)
 
         loss, gradients = step()
-        flat: Any = dict(tree_flatten(gradients))
+        flatten: Any = dict(tree_flatten(gradients))
         want = reference.next_token_loss(reference.decoder_logits(weights, model.config, ids), ids)
         yield Comparison(f"loss, {length} tokens", "float32", loss, want)
         losses = []
@@ -199,7 +199,7 @@ def training_family() -> Iterator[Comparison]:
             moved = {**weights, name: weights[name] + sign * direction}
             losses.append(reference.next_token_loss(reference.decoder_logits(moved, model.config, ids), ids))
         slope = np.array((losses[0] - losses[1]) / 2e-5)
-        yield Comparison(f"slope, {length} tokens", "float16", (as_numpy(flat[name]) * direction).sum(), slope)
+        yield Comparison(f"slope, {length} tokens", "float16", (as_numpy(flatten[name]) * direction).sum(), slope)
         others: Any = dict(tree_flatten(on_cpu(step)[1]))
-        for key, value in flat.items():
+        for key, value in flatten.items():
             yield Comparison(f"gradient of {key}, {length} tokens", "float32", value, others[key])

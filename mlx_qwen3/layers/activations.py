@@ -1,4 +1,4 @@
-"""The activations that `hidden_act` may name, with the reference's formulas.
+"""The activations named by `hidden_act`, with the reference's formulas.
 
 Source: transformers 5.23 `activations.py` (ACT2FN).
 """
@@ -16,17 +16,17 @@ Activation = Callable[[mx.array], mx.array]
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """Return the tanh form of GELU: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
+    """Return the tanh approximation of GELU: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
     return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def gelu_clipped(x: mx.array) -> mx.array:
-    """GELU within [-10, 10]."""
+    """Return GELU clipped to [-10, 10]."""
     return mx.clip(nn.gelu(x), -10, 10)
 
 
 def laplace(x: mx.array, mu: float = 0.707107, sigma: float = 0.282095) -> mx.array:
-    """Mega's Laplace attention function, 0.5·(1 + erf((x − μ)/(σ√2)))."""
+    """Return Mega's Laplace attention function, 0.5·(1 + erf((x − μ)/(σ√2)))."""
     return 0.5 * (1 + mx.erf((x - mu) / (sigma * math.sqrt(2.0))))
 
 
@@ -57,7 +57,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name_or_function: Any) -> Activation:
-    """Return the function that `hidden_act` asks for; a function is taken as it is.
+    """Return the function that `hidden_act` names; a function is returned unchanged.
 
     Raises:
         ConfigError: an unknown name, or one with trained parameters (prelu, xielu).

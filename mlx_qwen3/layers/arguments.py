@@ -1,4 +1,4 @@
-"""Arguments of a call, as people give them: lists, NumPy or MLX arrays, checked before anything is computed."""
+"""Conversion and validation of the arguments of a model call: lists, NumPy or MLX arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 
 ArrayLike = mx.array | np.ndarray | Sequence[Any]
-"""What a call takes for an array: an MLX or NumPy array, or (nested) lists of numbers."""
+"""An array argument: an MLX or NumPy array, or (nested) lists of numbers."""
 
 
 FLASH_ATTENTION_ARGUMENTS = {
@@ -19,21 +19,21 @@ FLASH_ATTENTION_ARGUMENTS = {
     "max_length_k",
     "num_items_in_batch",
 }
-"""Arguments that the reference's signature accepts and its plain attention does not use."""
+"""Arguments in the reference's signature that its eager attention ignores."""
 
 
 def as_array(value: Any, name: str) -> mx.array | None:
-    """Return an argument as an MLX array, whichever `ArrayLike` it is; None stays None."""
+    """Convert an argument to an MLX array; None stays None."""
     if value is None or isinstance(value, mx.array):
         return value
     if hasattr(value, "detach"):
-        raise InputError(f"{name} is a torch tensor; pass an mx.array, a NumPy array or a list")
+        raise InputError(f"{name} is a torch tensor. Pass an mx.array, a NumPy array or a list.")
     try:
         array = np.asarray(value)
     except ValueError:
         array = np.asarray(None)
     if array.dtype == object or array.dtype.kind in "USO":
-        raise InputError(f"{name} is ragged or holds something other than numbers; pad the rows to one length")
+        raise InputError(f"{name} is ragged or holds something other than numbers. Pad the rows to one length.")
     if array.dtype == np.int64:
         array = array.astype(np.int32)
     return mx.array(array)
@@ -42,7 +42,7 @@ def as_array(value: Any, name: str) -> mx.array | None:
 def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, ignored: int | None = None) -> None:
     """Raise `InputError` unless every value of a whole-number array lies in low … high−1, or is `ignored`.
 
-    While a function is being traced (mx.compile, mx.vmap) values do not exist yet and are not looked at.
+    While a function is traced (mx.compile, mx.vmap) values do not exist yet and are not checked.
     """
     if not mx.issubdtype(array.dtype, mx.integer):
         raise InputError(f"{name} holds {str(array.dtype).rpartition('.')[2]}, expected whole numbers")
@@ -64,7 +64,7 @@ def check_ids(ids: mx.array, vocab_size: int) -> None:
     if ids.ndim != 2:
         raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
     if not ids.size:
-        raise InputError("input_ids is empty: there is no token to start from")
+        raise InputError("input_ids is empty. Pass at least one token.")
     check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
 
 
@@ -76,7 +76,7 @@ def check_positions(position_ids: mx.array, batch: int, length: int) -> None:
 
 
 def refuse_unknown(kwargs: dict[str, Any], owner: str) -> None:
-    """Raise `InputError` for an argument that the call of the class `owner` does not take."""
+    """Raise `InputError` for an argument that the call of class `owner` does not accept."""
     unknown = [name for name in kwargs if name not in FLASH_ATTENTION_ARGUMENTS]
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r}; see help({owner}.__call__)")
+        raise InputError(f"unknown argument: {unknown[0]!r}. See help({owner}.__call__).")

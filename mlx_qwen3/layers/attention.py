@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: the fused kernel, and the plain form that also gives the weights."""
+"""Scaled dot-product attention: the fused kernel, and the unfused version that also returns the weights."""
 
 import mlx.core as mx
 
@@ -6,14 +6,14 @@ from .devices import on_cuda
 from .masks import Mask, additive
 
 MOST_NEW_TOKENS = 128
-"""On CUDA, up to so many tokens behind a cache are attended to without cuDNN; see `attends_step_by_step`."""
+"""On CUDA, up to this many tokens after a cache bypass cuDNN; see `attends_step_by_step`."""
 
 MOST_SCORES = 1 << 26
-"""Attention scores (H·L·S) of a layer above which making a plan takes less time than doing without one."""
+"""Attention scores (H·L·S) per layer above which building a cuDNN plan pays off."""
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
-    """softmax(q·kᵀ·scale)·v through `mx.fast` (Metal on a Mac).
+    """Return softmax(q·kᵀ·scale)·v, computed by `mx.fast`.
 
     Args:
         queries: (B, H, L, D). keys, values: (B, K, S, D) with K dividing H; query head h uses h // (H/K).
@@ -29,11 +29,11 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
 
 
 def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
-    """Return whether plain operations take less time than `mx.fast`, which on CUDA is cuDNN's attention.
+    """Return whether unfused operations are faster than `mx.fast`, which uses cuDNN on CUDA.
 
-    cuDNN makes a plan for each pair of lengths (some 50 ms on an H200, benchmarks/RESULTS.md). One sequence's few new
-    tokens behind a cache are a pair that hardly comes again: drafts that are verified, the next message of a chat.
-    Batches of texts have the same few shapes all the time.
+    cuDNN builds a plan for each pair of lengths (about 50 ms on an H200, benchmarks/RESULTS.md). A few new tokens
+    after a cache form a pair that rarely recurs: verified drafts, the next message of a chat. Batches of texts reuse a
+        few shapes.
     """
     batch, heads, length, _ = queries.shape
     slots = keys.shape[2]
@@ -42,24 +42,25 @@ def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
 
 
 def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
-    """`attend` with scores in float32, where the queries of one key head are rows of one product.
+    """Return `attend` with scores in float32; the queries of one key head are rows of one matmul.
 
-    It is fastest with a number of slots that `aligned` gives: other rows of scores begin where a GPU loads slowly.
+    It is fastest with a number of slots rounded by `align_slots`; otherwise the rows of scores are misaligned for GPU
+    loads.
     """
     batch, heads, length, size = queries.shape
     kv_heads, slots = keys.shape[1:3]
     rows = (queries.astype(mx.float32) * scale).reshape(batch, kv_heads, -1, size)
     scores = (rows @ keys.astype(mx.float32).swapaxes(-1, -2)).reshape(batch, heads, length, slots)
-    weights = mx.softmax(masked(scores, mask), axis=-1).astype(values.dtype)
+    weights = mx.softmax(apply_mask(scores, mask), axis=-1).astype(values.dtype)
     return (weights.reshape(batch, kv_heads, -1, slots) @ values).reshape(batch, heads, length, size)
 
 
-def aligned(slots: int) -> int:
-    """Return the next multiple of 8: so many numbers of 16 bits a GPU's products load at once."""
+def align_slots(slots: int) -> int:
+    """Return the next multiple of 8: GPU matmuls load 8 16-bit values at a time."""
     return -(-slots // 8) * 8
 
 
-def masked(scores: mx.array, mask: Mask) -> mx.array:
+def apply_mask(scores: mx.array, mask: Mask) -> mx.array:
     """Apply a mask to scores (B, H, L, S): numbers are added, False becomes half of the least finite number."""
     length, slots = scores.shape[-2:]
     if isinstance(mask, str):
@@ -80,16 +81,16 @@ def attend_with_weights(
     mask: Mask,
     dropout: float = 0.0,
 ) -> tuple[mx.array, mx.array]:
-    """Return the same, step by step: also returns the weights (B, H, L, S). The softmax is computed in float32.
+    """Return the attention and its weights (B, H, L, S). The softmax is computed in float32.
 
-    dropout: probability of dropping a weight; pass 0 outside training.
+    dropout: probability of dropping a weight; 0 outside training.
     """
     batch, heads, length, size = queries.shape
     groups = heads // keys.shape[1]
     grouped = queries.reshape(batch, keys.shape[1], groups, length, size)
     scores = (grouped * scale) @ mx.expand_dims(keys, 2).swapaxes(-1, -2)
     scores = scores.reshape(batch, heads, length, keys.shape[2])
-    scores = masked(scores, mask)
+    scores = apply_mask(scores, mask)
     weights = mx.softmax(scores.astype(mx.float32), axis=-1).astype(queries.dtype)
     if dropout:
         kept = mx.random.bernoulli(1 - dropout, weights.shape)

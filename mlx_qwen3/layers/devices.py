@@ -1,4 +1,4 @@
-"""Where MLX computes: its CUDA backend has its own costs and its own gaps."""
+"""Queries of the default device."""
 
 import mlx.core as mx
 

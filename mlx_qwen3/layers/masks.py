@@ -2,7 +2,7 @@
 
 A slot is an index into the cached sequence, padding included; windows and causal order count slots, not position ids,
 as the reference does. Masks made here are boolean. Additive masks given by the caller are clipped (`additive`), because
-an infinite value turns a row that sees nothing into NaN. A row that sees nothing sees itself.
+an infinite value turns a fully masked row into NaN. A fully masked row attends to itself.
 """
 
 import mlx.core as mx
@@ -13,17 +13,17 @@ Mask = mx.array | str | None
 """(B or 1, 1, L, S) booleans or additive numbers; "causal"; or None, where every key may be seen."""
 
 SlotRanges = tuple[tuple[int, int], ...]
-"""Half-open ranges of slots, ascending: where a layer's keys come from."""
+"""Half-open ranges of slots, ascending: the slots of a layer's keys."""
 
 HIDDEN = -32752.0
-"""An additive mask hides a key at or below this number, half of the least float16, whatever dtype computes."""
+"""An additive mask hides a key at or below this number, half of the least float16, in every dtype."""
 
 
 def additive(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Return a mask of numbers to add, in `dtype`, finite even after a kernel has multiplied it by log2(e).
+    """Convert a mask to additive numbers in `dtype` that stay finite when a kernel multiplies them by log2(e).
 
-    Metal's attention kernel does that multiplication for more than 8 queries: finfo.min would become −inf, and a row
-    of nothing but −inf becomes NaN. Half of finfo.min stays finite.
+    Metal's attention kernel multiplies so for more than 8 queries: finfo.min would become −inf, and a row of
+    −inf NaN. Half of finfo.min stays finite.
     """
     return mx.maximum(mask.astype(dtype), mx.array(mx.finfo(dtype).min / 2, dtype))
 
@@ -62,24 +62,23 @@ def decoder_mask(
     dtype: mx.Dtype | None = None,
     causal: bool = True,
 ) -> Mask:
-    """Return the mask of one kind of layer.
+    """Return the mask for one type of layer.
 
     Args:
         length: L, the new tokens; their slots are past … past+L−1.
         ranges: the slots of the layer's keys: one range, or the sinks and the rest.
-        window: how many slots a query sees, itself included; None for all before it.
-        attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), used as it is.
+        window: number of slots that a query sees, itself included; None for all before it.
+        attention_mask: (B, past + L), nonzero for real tokens; or (B, 1, L, S), used unchanged.
         segments: (B, L) numbers of packed sequences; attention stays within one. Needs past = 0.
-        sinks: how many first slots every query sees, whatever the window.
-        dtype: what the scores are computed in; numbers to add are brought to it.
-        causal: whether a query sees no slot after its own; else a window reaches as far forward as back, and holds
-            every slot at most `window` away.
+        sinks: number of first slots that every query sees regardless of the window.
+        dtype: the dtype of the scores; additive masks are converted to it.
+        causal: hide the slots after a query; otherwise the window extends `window` slots in both directions.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
-        return _given(attention_mask, ranges, past, length, dtype)
+        return _crop_mask(attention_mask, ranges, past, length, dtype)
     first, last = ranges[0][0], ranges[-1][1]
     contiguous = len(ranges) == 1
-    oldest = max(ranges[-1][0], sinks)  # the first key that the window may hide: a range before the last holds sinks
+    oldest = max(ranges[-1][0], sinks)  # the first key that the window may hide: earlier ranges hold sinks
     windowed = window is not None and last - oldest > window
     if attention_mask is None and segments is None and contiguous and not windowed:
         return None if length == 1 or not causal else "causal"
@@ -107,7 +106,7 @@ def decoder_mask(
 
 
 def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.array:
-    """Return the mask for L new tokens and S slots, as an array for `hidden` more slots, which nobody may see."""
+    """Extend the mask for L new tokens and S slots by `hidden` slots that no token may see."""
     if isinstance(mask, mx.array):
         mask = mx.broadcast_to(mask, (*mask.shape[:-1], slots))
         no = mx.array(False) if mask.dtype == mx.bool_ else mx.array(mx.finfo(mask.dtype).min / 2, mask.dtype)
@@ -117,17 +116,15 @@ def with_hidden_slots(mask: Mask, length: int, slots: int, hidden: int) -> mx.ar
 
 
 def packed_segments(position_ids: mx.array) -> mx.array:
-    """Number the sequences packed into a row (B, L): a step of position ids other than 1 starts the next
-    one.
-    """
+    """Number the sequences packed into a row (B, L): a step of position ids other than 1 starts the next one."""
     ids = position_ids if position_ids.ndim == 2 else position_ids[None]
     steps = (ids[:, 1:] - ids[:, :-1]) != 1
     start = mx.zeros((ids.shape[0], 1), dtype=mx.int32)
     return mx.concatenate([start, mx.cumsum(steps.astype(mx.int32), axis=1)], axis=1)
 
 
-def _given(mask: mx.array, ranges: SlotRanges, past: int, length: int, dtype: mx.Dtype | None) -> mx.array:
-    """Return a 4-D mask, cut to the keys that the layer still has; rows that see nothing see themselves."""
+def _crop_mask(mask: mx.array, ranges: SlotRanges, past: int, length: int, dtype: mx.Dtype | None) -> mx.array:
+    """Return a 4-D mask cropped to the keys that the layer still has; fully masked rows attend to themselves."""
     total = past + length
     if mask.shape[-1] == total and ranges != ((0, total),):
         mask = mx.concatenate([mask[..., a:b] for a, b in ranges], axis=-1)

@@ -1,4 +1,4 @@
-"""A module's arrays by their dotted names."""
+"""The arrays of a module by their dotted names."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 
-def flat(tree: Any) -> dict[str, mx.array]:
-    """Return a tree of arrays, such as `module.parameters()`, as {dotted name: array}."""
+def flatten(tree: Any) -> dict[str, mx.array]:
+    """Flatten a tree of arrays, such as `module.parameters()`, to {dotted name: array}."""
     return dict(tree_flatten(tree))  # type: ignore[arg-type]  # the stub allows for a mapping, which is not asked for

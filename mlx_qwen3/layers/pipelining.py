@@ -1,8 +1,7 @@
-"""Pipelined passes over many tokens: while the device computes one layer, Python builds the graph of the next.
+"""Pipelined passes over many tokens: Python builds the graph of the next layers while the device computes.
 
-A pass is one lazy graph. Evaluated at its end, the host runs so far ahead of the device that the intermediates of all
-layers are in memory at once, and the device waits until the whole graph is built. Evaluating layer by layer avoids
-both. The results are the same arrays.
+A pass is one lazy graph. If it is evaluated only at its end, the intermediates of all layers are in memory at once,
+and the device idles until the whole graph is built. Evaluating layer by layer avoids both. The results are identical.
 """
 
 import mlx.core as mx
@@ -11,10 +10,10 @@ from .threads import release_streams_at_thread_end
 from .variants import variants
 
 LEAST_WORK = 1 << 18
-"""Tokens times width below which a pass stays one graph: there the waiting costs more than it saves."""
+"""Tokens times width below which a pass stays one graph: synchronization would cost more than it saves."""
 
 WORK_PER_STEP = 1 << 19
-"""Tokens times width of the layers that are evaluated together."""
+"""Tokens times width of the layers evaluated together."""
 
 
 def layers_per_step(tokens: int, width: int) -> int:
@@ -27,19 +26,19 @@ def layers_per_step(tokens: int, width: int) -> int:
 
 
 class Pipeline:
-    """Evaluate the layers of one pass with one step of them in flight.
+    """Evaluate the layers of one pass with one step in flight.
 
-    Call it with the output of each layer. Inside a function transformation (`mx.grad`, `mx.vmap`, `mx.compile`, …)
-    nothing can be evaluated: there it does nothing.
+    Call it with the output of each layer. It does nothing inside a function transformation (`mx.grad`,
+    `mx.vmap`, `mx.compile`, …), where arrays cannot be evaluated.
 
     Args:
-        tokens: rows that each layer computes, B·L. width: numbers per row, M.
-        length: L; a pass over one token per row is decoding, which is overlapped by its caller.
+        tokens: rows that each layer computes, B·L. width: features per row, M.
+        length: L; passes over one token per row (decoding) are overlapped by the caller.
         training: whether the pass belongs to a training step, whose intermediates are needed again.
     """
 
     def __init__(self, tokens: int, width: int, length: int, training: bool = False):
-        release_streams_at_thread_end()  # every pass of a model begins here
+        release_streams_at_thread_end()  # every forward pass begins here
         self._stride = 0 if training or length == 1 else layers_per_step(tokens, width)
         self._built = 0
         self._previous: mx.array | None = None
@@ -60,15 +59,16 @@ class Pipeline:
 
 
 class Marks:
-    """Hold a decoded token's pass back until the pass before it has come as far.
+    """Delay the parts of a decoded token's pass until the previous pass has finished the same part.
 
-    Decoding is one pass ahead: token n+1 is handed to the device while it computes token n, whose attention still reads
-    the cache. Then the cache cannot be written in place, and MLX copies it. With a few marks in a pass, each part of it
-    is handed over once the pass before has finished the same part.
+    Decoding is pipelined: token n+1 is submitted while the device computes token n, whose attention still reads the
+        cache. The cache
+    then cannot be written in place, and MLX copies it. With a few marks per pass, each part is submitted once the
+    previous pass has finished the same part.
 
     Args:
-        layers: of the model. parts: into which a pass is cut; 0 or 1 for none.
-        before: the marks that the pass before left, which are replaced.
+        layers: number of layers. parts: number of parts of a pass; 0 or 1 for no marks.
+        before: the marks of the previous pass, which are replaced.
     """
 
     def __init__(self, layers: int, parts: int, before: list[mx.array]):
@@ -77,7 +77,7 @@ class Marks:
         self._found.clear()
 
     def __call__(self, index: int, x: mx.array) -> None:
-        """Hand over what was built up to x, the output of layer `index`, where a part ends."""
+        """Submit the graph up to x, the output of layer `index`, at the end of a part."""
         if index not in self._ends:
             return
         place = len(self._found)

@@ -1,10 +1,10 @@
-"""Rotary positions: frequencies by type, and cos/sin that equal the reference's at every position.
+"""Rotary position embeddings: frequencies by type, with cosines and sines equal to the reference's at every position.
 
-Angles are float32 products of a position and a frequency, as the reference computes them; a frequency that is one
-unit off in its last place would be 0.01 rad off at position 131,072. `mx.fast.rope` inverts the frequencies that it
-is given. In float32 it is therefore used only where it can be fed the angle itself: for one position at a time, which
-is decoding. In float16 and bfloat16 it also rotates consecutive positions: there it is closer to the exact rotation
-than cosines and sines rounded to those types, which are 4e-3 (bfloat16) off.
+Angles are float32 products of a position and a frequency, as in the reference; an error of one unit in
+the last place of a frequency would be 0.01 rad at position 131,072. `mx.fast.rope` inverts the given frequencies. In
+float32 it is therefore used only for single positions (decoding), where it receives the angle itself. In float16 and
+bfloat16 it also rotates consecutive positions: it is closer to the exact rotation than cosines and sines rounded to
+those dtypes (4e-3 in bfloat16).
 
 Source: transformers 5.23 `modeling_rope_utils.py`; YaRN arXiv 2309.00071, LongRoPE arXiv 2402.13753, Llama 3.1.
 """
@@ -23,8 +23,8 @@ from .variants import variants
 class Rotation:
     """The rotation applied to the queries and keys of one call.
 
-    cos, sin: (L, D) or (B, 1, L, D), the attention factor included, sin negated in its first half. They were computed
-    in float32 and are kept in the type of the activations, as the reference does.
+    cos, sin: (L, D) or (B, 1, L, D), multiplied by the attention factor, sin negated in its first half. Computed in
+    float32 and stored in the dtype of the activations, as in the reference.
     """
 
     cos: mx.array
@@ -47,8 +47,8 @@ _blended = mx.compile(lambda x, swapped, cos, sin: x * cos + swapped * sin, shap
 class ConsecutivePositions:
     """The rotation of positions `start`, `start` + 1, … by `mx.fast.rope`, in one kernel.
 
-    periods: 1 / frequency (D/2,), such that the kernel's inversion comes closest to the frequencies. factor: attention
-    factor.
+    periods: 1 / frequency (D/2,), chosen so that the kernel's inversion is closest to the frequencies. factor:
+    the attention factor.
     """
 
     periods: mx.array
@@ -81,17 +81,17 @@ class SinglePosition:
     dims: int
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (B, H, 1, D), turned."""
+        """Rotate x (B, H, 1, D)."""
         return mx.fast.rope(x, self.dims, traditional=False, base=None, scale=1.0, offset=1, freqs=self.inverse_angles)
 
 
 class RotaryPositions:
-    """Makes the rotation for a call from the model's rotary settings.
+    """Compute the rotations of a call from the rotary settings of the configuration.
 
     Args:
         settings: `config.rope_parameters`.
         head_dim: D.
-        max_position_embeddings: the context length that the configuration names.
+        max_position_embeddings: the context length of the configuration.
         original_length: overrides the settings' `original_max_position_embeddings`.
     """
 
@@ -115,7 +115,7 @@ class RotaryPositions:
 
     @property
     def moves_with_length(self) -> bool:
-        """Whether frequencies depend on how long the sequence is, so that caching changes the result."""
+        """Whether the frequencies depend on the sequence length, so that caching changes the result."""
         return self.kind in ("dynamic", "longrope")
 
     def at(
@@ -136,7 +136,7 @@ class RotaryPositions:
         return self._rotation(positions[:, None] * mx.array(frequencies), dtype)
 
     def at_positions(self, position_ids: mx.array, dtype: mx.Dtype = mx.float32) -> Rotation:
-        """Return the rotation of given positions, (L,), (1, L) or (B, L). Nothing is evaluated."""
+        """Return the rotation of given positions, (L,), (1, L) or (B, L), lazily."""
         positions = position_ids.astype(mx.float32)
         frequencies: mx.array
         if self.kind == "longrope":
@@ -164,7 +164,7 @@ class RotaryPositions:
     # frequencies
 
     def _powers(self, base: float) -> np.ndarray:
-        """base**e rounded to float32 once, which is what a float32 power that is exact to half a unit gives."""
+        """Return base**e rounded to float32 once, within half a unit in the last place as in the reference."""
         return (np.float64(base) ** self._exponents.astype(np.float64)).astype(np.float32)
 
     def _for_length(self, length: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Threads that compute with MLX: release their streams when they end.
+"""Release the MLX streams of a thread when it ends.
 
-MLX gives every thread streams of its own, with a worker thread behind each on a CPU. A thread that ends without
-`mx.clear_streams()` leaves them running, and the process then aborts at its exit ("terminate called without an active
-exception", code 134).
+MLX creates streams per thread, each with a worker thread on a CPU. A thread that ends without `mx.clear_streams()`
+leaves them running, and the process aborts at exit ("terminate called without an active exception", code 134).
 """
 
 import threading
@@ -13,7 +12,7 @@ _thread = threading.local()
 
 
 class _Streams:
-    """Clear the streams of the thread that drops this object, which is the thread that made it."""
+    """Clear the streams of the thread that drops this object, which is the one that created it."""
 
     def __init__(self) -> None:
         self._clear = mx.clear_streams

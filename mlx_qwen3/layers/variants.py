@@ -1,7 +1,7 @@
-"""Variants of the same computation whose speed depends on the device; `mlx-qwen3 bench --variants` measures them.
+"""Implementations of the same computation whose speed depends on the device; `mlx-qwen3 bench --variants` times them.
 
-Every variant gives the same results to within rounding. The defaults are those that were fastest where they could be
-measured; on a device where nobody measured yet they follow from reading MLX's sources.
+All variants give the same results up to rounding. The defaults are the fastest measured ones; for devices without
+measurements they follow from MLX's sources.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Variants:
-    """What may be computed in more than one way.
+    """The choice of implementation per computation.
 
     Args:
         prefill_rope: how consecutive positions are rotated in float16 and bfloat16: "fast" by `mx.fast.rope`, "table"
@@ -25,9 +25,10 @@ class Variants:
             "mixed" is "joined" for one token per row and "separate" for more.
         packed_values: rows of the product with packed values: "group" for the query heads of one key head together,
             "single" for each query head alone, "auto" for "single" where the group has 4 heads or more.
-        layers_per_step: layers of a prompt evaluated together, 0 for all at the end; None by tokens and width.
-        decode_parts: parts of a decoded token's pass that wait for the same part of the pass before; 1 for none.
-        longest_draft: tokens that prompt lookup proposes at once, at most.
+        layers_per_step: layers of a prompt evaluated together, 0 for all at the end; None to choose by tokens and
+            width.
+        decode_parts: parts of a decoded token's pass that wait for the same part of the previous pass; 1 for none.
+        longest_draft: maximum tokens that prompt lookup proposes at once.
         prefill_step_size: tokens of a prompt per pass.
     """
 
@@ -56,11 +57,11 @@ DEFAULTS = {
     "cuda": Variants(prefill_step_size=4096, decode_parts=2),
     "cpu": Variants(layers_per_step=0, longest_draft=6),
 }
-"""Device -> what is used there.
+"""The variants per device.
 
-metal: not measured. Its vector kernels end at 4 rows, and its command buffers keep the cache in use, as CUDA's do.
-cuda: measured on an H100 (benchmarks/RESULTS.md). cpu: MLX keeps few operations in flight there, so that pipelining
-saves no memory; the time of a pass grows with its tokens, so that long drafts cost.
+metal: not measured. Its vector kernels support up to 4 rows, and its command buffers hold the cache, as on CUDA.
+cuda: measured on an H100 (benchmarks/RESULTS.md). cpu: MLX keeps few operations in flight, so pipelining saves no
+memory; the time of a pass grows with its tokens, which makes long drafts expensive.
 """
 
 _override: Variants | None = None
@@ -74,16 +75,16 @@ def device_kind() -> str:
 
 
 def variants() -> Variants:
-    """Return the variants in use: the default device's, unless `using` replaced them."""
+    """Return the variants in use: the device's defaults, unless overridden by `using`."""
     return _override or DEFAULTS[device_kind()]
 
 
 @contextmanager
 def using(**changes: Any) -> Iterator[Variants]:
-    """Replace some variants for a block of code, in all threads.
+    """Override some variants within a block of code, in all threads.
 
     Raises:
-        InputError: a value that no variant has.
+        InputError: an invalid value.
     """
     global _override
     before = _override

@@ -1,4 +1,4 @@
-"""Qwen3's classes, with loading and saving, and the registry of all model classes."""
+"""Qwen3 model classes, loading and saving, and the registry of all model classes."""
 
 import importlib
 from typing import Any

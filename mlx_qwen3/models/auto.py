@@ -1,4 +1,4 @@
-"""`AutoModel…`: the class that a checkpoint's configuration and the task in the name ask for.
+"""`AutoModel…`: choose the class by the checkpoint's configuration and the task in the name.
 
 Thin registries over the classes of both families, with the reference's names.
 """
@@ -14,7 +14,7 @@ from .registry import MODEL_TYPES, class_named, config_class, model_class
 
 
 class AutoConfig:
-    """Loads the configuration of whichever family a checkpoint belongs to."""
+    """Load the configuration of either family."""
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> PretrainedConfig:
@@ -24,7 +24,7 @@ class AutoConfig:
             **overrides: fields to change, and the arguments of the Hub (`revision`, `token`, `cache_dir`, …).
 
         Raises:
-            UnsupportedModelError: another architecture.
+            UnsupportedModelError: the architecture is not supported.
             CheckpointError, ConfigError, InputError, HubError: as `Qwen3Config.from_pretrained`.
         """
         keywords = dict(overrides)
@@ -47,23 +47,23 @@ def _values(path_or_id: str | Path, hub: HubOptions, gguf_file: str | None = Non
 
 
 class _AutoModel:
-    """Chooses the class; `heads` maps each `model_type` to the class for the task."""
+    """Choose the class; `heads` maps each `model_type` to the class for the task."""
 
     heads: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
-        raise InputError(f"{type(self).__name__} makes no model by itself. Call {type(self).__name__}.from_pretrained")
+        raise InputError(f"{type(self).__name__} cannot be instantiated. Call {type(self).__name__}.from_pretrained")
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *args: Any, **keywords: Any) -> Any:
         """Load the model in a folder, a GGUF file or a Hub repository; keywords as `Qwen3Model.from_pretrained`.
 
         Raises:
-            UnsupportedModelError: another architecture, or no class for this task.
+            UnsupportedModelError: the architecture is not supported, or it has no class for this task.
             CheckpointError, ConfigError, InputError, HubError: as `Qwen3Model.from_pretrained`.
         """
         if args:
-            raise InputError(f"{cls.__name__}.from_pretrained takes one argument by position. Give the others by name")
+            raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument. Pass the others by name")
         config = keywords.get("config")
         if isinstance(config, PretrainedConfig):
             kind = cls._class_for(config.model_type, str(path_or_id))
@@ -76,7 +76,7 @@ class _AutoModel:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> Any:
-        """Return a model with random weights."""
+        """Create a model with random weights."""
         return cls._class_for(config.model_type, f"{cls.__name__}.from_config")(config)
 
     @classmethod
@@ -137,6 +137,6 @@ class AutoModelForMultipleChoice(_AutoModel):
 
 
 class AutoModelForNextSentencePrediction(_AutoModel):
-    """The model that tells whether one sentence follows another."""
+    """The model that classifies whether one sentence follows another."""
 
     heads = _heads(None, "QDQBertForNextSentencePrediction")

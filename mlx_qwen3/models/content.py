@@ -1,8 +1,8 @@
-"""The gate for a checkpoint's content: which tensor is which weight of a model, decided before any is read.
+"""Match the tensors of a checkpoint with the weights of a model before any is read.
 
-Loading and converting use the same gate (`match_content`). It refuses names that belong to nothing, the same weight
-under two names, wrong shapes, stored types that hold no weights, and settings that contradict the tensors. What may
-be missing or left over stands in one table (`weight_names.py`).
+Loading and conversion share `match_content`. It rejects unknown names, the same weight under two names, wrong shapes,
+dtypes that cannot be weights, and settings that contradict the tensors. `weight_names.py` lists the weights that may
+be missing or left over.
 """
 
 import logging
@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..checkpoint import Checkpoint
 from ..config.pretrained import PretrainedConfig
 from ..errors import CheckpointError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .weight_names import WeightRules, names_in_memory, without_prefix
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 PACKED_PARTS = ("weight", "scales", "biases")
 FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-"""Stored types of weights; 8-bit floats come as their values where nothing else is said of them."""
+"""Stored dtypes of weights; 8-bit floats without scales are read as plain values."""
 
 _WRAPPERS = (
     ("_orig_mod.", "torch.compile", "save the model inside it: model._orig_mod.save_pretrained(folder)"),
@@ -39,7 +39,7 @@ _WRAPPERS = (
     ("lora_", "PEFT", "it belongs to an adapter; save model.merge_and_unload(), or load it as an adapter"),
     ("parametrizations.", "torch.nn.utils.parametrize", "remove the parametrizations before saving"),
 )
-"""What stands in the names of weights that were saved inside a wrapper, who wrapped them, and the remedy."""
+"""Name parts left by wrappers around a model, the wrapper, and the remedy."""
 _LEADING_WRAPPERS = (
     ("module.", "DataParallel or DistributedDataParallel", "save the model inside it: model.module"),
     ("language_model.", "a model of several modalities", "run the whole model with mlx-vlm (pip install mlx-vlm)"),
@@ -73,15 +73,15 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer)\.(\d+)\.")
 
 @dataclass
 class Content:
-    """Which tensor of a checkpoint is which weight of a model.
+    """The mapping of a checkpoint's tensors to the weights of a model.
 
     Attributes:
-        weights: name in memory -> name on disk, of every weight that the file holds for the model.
-        state: the same for what is a layer's state and no weight (the ranges of quantizers).
+        weights: name in memory -> name on disk of every weight in the file that the model has.
+        state: the same for layer state other than weights (the ranges of quantizers).
         fresh: names in memory of a head's weights that the file lacks.
         other_heads: the same for the weights of heads that this model does not have.
-        left_out: names on disk that no model needs: buffers and copies of a tied matrix.
-        packed: paths of the layers that MLX packed.
+        left_out: names on disk that are not loaded: buffers and copies of a tied matrix.
+        packed: paths of the layers quantized by MLX.
         untied: whether the file holds an output head that differs from the embedding that the configuration ties it to.
     """
 
@@ -95,10 +95,10 @@ class Content:
 
 
 def names_of(checkpoint: Checkpoint, prefix: str, rules: WeightRules, source: str) -> dict[str, str]:
-    """Return name in memory -> name on disk for a model whose weights stand under `prefix`.
+    """Map names in memory to names on disk for a model whose weights have the prefix `prefix`.
 
     Raises:
-        CheckpointError: names of a wrapper around the model, or the same weight under two names.
+        CheckpointError: names left by a wrapper around the model, or the same weight under two names.
     """
     for name in checkpoint.names:
         _refuse_wrapper(name, source)
@@ -106,7 +106,7 @@ def names_of(checkpoint: Checkpoint, prefix: str, rules: WeightRules, source: st
     for disk, memory in names_in_memory(checkpoint.names, prefix, rules).items():
         if memory in by_name and not rules.is_ignored(memory):
             raise CheckpointError(
-                f"{source} holds the same weight twice: {by_name[memory]!r} and {disk!r}. Remove the one that is stale"
+                f"{source} holds the same weight twice: {by_name[memory]!r} and {disk!r}. Remove the stale one."
             )
         by_name[memory] = disk
     return by_name
@@ -118,12 +118,12 @@ def _refuse_wrapper(name: str, source: str) -> None:
     if found is not None:
         text, who, remedy = found
         raise CheckpointError(
-            f"{source}: weight {name!r} was saved by {who}: strip {text!r} from the names, or {remedy}"
+            f"{source}: weight {name!r} was saved by {who}. Strip {text!r} from the names, or {remedy}."
         )
 
 
 def check_scale(config: PretrainedConfig, checkpoint: Checkpoint, by_name: Mapping[str, str], source: str) -> None:
-    """Compare what decides a model's size with the file, before a model of that size is made.
+    """Check the sizes in the configuration against the file, before a model of that size is created.
 
     Raises:
         CheckpointError: config.json names another number of layers, or another width of a head, than the file holds.
@@ -132,7 +132,8 @@ def check_scale(config: PretrainedConfig, checkpoint: Checkpoint, by_name: Mappi
     def refuse(name: str, found: int) -> None:
         value = getattr(config, name)
         raise CheckpointError(
-            f"{source}: {name!r} in config.json is {value}, the weights have {found}. Give the config of these weights"
+            f"{source}: {name!r} in config.json is {value}, the weights have {found}. Use the config.json of these "
+            "weights."
         )
 
     layers = {int(match[1]) for name in by_name if (match := _LAYER.search(name))}
@@ -153,18 +154,19 @@ def match_content(
     source: str,
     ignore_mismatched_sizes: bool = False,
 ) -> Content:
-    """Decide what of a checkpoint becomes which weight of `model`; layers that MLX packed are exchanged in the model.
+    """Decide which tensor becomes which weight of `model`; layers that MLX quantized are replaced in the model.
 
     Args:
-        model: new, with plain layers.
+        model: a new model with unquantized layers.
         by_name: from `names_of`.
         quantization: the configuration's `quantization`.
-        dtype: what the model computes in.
-        ignore_mismatched_sizes: a head of another size starts fresh instead of being refused.
+        dtype: the computing dtype of the model.
+        ignore_mismatched_sizes: initialize a head whose size differs instead of raising.
 
     Raises:
-        CheckpointError: a weight is missing, left over, misshapen, or stored as something that is no weight.
-        QuantizationError: packed arrays in no format of MLX.
+        CheckpointError: a weight is missing, left over, of the wrong shape, or stored in a dtype that cannot be a
+            weight.
+        QuantizationError: packed arrays in a format that MLX does not have.
     """
     rules = model.weight_rules
     content = Content()
@@ -180,7 +182,7 @@ def match_content(
             if not rules.is_head(name) or name.rpartition(".")[0] in modules  # a packed head of another class
         }
         content.packed = prepare_quantized(model, quantization, Shapes(checkpoint, own), dtype)
-    parameters = flat(model.parameters())
+    parameters = flatten(model.parameters())
     for name, disk in by_name.items():
         if name in parameters:
             content.weights[name] = disk
@@ -206,25 +208,25 @@ def _check_left_over(
     model: str,
     source: str,
 ) -> None:
-    """Raise unless a weight that the model lacks is a known one of another head."""
+    """Raise unless a weight that the model lacks belongs to another known head."""
     path, _, leaf = name.rpartition(".")
     own = any(other.rpartition(".")[0] == path for other in parameters)
     if rules.is_known_head(name) and not own:
         return
-    hint = "is the config its own?"
+    hint = "Check that config.json belongs to this checkpoint"
     inside = _outer_prefix(disk, names, parameters, rules)
     if inside is not None:
         hint = f"the names begin with {inside!r}. Strip it, or save the model inside the one that was saved"
     elif any(part in name for part in _OTHER_MODULES):
         hint = next(text for part, text in _OTHER_MODULES.items() if part in name)
     elif leaf in _QUANTIZED_PARTS:
-        hint = "it belongs to a quantized layer; config.json has no settings for it. Give the config that belongs to it"
+        hint = "It belongs to a quantized layer without settings in config.json. Use the config.json of this checkpoint"
     elif name.endswith("_proj.bias"):
-        hint = "set attention_bias in the config"
+        hint = "Set attention_bias in the config"
     elif rules.is_head(name):
         heads = sorted(other for other in parameters if rules.is_head(other))
-        hint = f"its head has {', '.join(heads) or 'no weights of its own'}"
-    raise CheckpointError(f"{source}: weight {disk!r} has no place in {model}; {hint}")
+        hint = f"Its head has {', '.join(heads) or 'no weights of its own'}"
+    raise CheckpointError(f"{source}: weight {disk!r} is not a parameter of {model}. {hint}.")
 
 
 def _outer_prefix(disk: str, names: list[str], parameters: Mapping[str, mx.array], rules: WeightRules) -> str | None:
@@ -247,13 +249,13 @@ def _check_shapes(
     source: str,
     ignore_mismatched_sizes: bool,
 ) -> frozenset[str]:
-    """Return the names of heads that must start fresh; raise for what is missing or misshapen."""
+    """Return the names of heads to initialize; raise for weights that are missing or of the wrong shape."""
     fresh = set()
     for name, array in parameters.items():
         shape, head = tuple(array.shape), rules.may_start_fresh(name)
         if name not in weights:
             if not head:
-                raise CheckpointError(f"{source}: weight {name!r} is missing; download or convert the model again")
+                raise CheckpointError(f"{source}: weight {name!r} is missing. Download or convert the model again.")
             fresh.add(name)
             continue
         found = checkpoint.shape(weights[name])
@@ -262,19 +264,17 @@ def _check_shapes(
         if head and ignore_mismatched_sizes:
             fresh.add(name)
             continue
-        hint = "is the config its own?"
+        hint = "Check that config.json belongs to this checkpoint"
         if head:
-            hint = "pass ignore_mismatched_sizes=True for a fresh head"
+            hint = "Pass ignore_mismatched_sizes=True to initialize the head"
             if len(found) == len(shape) and found[1:] == shape[1:] and not name.startswith(("lm_head", "cls")):
-                hint = f"pass num_labels={found[0]}, or {hint.removeprefix('pass ')}"
-        raise CheckpointError(
-            f"{source}: weight {weights[name]!r} has shape {found}, the config asks for {shape}; {hint}"
-        )
+                hint = f"Pass num_labels={found[0]}, or {hint.removeprefix('Pass ')}"
+        raise CheckpointError(f"{source}: weight {weights[name]!r} has shape {found}, expected {shape}. {hint}.")
     return frozenset(fresh)
 
 
 def _check_types(checkpoint: Checkpoint, content: Content, parameters: Mapping[str, mx.array], source: str) -> None:
-    """Refuse stored types that are no weights, and two types of which one must be mislabelled."""
+    """Reject stored dtypes that cannot be weights, and mixed dtypes of which one must be mislabelled."""
     floats: dict[str, list[str]] = {}
     for name, disk in (*content.weights.items(), *content.state.items()):
         stored = checkpoint.entry(disk).dtype
@@ -300,11 +300,11 @@ def _check_types(checkpoint: Checkpoint, content: Content, parameters: Mapping[s
             )
     for kind in ("F8_E4M3", "F8_E5M2"):
         if kind in floats:
-            logger.warning("%s: %d weights are 8-bit floats without scales; they are cast", source, len(floats[kind]))
+            logger.warning("%s: %d weights are 8-bit floats without scales: they are cast", source, len(floats[kind]))
 
 
 class Shapes(Mapping[str, Any]):
-    """Names in memory → something with a shape and a dtype, without reading a weight."""
+    """The shape and dtype of weights by their name in memory, without reading them."""
 
     def __init__(self, checkpoint: Checkpoint, by_name: Mapping[str, str]):
         self._checkpoint, self._by_name = checkpoint, by_name
@@ -320,17 +320,17 @@ class Shapes(Mapping[str, Any]):
 
 
 def settle_tie(checkpoint: Checkpoint, by_name: dict[str, str], embedding: str, head: str, left_out: list[str]) -> bool:
-    """Decide which of an embedding and the output head tied to it a file really holds: the one rule for it.
+    """Decide which of an embedding and the output head tied to it a file really holds.
 
     A head without an embedding becomes the embedding; a head equal to the embedding is left out.
 
     Args:
-        by_name: name in memory -> name on disk; changed in place.
+        by_name: name in memory -> name on disk; modified in place.
         embedding, head: paths of the two layers.
-        left_out: gets the names on disk that are not needed.
+        left_out: receives the names on disk that are not needed.
 
     Returns:
-        Whether the two are there and differ; then nothing was changed.
+        Whether both exist and differ; nothing was changed then.
     """
 
     def parts(path: str) -> dict[str, str]:

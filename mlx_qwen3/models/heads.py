@@ -1,7 +1,7 @@
-"""The calls of the heads, each written once for both model families.
+"""The calls of the heads, shared by both model families.
 
-A head's class stands before the family's base class in the list of bases. It reads its decoder as `self.model` and its
-layers as `self.score`, `self.qa_outputs` or `self.logits`, which the family's class builds in its constructor.
+A head class precedes the base class of the family in the bases. It uses `self.model` and `self.score`,
+`self.qa_outputs` or `self.logits`, which the constructor of the family's class creates.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
@@ -27,12 +27,12 @@ else:
 
 
 class Head(Base):
-    """What the calls below share: each is mixed into a class that builds `self.model` and the head's layers."""
+    """Base of the heads, mixed into classes that create `self.model` and the layers of the head."""
 
     model: Any
 
     def _output(self, kind: type[ModelOutput], base: ModelOutput, return_dict: bool | None, **results: Any) -> Any:
-        """Return `kind` with the head's results and whatever the decoder's output has under the same names."""
+        """Return `kind` with the results of the head and the fields of the decoder's output with the same names."""
         fields = kind.__dataclass_fields__
         shared = {name: getattr(base, name) for name in fields if name not in results and hasattr(base, name)}
         output = kind(**results, **shared)
@@ -40,7 +40,7 @@ class Head(Base):
 
 
 class CausalLM(Head):
-    """Predicts the next token."""
+    """Predict the next token."""
 
     output_class: ClassVar[type[ModelOutput]] = CausalLMOutputWithPast
 
@@ -87,14 +87,14 @@ class CausalLM(Head):
         shift_labels: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits, and with `labels` the loss, as `CausalLMOutputWithPast`.
+        """Return logits and, with `labels`, the loss, as `CausalLMOutputWithPast`.
 
         Args:
-            labels: (B, L) token ids, −100 where a position does not count; position i predicts label i + 1.
+            labels: (B, L) token ids, −100 for ignored positions; position i predicts label i + 1.
             logits_to_keep: n for the last n positions (0 for all), or the positions themselves: (n,) for every row,
                 (B, n) by row, or booleans (L,).
             num_items_in_batch: divide the summed loss by this.
-            shift_labels: labels that are shifted already; `labels` must be given as well.
+            shift_labels: labels that are already shifted; `labels` is required as well.
             The others: see the decoder's call.
         """
         base = self.model(
@@ -110,7 +110,7 @@ class CausalLM(Head):
             return_dict=True,
             **kwargs,
         )
-        logits = self.logits(kept_positions(base.last_hidden_state, logits_to_keep))
+        logits = self.logits(select_positions(base.last_hidden_state, logits_to_keep))
         loss = None
         targets = as_array(labels, "labels")
         if targets is not None:
@@ -120,7 +120,7 @@ class CausalLM(Head):
 
 
 class SequenceClassification(Head):
-    """One answer per sequence: a label, several labels, or numbers."""
+    """Classify a sequence: one label, several labels, or regression."""
 
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutputWithPast
     score: Any
@@ -133,7 +133,7 @@ class SequenceClassification(Head):
         last_positions: mx.array | None,
         attention_mask: mx.array | None = None,
     ) -> mx.array:
-        """Return one vector per sequence, (B, M): the last token's, or the mean where `classifier_pooling` asks for
+        """Return one vector per sequence, (B, M): that of the last token, or the mean if `classifier_pooling` asks for
         it.
         """
         hidden = base.last_hidden_state
@@ -168,11 +168,11 @@ class SequenceClassification(Head):
 
         Args:
             labels: (B,) numbers for regression or label ids; (B, num_labels) zeros and ones for several labels.
-                `config.problem_type` says which; when unset, one label means regression, whole numbers one label,
-                and fractions several.
-            last_positions: (B,) where each row's last token stands, for a caller who knows; by default the rightmost
-                id that is not padding.
-            **inputs: what the decoder's call takes.
+                `config.problem_type` decides; when unset, one label means regression, integer labels one class, and
+                float labels several classes.
+            last_positions: (B,) index of the last token of each row; by default that of the rightmost id
+                that is not padding.
+            **inputs: arguments of the decoder's call.
         """
         ids = as_array(input_ids, "input_ids")
         base = self.model(ids, attention_mask=attention_mask, return_dict=True, **inputs)
@@ -185,7 +185,7 @@ class SequenceClassification(Head):
         return self._output(self.output_class, base, return_dict, loss=loss, logits=logits)
 
     def loss(self, logits: mx.array, labels: mx.array) -> mx.array:
-        """Return the loss that `config.problem_type` names, or the one that the labels' type and number imply."""
+        """Return the loss named by `config.problem_type`, or implied by the dtype and shape of the labels."""
         problem = self.config.problem_type
         if problem is None:
             whole = mx.issubdtype(labels.dtype, mx.integer)
@@ -199,7 +199,7 @@ class SequenceClassification(Head):
 
 
 class TokenClassification(Head):
-    """One label per token: a linear layer with a bias on every hidden state; dropout in training only."""
+    """Classify every token: a linear layer with a bias on every hidden state; dropout in training only."""
 
     score: Any
     dropout: Any
@@ -225,9 +225,7 @@ class TokenClassification(Head):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return logits (B, L, num_labels), and with `labels` (B, L) the loss; −100 marks a token that does not
-        count.
-        """
+        """Return logits (B, L, num_labels) and, with `labels` (B, L), the loss; −100 marks ignored tokens."""
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.score(self.dropout(base.last_hidden_state))
         targets = as_array(labels, "labels")
@@ -236,7 +234,7 @@ class TokenClassification(Head):
 
 
 class QuestionAnswering(Head):
-    """A span of the sequence: where the answer starts and where it ends."""
+    """Predict the span of an answer: its start and its end."""
 
     qa_outputs: Any
 
@@ -263,9 +261,9 @@ class QuestionAnswering(Head):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """`start_logits` and `end_logits` (B, L); with both positions (B,), the loss.
+        """Return `start_logits` and `end_logits` (B, L) and, with both positions (B,), the loss.
 
-        A position beyond the sequence is ignored; a negative one counts as 0.
+        A position beyond the sequence is ignored; a negative one is clamped to 0.
         """
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.qa_outputs(base.last_hidden_state)
@@ -283,15 +281,15 @@ class QuestionAnswering(Head):
         )
 
 
-def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
-    """Return the positions of hidden (B, L, M) that `logits_to_keep` names."""
+def select_positions(hidden: mx.array, keep: Any) -> mx.array:
+    """Return the positions of hidden (B, L, M) selected by `logits_to_keep`."""
     if isinstance(keep, int) and not isinstance(keep, bool):
         if keep < 0:
             raise InputError(f"logits_to_keep is {keep}, expected 0 or more, or a list of positions")
         return hidden[:, -keep:] if 0 < keep < hidden.shape[1] else hidden
     positions = as_array(keep, "logits_to_keep")
     if positions is None or positions.ndim not in (1, 2):
-        raise InputError("logits_to_keep must be a number, or a list of positions")
+        raise InputError("logits_to_keep must be a number or a list of positions")
     if positions.dtype == mx.bool_:
         chosen = np.array(positions if positions.ndim == 1 else positions[0])
         positions = mx.array(np.flatnonzero(chosen).astype(np.int32))
@@ -303,11 +301,10 @@ def kept_positions(hidden: mx.array, keep: Any) -> mx.array:
 
 
 def last_token(config: Any, hidden: mx.array, input_ids: mx.array | None, last_positions: mx.array | None) -> mx.array:
-    """Return, from hidden (B, L, M), the state of the rightmost token that is not padding, or at `last_positions` (B,).
+    """Return the state (B, M) of the rightmost token that is not padding, or of `last_positions` (B,).
 
-    Without those it looks at the ids, never at the attention mask; a row of nothing but padding uses its first
-    position. Without a padding id, or with embeddings instead of ids, the last position; without a padding id a batch
-    is refused.
+    Padding is found by the ids, never by the attention mask; a row of only padding uses its first position. Without
+    a padding id, or with embeddings instead of ids, the last position is used; without a padding id a batch raises.
     Source: transformers 5.23 `modeling_layers.py`, GenericForSequenceClassification.
     """
     batch = hidden.shape[0]
@@ -319,7 +316,7 @@ def last_token(config: Any, hidden: mx.array, input_ids: mx.array | None, last_p
 def _last_positions(config: Any, hidden: mx.array, input_ids: mx.array | None) -> mx.array:
     batch, length, _ = hidden.shape
     if config.pad_token_id is None and batch != 1:
-        raise InputError("cannot handle a batch of more than one row without a padding token: set config.pad_token_id")
+        raise InputError("cannot handle a batch of more than one row without a padding token. Set config.pad_token_id.")
     if config.pad_token_id is None or input_ids is None:
         return mx.full((batch,), length - 1)
     positions = mx.where(input_ids != config.pad_token_id, mx.arange(length), 0)
@@ -335,7 +332,7 @@ def mean_of_tokens(
 ) -> mx.array:
     """Return the mean of hidden (B, L, M) over the tokens of each row, (B, M), summed in float32.
 
-    The tokens are those of a mask (B, L), else all up to the last one, as `last_token` finds it.
+    The tokens are those of a mask (B, L), or else all up to the last one, as in `last_token`.
     """
     length = hidden.shape[1]
     if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] == length:
@@ -350,7 +347,7 @@ def mean_of_tokens(
 
 
 def classifier_dropout(config: Any) -> float:
-    """`classifier_dropout`, else `hidden_dropout`, else 0.1, as the reference's generic head."""
+    """Return `classifier_dropout`, else `hidden_dropout`, else 0.1, as the reference's generic head does."""
     for name in ("classifier_dropout", "hidden_dropout"):
         if getattr(config, name, None) is not None:
             return getattr(config, name)

@@ -1,4 +1,4 @@
-"""The losses of the reference's heads, in float32.
+"""The losses of the heads, in float32.
 
 Source: transformers 5.23 `loss/loss_utils.py`; torch's definitions of cross entropy, BCE with logits and MSE.
 """
@@ -9,23 +9,23 @@ from ..errors import InputError
 from ..layers.arguments import check_range
 
 IGNORED = -100
-"""A label that does not count."""
+"""The label of ignored positions."""
 
 
 def cross_entropy(
     logits: mx.array, labels: mx.array, ignored: int = IGNORED, num_items: float | mx.array | None = None
 ) -> mx.array:
-    """Return mean over the labels that count of −log softmax(logits)[label]; NaN when none counts.
+    """Return the mean of −log softmax(logits)[label] over the labels that are not ignored; NaN if all are.
 
     Args:
-        logits: (..., C). labels: (...) whole numbers below C, or `ignored`.
-        num_items: divide the sum by this instead of the number of labels that count.
+        logits: (..., C). labels: (...) integers below C, or `ignored`.
+        num_items: divide the sum by this instead of the number of labels that are not ignored.
     """
     classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, classes).astype(mx.float32), labels.reshape(-1)
     if logits.shape[0] != labels.shape[0]:
         raise InputError(f"labels has {labels.shape[0]} entries, the logits have {logits.shape[0]}")
-    if mx.issubdtype(labels.dtype, mx.unsignedinteger):  # what argmax gives; it cannot be compared with −100
+    if mx.issubdtype(labels.dtype, mx.unsignedinteger):  # the dtype of argmax; it cannot be compared with −100
         labels = labels.astype(mx.int32)
     check_range(labels, 0, classes, "labels", f"the {classes} classes", ignored)
     counts = labels != ignored
@@ -45,12 +45,13 @@ def shifted_cross_entropy(
 
     Args:
         logits: (B, L, V). labels: (B, L).
-        shift_labels: (B, L) labels that are shifted already; used instead.
+        shift_labels: (B, L) labels that are already shifted; used instead.
     """
     if shift_labels is None:
         if labels.shape != logits.shape[:2]:
             raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
-        # the last position predicts nothing; left in and ignored, a single token has a loss too (NaN, as the reference)
+        # the last position has no label; ignored rather than cut, so that a single token has a loss (NaN, as the
+        # reference)
         none = mx.full((labels.shape[0], 1), IGNORED)
         shift_labels = mx.concatenate([labels[:, 1:], none], axis=1)
     return cross_entropy(logits, shift_labels, num_items=num_items)
@@ -73,8 +74,7 @@ def binary_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def span_loss(start_logits: mx.array, end_logits: mx.array, starts: mx.array, ends: mx.array) -> mx.array:
-    """Return the mean of the two cross entropies; positions are clamped to 0 … L, and L (beyond the sequence) is
-    ignored.
+    """Return the mean of both cross entropies; positions are clamped to 0 … L, and L (beyond the sequence) is ignored.
 
     Args:
         start_logits, end_logits: (B, L). starts, ends: (B,) or (B, 1).

@@ -1,6 +1,6 @@
-"""Loading, saving and the small services that every model offers, whatever its backbone and head.
+"""Base class of all models: loading, saving and common methods.
 
-A checkpoint's weights are matched by name before anything is replaced (`content.py`).
+The weights of a checkpoint are matched by name before anything is replaced (`content.py`).
 """
 
 import logging
@@ -52,7 +52,7 @@ from ..distributed import (
 )
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from ..layers.threads import release_streams_at_thread_end
 from .content import Content, check_scale, match_content, names_of
 from .weight_names import QWEN3_WEIGHTS, WeightRules
@@ -64,22 +64,22 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 class PreTrainedModel(nn.Module):
-    """What every model class can do besides being called."""
+    """Base class of all models."""
 
     config_class: ClassVar[type[PretrainedConfig]]
     fresh_weights: frozenset[str] = frozenset()
-    """Names of the head's weights that the checkpoint did not hold."""
+    """Names of the weights of the head that the checkpoint lacked."""
     weight_rules: ClassVar[WeightRules] = QWEN3_WEIGHTS
     base_model_prefix: ClassVar[str] = "model"
-    """The name of the model below the head; "" for a model without a head."""
+    """Attribute of the base model; "" for a model without a head."""
     config: Any
     group: Group | None = None
-    """The processes that the model is divided between; None where this process holds all of it."""
+    """The processes that share the model; None if this process holds all of it."""
     adapter: AttachedAdapter | None = None
-    """The adapter whose layers are in the model."""
+    """The attached adapter."""
 
     if TYPE_CHECKING:
-        __getattr__: None  # pyright: ignore  # MLX's own makes every misspelt attribute an `Any`
+        __getattr__: None  # pyright: ignore  # MLX's own types every misspelt attribute as `Any`
 
     def __init__(self, config: Any):
         super().__init__()
@@ -87,7 +87,7 @@ class PreTrainedModel(nn.Module):
 
     @property
     def base_model(self) -> Any:
-        """The model below the head, or this model where it has none."""
+        """The model without its head; this model if it has none."""
         return self[self.base_model_prefix] if self.base_model_prefix else self
 
     # loading
@@ -111,29 +111,30 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """Load the model in a folder, a GGUF file or a Hub repository, in evaluation mode.
 
-        Every weight is read before this returns, one after the other, so that any thread may use the model. The folder
-        of a PEFT or mlx-lm adapter gives its base model with the adapter's layers in it.
+        All weights are read one after the other before this returns, so that any thread may use the model. For the
+        folder of a PEFT or mlx-lm adapter, load its base model with the adapter attached.
 
         Args:
-            adapter: the folder or Hub repository of an adapter to put into this model.
-            gguf_file: the GGUF file in the folder or repository, by its name or its quantization ("Q4_K_M").
-            config: used instead of the checkpoint's own configuration.
+            adapter: folder or Hub repository of an adapter to attach.
+            gguf_file: GGUF file in the folder or repository, by name or quantization ("Q4_K_M").
+            config: configuration to use instead of the checkpoint's.
             dtype: "float32", "bfloat16", "float16" or an mx.Dtype; by default float32 on a CPU device and the
-                checkpoint's type on a GPU. Packed weights keep their codes; their scales take the type.
-            ignore_mismatched_sizes: a head of another size starts fresh instead of being refused.
-            unpack: turn packed (quantized) weights into plain ones, which is faster on some CPUs.
+                checkpoint's dtype on a GPU. Packed weights keep their codes; their scales are cast.
+            ignore_mismatched_sizes: initialize a head whose size differs instead of raising.
+            unpack: dequantize packed weights, which is faster on some CPUs.
             lazy: read weights when they are first used; only the thread that loads the model can then use it.
-            distributed: True to divide the model between the processes that `mlx.launch` started, or a group of
-                `mx.distributed`; each reads its own part of the weights. False for the whole model.
+            distributed: True to shard the model over the processes that `mlx.launch` started, or a group of
+                `mx.distributed`; each reads only its own shard. False for the whole model.
             **keywords: fields of the configuration to change (`num_labels=3`, `rope_scaling={…}`, …) and arguments of
                 the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`.
 
         Raises:
-            CheckpointError: files are missing, damaged or unsafe, or a weight is missing, left over or misshapen.
-            UnsupportedModelError: another architecture; the message says where to go.
-            ConfigError: a configuration field is wrong.
-            InputError: an unknown argument, or one that cannot be honoured.
-            HubError: the repository cannot be fetched.
+            CheckpointError: files are missing, damaged or unsafe, or a weight is missing, left over or of the wrong
+                shape.
+            UnsupportedModelError: the architecture is not supported; the message names an alternative.
+            ConfigError: a configuration field is invalid.
+            InputError: an unknown or unsupported argument.
+            HubError: the repository cannot be downloaded.
         """
         what = f"{cls.__name__}.from_pretrained"
         hub = take_hub_options(keywords, what)
@@ -214,16 +215,16 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def _check_group(cls, group: Group, config: Any, unpack: bool) -> None:
-        """Raise `InputError` for a model that cannot be divided between the processes of `group`."""
+        """Raise `InputError` if the model cannot be sharded over the processes of `group`."""
         if not hasattr(config, "num_key_value_heads"):
-            raise InputError(f"{cls.__name__} cannot be divided between processes. Load it without distributed=")
+            raise InputError(f"{cls.__name__} cannot be sharded. Load it without distributed=.")
         if unpack:
-            raise InputError("unpack=True and distributed= exclude each other. Leave one out")
+            raise InputError("unpack=True and distributed= exclude each other. Omit one of them.")
         check_divides(config, group)
 
     @classmethod
     def _adapter_fields(cls, adapter: Adapter, values: dict[str, Any]) -> dict[str, Any]:
-        """Return what an adapter changes in the configuration `values` of its base."""
+        """Return the fields of the base configuration `values` that an adapter changes."""
         if adapter.class_name not in (None, cls.__name__):
             raise UnsupportedModelError(
                 f"{adapter.source}: the adapter is for {adapter.class_name}, not {cls.__name__}. Load it as that"
@@ -232,22 +233,22 @@ class PreTrainedModel(nn.Module):
         return adapter.config_overrides(len(named) if named else None)
 
     def _read_companions(self, folder: Path) -> None:
-        """Take what else the folder holds for this kind of model."""
+        """Read further files of the folder for this kind of model."""
 
     @classmethod
     def weight_prefix(cls) -> str:
-        """Return what stands before the base model's weights in memory: "model.", or "" for a model without a head."""
+        """Return the prefix of the base model's weights in memory: "model.", or "" for a model without a head."""
         return f"{cls.base_model_prefix}." if cls.base_model_prefix else ""
 
     @classmethod
     def _take_options(cls, overrides: dict[str, Any]) -> dict[str, Any]:
-        """Take out of the keywords what the constructor wants besides the configuration."""
+        """Remove the keywords meant for the constructor and return them."""
         return {}
 
     def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
-        """Read the weights that `content` names; what it calls fresh keeps its initial values."""
+        """Read the weights named by `content`; those it marks as fresh keep their initial values."""
         self.fresh_weights = content.fresh
-        parameters = flat(self.parameters())
+        parameters = flatten(self.parameters())
         entries = {disk: checkpoint.entry(disk) for disk in content.weights.values()}
         arrays = checkpoint.read_all(sorted(entries, key=lambda disk: (entries[disk].file, entries[disk].offset)))
         weights = {name: parameters[name] for name in content.fresh}
@@ -256,26 +257,26 @@ class PreTrainedModel(nn.Module):
         self._load_state(checkpoint, content, source)
         if content.fresh:
             heads = ", ".join(sorted(content.fresh))
-            logger.warning("%s has no %s: a fresh head starts from random weights; train it", source, heads)
+            logger.warning("%s has no %s: the head is initialized with random weights. Train it.", source, heads)
 
     def tie_from(self, checkpoint: Checkpoint, by_name: dict[str, str], left_out: list[str], source: str) -> bool:
-        """Settle which of embedding and output head the file really holds, for models that tie them.
+        """Decide which of embedding and output head the file really holds, for models that tie them.
 
-        Changes `by_name` (name in memory -> on disk) and adds to `left_out`. Returns whether the two differ and are
-        both kept: then the model has an output head of its own from here on.
+        Modify `by_name` (name in memory -> on disk) and append to `left_out`. Return whether the two differ and are
+        both kept; the model then has its own output head.
         """
         return False
 
     def require_head(self) -> None:
-        """Raise `InputError` where the checkpoint held no output head, so that logits would be random."""
+        """Raise `InputError` if the checkpoint had no output head, so that logits would be random."""
 
     def check_state(self, content: Content, source: str) -> Any:
-        """Raise `CheckpointError` for a state in the file that no layer of this model has."""
+        """Raise `CheckpointError` for state in the file that no layer of this model has."""
         if content.state:
             raise CheckpointError(f"{source}: {min(content.state.values())!r} belongs to no layer. Check the config")
 
     def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
-        """Read what the file holds beside weights."""
+        """Read the layer state of the file."""
 
     # saving
 
@@ -284,26 +285,25 @@ class PreTrainedModel(nn.Module):
     ) -> None:
         """Write config.json and the weights under their Hugging Face names, so that transformers loads them.
 
-        A model with an adapter writes the adapter alone, as PEFT does. The files are replaced together: after an error,
-        Ctrl-C or a kill the folder holds the old model or the new one.
+        For a model with an adapter, write only the adapter, as PEFT does. The files are replaced together: after an
+        error, Ctrl-C or a kill the folder holds either the old model or the new one.
 
         Args:
             max_shard_size: bytes of weights in one file, or a text such as "5GB".
             **keywords: those of transformers that ask for what happens anyway (`safe_serialization=True`, …).
-            merge: whether to write a model with an adapter as an ordinary checkpoint, the adapter merged into it. This
-                model keeps its adapter.
+            merge: merge the adapter and write an ordinary checkpoint. This model keeps its adapter.
 
         Raises:
             InputError: `folder` is not a path, an argument cannot be honoured, or there is no adapter to merge.
-            CheckpointError: the folder cannot be made or written, or the disk is full.
-            UnsupportedModelError: an adapter that neither PEFT's format nor plain weights can hold.
+            CheckpointError: the folder cannot be created or written, or the disk is full.
+            UnsupportedModelError: an adapter that neither PEFT's format nor plain weights can represent.
         """
         if not isinstance(folder, str | os.PathLike) or not str(folder):
-            raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+            raise InputError(f"cannot save to {folder!r}. Pass the path of a folder.")
         check_saving_options(keywords, f"{type(self).__name__}.save_pretrained")
         max_shard_size = parse_shard_size(max_shard_size)
         if self.group is not None:
-            raise InputError("a model that is divided between processes cannot be saved. Load it whole first")
+            raise InputError("a sharded model cannot be saved. Load it without distributed= first.")
         if merge:
             self._save_merged(folder, max_shard_size)
             return
@@ -311,7 +311,7 @@ class PreTrainedModel(nn.Module):
             self._save_adapter(folder)
             return
         if (Path(folder) / "adapter_config.json").is_file():
-            raise CheckpointError(f"{folder} holds an adapter, beside which no model can lie. Choose another folder")
+            raise CheckpointError(f"{folder} holds an adapter. Choose another folder.")
         weights = dict(self._to_disk())
         packed = any(name.endswith(".scales") for name in weights)
         generation = getattr(self, "generation_config", None)
@@ -326,7 +326,7 @@ class PreTrainedModel(nn.Module):
         assert self.adapter is not None
         if self.adapter.unwritable:
             raise UnsupportedModelError(
-                f"PEFT's format cannot hold this adapter: {self.adapter.unwritable}. Pass merge=True to save the "
+                f"PEFT's format cannot represent this adapter: {self.adapter.unwritable}. Pass merge=True to save the "
                 "merged model"
             )
         write_adapter(folder, self.adapter.config, adapter_weights(self), training=self.adapter.training)
@@ -343,21 +343,21 @@ class PreTrainedModel(nn.Module):
             self.config.__dict__.update(quantization)
 
     def _take_quantization(self) -> dict[str, Any]:
-        """Take the fields about packed weights out of the configuration."""
+        """Remove the quantization fields from the configuration and return them."""
         names = ("quantization", "quantization_config")
         return {name: self.config.__dict__.pop(name) for name in names if name in self.config.__dict__}
 
     def merge_adapter(self) -> Self:
-        """Merge the adapter into the weights, in place; packed layers become plain ones.
+        """Merge the adapter into the weights in place; packed layers become plain ones.
 
-        Afterwards the model is an ordinary one: `save_pretrained` writes it whole.
+        `save_pretrained` then writes a complete checkpoint.
 
         Returns:
             This model.
 
         Raises:
             InputError: the model has no adapter.
-            UnsupportedModelError: a bias of the adapter that the architecture has no place for.
+            UnsupportedModelError: a bias of the adapter that the architecture does not have.
         """
         merge_adapter(self)
         self._take_quantization()
@@ -366,22 +366,22 @@ class PreTrainedModel(nn.Module):
 
     def _to_disk(self) -> Iterator[tuple[str, mx.array]]:
         """Yield every weight with its name on disk."""
-        yield from flat(self.parameters()).items()
+        yield from flatten(self.parameters()).items()
 
-    # services
+    # common methods
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return how many numbers the weights hold; packed weights count as what they stand for."""
+        """Return the number of parameters; packed weights count as unpacked ones."""
         tree = self.trainable_parameters() if only_trainable else self.parameters()
         embeddings = id(self.get_input_embeddings())
         total = 0
         for _, module in self.named_modules():
             if exclude_embeddings and id(module) == embeddings:
-                total -= _count(flat(module.parameters()), module)
-        return total + _count(flat(tree), self)
+                total -= _count(flatten(module.parameters()), module)
+        return total + _count(flatten(tree), self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the layer that turns token ids into vectors."""
+        """Return the input embedding layer."""
         raise NotImplementedError
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
@@ -390,17 +390,17 @@ class PreTrainedModel(nn.Module):
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type that the model computes in."""
-        for name, array in flat(self.parameters()).items():
+        """The computing dtype of the model."""
+        for name, array in flatten(self.parameters()).items():
             if mx.issubdtype(array.dtype, mx.floating) and not name.endswith("biases"):
                 return array.dtype
         return mx.float32
 
 
 def evaluate_arrays(model: nn.Module) -> None:
-    """Evaluate every array of a model, one at a time: then it belongs to no thread.
+    """Evaluate every array of a model, one at a time, so that any thread may use them.
 
-    Peak memory exceeds the model's own size by the largest tensor as it is stored, at most.
+    Peak memory exceeds the size of the model by at most the largest stored tensor.
     """
     for module in model.modules():
         for value in [*module.values(), *vars(module).values()]:
@@ -410,9 +410,9 @@ def evaluate_arrays(model: nn.Module) -> None:
 
 
 def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
-    """Return the type to compute in: what was asked for, else float32 on a CPU device, else the checkpoint's.
+    """Return the computing dtype: the requested one, else float32 on a CPU device, else the checkpoint's.
 
-    On a CPU MLX multiplies float32 fastest; packed weights 7 times faster and more than with bfloat16.
+    On a CPU MLX multiplies float32 fastest; with packed weights at least 7 times faster than bfloat16.
     """
     if isinstance(asked, mx.Dtype) and asked in DTYPES.values():
         return asked
@@ -427,7 +427,7 @@ def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
 
 
 def initialise(module: nn.Module, initializer_range: float, pad_token_id: int | None = None) -> None:
-    """Start weights as the reference does: normal with `initializer_range`, biases 0, the padding row 0. Lazy."""
+    """Initialize weights lazily as the reference does: normal with `initializer_range`, biases 0, padding row 0."""
     for _, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             layer.weight = mx.random.normal(layer.weight.shape) * initializer_range

@@ -1,4 +1,4 @@
-"""Qwen3, top-down: attention, MLP, layer, `Qwen3Model`, and the classes with a head.
+"""Qwen3 top-down: attention, MLP, layer, `Qwen3Model`, and the classes with a head.
 
 Source of every rule: transformers 5.23 `models/qwen3/modeling_qwen3.py`.
 """
@@ -60,7 +60,7 @@ class Qwen3Attention(nn.Module):
         cache: LayerCache | None = None,
         output_weights: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
-        """x (B, L, M) → (B, L, M), and the weights (B, H, L, S) if asked for."""
+        """Map x (B, L, M) to (B, L, M), and return the weights (B, H, L, S) if requested."""
         batch, length, _ = x.shape
         queries = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, -1)).swapaxes(1, 2)
         keys = self.k_norm(self.k_proj(x).reshape(batch, length, self.kv_heads, -1)).swapaxes(1, 2)
@@ -72,7 +72,7 @@ class Qwen3Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if output_weights or dropout:
             if cache is not None:
-                keys, values = cache.unpacked(keys, values)
+                keys, values = cache.unpack(keys, values)
             mixed, weights = attend_with_weights(queries, keys, values, self.scale, mask, dropout)
         elif cache is not None:
             mixed = cache.attend(queries, keys, values, self.scale, mask)
@@ -82,7 +82,7 @@ class Qwen3Attention(nn.Module):
 
 
 class Qwen3MLP(nn.Module):
-    """down(act(gate(x)) · up(x))."""
+    """The gated MLP, down(act(gate(x)) · up(x))."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
@@ -93,7 +93,7 @@ class Qwen3MLP(nn.Module):
 
     @property
     def act_fn(self) -> Activation:
-        """The activation; looked up each time, because a model that held a compiled function could not be copied."""
+        """The activation; looked up each time, because a model holding a compiled function cannot be copied."""
         return activation(self._hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -101,7 +101,7 @@ class Qwen3MLP(nn.Module):
 
 
 class Qwen3DecoderLayer(nn.Module):
-    """Attention, then the MLP, each behind a norm and added to what came in."""
+    """Attention, then the MLP, each with pre-normalization and a residual connection."""
 
     def __init__(self, config: Qwen3Config, layer_idx: int):
         super().__init__()
@@ -124,13 +124,13 @@ class Qwen3DecoderLayer(nn.Module):
 
 
 class Qwen3PreTrainedModel(PreTrainedModel):
-    """Shared by all Qwen3 classes: configuration, initial weights, caches, and the vocabulary."""
+    """Base of all Qwen3 classes: configuration, initial weights, caches, and the vocabulary."""
 
     config_class = Qwen3Config
     config: Qwen3Config
 
     def post_init(self) -> None:
-        """Draw the initial weights; every class calls this at the end of its constructor."""
+        """Initialize the weights; every class calls this at the end of its constructor."""
         initialise(self, self.config.initializer_range, self.config.pad_token_id)
 
     def make_cache(self, **options: Any) -> Cache:
@@ -143,7 +143,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         return cache
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the layer that turns token ids into vectors."""
+        """Return the input embedding layer."""
         return self.base_model.embed_tokens
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
@@ -151,7 +151,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         self.base_model.embed_tokens = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
-        """Cut or grows the vocabulary, the output head included; new rows start as fresh weights do.
+        """Resize the vocabulary, output head included; new rows are initialized like new weights.
 
         Returns:
             The embedding layer.
@@ -161,7 +161,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         layers = [self.base_model.embed_tokens, *([self["lm_head"]] if "lm_head" in self else [])]
         for layer in layers:
             if not isinstance(layer, nn.Embedding | nn.Linear):
-                raise InputError("a quantized vocabulary cannot be resized: resize before converting")
+                raise InputError("a quantized vocabulary cannot be resized. Resize before converting.")
             missing = new_num_tokens - layer.weight.shape[0]
             weight = layer.weight[:new_num_tokens]
             if missing > 0:
@@ -179,24 +179,24 @@ class Qwen3PreTrainedModel(PreTrainedModel):
             return False  # the head of another class
         if not settle_tie(checkpoint, by_name, embedding, "lm_head", left_out):
             return False
-        # transformers 5 keeps both when a file says "tied" and holds two different matrices
-        logger.warning("%s: embedding and output head differ though the config ties them; both are kept", source)
+        # transformers 5 keeps both when the config ties them and the file holds two different matrices
+        logger.warning("%s: embedding and output head differ although the config ties them: both are kept", source)
         self.config.tie_word_embeddings = False
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
         return True
 
 
 class Qwen3Model(Qwen3PreTrainedModel):
-    """The bare decoder: token ids → hidden states. Embeddings, layers and the final norm.
+    """The decoder without a head: embeddings, layers and the final norm.
 
-    With `is_causal` false in the configuration every token sees all others, as in the reference.
+    If `is_causal` is false in the configuration, attention is bidirectional, as in the reference.
     """
 
     base_model_prefix = ""
 
     def __init__(self, config: Qwen3Config):
         config.check_model()
-        activation(config.hidden_act)  # layers look it up when they are called: refuse a wrong name here
+        activation(config.hidden_act)  # layers look it up when called: reject an unknown name here
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Qwen3DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
@@ -244,22 +244,22 @@ class Qwen3Model(Qwen3PreTrainedModel):
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M), not both.
-            attention_mask: (B, past + L), nonzero where a token counts; or (B, 1, L, S), booleans or numbers to add.
+            attention_mask: (B, past + L), nonzero for real tokens; or (B, 1, L, S), booleans or additive numbers.
             position_ids: (B, L), (1, L) or (L,); by default counted from the cached length, padding included.
-                Given without a mask and without a cache, a step other than 1 starts another packed sequence.
-            past_key_values: a `Cache`, or the older (keys, values) tuples.
-            use_cache: whether the cache comes back; by default `config.use_cache`.
-            cache_position: accepted and not needed: the cache knows its length.
+                Without a mask and a cache, a step other than 1 starts another packed sequence.
+            past_key_values: a `Cache`, or legacy (keys, values) tuples.
+            use_cache: return the cache; by default `config.use_cache`.
+            cache_position: accepted and ignored: the cache knows its length.
 
         Raises:
-            InputError: arguments that disagree, ids outside the vocabulary, shapes that do not fit.
+            InputError: conflicting arguments, ids outside the vocabulary, or wrong shapes.
         """
         refuse_unknown(kwargs, "Qwen3Model")
         config: Any = self.config
         use_cache = bool(config.use_cache if use_cache is None else use_cache)
         want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
         want_states = bool(config.output_hidden_states if output_hidden_states is None else output_hidden_states)
-        x = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
+        x = self._embed(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         cache = self._cache(past_key_values, use_cache, x.shape[0])
         mask = as_array(attention_mask, "attention_mask")
         positions = as_array(position_ids, "position_ids")
@@ -274,7 +274,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
 
     @property
     def causal(self) -> bool:
-        """Whether no token sees what comes after it, so that padding on the right needs no mask."""
+        """Whether attention is causal, so that right padding needs no mask."""
         return self.config.is_causal
 
     def run(
@@ -286,9 +286,9 @@ class Qwen3Model(Qwen3PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> tuple[mx.array, tuple[mx.array, ...] | None, tuple[mx.array, ...] | None]:
-        """Return the layers over embedded tokens x (B, L, M): last hidden state, hidden states, attentions.
+        """Run the layers on embedded tokens x (B, L, M); return last hidden state, hidden states, attentions.
 
-        Call this instead of the model where the input has been checked already.
+        Unchecked entry point for callers that have validated their input.
         """
         batch, length, _ = x.shape
         past = cache.offset if cache is not None else 0
@@ -332,9 +332,9 @@ class Qwen3Model(Qwen3PreTrainedModel):
             tuple(weights) if output_attentions else None,
         )
 
-    def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
+    def _embed(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):
-            raise InputError("give either input_ids or inputs_embeds, and not both")
+            raise InputError("pass either input_ids or inputs_embeds, not both")
         if ids is not None:
             check_ids(ids, self.config.vocab_size)
             return self.embed_tokens(ids)
@@ -366,7 +366,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
 
 
 class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
-    """Qwen3 that predicts the next token."""
+    """Qwen3 with a language-modelling head."""
 
     config: Qwen3Config
     _fused: FusedDecoder | None = None
@@ -384,10 +384,10 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
         return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
 
     def require_head(self) -> None:
-        """Raise `InputError` where the checkpoint held no output head and none was trained or loaded since."""
+        """Raise `InputError` if the checkpoint had no output head and none was trained or loaded since."""
         if "lm_head" in self and self._is_random_head(self.lm_head.get("weight")):
             raise InputError(
-                "the checkpoint has no output head (lm_head.weight), so this model embeds texts but generates nothing. "
+                "the checkpoint has no output head (lm_head.weight): this model can embed texts but not generate. "
                 "Load a checkpoint with a head, or pass tie_word_embeddings=True if its embedding is the head"
             )
 
@@ -398,13 +398,13 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
             self._is_random_head = lambda weight: weight is fresh  # trained or loaded weights are other arrays
 
     def for_inference(self) -> Any:
-        """This model for one generation: over joined matrices where all its layers are plain ones, else itself.
+        """Return the fused model for one generation if all layers are plain, else this model.
 
-        The parameters become views of the joined matrices; call it again after weights or layers have changed.
+        The parameters become views of the fused matrices; call it again after changing weights or layers.
         """
         self.require_head()
         if not self.config.is_causal:
-            raise InputError("this model is an encoder ('is_causal' in config.json is false): use it for embeddings")
+            raise InputError("this model is an encoder ('is_causal' in config.json is false). Use it for embeddings.")
         if self.training:
             return self
         with FUSING:
@@ -428,7 +428,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
 
 
 class Qwen3ForSequenceClassification(SequenceClassification, Qwen3PreTrainedModel):
-    """Qwen3 that labels a sequence by its last token."""
+    """Qwen3 that classifies a sequence by its last token."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
@@ -439,7 +439,7 @@ class Qwen3ForSequenceClassification(SequenceClassification, Qwen3PreTrainedMode
 
 
 class Qwen3ForTokenClassification(TokenClassification, Qwen3PreTrainedModel):
-    """Qwen3 that labels every token."""
+    """Qwen3 that classifies every token."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)
@@ -450,11 +450,11 @@ class Qwen3ForTokenClassification(TokenClassification, Qwen3PreTrainedModel):
 
 
 class Qwen3ForQuestionAnswering(QuestionAnswering, Qwen3PreTrainedModel):
-    """Qwen3 that marks the span of an answer. The reference calls its decoder `transformer`."""
+    """Qwen3 that predicts the span of an answer. The reference names its decoder `transformer`."""
 
     base_model_prefix = "transformer"
     model: Any = property(lambda self: self.transformer)
-    """The decoder, for the call in `heads.py`."""
+    """The decoder, as `heads.py` expects it."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__(config)

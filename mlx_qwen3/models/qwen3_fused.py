@@ -1,8 +1,8 @@
-"""Qwen3's decoder for inference, with fewer and larger operations: the fast version of `Qwen3Model.run`.
+"""Qwen3's decoder for inference with fewer and larger operations: the fast version of `Qwen3Model.run`.
 
-The rows of q/k/v and of gate/up become one matrix each, and queries and keys share one RMSNorm and one RoPE call. The
-model's own parameters become views of the joined matrices, so that they keep their names, nothing is stored twice,
-and saving, adapters and quantization see what they always saw.
+The rows of q/k/v and of gate/up are fused into one matrix each, and queries and keys share one RMSNorm and one RoPE
+call. The model's own parameters become views of the fused matrices: they keep their names, nothing is stored twice,
+and saving, adapters and quantization are unaffected.
 """
 
 import logging
@@ -29,13 +29,13 @@ swiglu = mx.compile(lambda gate, up: nn.silu(gate) * up, shapeless=True)
 
 
 FUSING = threading.Lock()
-"""Held while matrices are joined: two threads that begin to generate must not replace the same arrays."""
+"""Held while matrices are fused: two threads that start generating must not replace the same arrays."""
 
 
 class FusedDecoder:
-    """The layers and the last norm of a `Qwen3Model`, for inference alone: no dropout, no gradients.
+    """The layers and the final norm of a `Qwen3Model`, for inference only: no dropout, no gradients.
 
-    It is right as long as the decoder holds the arrays that it was made from; `is_current` tells.
+    It is valid as long as the decoder holds the arrays it was built from; see `is_current`.
 
     Args:
         decoder: a `Qwen3Model` for which `can_fuse` holds; its parameters become views.
@@ -43,24 +43,24 @@ class FusedDecoder:
 
     def __init__(self, decoder: Any):
         config = decoder.config
-        attention = decoder.layers[0].self_attn  # fewer heads than in the config where processes share the model
+        attention = decoder.layers[0].self_attn  # fewer heads than in the config if the model is sharded
         self._heads, self._kv_heads = attention.heads, attention.kv_heads
         self._head_dim, self._eps, self._scale = config.head_dim, config.rms_norm_eps, config.head_dim**-0.5
         self._rotary = decoder._rotary
         sliding = [bool(layer.self_attn.sliding) for layer in decoder.layers]
         self._windows = [config.sliding_window if slides else None for slides in sliding]
         self._first_alike = [sliding.index(slides) for slides in sliding]
-        self._layers = [self._fused(layer) for layer in decoder.layers]
+        self._layers = [self._fuse_layer(layer) for layer in decoder.layers]
         self._norm = decoder.norm
         self._sources = _sources(decoder)
 
     def is_current(self, decoder: Any) -> bool:
-        """Return whether the decoder still has the layers and arrays of which this was made."""
+        """Return whether the decoder still has the layers and arrays that were fused."""
         now = _sources(decoder)
         return len(now) == len(self._sources) and all(a is b for a, b in zip(now, self._sources, strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        # a copied model has arrays of its own, and fuses them when it first generates
+        # a copied model has its own arrays and fuses them when it first generates
         return None
 
     def __call__(
@@ -71,9 +71,9 @@ class FusedDecoder:
         position_ids: mx.array | None = None,
         keep: int | None = None,
     ) -> mx.array:
-        """Embedded tokens x (B, L, M) → hidden states of the newest `keep`, (B, keep, M); of all by default.
+        """Map embedded tokens x (B, L, M) to hidden states of the newest `keep` tokens, (B, keep, M); default all.
 
-        They are those of `Qwen3Model.run`. In the last layer the other tokens attend to nothing and skip the MLP.
+        They equal those of `Qwen3Model.run`. The last layer skips attention and MLP of the other tokens.
         """
         batch, length, _ = x.shape
         past = cache.offset
@@ -102,18 +102,18 @@ class FusedDecoder:
                 queries = rotation(rms_norm(queries, q_weight, eps))
                 keys = rotation(rms_norm(keys, k_weight, eps))
             elif length == 1:
-                # a single token's heads are rows already: nothing has to be moved
+                # the heads of a single token are already rows: no transpose needed
                 queries_keys, values = split(joined.reshape(batch, all_heads, 1, head_dim), (turned,), 1)
                 queries, keys = split(rotation(rms_norm(queries_keys, None, eps) * qk_weight), (heads,), 1)
             else:
-                # normalizing the values as well is cheaper than copying the rest out
+                # normalizing the values as well is cheaper than slicing the rest
                 joined = joined.reshape(batch, length, all_heads, head_dim)
                 values = joined[:, :, turned:].swapaxes(1, 2)
                 queries_keys = rms_norm(joined, None, eps)[:, :, :turned].swapaxes(1, 2) * qk_weight
                 queries, keys = split(rotation(queries_keys), (heads,), 1)
             keys, values = store.update(keys, values)
             if keep is not None and 0 < keep < length and layer is self._layers[-1]:
-                x, queries, mask = _newest(keep, x.reshape(batch, length, -1), queries, mask)
+                x, queries, mask = _select_newest(keep, x.reshape(batch, length, -1), queries, mask)
                 length = keep
             mixed = store.attend(queries, keys, values, scale, mask)
             if length > 1:
@@ -146,7 +146,7 @@ class FusedDecoder:
             made[index] = decoder_mask(length, past, ranges, window, attention_mask, None, store.sinks, dtype)
         return [made[index] for index in self._first_alike]
 
-    def _fused(self, layer: Any) -> tuple[Any, ...]:
+    def _fuse_layer(self, layer: Any) -> tuple[Any, ...]:
         attention = layer.self_attn
         q_weight, k_weight = attention.q_norm["weight"], attention.k_norm["weight"]
         qk_weight = mx.concatenate(
@@ -168,11 +168,11 @@ class FusedDecoder:
         )
 
 
-def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
-    """Return the newest rows of x (B, L, M), as (B·keep, M), with their queries (B, H, keep, D) and their mask.
+def _select_newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.array, mx.array, Mask]:
+    """Return the newest rows of x (B, L, M) as (B·keep, M), with their queries (B, H, keep, D) and mask.
 
-    One query has the mask and the strides of a single decoded token: on CUDA cuDNN would make another plan for others,
-    some 40 ms for each L.
+    A single query gets the mask and strides of a decoded token: otherwise cuDNN would build a plan for each L (about
+    40 ms).
     """
     if isinstance(mask, mx.array):
         mask = mask[..., -keep:, :]
@@ -182,14 +182,14 @@ def _newest(keep: int, x: mx.array, queries: mx.array, mask: Mask) -> tuple[mx.a
 
 
 def can_fuse(decoder: Any) -> bool:
-    """Return whether all layers are plain ones that can be joined: no adapter, no layer of another class."""
+    """Return whether all layers are plain and can be fused: no adapters, no other classes."""
     for layer in decoder.layers:
         attention = layer.self_attn
         norms = (layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm, attention.k_norm)
         if any(type(norm) is not nn.RMSNorm for norm in norms) or type(decoder.norm) is not nn.RMSNorm:
             return False
         queries, keys, values = attention.q_proj, attention.k_proj, attention.v_proj
-        if not (_alike([queries, keys]) and type(values) in (nn.Linear, nn.QuantizedLinear)):
+        if not (_are_alike([queries, keys]) and type(values) in (nn.Linear, nn.QuantizedLinear)):
             return False
         if ("bias" in queries) != ("bias" in values):
             return False
@@ -197,7 +197,7 @@ def can_fuse(decoder: Any) -> bool:
 
 
 def _sources(decoder: Any) -> list[Any]:
-    """Return the layers and arrays that a `FusedDecoder` is made of."""
+    """Return the layers and arrays that a `FusedDecoder` is built from."""
     found: list[Any] = [decoder.norm]
     for layer in decoder.layers:
         attention, mlp = layer["self_attn"], layer["mlp"]
@@ -209,8 +209,8 @@ def _sources(decoder: Any) -> list[Any]:
     return found
 
 
-def _alike(layers: list[Any]) -> bool:
-    """Return whether layers are plain linear ones of one kind, format and dtype."""
+def _are_alike(layers: list[Any]) -> bool:
+    """Return whether layers are plain linear ones of one class, format and dtype."""
     first = layers[0]
     if type(first) not in (nn.Linear, nn.QuantizedLinear):
         return False
@@ -223,10 +223,10 @@ def _signature(layer: Any) -> tuple[Any, ...]:
     return (type(layer), *settings, *(None if a is None else (a.dtype, a.shape[1:]) for a in held))
 
 
-def _joined(layers: list[Any]) -> Linear:
-    """Alike layers with one input, as one matrix: x (..., M) → their outputs side by side.
+def _fuse_layers(layers: list[Any]) -> Linear:
+    """Fuse layers with one input into one matrix: x (..., M) → their concatenated outputs.
 
-    The layers' arrays become views of the joined ones.
+    The arrays of the layers become views of the fused ones.
     """
     rows = [layer["weight"].shape[0] for layer in layers]
     borders = [sum(rows[: i + 1]) for i in range(len(rows) - 1)]
@@ -243,7 +243,7 @@ def _joined(layers: list[Any]) -> Linear:
 
 
 def _product(layer: Any) -> Linear:
-    """Return one layer's product without the module around it; a layer of another class stays as it is."""
+    """Return the forward function of a layer without its module; a layer of another class is returned unchanged."""
     if type(layer) not in (nn.Linear, nn.QuantizedLinear):
         return layer
     return _multiply(layer, {name: layer.get(name) for name in ARRAYS})
@@ -264,30 +264,28 @@ def _multiply(like: Any, arrays: dict[str, Any]) -> Linear:
 
 
 def _projection(layers: list[Any]) -> Linear:
-    """q, k and v as one product, or as two where values are packed in another way."""
-    if _alike(layers):
-        return _joined(layers)
-    queries_keys, values = _joined(layers[:2]), _product(layers[2])
+    """Return q, k and v as one product, or as two if the values are packed in another format."""
+    if _are_alike(layers):
+        return _fuse_layers(layers)
+    queries_keys, values = _fuse_layers(layers[:2]), _product(layers[2])
     return lambda x: mx.concatenate([queries_keys(x), values(x)], axis=-1)
 
 
 def _fused_mlp(mlp: Any) -> Linear:
-    """down(act(gate(x)) · up(x)), gate and up as one product where they can be."""
+    """Return down(act(gate(x)) · up(x)), gate and up as one product if possible."""
     gate, up, down, act = mlp.gate_proj, mlp.up_proj, _product(mlp.down_proj), mlp.act_fn
     both: Callable[[mx.array, mx.array], mx.array] = swiglu
     if act is not nn.silu:
         both = lambda a, b: act(a) * b  # noqa: E731
-    if not _alike([gate, up]):
+    if not _are_alike([gate, up]):
         one, other = _product(gate), _product(up)
         return lambda x: down(both(one(x), other(x)))
-    joined, split = _joined([gate, up]), mx.split
+    joined, split = _fuse_layers([gate, up]), mx.split
     return lambda x: down(both(*split(joined(x), 2, -1)))
 
 
 class FusedQwen3:
-    """What generation asks of a model, by the fast way. It holds for one generation: weights that change afterwards
-    do not reach it.
-    """
+    """The fused model of one generation. Later changes of the weights do not affect it."""
 
     def __init__(self, model: Any, decoder: FusedDecoder):
         self.config = model.config
@@ -296,7 +294,7 @@ class FusedQwen3:
         self._logits = model.logits
 
     def for_inference(self) -> "FusedQwen3":
-        """Itself."""
+        """Return itself."""
         return self
 
     def step_logits(
@@ -307,11 +305,13 @@ class FusedQwen3:
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
     ) -> mx.array:
-        """Return logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
+        """Return logits (B, keep, V) of the newest positions of ids (B, L), and add their keys and values to the
+        cache.
+        """
         newest = self._decoder(self._embed(ids), cache, attention_mask, position_ids, keep)
-        rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all of them
+        rows = newest.reshape(-1, newest.shape[-1])  # as in the decoder: weights are read once for all rows
         return self._logits(rows).reshape(*newest.shape[:2], -1)
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Put the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
+        """Add the keys and values of ids (B, L) to the cache, lazily, without computing logits."""
         self._decoder(self._embed(ids), cache)

@@ -1,4 +1,4 @@
-"""config["architectures"][0] → the class that runs it."""
+"""The model class for config["architectures"][0]."""
 
 import importlib
 from typing import Any
@@ -25,12 +25,12 @@ _QDQBERT = (
 )
 MODEL_TYPES = ("qwen3", "qdqbert", "bert")
 DEFAULTS = {"qwen3": "Qwen3ForCausalLM", "qdqbert": "QDQBertModel", "bert": "QDQBertModel"}
-"""The class for a configuration that names no architecture."""
+"""The class for a configuration without `architectures`."""
 
 CLASSES: dict[str, tuple[str, str]] = {
     **{name: ("models.qwen3", name) for name in _QWEN3},
     **{name: ("qdq", name) for name in _QDQBERT},
-    # plain BERT runs in the same classes, its quantizers off or uncalibrated
+    # plain BERT uses the same classes with its quantizers disabled or uncalibrated
     **{name.removeprefix("QDQ"): ("qdq", name) for name in _QDQBERT},
     "BertForPreTraining": ("qdq", "QDQBertForMaskedLM"),
 }
@@ -38,19 +38,19 @@ CLASSES: dict[str, tuple[str, str]] = {
 
 
 def model_class(config: dict[str, Any], source: str) -> Any:
-    """Return the class for a config.json.
+    """Return the model class for a config.json.
 
     Args:
         source: the folder or repository, for the message.
 
     Raises:
-        UnsupportedModelError: an architecture or a head that this package does not run.
+        UnsupportedModelError: the architecture or head is not supported.
     """
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UnsupportedModelError(
-            f"{source}: config field 'architectures' is not a list of names. Correct config.json"
+            f"{source}: config field 'architectures' is not a list of names. Correct config.json."
         )
     if model_type is None and architectures and architectures[0] in CLASSES:
         model_type = "qwen3" if architectures[0] in _QWEN3 else "qdqbert"
@@ -68,10 +68,10 @@ def class_named(name: str) -> Any:
 
 
 def config_class(config: dict[str, Any], source: str) -> Any:
-    """Return the configuration's class for a config.json, whatever head it names.
+    """Return the configuration class for a config.json, whatever its head.
 
     Raises:
-        UnsupportedModelError: an architecture that this package does not run.
+        UnsupportedModelError: the architecture is not supported.
     """
     if config.get("model_type") is None:
         return model_class(config, source).config_class

@@ -1,7 +1,7 @@
-"""Names of weights on disk ↔ names in memory, and which of them may be missing or left over.
+"""Weight names on disk and in memory, and which of them may be missing or left over.
 
-In memory every weight has its Hugging Face name. On disk the backbone may stand under another prefix, or under
-none: a bare model has none, most heads say `model.`, question answering says `transformer.`, BERT says `bert.`.
+In memory every weight has its Hugging Face name. On disk the base model may have another prefix: none for
+a bare model, `model.` for most heads, `transformer.` for question answering, `bert.` for BERT.
 """
 
 import re
@@ -13,14 +13,14 @@ BACKBONE_PREFIXES = ("model.", "transformer.", "bert.")
 
 @dataclass(frozen=True)
 class WeightRules:
-    """One model family's table of what a file may lack or hold beyond the model's weights.
+    """The weights that a file of one model family may lack or hold in addition.
 
-    heads: names of heads, whichever model they belong to: a missing one starts fresh.
-    known_heads: patterns of the weights that heads of this family have: those of another head are left out.
-    ignored: patterns of what older files hold and no model needs.
-    fresh: patterns of backbone weights that a file may lack; they start fresh, as a head does.
+    heads: names of all heads; a missing one is initialized.
+    known_heads: patterns of the weights of this family's heads: those of another head are not loaded.
+    ignored: patterns of tensors in older files that are not needed.
+    fresh: patterns of base model weights that a file may lack; they are initialized.
     renamed: patterns of older names, and their replacements.
-    state: patterns of what is no weight but a layer's state, which the model class reads itself.
+    state: patterns of layer state other than weights, which the model class reads itself.
     """
 
     heads: tuple[str, ...]
@@ -46,7 +46,7 @@ class WeightRules:
         return any(re.search(pattern, name) for pattern in self.state)
 
     def current_name(self, name: str) -> str:
-        """Return the name that an older file's weight has today."""
+        """Return the current name of an older file's weight."""
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
@@ -75,7 +75,7 @@ BERT_WEIGHTS = WeightRules(
 
 
 def without_prefix(name: str) -> str:
-    """Return a backbone weight's name with whatever prefix the file uses taken off."""
+    """Return the name of a base model weight without the prefix used in the file."""
     for prefix in BACKBONE_PREFIXES:
         if name.startswith(prefix):
             return name[len(prefix) :]
@@ -83,7 +83,7 @@ def without_prefix(name: str) -> str:
 
 
 def names_in_memory(on_disk: Iterable[str], prefix: str, rules: WeightRules) -> dict[str, str]:
-    """Name on disk → name in a model whose backbone stands under `prefix` ("" for a bare model)."""
+    """Map names on disk to names in a model whose base model has the prefix `prefix` ("" for a bare model)."""
     result = {}
     for disk in on_disk:
         name = rules.current_name(disk)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
-from ..layers.attention import attend, masked
+from ..layers.attention import apply_mask, attend
 from .fake_quantizer import TensorQuantizer
 from .linear import LayerDescriptors, QuantLinear
 
@@ -106,7 +106,7 @@ class QuantSelfAttention(nn.Module):
         if self.position_embedding_type != "absolute":
             scores = scores + self._relative_scores(queries, keys, offset)
         scores = scores / math.sqrt(self.head_size)
-        scores = masked(scores, mask)
+        scores = apply_mask(scores, mask)
         weights = self.dropout(mx.softmax(scores, axis=-1, precise=True))
         if head_mask is not None:
             weights = weights * head_mask

@@ -169,10 +169,10 @@ def compare_models(
         if progress is not None:
             progress(number, len(samples))
     if values:
-        flat = np.concatenate(values)
+        flatten = np.concatenate(values)
         if bare:
-            return {"cosine": {"mean": float(flat.mean()), "min": float(flat.min())}, "positions": flat.size}
-        return {"score_difference": {"mean": float(flat.mean()), "max": float(flat.max())}}
+            return {"cosine": {"mean": float(flatten.mean()), "min": float(flatten.min())}, "positions": flatten.size}
+        return {"score_difference": {"mean": float(flatten.mean()), "max": float(flatten.max())}}
     summary = divergence.summary()
     if any(sample.start > 1 for sample in samples) and divergence.targets:
         summary["exact_answers"] = {key: count / len(samples) for key, count in divergence.exact.items()}

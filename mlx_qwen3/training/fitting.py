@@ -18,7 +18,7 @@ from ..adapters import TARGETS, add_adapter, is_adapter_folder
 from ..checkpoint import resolve_checkpoint
 from ..config.pretrained import read_config_file
 from ..errors import InputError, QuantizationError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from ..tokenizer import AutoTokenizer, Tokenizer
 from .frozen_features import embed, fit_head
 from .memory_estimate import check_training_fits
@@ -94,7 +94,7 @@ def load_base(
     if dtype is None and method == "full":
         dtype = "float32"  # small steps are lost in 16 bits
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    with without_warning("a fresh head starts"):
+    with without_warning("the head is initialized with random weights"):
         loaded = cls.from_pretrained(
             folder, dtype=dtype, unpack=packed and on_cpu, ignore_mismatched_sizes=True, **fields
         )
@@ -283,11 +283,11 @@ def _train(
 ) -> TrainingState:
     model = base.model
     if options.method == "full":
-        names = [name for name, array in flat(model.parameters()).items() if mx.issubdtype(array.dtype, mx.floating)]
+        names = [name for name, array in flatten(model.parameters()).items() if mx.issubdtype(array.dtype, mx.floating)]
         if isinstance(objective, LanguageObjective):
             objective.frozen_head = False
     elif options.method == "head":
-        names = [name for name in flat(model.parameters()) if name.startswith(("score.", "qa_outputs."))]
+        names = [name for name in flatten(model.parameters()) if name.startswith(("score.", "qa_outputs."))]
     else:
         targets = options.targets or TARGETS
         add_adapter(

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import MemoryFitError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from ..memory import machine_memory
 from .forward import ROWS_PER_CHUNK
 from .options import TrainingOptions
@@ -25,7 +25,7 @@ def training_bytes(model: Any, names: list[str], longest: int, options: Training
         names: the trained parameters. longest: tokens of the longest row.
     """
     config = model.config
-    held = flat(model.parameters())
+    held = flatten(model.parameters())
     weights = sum(array.nbytes for array in held.values())
     # the gradient, two moments and the next value of each trained number; the best weights so far
     trained = sum(held[name].size for name in names) * (4 * 4 + 4)

@@ -71,7 +71,7 @@ def _packed_again(base: Any) -> Iterator[Any]:
     fields = {name: value for name, value in base.fields.items() if name != "classifier_pooling"}
     from .fitting import without_warning
 
-    with without_warning("a fresh head starts"):
+    with without_warning("the head is initialized with random weights"):
         packed = type(model).from_pretrained(base.folder, ignore_mismatched_sizes=True, **fields)
     for name in ("score", "qa_outputs"):
         if name in model:

@@ -17,7 +17,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import TrainingError
-from ..layers.parameters import flat
+from ..layers.parameters import flatten
 from .objectives import Batch, Example, Objective
 from .optimizer import AdamW, Parameters, learning_rate
 from .options import TrainingOptions
@@ -85,7 +85,7 @@ class Trainer:
         self.warmup = math.ceil(self.total * options.warmup)
         self.evaluate_every = options.evaluate_every or per_epoch
         self.optimizer = AdamW(options.weight_decay, options.clip)
-        held = flat(model.parameters())
+        held = flatten(model.parameters())
         self.state = TrainingState(parameters={name: held[name] for name in names})
         self.optimizer.prepare(self.state.parameters)
         self.state.first, self.state.second = self.optimizer.first, self.optimizer.second

@@ -23,7 +23,7 @@ def test_a_snapshot_brings_a_sliding_layer_back_past_its_window():
     cache.snapshot()
     logits(model, ids[:, 9:], cache)
     assert cache.reach(20) == 9
-    with pytest.raises(CacheError, match=r"rewind\(\) to 9"):
+    with pytest.raises(CacheError, match=r"rewind\(9\)"):
         cache.trim(10)
     assert cache.offset == 30
     assert cache.rewind(12) == 9
@@ -145,7 +145,7 @@ def test_rows_that_cannot_take_places():
     sliding = model.make_cache(max_kv_size=8)
     assert not sliding.takes_rows
     assert not make_cache(["full_attention"] * 2, kv_bits=8).takes_rows
-    with pytest.raises(CacheError, match="slide or pack"):
+    with pytest.raises(CacheError, match="sliding or quantized"):
         sliding.put_rows([0], cache)
 
 
@@ -186,7 +186,7 @@ def test_tuples_become_a_cache_and_sliding_layers_know_where_they_are():
 
 def test_tuples_that_cannot_tell_their_length_are_refused():
     kinds, pair = ["sliding_attention"] * 2, (mx.zeros((1, 2, 3, 8)), mx.zeros((1, 2, 3, 8)))
-    with pytest.raises(InputError, match="pass the cache object"):
+    with pytest.raises(InputError, match="Pass the cache object"):
         Cache.from_legacy([pair, pair], kinds, 4)
     assert Cache.from_legacy([pair, pair], kinds, 5).offset == 3
     with pytest.raises(InputError, match="in layer 1, expected 3"):

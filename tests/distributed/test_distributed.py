@@ -136,14 +136,14 @@ def adapted(folder, base, **options):
     """Write an adapter of a checkpoint, with random matrices, as a folder that names its base."""
     model = Qwen3ForCausalLM.from_pretrained(base)
     add_adapter(model, r=4, targets=[path.rpartition(".")[2] for path in LINEAR], base=str(base), **options)
-    drawn = {name: mx.random.normal(array.shape) * 0.3 for name, array in flat(model) if ".lora_B." in name}
+    drawn = {name: mx.random.normal(array.shape) * 0.3 for name, array in flatten(model) if ".lora_B." in name}
     model.load_weights(list(drawn.items()), strict=False)
     model.save_pretrained(folder)
     for file in base.glob("tokenizer*"):
         shutil.copy(file, folder)
 
 
-def flat(model) -> Any:
+def flatten(model) -> Any:
     return tree_flatten(model.parameters())
 
 

@@ -69,11 +69,11 @@ def model_in(dtype):
     """Return a tiny model in a dtype, and the same numbers in float32."""
     made, exact = tiny.model(head_dim=32, initializer_range=0.1), tiny.model(head_dim=32, initializer_range=0.1)
     made.set_dtype(dtype)
-    exact.load_weights([(name, value.astype(mx.float32)) for name, value in flat(made)])
+    exact.load_weights([(name, value.astype(mx.float32)) for name, value in flatten(made)])
     return made, exact
 
 
-def flat(model):
+def flatten(model):
     from mlx.utils import tree_flatten
 
     return tree_flatten(model.parameters())

@@ -23,8 +23,8 @@ def test_single_label_classification(base, caplog):
     tokenizer = AutoTokenizer.from_pretrained(base)
     with caplog.at_level(logging.WARNING):
         model = Qwen3ForSequenceClassification.from_pretrained(base)
-    assert [r.message for r in caplog.records if "fresh head" in r.message] == [
-        f"{base} has no score.weight: a fresh head starts from random weights; train it"
+    assert [r.message for r in caplog.records if "random weights" in r.message] == [
+        f"{base} has no score.weight: the head is initialized with random weights. Train it."
     ]
 
     inputs = tokenizer("Hello, my dog is cute", return_tensors="mlx")

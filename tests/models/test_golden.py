@@ -44,9 +44,9 @@ def test_gradients(name, call_id):
     case, call = find(name, call_id)
     model, inputs = case.model(call), case.mlx(call["inputs"])
     _, grads = nn.value_and_grad(model, lambda: model(**inputs, **call.get("kwargs", {})).loss)()
-    flat = dict(tree_flatten(grads))
+    flatten = dict(tree_flatten(grads))
     for name_, key in call["grads"].items():
-        np.testing.assert_allclose(np.array(flat[name_]), case.numpy(key), **call["tolerance"], err_msg=name_)
+        np.testing.assert_allclose(np.array(flatten[name_]), case.numpy(key), **call["tolerance"], err_msg=name_)
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "config"))

@@ -40,9 +40,11 @@ def test_gradients(name, call_id):
     case, call = find(name, call_id)
     model, inputs = case.model(call), case.mlx(call["inputs"])
     _, grads = nn.value_and_grad(model, lambda: model(**inputs).loss)()
-    flat = dict(tree_flatten(grads))
+    flatten = dict(tree_flatten(grads))
     for parameter, key in call["grads"].items():
-        np.testing.assert_allclose(np.array(flat[parameter]), case.numpy(key), **call["tolerance"], err_msg=parameter)
+        np.testing.assert_allclose(
+            np.array(flatten[parameter]), case.numpy(key), **call["tolerance"], err_msg=parameter
+        )
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "calibrate"))

@@ -33,10 +33,10 @@ def test_every_parameter_gets_a_gradient_under_its_name(calibrated):
     model = make("QDQBertForMaskedLM", position_embedding_type="relative_key_query")
     ids = tiny_bert.ids()
     _, grads = nn.value_and_grad(model, lambda: model(ids, labels=ids).loss)()
-    flat = dict(tree_flatten(grads))
-    assert sorted(flat) == sorted(name for name, _ in tree_flatten(model.trainable_parameters()))
+    flatten = dict(tree_flatten(grads))
+    assert sorted(flatten) == sorted(name for name, _ in tree_flatten(model.trainable_parameters()))
     unused = {"bert.embeddings.position_embeddings.weight"}
-    for name, grad in flat.items():
+    for name, grad in flatten.items():
         assert mx.isfinite(grad).all().item(), name
         if name not in unused and not name.endswith("key.bias"):  # softmax does not see a key's bias
             assert mx.abs(grad).max().item() > 0, name

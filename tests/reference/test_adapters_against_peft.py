@@ -13,7 +13,7 @@ from tiny_checkpoints import write_qwen3
 import mlx_qwen3
 from mlx_qwen3 import load
 from mlx_qwen3.adapters import add_adapter
-from mlx_qwen3.layers.parameters import flat
+from mlx_qwen3.layers.parameters import flatten
 from mlx_qwen3.training.objectives import (
     Example,
     LanguageObjective,
@@ -154,7 +154,7 @@ def objective_of(name: str) -> tuple[Objective, list[Example], dict[str, Any]]:
 
 
 def our_gradients(model: Any, names: list[str], objective: Objective, rows: list[Example]) -> dict[str, np.ndarray]:
-    held = flat(model.parameters())
+    held = flatten(model.parameters())
     batch = objective.batch(rows)
 
     def loss(parameters: dict[str, mx.array]) -> mx.array:

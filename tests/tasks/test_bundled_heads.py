@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 def test_every_head_loads_and_says_what_it_is_for(name, caplog):
     model, tokenizer = load_bundled_head(name, dtype="float32")
     assert NOTES[name] in caplog.text
-    assert "fresh head" not in caplog.text
+    assert "random weights" not in caplog.text
     assert not model.training
     assert model.config.architectures == [type(model).__name__]
     assert tokenizer.encode("hello")
