@@ -117,12 +117,19 @@ UNBOUNDED_LAYERS = 2
 
 
 def estimate_fit(
-    folder: str | Path, config: Any, tokens: int, *, dtype: mx.Dtype | str | None = None, **cache_options: Any
+    folder: str | Path,
+    config: Any,
+    tokens: int,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    processes: int = 1,
+    **cache_options: Any,
 ) -> MemoryFit:
     """Return what a checkpoint needs with a cache of `tokens` tokens; only headers are read.
 
     Args:
         dtype: what it will be computed in; by default what `from_pretrained` takes on this device.
+        processes: how many divide the model; the result is what one of them needs.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
     """
     from .models.pretrained import computing_dtype
@@ -136,11 +143,12 @@ def estimate_fit(
             count *= size
         stored = checkpoint.dtype(name)
         # packed codes stay as they are; numbers are brought to the computing dtype
-        weights += count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
+        size = count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
+        weights += size // processes if len(checkpoint.shape(name)) > 1 else size
     name = str(computed).rpartition(".")[2]
     cache = cache_bytes(config, tokens, dtype=name, **cache_options)
     working = working_bytes(config, tokens, computed.size)
-    return MemoryFit(weights, cache, tokens, machine_memory(), working)
+    return MemoryFit(weights, cache // processes, tokens, machine_memory(), working // processes)
 
 
 def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:

@@ -24,6 +24,7 @@ from .model_flags import (
     make_session,
 )
 from .printing import answer_printer, part_text, quiet_terminal, speed_lines
+from .ranks import current_group, is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -176,12 +177,16 @@ class Conversation:
             if not sys.stdin.readline().strip().lower().startswith("y"):
                 print("Not saved.", file=sys.stderr)
                 return
-        self.session.save(path)
+        if is_first_process():
+            self.session.save(path)
         print(f"Saved {len(self.session.messages)} messages to {path}.", file=sys.stderr)
 
     def load(self, path: str) -> None:
         """Go on with a saved conversation, and show how it ended."""
-        saved_with = self.session.load(_named(path, "/load"))
+        from ..distributed import same_outcome
+
+        with same_outcome(current_group()):
+            saved_with = self.session.load(_named(path, "/load"))
         print(f"Loaded {len(self.session.messages)} messages.", file=sys.stderr)
         if saved_with not in (None, self.session.model_name):
             print(f"They were written with {saved_with}, this is {self.session.model_name}.", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
-from .ranks import launched
+from .ranks import current_group
 
 THINKING_MODES = ("dim", "show", "hide", "off")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -196,38 +196,50 @@ def load_asked(args: argparse.Namespace, tokens: int | None = None, tell: bool =
     """
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
+    from ..distributed import process_count, same_outcome
     from ..errors import UnsupportedModelError
     from ..generation.context import context_length
     from ..loading import base_of, load
     from ..memory import check_fit, estimate_fit, wire_memory
     from ..models.registry import model_class
 
-    _check_ignored(args)
-    if args.model is None and args.adapter is not None:
-        args.model, args.adapter = args.adapter, None  # an adapter names its base
-    if args.model is None:
-        asked = _bundled()
-    else:
-        asked = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
-    folder, name = base_of(asked)
-    source = args.model or "the bundled model"
-    values = read_config_file(folder)
-    kind = model_class({**values, "architectures": [name]} if name else values, source)
-    if not hasattr(kind, "fill_cache"):
-        raise UnsupportedModelError(f"{source} is a {kind.__name__}, which writes no text; see mlx-qwen3 --help")
-    config = kind.config_class.from_pretrained(folder)
-    limit = context_length(config)
-    fit = estimate_fit(folder, config, min(tokens or CONVERSATION, limit), dtype=args.dtype, **cache_options(args))
-    if args.verbose or tell:
-        print(f"{source}: {fit}", file=sys.stderr)
-    check_fit(fit, source, force=args.force)
-    if args.wired_limit is not None:
-        wire_memory(args.wired_limit)
-    return load(asked, adapter=args.adapter, dtype=args.dtype, distributed=launched())
+    group = current_group()
+    with same_outcome(group):
+        _check_ignored(args)
+        if args.model is None and args.adapter is not None:
+            args.model, args.adapter = args.adapter, None  # an adapter names its base
+        if args.model is None:
+            asked = _bundled()
+        else:
+            asked = resolve_checkpoint(args.model, revision=args.revision, gguf_file=getattr(args, "gguf_file", None))
+        folder, name = base_of(asked)
+        source = args.model or "the bundled model"
+        values = read_config_file(folder)
+        kind = model_class({**values, "architectures": [name]} if name else values, source)
+        if not hasattr(kind, "fill_cache"):
+            raise UnsupportedModelError(f"{source} is a {kind.__name__}, which writes no text; see mlx-qwen3 --help")
+        config = kind.config_class.from_pretrained(folder)
+        limit = context_length(config)
+        fit = estimate_fit(
+            folder,
+            config,
+            min(tokens or CONVERSATION, limit),
+            dtype=args.dtype,
+            processes=process_count(group),
+            **cache_options(args),
+        )
+        if args.verbose or tell:
+            print(f"{source}: {fit}", file=sys.stderr)
+        check_fit(fit, source, force=args.force)
+        if args.wired_limit is not None:
+            wire_memory(args.wired_limit)
+    return load(asked, adapter=args.adapter, dtype=args.dtype, distributed=group or False)
 
 
 def _check_ignored(args: argparse.Namespace) -> None:
     """Raise `InputError` for flags that would change nothing."""
+    if current_group() is not None and args.prompt_cache_file is not None:
+        raise InputError("--prompt-cache-file: each of several processes has a part of the cache. Leave it out")
     if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
         raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits")
     if args.model is None and getattr(args, "gguf_file", None) is not None:

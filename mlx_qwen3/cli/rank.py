@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--instruction", help="what makes a document a good one")
     parser.add_argument("--top-k", type=int, help="documents to show; by default all")
     add_model_arguments(parser, needed="Qwen/Qwen3-Reranker-0.6B")
-    add_output_arguments(parser)
+    add_output_arguments(parser, resume=False)
     parser.set_defaults(run=run)
     return parser
 

@@ -4,14 +4,18 @@ import argparse
 import csv
 import io
 import json
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import InputError
+from ..errors import InputError, MlxQwen3Error
 from ..files import open_atomically
 from .interrupts import defer_interrupts
+from .ranks import is_first_process, is_peer_loss, peer_loss
 from .standard_streams import is_unicode
 
 Cells = Callable[[Any], Sequence[Sequence[str]]]
@@ -20,14 +24,46 @@ Cells = Callable[[Any], Sequence[Sequence[str]]]
 OUTPUTS = (".jsonl", ".csv", ".parquet", ".npy")
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--format` and `--output`."""
+def add_output_arguments(parser: argparse.ArgumentParser, resume: bool = True) -> None:
+    """Add `--format`, `--output`, and `--resume` for verbs whose results come row by row."""
     parser.add_argument(
         "--format", choices=("json", "table"), help="JSON lines or a table (default: a table on a terminal)"
     )
     parser.add_argument(
         "--output", "-o", metavar="FILE", help="write all rows to a .jsonl, .csv or .parquet file (embed also: .npy)"
     )
+    if resume:
+        parser.add_argument(
+            "--resume", action="store_true", help="continue the --output of a run that was cut short (.jsonl only)"
+        )
+
+
+def rows_done(args: argparse.Namespace) -> int:
+    """Return how many rows the output of an earlier run holds, if it is to be continued.
+
+    Raises:
+        InputError: an output that cannot be continued.
+    """
+    if not getattr(args, "resume", False):
+        return 0
+    if args.output is None or Path(args.output).suffix.lower() != ".jsonl":
+        raise InputError("--resume continues a .jsonl file. Name it with --output FILE.jsonl")
+    path = Path(args.output).expanduser()
+    held = next((file for file in (_partial(path), path) if file.is_file()), None)
+    return 0 if held is None else sum(line.endswith(b"\n") for line in _lines(held))
+
+
+def _partial(path: Path) -> Path:
+    """Return the file that holds the rows of an output that is not complete."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions") from None
 
 
 def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Sequence[str], cells: Cells) -> int:
@@ -39,6 +75,9 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
         columns: the heads of the table.
         cells: the lines of the table for a result.
     """
+    if not is_first_process():
+        deque(results, maxlen=0)  # the first process prints and writes
+        return 0
     if args.output is not None:
         return _write_results(args, results)
     as_table = args.format == "table" or (args.format is None and sys.stdout.isatty())
@@ -82,18 +121,17 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
     if path.suffix.lower() not in OUTPUTS or (path.suffix.lower() == ".npy" and args.verb != "embed"):
         known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])
         raise InputError(f"--output {args.output}: the ending says the format. Give one of {known}")
+    if path.suffix.lower() == ".jsonl":
+        return _write_lines(args, path, results)
     failed = done = 0
     rows: list[Any] = []
     stopped = False
     with open_atomically(path, error=InputError) as file:
-        write = _writer(path, file)
         try:
             for result in results:
                 with defer_interrupts() as interrupt:
-                    if is_error(result):
-                        failed += 1
-                        print(f"row {done}: {result['error']}", file=sys.stderr)
-                    write(result, rows)
+                    failed += _tell(result, done)
+                    rows.append(result)
                     done += 1
                 interrupt.check()
         except KeyboardInterrupt:
@@ -106,10 +144,56 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
     return 1 if failed else 0
 
 
-def _writer(path: Path, file: IO[bytes]) -> Callable[[Any, list[Any]], None]:
-    if path.suffix.lower() == ".jsonl":
-        return lambda result, rows: _put(file, json.dumps(result, ensure_ascii=False) + "\n")
-    return lambda result, rows: rows.append(result)
+def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -> int:
+    """Write a line per result to FILE.partial, which gets its name at the end; `--resume` continues after its rows."""
+    partial, before = _partial(path), rows_done(args)
+    failed, done, stopped = 0, before, False
+    try:
+        if before and not partial.is_file():
+            shutil.copyfile(path, partial)
+        with partial.open("r+b" if before else "wb") as file:
+            for _ in range(before):
+                file.readline()
+            file.truncate(file.tell())
+            file.seek(0, os.SEEK_END)
+            try:
+                for result in results:
+                    with defer_interrupts() as interrupt:
+                        failed += _tell(result, done)
+                        if is_error(result):
+                            result["row"] = done
+                        _put(file, json.dumps(result, ensure_ascii=False) + "\n")
+                        file.flush()
+                        done += 1
+                    interrupt.check()
+            except KeyboardInterrupt:
+                stopped = True
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Check the folder and its permissions") from None
+    except (MlxQwen3Error, RuntimeError) as error:
+        if done == before:
+            if not before:
+                partial.unlink(missing_ok=True)
+            raise
+        if isinstance(error, RuntimeError) and not is_peer_loss(error):
+            raise
+        found = error if isinstance(error, MlxQwen3Error) else peer_loss(error)
+        raise type(found)(f"{found}; {partial} holds the first {done} rows, which --resume continues") from None
+    if stopped:
+        print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
+        return 130
+    print(f"{path}: {done} rows", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _tell(result: Any, number: int) -> int:
+    """Report a row that could not be used; how many there were."""
+    if not is_error(result):
+        return 0
+    print(f"row {number}: {result['error']}", file=sys.stderr)
+    return 1
 
 
 def _put(file: IO[bytes], text: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 from ..errors import InputError
 from .model_flags import add_revision_flag, check_revision
-from .ranks import launched
+from .ranks import is_first_process, launched, share_rows
+from .results import rows_done
 from .standard_streams import not_utf8, utf8_input
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -116,6 +117,13 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
     """
     if args.text and args.file:
         raise InputError("give texts or --file, and not both")
+    done = rows_done(args) if is_first_process() else 0
+    rows = share_rows(lambda: islice(_all_rows(args, columns), done, None), row_of)
+    first = list(islice(rows, 1))
+    return chain(first, rows)
+
+
+def _all_rows(args: argparse.Namespace, columns: Sequence[str]) -> Iterator[Row]:
     if args.text:
         return map(row_of, args.text)
     if args.file in (None, "-"):

@@ -5,7 +5,7 @@ for its attention and one for its MLP (Megatron-LM, Shoeybi et al. 2019). Embedd
 vocabulary where the number of ranks divides it. Every rank reads its own part of each tensor and nothing else of it.
 """
 
-from .agreement import agree_on_seed, check_same, request_stop, same_outcome, stoppable
+from .agreement import agree_on_seed, check_same, raise_if_stopped, request_stop, same_outcome, stoppable
 from .group import Group, any_rank, find_group, gather_bytes, process_count, send_bytes
 from .loading import check_divides, load_divided, packed_groups
 from .rows import from_json, gather_rows, rows_of_first, shared_rows, to_json
@@ -23,6 +23,7 @@ __all__ = [
     "load_divided",
     "packed_groups",
     "process_count",
+    "raise_if_stopped",
     "request_stop",
     "rows_of_first",
     "same_outcome",

@@ -57,15 +57,21 @@ def request_stop() -> None:
 
 def stoppable(steps: Generator[T, None, None], group: Group | None) -> Generator[T, None, None]:
     """Yield from `steps`; raise `KeyboardInterrupt` on every rank at the same step once one was asked to stop."""
-    global _stop_requested
     try:
         for count, step in enumerate(steps):
-            if group is not None and count % TOKENS_BETWEEN_CHECKS == 0 and any_rank(_stop_requested, group):
-                _stop_requested = False
-                raise KeyboardInterrupt
+            if group is not None and count % TOKENS_BETWEEN_CHECKS == 0:
+                raise_if_stopped(group)
             yield step
     finally:
         steps.close()
+
+
+def raise_if_stopped(group: Group) -> None:
+    """Raise `KeyboardInterrupt` on every rank if one of them was asked to stop; every rank must ask."""
+    global _stop_requested
+    if any_rank(_stop_requested, group):
+        _stop_requested = False
+        raise KeyboardInterrupt
 
 
 def check_same(group: Group, what: str, *content: Any) -> None:

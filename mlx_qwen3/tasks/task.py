@@ -16,7 +16,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint import refuse_unknown_fields, take_hub_options
-from ..distributed import Group, find_group, from_json, gather_rows, shared_rows, to_json
+from ..distributed import (
+    Group,
+    find_group,
+    from_json,
+    gather_rows,
+    raise_if_stopped,
+    same_outcome,
+    shared_rows,
+    to_json,
+)
 from ..errors import InputError, RowError
 from ..models.heads import CausalLM
 from ..tokenizer import AutoTokenizer, Tokenizer
@@ -120,8 +129,9 @@ class Task(Generic[O, R]):
         loading = split_loading_options(options, model_options)
         defaults: Any = self.options_class()
         self.options: O = defaults.replaced(options, ("model_options",))
-        self.model, self.tokenizer = self._loaded(model, tokenizer, loading)
-        self._check_model(model)
+        with same_outcome(self._group):
+            self.model, self.tokenizer = self._loaded(model, tokenizer, loading)
+            self._check_model(model)
         pad = self.tokenizer.pad_token_id
         self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
         self._runner.shares_prefix = getattr(self.model.config, "classifier_pooling", None) != "mean"
@@ -219,6 +229,7 @@ class Task(Generic[O, R]):
         try:
             for start, window in windows(rows, size, room, options.batch_size or 1):
                 if group is not None:
+                    raise_if_stopped(group)
                     yield from self._window_of_ranks(group, start, window, options, errors, bar)
                     continue
                 good, bad = [], {}

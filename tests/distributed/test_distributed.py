@@ -1,11 +1,7 @@
 """Two processes compute what one computes, each with its part of the weights."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import packed_layouts as layouts
 import pytest
 from gguf_files import write_model_gguf
 from mlx.utils import tree_flatten
+from ranks_by_hand import finish, start
 from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM, convert
@@ -24,36 +21,6 @@ from mlx_qwen3.distributed import check_divides
 from mlx_qwen3.errors import InputError
 
 RANKS = Path(__file__).with_name("ranks.py")
-ROOT = Path(__file__).parents[2]
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start(folder, *words, **environment) -> list[Any]:
-    """Start two ranks of the ring backend, as `mlx.launch -n 2` does."""
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    base = {**os.environ, "MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(ROOT), **environment}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [
-        subprocess.Popen([sys.executable, *words], env={**base, "MLX_RANK": str(rank)}, **pipes) for rank in range(2)
-    ]
-
-
-def finish(ranks, seconds=60):
-    try:
-        return [(*one.communicate(timeout=seconds), one.returncode) for one in ranks]
-    finally:
-        for one in ranks:
-            one.kill()
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +57,6 @@ def test_two_processes_compute_what_one_computes(folder):
             check_same_as_one(found[kind])
         assert found["rows"] == {"same": True, "close": True, "vectors": True}
     assert ranks[0]["plain"]["unseeded"] == ranks[1]["plain"]["unseeded"]
-
-
-def test_only_the_first_process_prints_and_a_dead_one_ends_the_other(folder):
-    words = ["-m", "mlx_qwen3", "generate", "--model", str(folder / "plain"), "--temp", "0", "-m", "400", "hello"]
-    ranks = start(folder, *words, PYTHONUNBUFFERED="1")
-    assert ranks[0].stdout.read(1)
-    ranks[1].kill()
-    (_, error, code), (out, other, _) = finish(ranks, 30)
-    assert code == 2
-    assert "another process has ended" in error
-    assert "Traceback" not in error
-    assert (out, other) == ("", "")
 
 
 LINEAR = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
