@@ -127,8 +127,8 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
         silence()
     elif "MLX_RING_VERBOSE" not in os.environ:
         drop_native_messages()
-    watch = PeerWatch(group)
     try:
+        watch = PeerWatch(group)
         status = run()
         watch.leave()
         return status

@@ -17,7 +17,8 @@ VERB = ("-m", "mlx_qwen3")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    write_qwen3(root / "plain", "Qwen3ForCausalLM", tie_word_embeddings=True, vocab_size=512)
+    shape = {"tie_word_embeddings": True, "vocab_size": 512, "max_position_embeddings": 65536}
+    write_qwen3(root / "plain", "Qwen3ForCausalLM", **shape)
     write_qwen3(root / "labels", "Qwen3ForSequenceClassification", num_labels=3)
     return root
 
@@ -125,7 +126,7 @@ def test_processes_that_do_not_come_are_not_waited_for(models, tmp_path):
 
 
 def test_only_the_first_process_prints_and_a_dead_one_ends_the_other(models, tmp_path):
-    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "3000", "hello"]
+    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "60000", "hello"]
     ranks = start(tmp_path, *words, PYTHONUNBUFFERED="1")
     assert ranks[0].stdout.read(1)
     ranks[1].kill()
@@ -161,7 +162,7 @@ def test_an_output_cut_short_by_a_death_is_continued(models, tmp_path):
 
 
 def test_ctrl_c_ends_the_answer_of_all_processes(models, tmp_path):
-    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "3000", "hello"]
+    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "60000", "hello"]
     ranks = start(tmp_path, *words, PYTHONUNBUFFERED="1")
     assert ranks[0].stdout.read(1)
     for rank in ranks:
@@ -174,7 +175,7 @@ def test_ctrl_c_ends_the_answer_of_all_processes(models, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_killed_at_ten_random_moments_leaves_no_process_waiting(models, tmp_path):
-    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "3000", "hello"]
+    words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "60000", "hello"]
     choose = random.Random(os.environ.get("KILL_SEED", "0"))
     for moment in range(10):
         ranks = start(tmp_path, *words, **{CONNECT_SECONDS: "15"})
