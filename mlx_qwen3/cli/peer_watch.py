@@ -1,7 +1,8 @@
 """Ends a process whose peers have died, whatever it is waiting for.
 
-MLX's ring notices a lost peer; NCCL waits for ever, and so does every backend while it connects. So a helper process ends
-this one if connecting takes too long, and from then on a socket between the ranks tells of an end that was not announced.
+MLX's ring notices a lost peer; NCCL waits for ever, and so does every backend while it connects. So a helper process
+ends this one if connecting takes too long, and from then on a socket between the ranks tells of an end that was not
+announced.
 """
 
 import json

@@ -189,5 +189,3 @@ def test_a_rank_killed_at_ten_random_moments_leaves_no_process_waiting(models, t
         assert code not in (0, None), (moment, victim, out[-100:], err)
         assert "Traceback" not in err, (moment, victim, err)
         assert len(err.strip().splitlines()) == (1 - victim == 0), (moment, victim, err)
-
-
