@@ -7,8 +7,8 @@ Every picture is an SVG whose colours read on a light and on a dark page.
 
 import io
 import json
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,50 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 OURS, PEER, INK = "#4c8dff", "#9aa4b2", "#7d8590"
-MESSAGES = ("Hello!", "What does os.path.join do?", "and its signature?")
+LABEL_OFFSETS = {"4-bit": (-8, -3), "--target-bpw 4.5": (-8, -10)}
+"""Recipe -> where its label ends, in points from its mark, where labels would cover one another."""
+FIRST, SECOND = "What does os.path.join do?", "and its signature?"
+COLUMNS, ROWS = 84, 24
 
 
 def chat() -> None:
-    """Run the bundled model in a piped chat and draw what a terminal shows."""
+    """Run the first command of README in a terminal of its own, ask one more question, and draw the screen."""
+    import pexpect
+    import pyte
     from rich.console import Console
     from rich.text import Text
 
-    command = [sys.executable, "-m", "mlx_qwen3", "chat", "--seed", "0", "--no-history"]
-    done = subprocess.run(command, input="\n".join(MESSAGES) + "\n", capture_output=True, text=True, check=True)
-    answers = [part for part in re.split(r"(?=<think>)", done.stdout) if part.strip()]
-    console = Console(record=True, width=74, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text("$ mlx-qwen3 chat --seed 0", style="bold"))
-    for message, answer in zip(MESSAGES, answers, strict=True):
-        console.print(Text(f"> {message}", style="bold #4c8dff"))
-        thinking, _, rest = answer.partition("</think>")
-        console.print(Text((thinking + "</think>").strip(), style="dim"))
-        console.print(Text(rest.strip() + "\n"))
+    screen = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.Stream(screen)
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    command = ["-m", "mlx_qwen3", "chat", FIRST, "--seed", "0", "--no-history"]
+    child = pexpect.spawn(
+        sys.executable, command, env=environment, encoding="utf-8", timeout=60, dimensions=(ROWS, COLUMNS)
+    )
+    for awaited, typed in ((r"as needed\.", ""), (">>>", SECOND + "\r"), (r"\*p\)", "")):
+        child.expect(awaited)
+        stream.feed(child.before + child.after)
+        child.send(typed)
+    child.sendintr()
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text(f'$ mlx-qwen3 chat "{FIRST}"', style="bold"))
+    shown = [line for line in range(ROWS) if line <= screen.cursor.y]
+    for line in shown:
+        console.print(Text.assemble(*(_cell(screen.buffer[line][column]) for column in range(COLUMNS - 1))))
     svg = console.export_svg(title="mlx-qwen3 chat")
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # no request to anywhere for a font
     (IMAGES / "chat.svg").write_text(re.sub(r"[ \t]+\n", "\n", svg), encoding="utf-8")
+
+
+def _cell(cell: Any) -> tuple[str, str]:
+    """Return a character of the screen and its style in rich's words."""
+    colour = cell.fg if cell.fg != "default" else ""
+    if re.fullmatch("[0-9a-f]{6}", colour):
+        colour = f"#{colour}"
+    words = ["bold" if cell.bold else "", "dim italic" if cell.italics else "", colour]  # pyte keeps no "dim"
+    return cell.data, " ".join(word for word in words if word)
 
 
 def quantization() -> None:
@@ -46,7 +69,15 @@ def quantization() -> None:
     for row in data["rows"]:
         mark = "s" if row["recipe"].startswith("--") else "^" if "fp" in row["recipe"] else "o"
         axes.plot(row["bits"], row["kl"], mark, color=OURS, markersize=8)
-        axes.annotate(row["recipe"], (row["bits"], row["kl"]), (6, 6), textcoords="offset points", color=INK)
+        axes.annotate(
+            row["recipe"],
+            (row["bits"], row["kl"]),
+            LABEL_OFFSETS.get(row["recipe"], (8, 4)),
+            textcoords="offset points",
+            color=INK,
+            ha="right" if row["recipe"] in LABEL_OFFSETS else "left",
+        )
+    axes.set_xlim(left=3.2)
     axes.set_yscale("log")
     axes.set_title(data["title"], color=INK, fontsize=10)
     save("quantization")
@@ -61,8 +92,8 @@ def speed() -> None:
         bars = axes.bar(
             [p + offset for p in positions], [row[key] for row in data["rows"]], 0.38, color=colour, label=key
         )
-        axes.bar_label(bars, fmt="%.2f", color=INK, fontsize=8)
-    axes.axhline(1, color=INK, linewidth=1, linestyle="--")
+        axes.bar_label(bars, fmt="%.2f", color=INK, fontsize=8, padding=6)
+    axes.axhline(1, color=INK, linewidth=1, linestyle="--", zorder=0)
     axes.set_xticks(list(positions), [row["model"] for row in data["rows"]])
     axes.legend(labelcolor=INK, frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.0))
     axes.set_ylim(0, 1.25 * max(max(row["decode"], row["prompt"]) for row in data["rows"]))

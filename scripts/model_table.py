@@ -1,0 +1,57 @@
+"""Print the table "which model fits which Mac" of README and docs/install.md, from the package's own memory estimate.
+
+    python scripts/model_table.py
+
+Memory is what `mlx-qwen3 chat` and `info` count: weights, keys and values of 8,192 tokens, and the intermediates of a
+prompt. It is computed from the shapes of the released models, not measured. Two thirds of a Mac's memory are taken as
+usable by its GPU; `mlx-qwen3 doctor` prints the limit of a machine.
+"""
+
+from dataclasses import asdict
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM
+from mlx_qwen3.bench.random_models import SIZES
+from mlx_qwen3.cache import cache_bytes
+from mlx_qwen3.layers.variants import DEFAULTS, using
+from mlx_qwen3.memory import working_bytes
+from mlx_qwen3.quantization import PackedFormat
+
+MACS = (8, 16, 24, 32, 48, 64, 96, 128)
+"""Gigabytes of memory."""
+USABLE = 2 / 3
+TOKENS = 8192
+BITS = (4, 8, 16)
+MODELS = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
+
+
+def needed_gigabytes(size: str, bits: int) -> float:
+    """Return what a model needs on Metal with a conversation of `TOKENS` tokens, in bfloat16 or packed."""
+    config = Qwen3Config(**SIZES[size])
+    arrays = [array for _, array in tree_flatten(Qwen3ForCausalLM(config).parameters())]  # lazy: nothing is computed
+    matrix_bits = bits if bits == 16 else PackedFormat(bits, 64).bits_per_weight()
+    weights = sum(array.size * (matrix_bits / 8 if array.ndim > 1 else 2) for array in arrays)
+    with using(**asdict(DEFAULTS["metal"])):
+        return (weights + cache_bytes(config, TOKENS) + working_bytes(config, TOKENS, mx.bfloat16.size)) / 1e9
+
+
+def smallest_mac(gigabytes: float) -> str:
+    """Return the smallest Mac that holds it, in gigabytes of memory."""
+    fitting = [mac for mac in MACS if gigabytes <= USABLE * mac]
+    return f"{fitting[0]} GB" if fitting else "none"
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    lines = ["| Model | 4 bits | 8 bits | 16 bits |", "| --- | ---: | ---: | ---: |"]
+    for size in MODELS:
+        needed = [needed_gigabytes(size, bits) for bits in BITS]
+        cells = [f"{gigabytes:.1f} GB: **{smallest_mac(gigabytes)}**" for gigabytes in needed]
+        lines.append(f"| Qwen3-{size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
