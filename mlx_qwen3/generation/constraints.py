@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import ConstraintError, InputError
 from .duplicate_keys import Position
 from .json_schema import Rewriter
+from .lark_grammars import refuse_endless, with_checked_schemas
 from .regular_expressions import canonical
 from .token_masks import allows, forbid, permit
 from .tokenizer_tables import TokenTables, token_tables
@@ -41,6 +42,13 @@ COMPACT = {
     "json_allowed_escapes": '"\\bfnrt',
 }
 """How JSON is written: no whitespace, and one way to write each character, so that names can be compared."""
+
+PLAIN_REASONS = {
+    "Regex is empty": "no text satisfies all of it",
+    "oneOf constraints": "its alternatives may overlap, use anyOf",
+    "patternProperty regexes": "patternProperties may match the same name",
+}
+"""What the engine says of a schema, and the same in the words of JSON Schema."""
 
 SLOW_MASK = 5e-4
 """Seconds of a mask that prepared tables would make faster."""
@@ -279,7 +287,7 @@ def schema_of(value: Any) -> Any:
         return cast(Any, value).model_json_schema()
     if isinstance(value, str | bytes):
         try:
-            value = json.loads(value, parse_constant=_no_constant)
+            value = json.loads(value, parse_constant=_no_constant, object_pairs_hook=_different_names)
         except (ValueError, RecursionError) as problem:
             raise ConstraintError(f"the schema is not valid JSON: {problem}. Mend the text") from None
         if not isinstance(value, Mapping | bool):
@@ -293,6 +301,14 @@ def schema_of(value: Any) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
 
 
 def json_grammar(schema: Any, style: Mapping[str, Any] = COMPACT) -> tuple[str, bool]:
@@ -335,6 +351,8 @@ def _refusal(schema: Any, problem: str, tables: TokenTables) -> ConstraintError:
         path, part, problem = found
         rest = part
     words = ", ".join(word for word in rest if word not in ("x-guidance", "$defs", "type")) or "type"
+    for sign, plain in PLAIN_REASONS.items():
+        problem = plain if sign in problem else problem
     problem = _first_line(problem).replace("min/max", "minProperties/max")
     return ConstraintError(f"the schema cannot be kept at {path} ({words}): {problem}. Change that part")
 
@@ -378,21 +396,12 @@ def _lark_grammar(value: Any) -> str:
 
     if not isinstance(value, str):
         raise InputError(f"grammar is {type(value).__name__}, expected a text in Lark's language")
-    text, at = value, 0
-    while (at := text.find("%json", at)) >= 0:
-        start = at + len("%json")
-        start += len(text[start:]) - len(text[start:].lstrip())
-        try:
-            schema, end = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, start)
-        except ValueError as problem:
-            raise ConstraintError(f"the grammar has a %json that is not valid JSON: {problem}. Mend it") from None
-        checked, _ = json_grammar(schema)
-        text = f"{text[:start]}{checked}{text[end:]}"
-        at = start + len(checked)
+    text = with_checked_schemas(value, lambda schema: json_grammar(schema)[0])
     grammar = LLMatcher.grammar_from_lark(text)
     problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
         raise ConstraintError(f"the grammar cannot be compiled: {_first_line(problem)}. Mend it")
+    refuse_endless(text)
     return grammar
 
 

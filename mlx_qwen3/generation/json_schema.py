@@ -207,7 +207,7 @@ class Rewriter:
             elif word in ("const", "enum"):
                 out[word] = _exact_values(value, word, path)
             elif word not in ("pattern", "format", "patternProperties", "uniqueItems"):
-                out[word] = value
+                out[word] = int(value) if check is _natural else value
         self._add_bounds(out, path)
         self._add_patterns(node, out, path)
         self._add_named_patterns(node, out, path, base, depth)
@@ -254,7 +254,7 @@ class Rewriter:
             if value is None:
                 continue
             if sign * value > EXACT:
-                raise ConstraintError(f"{word} at {path} is {_short(value)}, beyond 2^53, which is not supported")
+                raise ConstraintError(f"{word} at {path} is {_short(value)}, beyond 2^53. Use a smaller bound")
             if sign * value < -EXACT:
                 out[word] = -sign * EXACT  # stricter, and exact
         if isinstance(out.get("multipleOf"), int | float) and out["multipleOf"] > EXACT:
@@ -320,7 +320,7 @@ def _exact_values(value: Any, word: str, path: str) -> Any:
         return _text(value, f"{path}/{word}")
     if isinstance(value, int | float):
         if not math.isfinite(value) or abs(value) > EXACT:
-            raise ConstraintError(f"{word} at {path} holds {_short(value)}, which cannot be written exactly")
+            raise ConstraintError(f"{word} at {path} holds {_short(value)}, which cannot be written exactly. Use a text")
         return int(value) if value == int(value) else value
     if isinstance(value, list):
         return [_exact_values(item, word, path) for item in value]

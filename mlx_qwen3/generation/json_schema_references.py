@@ -110,7 +110,10 @@ def refuse_endless(schema: dict[str, Any]) -> None:
             break
         finite |= more
     if not _ends(schema, finite):
-        raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make the recursion optional")
+        if _ends(schema, {*definitions}):
+            raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make it optional")
+        word, path = _blocked(schema, "#", {*definitions})
+        raise ConstraintError(f"{word} at {path} demands what the schema forbids: no value is valid. Change the schema")
     for node in (schema, *definitions.values()):
         _prune(node, finite)
 
@@ -165,6 +168,25 @@ def _object_ends(node: Mapping[str, Any], finite: set[str]) -> bool:
     return all(
         _ends(own.get(name, {} if "patternProperties" in node else others), finite) for name in node.get("required", ())
     )
+
+
+def _blocked(node: Any, path: str, finite: set[str]) -> tuple[str, str]:
+    """Return the keyword that leaves a schema without values, and its path."""
+    if not isinstance(node, Mapping):
+        return "false", path
+    for word in ("allOf", "anyOf", "oneOf"):
+        parts = node.get(word, ())
+        dead = [i for i, part in enumerate(parts) if not _ends(part, finite)]
+        if dead and (word == "allOf" or len(dead) == len(parts)):
+            return _blocked(parts[dead[0]], f"{path}/{word}/{dead[0]}", finite)
+    kinds = node.get("type", ["object", "array"])
+    if "object" in kinds and not _object_ends(node, finite):
+        for name in node.get("required", ()):
+            part = node.get("properties", {}).get(name)
+            if isinstance(part, Mapping) and not _ends(part, finite):
+                return _blocked(part, f"{path}/properties/{name}", finite)
+        return "required", path
+    return "minItems", path
 
 
 def _array_ends(node: Mapping[str, Any], finite: set[str]) -> bool:

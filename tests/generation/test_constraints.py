@@ -136,6 +136,36 @@ def test_bad_values_are_one_line(kind, value, tokenizer):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("grammar", "rules"),
+    [
+        ('start: "a" start', "start"),
+        ('start: start "a"', "start"),
+        ('start: a\na: "x" b\nb: a? "y" a', "a, b, start"),
+        ('start: [x] "c"\nx: "a" x', "x"),
+        ('start: x{1,3} "c"\n// a comment: x\nx: "a" x', "start, x"),
+        ('start: %json {"type": "integer"} start', "start"),
+    ],
+)
+def test_a_grammar_without_end_is_refused(grammar, rules, tokenizer):
+    with pytest.raises(ConstraintError, match=f"without end in {rules}. "):
+        compile_constraint("grammar", grammar, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        ('start: start "a" | "b"', "baa"),
+        ('start: "(" start ")" | WORD\nWORD: /[a-z\\/]+/', "((a/))"),
+        ('start: (x | "b")+ "c"\nx: "a" x?', "aabc"),
+        ('start: x{0,2} "."\n?x: "a" | x "b"', "abab."),
+        ("start: ()", ""),
+    ],
+)
+def test_a_grammar_with_recursion_that_ends_is_kept(grammar, text, tokenizer):
+    assert accepts("grammar", grammar, text, tokenizer)
+
+
 def test_an_optional_part_without_end_is_left_out(tokenizer):
     schema = {
         "type": "object",
