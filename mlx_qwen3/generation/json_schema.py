@@ -320,7 +320,9 @@ def _exact_values(value: Any, word: str, path: str) -> Any:
         return _text(value, f"{path}/{word}")
     if isinstance(value, int | float):
         if not math.isfinite(value) or abs(value) > EXACT:
-            raise ConstraintError(f"{word} at {path} holds {_short(value)}, which cannot be written exactly. Use a text")
+            raise ConstraintError(
+                f"{word} at {path} holds {_short(value)}, which cannot be written exactly. Use a text"
+            )
         return int(value) if value == int(value) else value
     if isinstance(value, list):
         return [_exact_values(item, word, path) for item in value]
