@@ -9,6 +9,7 @@ at the folder where nothing was interrupted.
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen3.errors import CheckpointError
+from mlx_qwen3.errors import CheckpointError, MlxQwen3Error
 from mlx_qwen3.files import (
     ErrorClass,
     disk_error,
@@ -31,6 +32,8 @@ from mlx_qwen3.files import (
 UPDATE_NAME = ".mlx_qwen3-update"
 """The folder in which a complete set of new files waits to be moved into the folder around it."""
 _MANIFEST = "manifest.json"
+_MOST_UPDATES = 100
+"""Updates of other processes after which a writer gives up."""
 
 
 # several files of a folder
@@ -57,7 +60,7 @@ def update_folder(
     """
     folder = Path(folder)
     made: list[Path] = []
-    staging = folder / f"{UPDATE_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
+    staging = _own_name(folder)
     decided = False
     try:
         made = make_folders(folder)
@@ -71,17 +74,41 @@ def update_folder(
         old = [path.name for path in folder.iterdir() if replaces and replaces(path.name) and path.name not in names]
         (staging / _MANIFEST).write_text(json.dumps({"files": names, "remove": sorted(old)}), encoding="utf-8")
         sync_file(staging / _MANIFEST)
-        os.rename(staging, folder / UPDATE_NAME)
+        _decide(staging, folder, error)
         decided = True
         finish_update(folder, error=error)
     except OSError as problem:
         raise disk_error(folder, problem, error) from problem
+    except MlxQwen3Error as problem:
+        if str(staging) in str(problem):  # it is gone: the message names the folder that was asked for
+            raise type(problem)(str(problem).replace(str(staging), str(folder))) from problem
+        raise
     finally:
-        if not decided and (folder / UPDATE_NAME).is_dir():  # interrupted just after the rename
+        if (
+            not decided and not staging.exists() and (folder / UPDATE_NAME).is_dir()
+        ):  # interrupted just after the rename
             finish_update(folder, error=error)
         elif not decided:
             remove(staging)
             remove_empty(made)
+
+
+def _own_name(folder: Path) -> Path:
+    """Return the path of a folder of this process, which `_remove_abandoned` removes once the process has ended."""
+    return folder / f"{UPDATE_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
+
+
+def _decide(staging: Path, folder: Path, error: ErrorClass) -> None:
+    """Rename a complete set of files to `UPDATE_NAME`, after the update of another process that came first."""
+    for _ in range(_MOST_UPDATES):
+        try:
+            os.rename(staging, folder / UPDATE_NAME)
+            return
+        except OSError as problem:
+            if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            finish_update(folder, error=error)
+    raise error(f"{folder} is being written by another process. Wait for it, or choose another folder")
 
 
 def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) -> None:
@@ -111,8 +138,24 @@ def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) ->
 
 
 def _move_into_place(folder: Path, update: Path, error: ErrorClass) -> None:
-    if not (update / _MANIFEST).is_file():  # everything was moved
-        remove(update)
+    try:
+        lock = os.open(update, os.O_RDONLY)
+    except FileNotFoundError:  # another process finished it
+        return
+    try:
+        with contextlib.suppress(OSError, ImportError):  # a system without locks
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if update.is_dir() and os.path.samestat(os.fstat(lock), update.stat()):
+            _move_files(folder, update, error)
+    finally:
+        os.close(lock)
+
+
+def _move_files(folder: Path, update: Path, error: ErrorClass) -> None:
+    if not (update / _MANIFEST).is_file():  # nothing was decided here
+        _discard(update)
         return
     manifest = read_json_object(update / _MANIFEST, error=error)
     names, old = manifest.get("files"), manifest.get("remove")
@@ -129,8 +172,14 @@ def _move_into_place(folder: Path, update: Path, error: ErrorClass) -> None:
             raise error(f"{target.parent} is a symbolic link, which is not written to. Delete {update}")
         with contextlib.suppress(FileNotFoundError):  # moved already, or by another reader of the folder
             os.replace(update / name, target)
-    (update / _MANIFEST).unlink(missing_ok=True)
-    remove(update)
+    _discard(update)
+
+
+def _discard(update: Path) -> None:
+    """Remove an update under a name of this process, so that none of the next one's files goes with it."""
+    done = _own_name(update.parent)
+    os.rename(update, done)
+    remove(done)
 
 
 def _is_inside(name: Any) -> bool:

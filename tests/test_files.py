@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from strikes import fork, strike_everywhere
@@ -166,3 +168,33 @@ def test_another_folder_with_a_similar_name_is_left_alone(tmp_path):
     with replace_folder(tmp_path / "m*") as folder:
         (folder / "a").write_text("x")
     assert sorted(os.listdir(tmp_path)) == [".mine.replaced", "m*"]
+
+
+WRITER = """
+import sys
+from mlx_qwen3.folders import update_folder
+folder, who = sys.argv[1], int(sys.argv[2])
+for round in range(25):
+    with update_folder(folder, replaces=lambda name: name.endswith(".txt")) as staging:
+        for index in range(1 + (who + round) % 4):
+            (staging / f"{index}.txt").write_text(f"{who} {round} {1 + (who + round) % 4}")
+"""
+
+
+def test_several_processes_that_save_into_one_folder_leave_one_complete_save(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "m")]
+    writers = [subprocess.Popen([*command, str(who)], stderr=subprocess.PIPE, text=True) for who in range(3)]
+    said = [writer.communicate(timeout=120)[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0, 0], said
+    files = sorted((tmp_path / "m").iterdir())
+    content = {file.read_text() for file in files}
+    assert len(content) == 1
+    assert [file.name for file in files] == [f"{index}.txt" for index in range(int(content.pop().split()[2]))]
+
+
+def test_an_error_names_the_folder_that_was_asked_for(tmp_path):
+    with pytest.raises(CheckpointError) as raised, update_folder(tmp_path / "m") as staging:
+        (staging / "a").mkdir()
+        write_atomically(staging / "a", "text")
+    assert str(tmp_path / "m" / "a") in str(raised.value)
+    assert not (tmp_path / "m").exists()

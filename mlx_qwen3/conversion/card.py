@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..files import disk_errors, write_atomically
+from ..files import reason_of, write_atomically
 from ..quantization.quality import quality_table
 from .folder import leads_inside
 from .result import Conversion
@@ -105,8 +105,12 @@ def source_metadata(folder: Path) -> dict[str, Any]:
     readme = folder / "README.md"
     if not readme.is_file() or not leads_inside(readme, folder):
         return {}
-    with disk_errors(readme), readme.open("rb") as file:
-        text = file.read(_MOST_CARD_BYTES).decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
+    try:
+        with readme.open("rb") as file:
+            text = file.read(_MOST_CARD_BYTES).decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
+    except OSError as problem:
+        logger.warning("%s cannot be read (%s): its metadata is left out of the new card", readme, reason_of(problem))
+        return {}
     if not text.startswith("---\n"):
         return {}
     header, end, _ = text[4:].partition("\n---")

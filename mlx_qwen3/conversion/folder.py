@@ -14,7 +14,7 @@ from ..config.gguf import generation_from_gguf
 from ..config.qwen3 import Qwen3Config
 from ..config.stock_mlx_lm import MODEL_FILE, silently_different
 from ..errors import CheckpointError
-from ..files import disk_error, write_atomically
+from ..files import disk_errors, reason_of, write_atomically
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantization_entry
 from ..tokenizer import AutoTokenizer
@@ -71,7 +71,7 @@ def copy_files(source: Path, target: Path) -> None:
     """Copy what goes along unchanged.
 
     Raises:
-        CheckpointError: the disk is full.
+        CheckpointError: a file cannot be read, or the disk is full.
     """
     if is_gguf(source):
         write_gguf_companions(source, target)
@@ -79,10 +79,13 @@ def copy_files(source: Path, target: Path) -> None:
     for file in copied_files(source):
         place = target / file.relative_to(source)
         try:
+            opened = file.open("rb")
+        except OSError as problem:
+            raise CheckpointError(f"cannot read {file}: {reason_of(problem)}. Check its permissions") from problem
+        with opened, disk_errors(target):
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-        except OSError as error:
-            raise disk_error(target, error) from error
+            with place.open("wb") as copy:
+                shutil.copyfileobj(opened, copy)
 
 
 def write_gguf_companions(source: Path, target: Path) -> None:

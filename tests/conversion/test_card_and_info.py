@@ -1,10 +1,12 @@
 """The model card, `info`, uploading and the command line."""
 
 import argparse
+import errno
 import io
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from mlx_qwen3.cli import convert as convert_verb
 from mlx_qwen3.cli import info as info_verb
 from mlx_qwen3.conversion import describe
 from mlx_qwen3.conversion.upload import upload_folder
-from mlx_qwen3.errors import HubError, InputError
+from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
 
@@ -234,3 +236,23 @@ def test_uploading(tmp_path, monkeypatch):
     for repo, says in (("me/refused", "hf auth login"), ("me/down", "cannot upload")):
         with pytest.raises(HubError, match=says):
             upload_folder(tmp_path, repo)
+
+
+def test_an_unreadable_card_is_left_out_and_an_unreadable_file_is_named(tmp_path, caplog, monkeypatch):
+    folder = write_qwen3(tmp_path / "m")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    denied, opened = {"README.md"}, Path.open
+
+    def open_unless_denied(path, *arguments, **options):
+        if path.name in denied and path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_unless_denied)
+    convert(folder, tmp_path / "a", report=False)
+    assert "README.md cannot be read (Permission denied)" in caplog.text
+    (folder / "notes.json").write_text("{}")
+    denied.add("notes.json")
+    with pytest.raises(CheckpointError, match=r"cannot read .*notes\.json: Permission denied"):
+        convert(folder, tmp_path / "b", report=False)
+    assert not (tmp_path / "b").exists()
