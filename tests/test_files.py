@@ -193,8 +193,12 @@ def test_several_processes_that_save_into_one_folder_leave_one_complete_save(tmp
 
 
 def test_an_error_names_the_folder_that_was_asked_for(tmp_path):
-    with pytest.raises(CheckpointError) as raised, update_folder(tmp_path / "m") as staging:
-        (staging / "a").mkdir()
-        write_atomically(staging / "a", "text")
+    def save():
+        with update_folder(tmp_path / "m") as staging:
+            (staging / "a").mkdir()
+            write_atomically(staging / "a", "text")
+
+    with pytest.raises(CheckpointError) as raised:
+        save()
     assert str(tmp_path / "m" / "a") in str(raised.value)
     assert not (tmp_path / "m").exists()

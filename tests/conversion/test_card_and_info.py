@@ -239,7 +239,7 @@ def test_uploading(tmp_path, monkeypatch):
 
 
 def test_an_unreadable_card_is_left_out_and_an_unreadable_file_is_named(tmp_path, caplog, monkeypatch):
-    folder = write_qwen3(tmp_path / "m")
+    folder = write_qwen3(tmp_path / "m", "Qwen3ForCausalLM")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     denied, opened = {"README.md"}, Path.open
 
