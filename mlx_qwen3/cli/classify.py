@@ -23,6 +23,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         dest="template",
         help="sentence that ends with the label, written as {} (with --labels)",
     )
+    parser.add_argument("--think", action="store_true", help="reason about each text first (with --labels); slower")
+    parser.add_argument(
+        "--thinking-budget", type=int, metavar="N", help="tokens of reasoning at most (with --think; default: 512)"
+    )
     parser.add_argument("--top-k", type=int, default=1, help="labels to show; 0 for all (default: 1)")
     add_model_arguments(parser)
     add_output_arguments(parser)
@@ -38,14 +42,18 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--top-k is {args.top_k}, expected 0 or more")
     if args.labels is not None and not args.labels.strip(" ,"):
         raise InputError("--labels names no label; give some with commas between them")
-    if not args.labels and (args.template or args.multi_label):
-        raise InputError("--hypothesis-template and --multi-label need --labels")
+    if not args.labels and (args.template or args.multi_label or args.think):
+        raise InputError("--hypothesis-template, --multi-label and --think need --labels")
+    if args.thinking_budget is not None and not args.think:
+        raise InputError("--thinking-budget needs --think")
     if args.labels and args.pair_column:
         raise InputError("--labels judges single texts; leave out --pair-column")
     rows, texts = tee(_rows(args))  # a task reads a bounded number of rows ahead
     if args.labels:
         options = {"hypothesis_template": args.template} if args.template else {}
         options |= {"candidate_labels": args.labels, "multi_label": args.multi_label}
+        options |= {"think": True} if args.think else {}
+        options |= {"thinking_budget": args.thinking_budget} if args.thinking_budget is not None else {}
         task = pipeline("zero-shot-classification", **options, **task_options(args))
         results = (_ranked(result, args.top_k or None) for result in task(row.value for row in rows))
     else:
@@ -69,7 +77,8 @@ def _ranked(result: Any, top_k: int | None) -> Any:
     if "error" in result:
         return result
     pairs = zip(result["labels"], result["scores"], strict=True)
-    return [{"label": label, "score": score} for label, score in islice(pairs, top_k)]
+    labels = [{"label": label, "score": score} for label, score in islice(pairs, top_k)]
+    return {"labels": labels, "reasoning": result["reasoning"]} if "reasoning" in result else labels
 
 
 def _record(row: Row, result: Any) -> Row:

@@ -33,20 +33,24 @@ class Reasoning:
     """What comes before a constrained answer.
 
     first: ids that come first, such as the opening tag. free: whether reasoning follows them, up to `close`, the id of
-    the closing tag, and `then`, the ids after it.
+    the closing tag, and `then`, the ids after it. budget: tokens of reasoning at most; None for no limit.
     """
 
     first: tuple[int, ...]
     free: bool
     close: int
     then: tuple[int, ...]
+    budget: int | None = None
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: Any, *, opened: bool, free: bool = True) -> "Reasoning":
+    def for_tokenizer(
+        cls, tokenizer: Any, *, opened: bool, free: bool = True, budget: int | None = None
+    ) -> "Reasoning":
         """Return the reasoning of an answer.
 
         Args:
             opened: the prompt ends with the opening tag. free: the model reasons; else the reasoning is empty.
+            budget: tokens of reasoning at most.
 
         Raises:
             InputError: the tokenizer has no tokens for the tags.
@@ -59,7 +63,7 @@ class Reasoning:
             raise InputError(
                 "this tokenizer has no token </think>, so a constraint cannot follow it. Turn thinking off"
             )
-        return cls(tuple(ids), free, close[0], tuple(then))
+        return cls(tuple(ids), free, close[0], tuple(then), budget)
 
 
 class AfterThinking:
@@ -111,7 +115,9 @@ class AfterThinking:
         if count < len(first):
             return list(first[count:])
         if self._begin is None:
-            return []
+            budget = self.reasoning.budget
+            over = budget is not None and count - len(first) >= budget
+            return [self.reasoning.close, *self.reasoning.then] if over else []
         return self.inner.forced() if count >= self._begin else list(self.reasoning.then[count - self._begin :])
 
     def accept(self, token: int) -> None:
@@ -133,19 +139,26 @@ class AfterThinking:
 
 
 def after_thinking(
-    inner: TokenMatcher, tokenizer: Any, prompt: str, enable_thinking: bool | None, size: int, banned: Sequence[int]
+    inner: TokenMatcher,
+    tokenizer: Any,
+    prompt: str,
+    enable_thinking: bool | None,
+    size: int,
+    banned: Sequence[int],
+    budget: int | None = None,
 ) -> TokenMatcher:
     """Return a matcher for the answer to a rendered conversation, whose constraint begins after the reasoning.
 
     Args:
-        prompt: ends where the answer begins. enable_thinking: as the template got it.
+        prompt: ends where the answer begins. enable_thinking: as the template got it. budget: tokens of reasoning at
+            most.
     """
     if prompt.rfind(OPEN) > prompt.rfind(CLOSE):
-        reasoning = Reasoning.for_tokenizer(tokenizer, opened=True)
+        reasoning = Reasoning.for_tokenizer(tokenizer, opened=True, budget=budget)
     elif prompt.rstrip().endswith(CLOSE) or enable_thinking is False or not switches_thinking(tokenizer):
         return inner
     else:
-        reasoning = Reasoning.for_tokenizer(tokenizer, opened=False)
+        reasoning = Reasoning.for_tokenizer(tokenizer, opened=False, budget=budget)
     return AfterThinking(inner, reasoning, size, banned)
 
 

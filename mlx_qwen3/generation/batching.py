@@ -136,6 +136,7 @@ def batch_generate(
     regex: str | Sequence[str | None] | None = None,
     choices: Sequence[Any] | None = None,
     grammar: str | Sequence[str | None] | None = None,
+    thinking_budget: int | None = None,
     max_kv_size: int | None = None,
     kv_bits: int | None = None,
     kv_group_size: int = 64,
@@ -158,6 +159,7 @@ def batch_generate(
             tokens unpacked, and wait for all of them elsewhere.
         schema, regex, choices, grammar: at most one constraint per answer, as in `stream_generate`; for all prompts, or
             a list with one entry, or None, per prompt. Look at `finish_reasons`: "length" is an answer that was cut.
+        thinking_budget: tokens of reasoning after which a constrained answer begins; None for no limit.
         max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache.
         **options: as in `stream_generate`. `seed`: prompt number n draws the same tokens whatever the others are;
             prompt 0 draws those of `stream_generate`.
@@ -196,6 +198,10 @@ def batch_generate(
     constraints = _constraints(
         tokenizer, count, {"schema": schema, "regex": regex, "choices": choices, "grammar": grammar}
     )
+    if thinking_budget is not None:
+        check_whole_number("thinking_budget", thinking_budget, least=0)
+        if None in constraints:
+            raise InputError("thinking_budget needs a constraint on every answer. Leave it out")
     eos = ending_ids(resolved, tokenizer)
     answers: list[_Answer] = []
     sequences: list[BatchSequence] = []
@@ -215,7 +221,7 @@ def batch_generate(
             own_stops[i] = []
             rendered = rendered_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
             follower = ConstraintProcessor(
-                matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking), length
+                matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking, thinking_budget), length
             )
             processors = [*processors, follower]
         sequences.append(BatchSequence(i, row, budget, samplers[i], processors, logprobs, cache, before[i]))

@@ -64,19 +64,25 @@ def parsed(schema: Any, text: str) -> Any:
 
 
 def matcher_for(
-    constraint: Constraint, tokenizer: Any, ends: Sequence[int], prompt: str | None, enable_thinking: bool | None
+    constraint: Constraint,
+    tokenizer: Any,
+    ends: Sequence[int],
+    prompt: str | None,
+    enable_thinking: bool | None,
+    budget: int | None = None,
 ) -> TokenMatcher:
     """Return a matcher for the answer to a prompt.
 
     Args:
         ends: ids that end the answer. prompt: a rendered conversation, after whose reasoning the constraint begins, or
-            None for a text, which has no reasoning. enable_thinking: as the chat template got it.
+            None for a text, which has no reasoning. enable_thinking: as the chat template got it. budget: tokens of
+            reasoning at most.
     """
     matcher, tables = constraint.matcher(ends), constraint.tables
     if prompt is None:
         return matcher
     banned = sorted({*tables.added, *ends})
-    return after_thinking(matcher, tokenizer, prompt, enable_thinking, len(tables.tokens), banned)
+    return after_thinking(matcher, tokenizer, prompt, enable_thinking, len(tables.tokens), banned, budget)
 
 
 def constrained(matcher: TokenMatcher, decoding: Decoding | None) -> Decoding:

@@ -7,28 +7,30 @@ Form Competition" (arXiv 2104.08315).
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, overload
+from typing import Any, NotRequired, TypedDict, cast, overload
 
 import numpy as np
 
 from ..errors import InputError
+from ..generation.stream import prompt_ids
 from ..models.heads import CausalLM
 from .batches import Piece
 from .label_scores import LabelScorer, LabelTree, RowScorer
-from .rows import as_rows, check_text, is_batch
+from .reasoned_labels import check_reasons, choose_labels, label_room, question
+from .rows import as_rows, check_count, check_text, is_batch
 from .task import Options, Task
 from .text_classification import sigmoid, softmax
 
 TEMPLATE = "This text is about {}"
 CONTENT_FREE = ("N/A", "[MASK]", "Text")
 
-
 class ZeroShotResult(TypedDict):
-    """A text, its labels, best first, and their scores in the same order."""
+    """A text, its labels, best first, and their scores in the same order; the reasoning, where the model reasons."""
 
     sequence: str
     labels: list[str]
     scores: list[float]
+    reasoning: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ZeroShotOptions(Options):
     hypothesis_template: the sentence that a label ends, {} standing for the label; what follows {} counts as well.
     multi_label: whether labels are independent (each gets a score of its own) or compete (the scores add up to 1).
     calibrate: whether the labels' likelihood after `content_free` texts is taken out.
+    think: let the model reason about each text and then choose one label, which is the only one in the result; slower.
+    thinking_budget: tokens of reasoning at most.
     """
 
     candidate_labels: str | Sequence[str] | None = None
@@ -46,6 +50,8 @@ class ZeroShotOptions(Options):
     multi_label: bool = False
     calibrate: bool = True
     content_free: Sequence[str] = CONTENT_FREE
+    think: bool = False
+    thinking_budget: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +64,9 @@ class ZeroShotOptions(Options):
             object.__setattr__(self, "candidate_labels", check_labels(self.candidate_labels))
         if self.calibrate and not self.content_free:
             raise InputError("content_free is empty; give at least one text, or calibrate=False")
+        check_count("thinking_budget", self.thinking_budget)
+        if self.think and self.multi_label:
+            raise InputError("think chooses one label and multi_label several. Leave one of them out")
 
 
 @dataclass
@@ -111,9 +120,22 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
             raise InputError("candidate_labels is missing: give a list of labels")
         return super().__call__(inputs, **options)
 
-    def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece]]:
+    def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> Sequence[list[Piece] | InputError]:
+        if options.think:
+            return self._questions(rows, options)
         longest = max(map(len, self._prepared(options).ids))
         return [[Piece(ids)] for ids in self._prompts(rows, options, self.limit(options) - longest)]
+
+    def _questions(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece] | InputError]:
+        check_reasons(self.tokenizer)
+        limit = self.limit(options) - options.thinking_budget - label_room(options.candidate_labels or ())
+        found: list[list[Piece] | InputError] = []
+        for row in rows:
+            messages = question(row, options.candidate_labels or ())
+            ids = list(prompt_ids(cast(Any, self.tokenizer), messages, enable_thinking=True))
+            long = InputError(f"the text with its labels has {len(ids)} tokens, at most {limit} leave room to reason")
+            found.append([Piece(ids, memo=messages)] if len(ids) <= limit else long)
+        return found
 
     def _prompts(self, texts: Sequence[str], options: ZeroShotOptions, room: int) -> list[list[int]]:
         """Return ids of each text with the template after it; a long text loses its end, never the template."""
@@ -132,6 +154,18 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return prompts
 
     def _run(self, pieces: list[Piece], options: ZeroShotOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
+        if options.think:
+            prompts, labels = [piece.memo for piece in pieces], options.candidate_labels or ()
+            chosen = choose_labels(
+                self.model,
+                self.tokenizer,
+                prompts,
+                labels,
+                options.thinking_budget,
+                options.batch_size,
+                finished,
+            )
+            return [(np.array(one.label), np.array(one.probability), np.array(one.reasoning)) for one in chosen]
         return [(scores,) for scores in self._scores(pieces, self._prepared(options), options, finished)]
 
     def _result(
@@ -141,6 +175,10 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         outputs: Sequence[tuple[np.ndarray, ...]],
         options: ZeroShotOptions,
     ) -> dict[str, Any]:
+        if options.think:
+            label, probability, reasoning = outputs[0]
+            scores = [float(probability)]
+            return {"sequence": row, "labels": [str(label)], "scores": scores, "reasoning": str(reasoning)}
         scores = outputs[0][0] - self._prepared(options).prior
         names = list(options.candidate_labels or ())
         if options.multi_label or len(names) == 1:
