@@ -24,6 +24,7 @@ from .text_classification import sigmoid, softmax
 TEMPLATE = "This text is about {}"
 CONTENT_FREE = ("N/A", "[MASK]", "Text")
 
+
 class ZeroShotResult(TypedDict):
     """A text, its labels, best first, and their scores in the same order; the reasoning, where the model reasons."""
 
