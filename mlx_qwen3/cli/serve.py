@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from .model_flags import DTYPES, add_revision_flag, check_revision
+from .ranks import current_group
 
 KEY_VARIABLE = "MLX_QWEN3_API_KEY"
 
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         max_body=int(args.max_body * 1e6),
         drain_seconds=args.drain,
         force=args.force,
+        group=current_group(),
     )
     try:
         from ..server.running import serve

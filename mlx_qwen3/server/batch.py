@@ -8,7 +8,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from ..cache import Cache, RowSource, join_rows
+from ..cache import Cache, RowSource
 from ..errors import MlxQwen3Error
 from ..generation.options import resolve_options
 from ..generation.sampling import RandomSampler, greedy
@@ -16,6 +16,7 @@ from ..generation.token_masks import apply_masks
 from .answers import Answer
 from .errors import ApiError
 from .jobs import TextJob, TokenLogprob
+from .passes import Passes
 
 logger = logging.getLogger(__name__)
 
@@ -210,13 +211,13 @@ class Batch:
     """Rows that share a cache and every pass of the model; each ends at the cache's last slot.
 
     Args:
-        model: has `step_logits`.
+        passes: of the model.
         deliver: takes a row and the deltas of a step.
         finished: takes a row that leaves and a function that gives a cache of this row alone.
     """
 
-    def __init__(self, model: Any, deliver: Callable[[Row, list[Any]], None], finished: Callable[..., None]):
-        self.model, self.deliver, self.finished = model, deliver, finished
+    def __init__(self, passes: Passes, deliver: Callable[[Row, list[Any]], None], finished: Callable[..., None]):
+        self.passes, self.deliver, self.finished = passes, deliver, finished
         self.rows: list[Row] = []
         self.cache: Cache | None = None
         self.chosen: Chosen | None = None
@@ -238,7 +239,7 @@ class Batch:
             RowSource(self.cache, range(len(self.rows)), self.cache.offset),
             RowSource(cache, range(len(rows)), cache.offset),
         ]
-        self.cache = join_rows(sources)
+        self.cache = self.passes.join_rows(sources)
         self.chosen = self.chosen.joined(chosen)
         self.rows += rows
 
@@ -282,7 +283,7 @@ class Batch:
         if padding.any():
             mask = (mx.arange(slot + 1)[None] >= mx.array(padding)[:, None]).astype(mx.int32)
             positions = mx.array(lengths)[:, None]
-        return self.model.step_logits(tokens[:, None], self.cache, 1, mask, positions)[:, -1]
+        return self.passes.step_logits(tokens[:, None], self.cache, 1, mask, positions)[:, -1]
 
     def drop_finished(self) -> None:
         """Remove rows that have finished, and the padding that only they needed."""
@@ -299,9 +300,8 @@ class Batch:
         if not kept:
             self.cache = self.chosen = None
             return
-        self.cache = join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
+        self.cache = self.passes.join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
         self.chosen = chosen.kept(kept)
 
-    @staticmethod
-    def _alone(cache: Cache, place: int, row: Row) -> Cache:
-        return join_rows([RowSource(cache, [place], row.length)], room=False)
+    def _alone(self, cache: Cache, place: int, row: Row) -> Cache:
+        return self.passes.join_rows([RowSource(cache, [place], row.length)], room=False)

@@ -8,11 +8,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..cache import Cache, PrefixCache, RowSource, cache_bytes, join_rows
-from ..generation.context import MOVING_FREQUENCIES, new_cache
+from ..cache import Cache, RowSource, cache_bytes
+from ..distributed import process_count
+from ..generation.context import MOVING_FREQUENCIES
 from ..layers.variants import variants
 from .batch import Batch, Row, choose, make_row
 from .jobs import Delta, TextJob
+from .passes import Passes
 
 SMALLEST_CHUNK = 4
 """Tokens of a prompt in one pass, at least."""
@@ -72,7 +74,7 @@ class Decoder:
     Args:
         served: has `model`, `tokenizer`, `ends`.
         max_batch: rows that are decoded together.
-        prefixes: caches of earlier prompts.
+        passes: of its model.
         post: takes a job and its events.
     """
 
@@ -80,7 +82,7 @@ class Decoder:
         self,
         served: Any,
         max_batch: int,
-        prefixes: PrefixCache,
+        passes: Passes,
         post: Callable[[TextJob, list[Any]], None],
         cache_options: dict[str, Any],
     ):
@@ -89,15 +91,15 @@ class Decoder:
         moving = rope.get("rope_type") in MOVING_FREQUENCIES
         # with moving frequencies another row, or another length of a pass, would change a row's numbers
         self.max_batch, self.chunk = (1, None) if moving else (max_batch, variants().prefill_step_size)
-        self.served, self.model = served, served.model.for_inference()
-        self.config, self.prefixes, self._post, self._cache_options = config, prefixes, post, cache_options
+        self.served, self.config, self.passes, self._post = served, config, passes, post
         self._kept = 0
         self.waiting: list[Prompt] = []
         self.batches: list[Batch] = []
         self.rate = Rate(200.0)
         self.step_seconds = 0.02
         dtype = str(served.model.dtype).rpartition(".")[2]
-        self.row_bytes = lambda tokens: cache_bytes(config, tokens, dtype=dtype, **cache_options)
+        processes = process_count(served.model.group)
+        self.row_bytes = lambda tokens: cache_bytes(config, tokens, dtype=dtype, **cache_options) // processes
 
     @property
     def running(self) -> int:
@@ -144,17 +146,17 @@ class Decoder:
 
     def _finished(self, row: Row, alone: Callable[[], Cache]) -> None:
         job = row.job
-        if row.answer.finish_reason is not None and not job.cancelled and self.prefixes.max_bytes:
+        if row.answer.finish_reason is not None and not job.cancelled and self.passes.prefixes.max_bytes:
             ids = [*job.prompt, *row.answer.tokens]
             if len(ids) >= WORTH_KEEPING:
                 cache = alone()
-                cache.trim(cache.offset - len(ids))
+                self.passes.trim(cache, cache.offset - len(ids))
                 self._keep(ids, cache)
         self._post(job, [row])
 
     def _keep(self, ids: Sequence[int], cache: Cache) -> None:
         mx.async_eval(cache.arrays)
-        self._kept += self.prefixes.insert(ids, cache)
+        self._kept += self.passes.keep_prefix(ids, cache)
 
     # prompts
 
@@ -204,8 +206,8 @@ class Decoder:
         if prompt.done or prompt.looked_up == self._kept:
             return
         prompt.looked_up = self._kept
-        found, length = self.prefixes.longest_prefix(prompt.job.prompt[:-1])
-        prompt.cache, prompt.done = found or new_cache(self.config, **self._cache_options), length
+        found, length = self.passes.longest_prefix(prompt.job.prompt[:-1])
+        prompt.cache, prompt.done = found or self.passes.new_cache(), length
         prompt.job.cached_tokens = length
 
     def _together(self, ready: list[Prompt], tokens: int | None, free: int) -> list[Prompt]:
@@ -230,12 +232,14 @@ class Decoder:
             slots = np.arange(length, dtype=np.int32)
             mask = mx.array((slots >= padding[:, None]).astype(np.int32))
             positions = mx.array(np.maximum(slots - padding[:, None], 0))
-        cache = new_cache(self.config, **self._cache_options)
-        logits = self.model.step_logits(mx.array(ids), cache, 1, mask, positions)[:, -1]
+        cache = self.passes.new_cache()
+        logits = self.passes.step_logits(mx.array(ids), cache, 1, mask, positions)[:, -1]
         for place, prompt in enumerate(group):
             self.waiting.remove(prompt)
-            if self.prefixes.max_bytes and prompt.left >= WORTH_KEEPING:
-                self._keep(prompt.job.prompt, join_rows([RowSource(cache, [place], prompt.left)], room=False))
+            if self.passes.prefixes.max_bytes and prompt.left >= WORTH_KEEPING:
+                self._keep(
+                    prompt.job.prompt, self.passes.join_rows([RowSource(cache, [place], prompt.left)], room=False)
+                )
         rows = [make_row(prompt.job, 0, self.served, prompt.budget, prompt.reserved) for prompt in group]
         self._start(rows, cache, logits)
         return len(group) * length
@@ -247,20 +251,20 @@ class Decoder:
         count = prompt.left if tokens is None else min(prompt.left, tokens)
         ids = mx.array([prompt.job.prompt[prompt.done : prompt.done + count]], dtype=mx.int32)
         if count < prompt.left:
-            self.model.fill_cache(ids, cache)
+            self.passes.fill_cache(ids, cache)
             mx.eval(cache.arrays)
             mx.clear_cache()
             prompt.done += count
             return count
-        logits = self.model.step_logits(ids, cache, 1)[:, -1]
+        logits = self.passes.step_logits(ids, cache, 1)[:, -1]
         prompt.done += count
         self.waiting.remove(prompt)
         job, choices = prompt.job, prompt.job.options.choices
-        if self.prefixes.max_bytes and len(job.prompt) >= WORTH_KEEPING:
+        if self.passes.prefixes.max_bytes and len(job.prompt) >= WORTH_KEEPING:
             self._keep(job.prompt, cache)
         rows = [make_row(job, i, self.served, prompt.budget, prompt.reserved) for i in range(choices)]
         if choices > 1:
-            cache = join_rows([RowSource(cache, [0] * choices, len(job.prompt))])
+            cache = self.passes.join_rows([RowSource(cache, [0] * choices, len(job.prompt))])
             logits = mx.repeat(logits, choices, axis=0)
         self._start(rows, cache, logits)
         return count
@@ -275,6 +279,6 @@ class Decoder:
             if padding <= max(real, TOLERATED_PADDING):
                 batch.join(rows, cache, chosen)
                 return
-        batch = Batch(self.model, self._deliver, self._finished)
+        batch = Batch(self.passes, self._deliver, self._finished)
         batch.join(rows, cache, chosen)
         self.batches.append(batch)

@@ -14,13 +14,15 @@ from typing import Any
 import mlx.core as mx
 
 from ..cache import PrefixCache
-from ..errors import MlxQwen3Error
+from ..errors import DistributedError, MlxQwen3Error
 from ..generation.context import tokens_left
 from ..memory import machine_memory
 from .batch import Row
 from .decoder import Decoder, Prompt, Rate
+from .divided import DividedPasses, DividedTask, Leader
 from .errors import ApiError, internal_error
 from .jobs import Job, TaskJob, TextJob
+from .passes import Passes
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Engine:
         self._decoders: dict[Any, Decoder] = {}
         self._task_rate = Rate(500.0)
         self._steps = 0
+        self._leader: Leader | None = None
         self._thread = threading.Thread(target=self._run, name="mlx-qwen3-engine", daemon=True)
 
     # called from other threads
@@ -169,8 +172,9 @@ class Engine:
             models = self._load()
             self._set_limits(models)
             for served in models.generating:
+                passes = self._passes(served, models.cache_options)
                 self._decoders[served] = Decoder(
-                    served, self.settings.max_batch, self._prefixes(served), self._post, models.cache_options
+                    served, self.settings.max_batch, passes, self._post, models.cache_options
                 )
             self.models = models
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for `ready`
@@ -181,10 +185,32 @@ class Engine:
         while self._take_in():
             try:
                 self._round()
-            except Exception:  # the requests concerned have received their error
+            except Exception as error:  # the requests concerned have received their error
+                if self._leader is not None and isinstance(error, RuntimeError):
+                    self._abandon(error)
+                    return
                 logger.exception("a step of the engine failed")
             self._flush()
         self._decoders.clear()
+        if self._leader is not None:
+            self._leader.send("end")
+
+    def _passes(self, served: Any, cache_options: dict[str, Any]) -> Passes:
+        """Return the passes of a model; where processes divide it, the others repeat them from here on."""
+        model, prefixes = served.model.for_inference(), self._prefixes(served)
+        if served.model.group is None:
+            return Passes(model, cache_options, prefixes)
+        self._leader = Leader(served.model.group)
+        served.tasks = {ability: DividedTask(task, ability, self._leader) for ability, task in served.tasks.items()}
+        return DividedPasses(model, cache_options, prefixes, self._leader)
+
+    def _abandon(self, error: RuntimeError) -> None:
+        """End all requests: a process has ended, or the processes are no longer at the same pass."""
+        logger.debug("the processes have lost each other", exc_info=error)
+        self.error = DistributedError(f"the processes have lost each other ({error}). Start all of them again")
+        for job in list(self._open):
+            self._fail(job, ApiError(503, "a process of the server has ended. Try again later.", code="stopping"))
+        self._flush()
 
     def _prefixes(self, served: Any) -> PrefixCache:
         """Return the caches of earlier prompts; an adapter's own, since it changes every number."""

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from ..bundled import BUNDLED_NAME, bundled_model_path
 from ..chat.modes import ThinkingSupport, thinking_support
 from ..checkpoint import resolve_checkpoint
+from ..distributed import process_count, same_outcome
 from ..errors import InputError, TokenizerError
 from ..generation import GenerationConfig
 from ..generation.context import context_length
@@ -122,11 +123,8 @@ def load_models(settings: ServerSettings) -> Models:
         InputError: a checkpoint of the wrong kind. CheckpointError, HubError, MemoryFitError: as in loading.
     """
     options: dict[str, Any] = {} if settings.dtype is None else {"dtype": settings.dtype}
-    cache_options: dict[str, Any] = {}
-    if settings.kv_bits is not None:
-        cache_options = {"kv_bits": settings.kv_bits, "kv_group_size": settings.kv_group_size}
     chat = _load_chat(settings, options)
-    models = Models([chat], cache_options)
+    models = Models([chat], cache_options(settings))
     models.served += _adapted(settings, chat, options)
     roles = (
         ("embeddings", settings.embedding_model),
@@ -142,13 +140,7 @@ def load_models(settings: ServerSettings) -> Models:
         sources[str(source)] = served
         if known is None:
             models.served.append(served)
-    if settings.embedding_model is None:
-        chat.tasks["embeddings"] = ServedEmbedding(Embedding(chat.model, chat.tokenizer))
-    if settings.rerank_model is None:
-        reranker = _reranker(chat)
-        if reranker is not None:
-            chat.tasks["rerank"] = reranker
-    chat.tasks["labels"] = ServedZeroShot(ZeroShotClassification(chat.model, chat.tokenizer))
+    _add_chat_tasks(settings, chat)
     names = [served.name for served in models.served]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
@@ -156,6 +148,35 @@ def load_models(settings: ServerSettings) -> Models:
     for served in models.served:
         mx.eval(served.model.parameters())
     return models
+
+
+def load_follower(settings: ServerSettings) -> ServedModel:
+    """Load the part of the chat model that a process other than the first has, with the tasks that run on it."""
+    options: dict[str, Any] = {} if settings.dtype is None else {"dtype": settings.dtype}
+    chat = _load_chat(settings, options)
+    for role, source in (("embeddings", settings.embedding_model), ("rerank", settings.rerank_model)):
+        if source is not None and str(source) == str(settings.model):
+            _task_model(role, source, options, chat, Models([chat], {}))
+    _add_chat_tasks(settings, chat)
+    return chat
+
+
+def cache_options(settings: ServerSettings) -> dict[str, Any]:
+    """Return the options of new caches."""
+    if settings.kv_bits is None:
+        return {}
+    return {"kv_bits": settings.kv_bits, "kv_group_size": settings.kv_group_size}
+
+
+def _add_chat_tasks(settings: ServerSettings, chat: ServedModel) -> None:
+    """Add the tasks that the chat model serves where no model of their own is named."""
+    if settings.embedding_model is None:
+        chat.tasks["embeddings"] = ServedEmbedding(Embedding(chat.model, chat.tokenizer))
+    if settings.rerank_model is None:
+        reranker = _reranker(chat)
+        if reranker is not None:
+            chat.tasks["rerank"] = reranker
+    chat.tasks["labels"] = ServedZeroShot(ZeroShotClassification(chat.model, chat.tokenizer))
 
 
 def _reranker(chat: ServedModel) -> ServedReranker | None:
@@ -176,9 +197,14 @@ def model_name(source: str | Path | None) -> str:
 
 def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel:
     source = settings.model
-    folder = bundled_model_path() if source is None else resolve_checkpoint(source, settings.revision, tokenizer=True)
     shown = str(source or BUNDLED_NAME)
-    model, tokenizer = _checked_load(folder, shown, settings, options)
+    with same_outcome(settings.group):
+        if settings.group is not None and settings.adapters:
+            raise InputError("several processes cannot serve --adapter. Merge it first: mlx-qwen3 merge")
+        known = bundled_model_path() if source is None else None
+        folder = known or resolve_checkpoint(str(source), settings.revision, tokenizer=True)
+        _check_fit(folder, shown, settings)
+    model, tokenizer = load(folder, **options, distributed=settings.group or False)
     if not hasattr(model, "fill_cache"):
         raise InputError(
             f"{shown} is a {type(model).__name__}, which writes no text. "
@@ -220,7 +246,8 @@ def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any
     return found
 
 
-def _checked_load(folder: Path, shown: str, settings: ServerSettings, options: dict[str, Any]) -> tuple[Any, Any]:
+def _check_fit(folder: Path, shown: str, settings: ServerSettings) -> None:
+    """Raise `MemoryFitError` for a model that does not fit into memory."""
     from ..config.pretrained import read_config_file
     from ..models.registry import model_class
 
@@ -228,9 +255,9 @@ def _checked_load(folder: Path, shown: str, settings: ServerSettings, options: d
     kind = model_class(read_config_file(base), shown)
     if hasattr(kind, "fill_cache"):
         config = kind.config_class.from_pretrained(base)
-        fit = estimate_fit(base, config, min(FIT_TOKENS, context_length(config)), dtype=settings.dtype)
+        tokens, processes = min(FIT_TOKENS, context_length(config)), process_count(settings.group)
+        fit = estimate_fit(base, config, tokens, dtype=settings.dtype, processes=processes)
         check_fit(fit, shown, force=settings.force)
-    return load(folder, **options)
 
 
 def _task_model(

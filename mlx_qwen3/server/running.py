@@ -15,10 +15,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
 from .app import create_app
+from .divided import Follower
 from .engine import Engine
 from .errors import ApiError
 from .guard import HEADER_BYTES, json_bytes, json_headers
-from .models import load_models
+from .models import cache_options, load_follower, load_models
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ def serve(settings: ServerSettings) -> int:
     Raises:
         InputError: an address that cannot be used. MlxQwen3Error: a model that cannot be loaded.
     """
+    if settings.group is not None and settings.group.rank():
+        return _follow(settings)
     sock = listen(settings.host, settings.port)
     try:
         engine = Engine(settings, lambda: load_models(settings))
@@ -173,6 +176,13 @@ def serve(settings: ServerSettings) -> int:
         sock.close()
     if engine.error is not None:
         raise engine.error
+    return 0
+
+
+def _follow(settings: ServerSettings) -> int:
+    """Work along with the first of several processes, which serves, until it ends."""
+    assert settings.group is not None
+    Follower(load_follower(settings), settings.group, cache_options(settings), settings.prefix_bytes).run()
     return 0
 
 

@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..distributed import Group
 from ..errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -35,6 +36,7 @@ class ServerSettings:
         body_seconds: time that a client has to send a request; stall_seconds: to read a piece of a response.
         drain_seconds: time that running requests have to finish after SIGTERM.
         force: load models although they do not fit into memory.
+        group: the processes that divide the chat model; None for this one alone.
 
     Raises:
         InputError: a value out of range, or a server for other machines without a key.
@@ -64,6 +66,7 @@ class ServerSettings:
     stall_seconds: float = 60.0
     drain_seconds: float = 30.0
     force: bool = False
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -1,0 +1,219 @@
+"""A server whose chat model several processes divide.
+
+Rank 0 alone speaks HTTP, schedules, samples and checks constraints. What the ranks must do together are the passes of
+the model, so rank 0 sends each pass, and each change of a cache since the last one, to the others, which repeat it with
+their part of the keys and values.
+"""
+
+import dataclasses
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..cache import Cache, PrefixCache, RowSource, join_rows
+from ..distributed import Group, send_bytes
+from ..tasks.batches import Piece
+from .passes import Passes
+
+
+class Leader:
+    """Rank 0's end: collects commands, and sends them before the next pass."""
+
+    def __init__(self, group: Group):
+        self.group = group
+        self._commands: list[list[Any]] = []
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+
+    def add(self, *command: Any) -> None:
+        """Note a command, which is sent with the next pass."""
+        self._commands.append(list(command))
+
+    def send(self, *command: Any) -> None:
+        """Send all commands, this one as the last."""
+        self.add(*command)
+        commands, self._commands = self._commands, []
+        send_bytes(json.dumps(commands).encode(), self.group)
+
+    def name(self, cache: Cache) -> int:
+        """Return the number of a new cache; the other ranks drop theirs when this one is gone."""
+        self._count += 1
+        number, key = self._count, id(cache)
+        self._numbers[key] = number
+
+        def drop() -> None:
+            self._numbers.pop(key, None)
+            self.add("drop", number)
+
+        weakref.finalize(cache, drop).atexit = False
+        return number
+
+    def number(self, cache: Cache) -> int:
+        """Return the number of a known cache."""
+        return self._numbers[id(cache)]
+
+
+class DividedPasses(Passes):
+    """The passes of a divided model, on rank 0."""
+
+    def __init__(self, model: Any, cache_options: dict[str, Any], prefixes: PrefixCache, leader: Leader):
+        super().__init__(model, cache_options, prefixes)
+        self._leader = leader
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache."""
+        cache = super().new_cache()
+        self._leader.add("new", self._leader.name(cache))
+        return cache
+
+    def step_logits(
+        self,
+        ids: mx.array,
+        cache: Cache,
+        keep: int = 1,
+        mask: mx.array | None = None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """Return the logits (B, keep, V) of the newest positions of ids (B, L), which go into the cache."""
+        arrays = [None if array is None else array.astype(mx.int32) for array in (ids, mask, positions)]
+        shapes = [None if array is None else list(array.shape) for array in arrays]
+        self._leader.send("step", self._leader.number(cache), keep, shapes)
+        ids, mask, positions = _shared(arrays, self._leader.group)  # type: ignore[assignment]
+        return super().step_logits(ids, cache, keep, mask, positions)
+
+    def fill_cache(self, ids: mx.array, cache: Cache) -> None:
+        """Put the keys and values of ids (B, L) into the cache."""
+        self._leader.send("fill", self._leader.number(cache), list(ids.shape))
+        (ids,) = _shared([ids.astype(mx.int32)], self._leader.group)  # type: ignore[assignment]
+        super().fill_cache(ids, cache)
+
+    def join_rows(self, sources: Sequence[RowSource], room: bool = True) -> Cache:
+        """Return a cache of rows of others."""
+        described = [[self._leader.number(one.cache), list(one.rows), one.length] for one in sources]
+        cache = super().join_rows(sources, room)
+        self._leader.add("join", self._leader.name(cache), described, room)
+        return cache
+
+    def trim(self, cache: Cache, count: int) -> None:
+        """Drop the newest `count` tokens of a cache."""
+        super().trim(cache, count)
+        self._leader.add("trim", self._leader.number(cache), count)
+
+    def keep_prefix(self, ids: Sequence[int], cache: Cache) -> bool:
+        """Keep a copy of a cache for later prompts; whether there was room."""
+        self._leader.add("keep", [int(token) for token in ids], self._leader.number(cache))
+        return super().keep_prefix(ids, cache)
+
+    def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
+        """Return a cache that holds the first n of `ids`, and n; (None, 0) without one."""
+        cache, length = super().longest_prefix(ids)
+        number = 0 if cache is None else self._leader.name(cache)
+        self._leader.add("look up", [int(token) for token in ids], number)
+        return cache, length
+
+
+class DividedTask:
+    """A task that runs a divided model, on rank 0: every rank computes the same rows."""
+
+    def __init__(self, task: Any, ability: str, leader: Leader):
+        self._task, self._ability, self._leader = task, ability, leader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def pieces(self, rows: Sequence[Any], options: Any) -> Any:
+        """Return the pieces of each row."""
+        if self._task.needs_model:
+            self._leader.send("pieces", self._ability, list(rows), dataclasses.asdict(options))
+        return self._task.pieces(rows, options)
+
+    def compute(self, rows: Sequence[tuple[Any, list[Piece]]], options: Any) -> list[Any]:
+        """Return the result of each (row, pieces)."""
+        described = [[row, [[piece.ids, piece.type_ids, piece.memo] for piece in pieces]] for row, pieces in rows]
+        self._leader.send("compute", self._ability, described, dataclasses.asdict(options))
+        return self._task.compute(rows, options)
+
+
+class Follower:
+    """Another rank's end: repeats what rank 0 sends, until it ends.
+
+    Args:
+        chat: the chat model, with its tasks. cache_options, prefix_bytes: as on rank 0.
+    """
+
+    def __init__(self, chat: Any, group: Group, cache_options: dict[str, Any], prefix_bytes: int):
+        self._passes = Passes(chat.model.for_inference(), cache_options, PrefixCache(prefix_bytes))
+        self._chat, self._group = chat, group
+        self._caches: dict[int, Cache] = {}
+
+    def run(self) -> None:
+        """Work until rank 0 says that it ends."""
+        while True:
+            for command, *arguments in json.loads(send_bytes(None, self._group)):
+                if command == "end":
+                    return
+                getattr(self, f"_{command.replace(' ', '_')}")(*arguments)
+
+    def _new(self, number: int) -> None:
+        self._caches[number] = self._passes.new_cache()
+
+    def _drop(self, number: int) -> None:
+        self._caches.pop(number, None)
+
+    def _step(self, number: int, keep: int, shapes: list[list[int] | None]) -> None:
+        ids, mask, positions = _shared([_zeros(shape) for shape in shapes], self._group)
+        assert ids is not None
+        cache = self._caches[number]
+        logits = self._passes.step_logits(ids, cache, keep, mask, positions)
+        mx.async_eval(logits, cache.arrays)
+
+    def _fill(self, number: int, shape: list[int]) -> None:
+        (ids,) = _shared([_zeros(shape)], self._group)
+        assert ids is not None
+        cache = self._caches[number]
+        self._passes.fill_cache(ids, cache)
+        mx.eval(cache.arrays)
+        mx.clear_cache()
+
+    def _join(self, number: int, described: list[Any], room: bool) -> None:
+        sources = [RowSource(self._caches[source], rows, length) for source, rows, length in described]
+        self._caches[number] = join_rows(sources, room)
+
+    def _trim(self, number: int, count: int) -> None:
+        self._caches[number].trim(count)
+
+    def _keep(self, ids: list[int], number: int) -> None:
+        self._passes.keep_prefix(ids, self._caches[number])
+
+    def _look_up(self, ids: list[int], number: int) -> None:
+        cache, _ = self._passes.longest_prefix(ids)
+        if cache is not None:
+            self._caches[number] = cache
+
+    def _pieces(self, ability: str, rows: list[Any], options: dict[str, Any]) -> None:
+        task = self._chat.tasks[ability]
+        task.pieces([_row(row) for row in rows], task.options(**options))
+
+    def _compute(self, ability: str, described: list[Any], options: dict[str, Any]) -> None:
+        task = self._chat.tasks[ability]
+        rows = [(_row(row), [Piece(*parts) for parts in pieces]) for row, pieces in described]
+        task.compute(rows, task.options(**options))
+
+
+def _row(row: Any) -> Any:
+    """Return a row as it was before JSON made a list of a pair of texts."""
+    return tuple(row) if isinstance(row, list) and row and isinstance(row[0], str) else row
+
+
+def _zeros(shape: list[int] | None) -> mx.array | None:
+    return None if shape is None else mx.zeros(shape, mx.int32)
+
+
+def _shared(arrays: Sequence[mx.array | None], group: Group) -> list[mx.array | None]:
+    """Return rank 0's arrays on every rank; the others give zeros of the same shapes."""
+    found = [None if array is None else mx.distributed.all_sum(array, group=group) for array in arrays]
+    mx.async_eval([array for array in found if array is not None])
+    return found

@@ -1,0 +1,56 @@
+"""What an engine does with a model and its caches: here, on one process; `server.divided` does it on several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from ..cache import Cache, PrefixCache, RowSource, join_rows
+from ..generation.context import new_cache
+
+
+class Passes:
+    """The passes of one model, and every change of its caches.
+
+    Args:
+        model: has `step_logits` and `fill_cache`.
+        cache_options: of new caches. prefixes: caches of earlier prompts.
+    """
+
+    def __init__(self, model: Any, cache_options: dict[str, Any], prefixes: PrefixCache):
+        self.model, self.prefixes, self._cache_options = model, prefixes, cache_options
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache."""
+        return new_cache(self.model.config, **self._cache_options)
+
+    def step_logits(
+        self,
+        ids: mx.array,
+        cache: Cache,
+        keep: int = 1,
+        mask: mx.array | None = None,
+        positions: mx.array | None = None,
+    ) -> mx.array:
+        """Return the logits (B, keep, V) of the newest positions of ids (B, L), which go into the cache."""
+        return self.model.step_logits(ids, cache, keep, mask, positions)
+
+    def fill_cache(self, ids: mx.array, cache: Cache) -> None:
+        """Put the keys and values of ids (B, L) into the cache."""
+        self.model.fill_cache(ids, cache)
+
+    def join_rows(self, sources: Sequence[RowSource], room: bool = True) -> Cache:
+        """Return a cache of rows of others."""
+        return join_rows(sources, room)
+
+    def trim(self, cache: Cache, count: int) -> None:
+        """Drop the newest `count` tokens of a cache."""
+        cache.trim(count)
+
+    def keep_prefix(self, ids: Sequence[int], cache: Cache) -> bool:
+        """Keep a copy of a cache for later prompts; whether there was room."""
+        return self.prefixes.insert(ids, cache)
+
+    def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
+        """Return a cache that holds the first n of `ids`, and n; (None, 0) without one."""
+        return self.prefixes.longest_prefix(ids)
