@@ -193,10 +193,12 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
         texts = {name: read_text(path, error=TokenizerError) for name, path in templates.items()}
         return texts["default"] if list(texts) == ["default"] else texts
     template = config.get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict)]
-        template = {str(entry.get("name")): entry.get("template") for entry in named}
+    if isinstance(template, list) and template and all(isinstance(entry, dict) for entry in template):
+        template = {str(entry.get("name")): entry.get("template") for entry in template}
     texts = list(template.values()) if isinstance(template, dict) else [template]
     if not all(isinstance(text, str) for text in texts) and template is not None:
-        raise TokenizerError(f"{folder}: chat_template must be a string or a list of named templates")
+        raise TokenizerError(
+            f"{folder}: chat_template in tokenizer_config.json is {repr(template)[:80]}, expected a text or a list of "
+            "objects with name and template. Correct the file, or pass chat_template="
+        )
     return cast("str | dict[str, str] | None", template)

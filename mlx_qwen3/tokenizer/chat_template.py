@@ -78,6 +78,12 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+def _strftime_now(form: str) -> str:
+    if len(form) > 1000:
+        raise InputError("strftime_now: the format has more than 1000 characters. Write a shorter one")
+    return datetime.now().strftime(form)
+
+
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -99,7 +105,7 @@ def _compile(template: str) -> jinja2.Template:
     environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
     environment.globals["namespace"] = _Namespace
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _strftime_now
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:

@@ -10,7 +10,11 @@ from .lengths import NO_LENGTH
 from .vocabulary import NAMED_TOKENS
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_SWITCHES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
+_SIDES = ("padding_side", "truncation_side")
+_SWITCHES = (
+    *("clean_up_tokenization_spaces", "split_special_tokens", "add_prefix_space"),
+    *("do_lower_case", "strip_accents", "tokenize_chinese_chars"),
+)
 
 
 def checked_settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -34,6 +38,9 @@ def checked_settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     _expect(folder, checked, "model_input_names", list | tuple, "a list of strings")
     if not all(isinstance(name, str) for name in checked.get("model_input_names") or ()):
         raise _wrong(folder, "model_input_names", checked["model_input_names"], "a list of strings")
+    for name in _SIDES:
+        if checked.get(name) is not None and checked[name] not in ("left", "right"):
+            raise _wrong(folder, name, checked[name], "'left' or 'right'")
     for name in _SWITCHES:
         _expect(folder, checked, name, bool, "true or false")
     return checked
@@ -51,12 +58,14 @@ def _wrong(folder: Path, name: str, value: Any, expected: str) -> TokenizerError
 
 def _token(folder: Path, name: str, value: Any) -> str | None:
     """Return the text of a token that is written as its text, or as an object whose `content` is its text."""
-    content = value.get("content") if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and "content" not in value:
+        raise _wrong(folder, name, value, "a string or an object with a string as its content")
+    content = value["content"] if isinstance(value, Mapping) else value
     if content is not None and not isinstance(content, str):
         content = getattr(content, "content", None)  # an AddedToken
         if not isinstance(content, str):
             raise _wrong(folder, name, value, "a string or an object with a string as its content")
-    return content
+    return content or None  # an empty token is none
 
 
 def _tokens(folder: Path, name: str, value: Any) -> list[str]:

@@ -4,8 +4,10 @@ A template comes from a download. The sandbox of jinja2 keeps it from reaching t
 hours or from building strings that fill the memory.
 """
 
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from typing import Any
 
 import jinja2
@@ -20,6 +22,11 @@ MAX_SIZE = 100_000_000
 """Characters of a string, or items of a list, that a template may build."""
 
 _PADDING_METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "replace", "join")
+
+_DIRECTIVE = re.compile(r"%(?:\([^)]*\))?([-+ #0-9.*]+)")
+_SPEC = re.compile(r"\{[^{}:]*:([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+MOST_DIGITS = 12
+"""Digits of a number that are read: more than any width may have."""
 
 _rendering = threading.local()
 
@@ -46,6 +53,19 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             _check_numbers(args)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        @wraps(wrapped)
+        def limited(*args: Any, **kwargs: Any) -> str:
+            given = args[0].values() if value.__name__ == "format_map" and isinstance(args[0], dict) else args
+            _check_format_spec(value.__self__, [*given, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return limited
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _take_steps(1)
         if operator == "*":
@@ -58,7 +78,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
             _check_size(len(left) + len(right))
         if operator == "%" and isinstance(left, str):
-            _check_format(left)
+            _check_format(left, right if isinstance(right, tuple) else (right,))
         return super().call_binop(context, operator, left, right)
 
 
@@ -120,14 +140,12 @@ def check_nested(value: Any) -> None:
 
 
 def _limited_filter(function: Callable[..., Any]) -> Callable[..., Any]:
-    from functools import wraps
-
     @wraps(function)  # keeps jinja2's mark that the function takes the environment first
     def limited(*args: Any, **kwargs: Any) -> Any:
         _check_numbers([*args[1:], *kwargs.values()])
         for value in args[:2]:
             if isinstance(value, str):
-                _check_format(value)
+                _check_format(value, args)
         return _checked(function(*args, **kwargs))
 
     return limited
@@ -168,13 +186,17 @@ def _check_numbers(values: Any) -> None:
             _check_size(value)
 
 
-def _check_format(pattern: str) -> None:
-    """Refuse a width such as that of `%100000000000d`."""
-    if "%" not in pattern:
-        return
-    for piece in pattern.split("%")[1:]:
-        digits = len(piece) - len(piece.lstrip("-+ #0123456789.*"))
-        numbers = [
-            int(number) for number in piece[:digits].replace("*", ".").strip("-+ #").split(".") if number.isdecimal()
-        ]
-        _check_numbers(numbers)
+def _check_format(pattern: str, values: Sequence[Any]) -> None:
+    """Refuse widths such as those of `%100000000000d` and `%*d`."""
+    widths = [re.findall(r"\d+", directive) for directive in _DIRECTIVE.findall(pattern)]
+    _check_size(sum(int(width[:MOST_DIGITS]) for found in widths for width in found))
+    if any("*" in directive for directive in _DIRECTIVE.findall(pattern)):
+        _check_numbers(values)
+
+
+def _check_format_spec(pattern: str, values: Sequence[Any]) -> None:
+    """Refuse widths such as those of `{:>100000000000}` and `{:{width}}`."""
+    specs = _SPEC.findall(pattern)
+    _check_size(sum(int(number[:MOST_DIGITS]) for spec in specs for number in re.findall(r"\d+", spec)))
+    if any("{" in spec for spec in specs):
+        _check_numbers(values)

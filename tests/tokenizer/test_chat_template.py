@@ -196,6 +196,13 @@ HOSTILE = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     "{% endfor %}{% endfor %}{% endfor %}",
     "{{ lipsum(n=10**6) }}",
+    "{{ '{:>10000000000}'.format('a') }}",
+    "{{ '{:>{width}}'.format('a', width=10**10) }}",
+    "{{ '{a:>10000000000}'.format_map({'a': 1}) }}",
+    "{{ '{:99999999}{:99999999}{:99999999}'.format(1, 2, 3) }}",
+    "{{ '%*d' % (10**10, 5) }}",
+    "{{ '%.*f' % (10**9, 1.0) }}",
+    "{{ '%(a)10000000000d' % {'a': 1} }}",
 ]
 
 
@@ -204,6 +211,12 @@ def test_a_template_that_does_not_end_or_fit_is_reported_as_a_one_line_error(tem
     with pytest.raises(TokenizerError) as caught:
         byte_tokenizer(template).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert "\n" not in str(caught.value)
+
+
+def test_formats_of_ordinary_width_are_written():
+    template = "{{ '{:>5}|{:{width}}|'.format('a', 'b', width=4) ~ '{}'.format(10**12) }}|{{ '%5d|%s' % (7, 10**12) }}|100% sure"
+    text = byte_tokenizer(template).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text == f"    a|b   |{10**12}|    7|{10**12}|100% sure"
 
 
 def test_control_tokens_of_a_user_are_encoded_as_plain_text():
@@ -234,3 +247,36 @@ def test_the_mask_covers_what_the_assistant_writes():
 def test_a_keyword_of_a_tokenizer_call_is_no_template_variable():
     with pytest.raises(InputError, match="tokenizer_kwargs"):
         byte_tokenizer().apply_chat_template([{"role": "user", "content": "hi"}], return_offsets_mapping=True)
+
+
+def test_masks_exclude_what_has_no_place_for_them():
+    for options in ({"tokenize": False}, {"return_dict": False}, {"sanitize_control_tokens": True}):
+        with pytest.raises(InputError, match="return_assistant_tokens_mask"):
+            byte_tokenizer(MARKED).apply_chat_template(TALK, return_assistant_tokens_mask=True, **options)
+
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+)
+TALK = [
+    {"role": "user", "content": "Hi \U000f0002there <|im_end|>"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Bye <think>"},
+    {"role": "assistant", "content": "Good bye<|im_start|>."},
+]
+
+
+@pytest.mark.reference
+def test_sanitized_ids_and_masks_are_those_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = byte_tokenizer(MARKED)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(TALK, sanitize_control_tokens=True)["input_ids"]
+    assert ours.apply_chat_template(TALK, sanitize_control_tokens=True) == expected
+    plain = [{**message, "content": message["content"].replace("\U000f0002", "")} for message in TALK]
+    expected = theirs.apply_chat_template(plain, return_dict=True, return_assistant_tokens_mask=True)
+    found = ours.apply_chat_template(plain, return_assistant_tokens_mask=True)
+    assert found["assistant_masks"] == expected["assistant_masks"]
+    assert found["input_ids"] == expected["input_ids"]

@@ -263,3 +263,35 @@ def test_clean_up_is_for_word_pieces_alone(byte_level, word_piece):
     assert word_piece.decode(ids) == "it isn't"
     ids = byte_level.encode("the fox .")
     assert byte_level.decode(ids, clean_up_tokenization_spaces=True) == "the fox ."
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("__call__", {"text": "a", "max_length": 1.5}),
+        ("__call__", {"text": "a", "stride": "1"}),
+        ("__call__", {"text": "a", "pad_to_multiple_of": "1"}),
+        ("__call__", {"text": "a", "tokenizer_kwargs": [1]}),
+        ("__call__", {"text": "a", "return_tensors": ["np"]}),
+        ("__call__", {"text": "a", "padding": "max_length", "max_length": 10**30}),
+        ("decode", {"token_ids": {"a": [1]}}),
+        ("batch_decode", {"sequences": {}}),
+        ("pad", {"encoded_inputs": {1: [2]}}),
+        ("convert_ids_to_tokens", {"ids": "a"}),
+        ("convert_tokens_to_ids", {"tokens": 5}),
+        ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "tools": 5}),
+        ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "chat_template": []}),
+    ],
+)
+def test_wrong_types_are_one_line(byte_level, method, options):
+    with pytest.raises(InputError) as caught:
+        getattr(byte_level, method)(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_convert_from_arrays(byte_level):
+    ids = byte_level.encode("a b")
+    expected = byte_level.convert_ids_to_tokens(ids)
+    assert byte_level.convert_ids_to_tokens(mx.array(ids)) == expected
+    assert byte_level.convert_ids_to_tokens(np.array(ids)) == expected
+    assert byte_level.convert_ids_to_tokens(1 << 40) is None

@@ -164,7 +164,7 @@ def test_templates_named_in_the_configuration(byte_level_folder, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}), encoding="utf-8")
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == {"default": "D", "tool_use": "T"}
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "x"}]}', encoding="utf-8")
-    with pytest.raises(TokenizerError, match="chat_template must be a string or a list of named"):
+    with pytest.raises(TokenizerError, match="chat_template in tokenizer_config"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
@@ -186,3 +186,55 @@ def test_template_files_win_and_several_can_be_named(byte_level_folder, tmp_path
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "from the file"
     assert tokenizer.apply_chat_template(messages, tools=[{}], tokenize=False) == "with tools"
     assert tokenizer.apply_chat_template(messages, tokenize=False, chat_template="tool_use") == "with tools"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokenizer_class", 5),
+        ("model_max_length", "x"),
+        ("extra_special_tokens", 5),
+        ("added_tokens_decoder", [1]),
+        ("added_tokens_decoder", {"0": 5}),
+        ("eos_token", {"content": 5}),
+        ("eos_token", {}),
+        ("padding_side", []),
+        ("truncation_side", "top"),
+        ("clean_up_tokenization_spaces", "yes"),
+        ("split_special_tokens", 1),
+        ("chat_template", [5]),
+        ("chat_template", []),
+        ("chat_template", 5),
+    ],
+)
+def test_a_field_of_another_type_is_named(byte_level_folder, tmp_path, name, value):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: value}), encoding="utf-8")
+    with pytest.raises(TokenizerError, match=name) as caught:
+        AutoTokenizer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_token_and_an_infinite_length_are_not_set(byte_level_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    fields = '{"bos_token": "", "model_max_length": Infinity}'
+    (tmp_path / "tokenizer_config.json").write_text(fields, encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.bos_token is None
+    assert len(tokenizer("a b c", truncation=True, max_length=tokenizer.model_max_length)["input_ids"]) > 1
+
+
+def test_a_template_that_is_not_utf8_is_named(byte_level_folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(TokenizerError, match="is not UTF-8"):
+        AutoTokenizer.from_pretrained(tmp_path)
+
+
+def test_the_configuration_says_which_tokens_are_special(byte_level, byte_level_folder, tmp_path):
+    name, index = next((t, i) for t, i in byte_level.get_added_vocab().items())
+    (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
+    fields = {"added_tokens_decoder": {str(index): {"content": name, "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode([index, *tokenizer.encode("a")], skip_special_tokens=True) == "a"
