@@ -46,7 +46,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--kv-bits", type=int, choices=(4, 8), help="quantize the cache to this many bits (not quantized)"
     )
     group.add_argument("--kv-group-size", type=int, default=64, metavar="N", help="numbers that share a scale (64)")
-    group.add_argument("--quantized-kv-start", type=int, default=0, metavar="N", help="quantize from N tokens on (0)")
+    group.add_argument(
+        "--quantized-kv-start", type=at_least(0), default=0, metavar="N", help="quantize from N tokens on (0)"
+    )
     group.add_argument(
         "--prefill-step-size", type=at_least(1), metavar="N", help="tokens of a prompt in one pass (2048)"
     )
@@ -133,7 +135,10 @@ def add_speculation_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--draft-model", metavar="PATH|ID", help="a smaller model of the same family that drafts tokens")
     group.add_argument(
-        "--num-draft-tokens", type=int, metavar="N", help="tokens drafted at once, at most (chosen by the method)"
+        "--num-draft-tokens",
+        type=at_least(1),
+        metavar="N",
+        help="tokens drafted at once, at most (chosen by the method)",
     )
 
 
@@ -143,8 +148,6 @@ def decoding_asked(args: argparse.Namespace, model: Any) -> Any:
     Raises:
         InputError: both ways at once, a number below 1, another vocabulary.
     """
-    if args.num_draft_tokens is not None and args.num_draft_tokens < 1:
-        raise InputError(f"--num-draft-tokens is {args.num_draft_tokens}, expected a whole number above 0")
     if args.draft_model is not None:
         from ..generation.draft_model import DRAFT_TOKENS, draft_with
         from ..loading import load

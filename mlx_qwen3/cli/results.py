@@ -115,12 +115,30 @@ def is_error(result: Any) -> bool:
     return isinstance(result, dict) and {"error", "row"} <= set(result) and not {"labels", "entities"} & set(result)
 
 
+def output_path(args: argparse.Namespace) -> Path | None:
+    """Return the file of `--output`, if there is one.
+
+    Raises:
+        InputError: an ending that names no format, a folder, or the file that the rows are read from.
+    """
+    if args.output is None:
+        return None
+    path = Path(args.output).expanduser()
+    kind = path.suffix.lower()
+    if kind not in OUTPUTS or (kind == ".npy" and args.verb != "embed"):
+        known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])
+        raise InputError(f"--output is {args.output!r}, expected a name that ends in one of {known}")
+    if path.is_dir():
+        raise InputError(f"--output {args.output} is a folder. Give the name of a file")
+    if args.file is not None and path.exists() and Path(args.file).exists() and path.samefile(args.file):
+        raise InputError(f"--output {args.output} is the file that the rows are read from. Choose another name")
+    return path
+
+
 def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
     """Write results to `args.output`; after Ctrl-C what is done stays, in a file whose name marks it as partial."""
-    path = Path(args.output).expanduser()
-    if path.suffix.lower() not in OUTPUTS or (path.suffix.lower() == ".npy" and args.verb != "embed"):
-        known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])
-        raise InputError(f"--output {args.output}: the ending says the format. Give one of {known}")
+    path = output_path(args)
+    assert path is not None
     if path.suffix.lower() == ".jsonl":
         return _write_lines(args, path, results)
     failed = done = 0
@@ -140,7 +158,7 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
     if stopped:
         print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
         return 130
-    print(f"{path}: {done} rows", file=sys.stderr)
+    print(f"{path}: {done} {'row' if done == 1 else 'rows'}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from ..errors import InputError
 from .model_flags import add_revision_flag, check_revision
 from .ranks import is_first_process, launched, share_rows
-from .results import rows_done
+from .results import output_path, rows_done
 from .standard_streams import not_utf8, utf8_input
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -77,6 +77,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.verb} needs --model, such as {args.model_needed}; the model of the package cannot do it"
         )
     check_revision(args)
+    output_path(args)
     import mlx.core as mx
 
     return {

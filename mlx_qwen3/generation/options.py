@@ -371,7 +371,7 @@ def _check_fields(
         without_effect = name in SAMPLING and not config.do_sample and name not in given
         if expected is None or without_effect:
             continue
-        value = shown(getattr(config, name))
+        value, expected = shown(getattr(config, name)), expected.removesuffix(", or null")
         if name in given or own.source is None:
             raise error(f"{name} is {value}, expected {expected}")
         raise ConfigError(f"{own.source}: {name} is {value}, expected {expected}. Correct the file, or pass {name}")

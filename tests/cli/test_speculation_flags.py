@@ -34,7 +34,7 @@ def test_the_answer_stays_the_same(checkpoint, capsys):
     [
         (["--prompt-lookup", "--draft-model", "CHECKPOINT"], "exclude each other"),
         (["--num-draft-tokens", "3"], "needs --prompt-lookup"),
-        (["--prompt-lookup", "--num-draft-tokens", "0"], "--num-draft-tokens is 0"),
+        (["--prompt-lookup", "--num-draft-tokens", "0"], "--num-draft-tokens: 0 is too small"),
     ],
 )
 def test_wrong_flags_are_named(checkpoint, capsys, flags, words):

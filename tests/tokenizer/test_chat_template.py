@@ -214,7 +214,10 @@ def test_a_template_that_does_not_end_or_fit_is_reported_as_a_one_line_error(tem
 
 
 def test_formats_of_ordinary_width_are_written():
-    template = "{{ '{:>5}|{:{width}}|'.format('a', 'b', width=4) ~ '{}'.format(10**12) }}|{{ '%5d|%s' % (7, 10**12) }}|100% sure"
+    template = (
+        "{{ '{:>5}|{:{width}}|'.format('a', 'b', width=4) ~ '{}'.format(10**12) }}"
+        "|{{ '%5d|%s' % (7, 10**12) }}|100% sure"
+    )
     text = byte_tokenizer(template).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert text == f"    a|b   |{10**12}|    7|{10**12}|100% sure"
 
