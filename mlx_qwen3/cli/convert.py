@@ -200,6 +200,7 @@ def _to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion":
         gguf_file=args.gguf_file,
         force=args.force,
         progress=bar,
+        verify=args.verify,
     )
 
 

@@ -14,7 +14,7 @@ from ..config.gguf import generation_from_gguf
 from ..config.qwen3 import Qwen3Config
 from ..config.stock_mlx_lm import MODEL_FILE, silently_different
 from ..errors import CheckpointError
-from ..files import disk_errors, reason_of, write_atomically
+from ..files import disk_errors, read_json, reason_of, write_atomically
 from ..quantization.formats import PackedFormat
 from ..quantization.packing import quantization_entry
 from ..tokenizer import AutoTokenizer
@@ -22,7 +22,10 @@ from .source import Source
 
 logger = logging.getLogger(__name__)
 
-_PATTERNS = ("*.json", "*.txt", "*.jinja", "*.jsonl", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "*/config.json")
+_PATTERNS = (
+    *("*.json", "*.txt", "*.jinja", "*.jsonl", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"),
+    *("*/config.json", "additional_chat_templates/*.jinja"),
+)
 _LINKED = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"),
     *("special_tokens_map.json", "chat_template.jinja", "generation_config.json"),
@@ -63,8 +66,19 @@ def copied_files(source: Path) -> list[Path]:
 
 def _data_files(source: Path) -> list[Path]:
     found = {file for pattern in _PATTERNS for file in source.glob(pattern) if file.is_file()}
+    found |= {file for folder in _further_modules(source) if (file := folder / "model.safetensors").is_file()}
     own = {source / name for name in _REWRITTEN}
     return sorted(file for file in found if file not in own and not file.name.endswith(".index.json"))
+
+
+def _further_modules(source: Path) -> list[Path]:
+    """Return the folders of the steps after the encoder that sentence-transformers lists in modules.json."""
+    if not (source / "modules.json").is_file():
+        return []
+    modules = read_json(source / "modules.json")
+    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    plain = [path for path in paths if isinstance(path, str) and path not in ("", ".", "..") and path.isprintable()]
+    return [source / path for path in plain if "/" not in path and "\\" not in path]
 
 
 def copy_files(source: Path, target: Path) -> None:

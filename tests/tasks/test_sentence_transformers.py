@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import write_bert, write_qwen3
 
+import mlx_qwen3
 from mlx_qwen3 import CheckpointError, Embedding, FillMask, InputError, QDQBertForMaskedLM, UnsupportedModelError, load
 from mlx_qwen3.tasks.embedding import quantize
 from mlx_qwen3.tasks.sentence_transformers import pool, read_sentence_settings
@@ -188,3 +189,11 @@ def test_plain_bert_runs_without_quantizers_in_tasks_only(tmp_path, caplog):
     alone, together = task("the [MASK] fox"), task(["the [MASK] fox", "hello world hello world [MASK]"])[0]
     assert [one["score"] for one in alone] == pytest.approx([one["score"] for one in together], abs=1e-6)
     assert not any(quantizer.enabled for _, quantizer in load(tmp_path)[0].named_quantizers())
+
+
+@pytest.mark.parametrize("layout", ["dense", "cls with max", "decoder"])
+def test_a_converted_folder_gives_the_same_vectors(tmp_path, layout):
+    folder = sentence_folder(tmp_path / "m", **LAYOUTS[layout])
+    mlx_qwen3.convert(folder, tmp_path / "out", report=False)
+    np.testing.assert_allclose(Embedding(tmp_path / "out")(TEXTS), Embedding(folder)(TEXTS), atol=1e-6)
+    assert not list((tmp_path / "out").glob("*.bin"))
