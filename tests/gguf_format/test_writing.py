@@ -1,6 +1,7 @@
 """GGUF files that this package writes: read by the `gguf` package, exact, and complete."""
 
 import json
+import os
 
 import gguf
 import mlx.core as mx
@@ -231,3 +232,20 @@ def test_an_interrupt_leaves_nothing(tmp_path):
 def test_errors_are_the_packages(tmp_path):
     with pytest.raises(MlxQwen3Error):
         convert_to_gguf(tmp_path / "nowhere", tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_source_that_changes_is_seen(tmp_path, verify):
+    folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
+    file = folder / "model.safetensors"
+
+    def touch(done, total):
+        stamp = file.stat().st_mtime_ns
+        with file.open("r+b") as opened:
+            opened.seek(-1, os.SEEK_END)
+            opened.write(b"\x01" if done % 2 else b"\x02")
+        os.utime(file, ns=(stamp, stamp if verify else stamp + 1))
+
+    with pytest.raises(CheckpointError, match="was changed while it was converted"):
+        convert_to_gguf(folder, tmp_path / "x.gguf", progress=touch, verify=verify)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
