@@ -18,6 +18,30 @@ from ..distributed.group import Group, part_of
 from .divided import SummedLoRALinear
 
 
+class KeyedDropout(nn.Dropout):
+    """Dropout that takes its random key from outside, so that a recomputation drops the same entries."""
+
+    def __init__(self, p: float):
+        super().__init__(p)
+        self._key: mx.array | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Return whether anything is dropped in training."""
+        return self._p_1 < 1
+
+    def set_key(self, key: mx.array) -> None:
+        """Use `key` in the next call only."""
+        self._key = key
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self.training or not self.drops:
+            return x
+        key, self._key = self._key, None
+        kept = mx.random.bernoulli(self._p_1, x.shape, key=key)
+        return (1 / self._p_1) * kept * x
+
+
 class AdaptedLayer(nn.Module):
     """A layer that adds something to `base_layer`; `merged` returns the plain layer that computes the same."""
 
@@ -58,7 +82,7 @@ class LoRALinear(AdaptedLayer):
         self.lora_B.weight = mx.zeros_like(self.lora_B.weight)
         if lora_bias:
             self.lora_B.bias = mx.zeros_like(self.lora_B.bias)
-        self.lora_dropout = nn.Dropout(dropout)
+        self.lora_dropout = KeyedDropout(dropout)
         self.scale = scale
         if dora:
             self.lora_magnitude_vector = mx.linalg.norm(dense_weight(base_layer).astype(mx.float32), axis=1)
@@ -73,7 +97,7 @@ class LoRALinear(AdaptedLayer):
         # the norm counts as a constant for the gradient (section 4.3 of the paper)
         norm = mx.stop_gradient(mx.linalg.norm(self.changed_weight(), axis=1))
         ratio = (self.lora_magnitude_vector / norm).astype(y.dtype)
-        if self.training and self.lora_dropout._p_1 < 1:  # as PEFT: the base product sees the dropped x as well
+        if self.training and self.lora_dropout.drops:  # as PEFT: the base product sees the dropped x as well
             plain = self.base_layer(seen)
             plain = plain - self.base_layer.bias if "bias" in self.base_layer else plain
             return y + (ratio - 1) * plain + ratio * change

@@ -5,24 +5,28 @@ Losses are sums over what counts, so that accumulated minibatches of different s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.nn.utils import checkpoint as checkpointed
 
+from ..adapters.layers import KeyedDropout
+from ..layers.attention import attend
 from ..layers.masks import Mask, decoder_mask
 
-ROWS_PER_CHUNK = 1024
+ROWS_PER_CHUNK = 512
 """Rows whose logits over the vocabulary exist at one time."""
 
 
 def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.array:
     """Return the last hidden states (B, L, M) of rows that are padded on the right, ids (B, L).
 
+    For the backward pass each layer keeps its input, the outputs of its large products and little else: norms,
+    rotation, attention and activation are recomputed, which costs no large product.
+
     Args:
-        checkpoint: compute the layers' intermediates again in the backward pass instead of keeping them.
+        checkpoint: keep only the layers' inputs, and recompute everything else.
     """
     x = base.embed_tokens(ids)
     length = ids.shape[1]
@@ -32,15 +36,67 @@ def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.arra
         window = base.config.sliding_window if layer.self_attn.sliding else None
         if window not in masks:
             masks[window] = decoder_mask(length, 0, ((0, length),), window, None, None, 0, x.dtype)
-        x = _layer(layer, rotation, masks[window], checkpoint)(x)
+        x = _layer(layer, x, rotation, masks[window], checkpoint)
     return base.norm(x)
 
 
-def _layer(layer: Any, rotation: Any, mask: Mask, checkpoint: bool) -> Callable[[mx.array], mx.array]:
-    def call(x: mx.array) -> mx.array:
+def _layer(layer: Any, x: mx.array, rotation: Any, mask: Mask, checkpoint: bool) -> mx.array:
+    """Return what `Qwen3DecoderLayer` returns, in parts whose intermediates are recomputed."""
+    attention, mlp = layer.self_attn, layer.mlp
+    if not layer.training or attention.dropout:  # dropped attention weights could not be drawn again
         return layer(x, rotation, mask)[0]
+    if checkpoint:
+        return _recomputed([layer], lambda x: layer(x, rotation, mask)[0])(x)
+    batch, length, _ = x.shape
+    heads = batch, length, -1, attention.head_dim
 
-    return checkpointed(layer, call) if checkpoint else call
+    def project(x: mx.array) -> tuple[mx.array, ...]:
+        x = layer.input_layernorm(x)
+        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+
+    def mix(x: mx.array, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        queries = rotation(attention.q_norm(queries.reshape(heads)).swapaxes(1, 2))
+        keys = rotation(attention.k_norm(keys.reshape(heads)).swapaxes(1, 2))
+        values = values.reshape(heads).swapaxes(1, 2)
+        mixed = attend(queries, keys, values, attention.scale, mask)
+        return x + attention.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def expand(x: mx.array) -> tuple[mx.array, mx.array]:
+        x = layer.post_attention_layernorm(x)
+        return mlp.gate_proj(x), mlp.up_proj(x)
+
+    def contract(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
+        return x + mlp.down_proj(mlp.act_fn(gate) * up)
+
+    projections = [layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj]
+    x = _recomputed([attention.q_norm, attention.k_norm, attention.o_proj], mix)(
+        x, *_recomputed(projections, project)(x)
+    )
+    expansion = [layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj]
+    return _recomputed([mlp.down_proj], contract)(x, *_recomputed(expansion, expand)(x))
+
+
+def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` such that its intermediates are recomputed in the backward pass, with the same dropout.
+
+    What the backward pass does not use is not recomputed: of y = W·f(x) only f(x), because MLX is lazy.
+
+    Args:
+        modules: those whose parameters `function` uses.
+    """
+    inner = [m for module in modules for m in module.modules()] if modules[0].training else []
+    dropouts = [m for m in inner if isinstance(m, KeyedDropout) and m.drops]
+    keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32) for _ in dropouts]  # drawn outside the call
+
+    def call(parameters: list[Any], *arrays: mx.array) -> Any:
+        for module, held in zip(modules, parameters, strict=True):
+            module.update(held)
+        for dropout, key in zip(dropouts, keys, strict=True):
+            dropout.set_key(key)
+        return function(*arrays)
+
+    checkpointed = mx.checkpoint(call)
+    return lambda *arrays: checkpointed([module.trainable_parameters() for module in modules], *arrays)
 
 
 def summed_cross_entropy(logits: mx.array, labels: mx.array, weights: mx.array) -> mx.array:
@@ -75,7 +131,7 @@ def chunked_cross_entropy(
         def chunk(x: mx.array, y: mx.array = y, w: mx.array = w) -> mx.array:
             return summed_cross_entropy(head(x), y, w)
 
-        total = total + checkpointed(trained, chunk)(x)
+        total = total + _recomputed([trained], chunk)(x)
     return total
 
 
@@ -90,13 +146,14 @@ def _frozen_head_loss(
     def loss_and_gradient(rows: mx.array) -> tuple[mx.array, mx.array]:
         total, gradients = mx.array(0.0), []
         for x, y, w in _chunks(rows, labels, weights):
+            if gradients:  # one chunk after the other: side by side all their logits would be in memory
+                x = mx.depends([x], [gradients[-1]])[0]
             logits = head(x)
             scores = logits.astype(mx.float32)
             top = mx.logsumexp(scores, axis=-1, keepdims=True)
-            chosen = mx.take_along_axis(scores, y[:, None], axis=-1)
-            total = total + mx.sum((top - chosen)[:, 0] * w)
-            change = mx.exp(scores - top)
-            change = mx.put_along_axis(change, y[:, None], mx.exp(chosen - top) - 1, axis=-1) * w[:, None]
+            total = total + mx.sum((top - mx.take_along_axis(scores, y[:, None], axis=-1))[:, 0] * w)
+            chosen = mx.arange(logits.shape[-1], dtype=y.dtype) == y[:, None]
+            change = (mx.exp(scores - top) - chosen) * w[:, None]
             gradients.append(mx.vjp(lambda x: [head(x)], [x], [change.astype(logits.dtype)])[1][0])
         return total, mx.concatenate(gradients)
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..tasks.batches import Piece, Runner
-from .frozen_head import LinearHead, fit_linear_head
+from .frozen_head import LinearHead, cross_validate, fit_linear_head
 from .objectives import Example
 
 POOLINGS = ("last", "mean")
@@ -55,9 +55,12 @@ def fit_head(
     targets = np.array([example.target for example in examples])
     weights = np.array([example.weight for example in examples], dtype=np.float32)
     candidates = POOLINGS if pooling == "auto" else (pooling,)
-    fitted = {
-        name: fit_linear_head(features[name], targets, problem, classes=classes, weights=weights, seed=seed)
+    validations = {
+        name: cross_validate(features[name], targets, problem, classes=classes, weights=weights, seed=seed)
         for name in candidates
     }
-    best = min(candidates, key=lambda name: fitted[name].score)  # "last" stands first
-    return best, fitted[best]
+    best = min(candidates, key=lambda name: validations[name].score)  # "last" stands first
+    head = fit_linear_head(
+        features[best], targets, problem, classes=classes, weights=weights, validation=validations[best]
+    )
+    return best, head

@@ -18,8 +18,7 @@ TIGHT = 0.95
 def training_bytes(model: Any, names: list[str], longest: int, options: TrainingOptions) -> int:
     """Return about how many bytes a training needs: weights, gradients, moments and intermediates.
 
-    Of every layer the inputs of its products are kept for the backward pass; with gradient checkpointing only its
-    input, and one layer's intermediates at a time.
+    Every layer keeps what `hidden_states` says for the backward pass; one layer's intermediates exist at a time.
 
     Args:
         names: the trained parameters. longest: tokens of the longest row.
@@ -33,8 +32,10 @@ def training_bytes(model: Any, names: list[str], longest: int, options: Training
     itemsize = 2 if model.dtype in (mx.float16, mx.bfloat16) else 4
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     per_layer = 6 * config.hidden_size + 3 * heads * config.head_dim + 5 * config.intermediate_size
-    layers = config.num_hidden_layers
-    kept = config.hidden_size * layers + per_layer if options.grad_checkpoint else per_layer * layers
+    kept_per_layer = config.hidden_size
+    if not options.grad_checkpoint:
+        kept_per_layer += config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
+    kept = kept_per_layer * config.num_hidden_layers + per_layer
     head = 3 * 4 * config.vocab_size * min(tokens, ROWS_PER_CHUNK) if hasattr(model, "logits") else 0
     return weights + trained + tokens * kept * itemsize + head
 

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import tiny
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_qwen3 import InputError, TrainingError
 from mlx_qwen3.adapters import add_adapter
@@ -164,6 +164,31 @@ def test_dropout_follows_from_the_seed():
     first, again, other = weights(0), weights(0), weights(1)
     assert all(mx.array_equal(first[name], again[name]) for name in first)
     assert not all(mx.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+def test_recomputed_layers_drop_the_same_entries_again(grad_checkpoint: bool):
+    model = tiny.model("Qwen3ForSequenceClassification", num_labels=2)
+    mx.random.seed(0)
+    add_adapter(model, r=2, alpha=4, dropout=0.4)
+    options = dataclasses.replace(OPTIONS, grad_checkpoint=grad_checkpoint)
+    work = Trainer(model, model.adapter.names, SequenceObjective(), examples(4), [], options)
+    batch = work.objective.batch(examples(4))
+    model.train()
+    work._freeze()
+    held = work.state.parameters
+    held = {n: a + 0.3 * mx.random.normal(a.shape, key=mx.random.key(i)) for i, (n, a) in enumerate(held.items())}
+    name = next(n for n in held if n.endswith("layers.0.self_attn.q_proj.lora_A.weight"))
+
+    def loss(change: mx.array) -> mx.array:
+        mx.random.seed(3)
+        model.update(tree_unflatten(list({**held, name: held[name] + change}.items())))
+        return work.objective.loss(model, batch)[0]
+
+    gradient = mx.grad(loss)(mx.zeros_like(held[name]))
+    direction = gradient / mx.linalg.norm(gradient)
+    slope = (loss(5e-3 * direction) - loss(-5e-3 * direction)) / 1e-2
+    np.testing.assert_allclose(np.array(slope), np.array(mx.linalg.norm(gradient)), rtol=2e-2)
 
 
 def test_the_forward_pass_of_training_is_the_model(monkeypatch: pytest.MonkeyPatch):
