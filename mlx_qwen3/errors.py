@@ -1,16 +1,16 @@
-"""Every error that a user can cause. Each names the thing that is wrong and the next step, in one line.
+"""The exceptions of the package. Each message names the problem and the next step in one line.
 
 MlxQwen3Error
 ├── ConfigError          a field of a configuration (also ValueError)
 ├── InputError           an argument of a call: shapes, ids, roles, labels (also ValueError)
-│   ├── ConstraintError  a schema, regex or grammar that cannot be kept
+│   ├── ConstraintError  an invalid or unsupported schema, regex or grammar
 │   ├── RowError         rows of a batch; holds the results of the other rows
 │   └── ContextError     more tokens than the model or its cache can hold
 ├── CheckpointError      files: missing, truncated, unsafe, a weight of the wrong shape
-│   └── UnsupportedModelError   another architecture; says where to go
-├── TokenizerError       a vocabulary or a chat template that cannot be used
-├── QuantizationError    a format, a recipe or a range (amax) that cannot be used (also ValueError)
-├── CacheError           a key/value cache that does not fit the model or cannot go back
+│   └── UnsupportedModelError   an unsupported architecture; names an alternative
+├── TokenizerError       an invalid vocabulary or chat template
+├── QuantizationError    an invalid format, recipe or range (amax) (also ValueError)
+├── CacheError           a key/value cache that does not fit the model or cannot be rewound
 ├── TrainingError        a training that diverged
 ├── MemoryFitError       the model and its cache do not fit this machine
 ├── DistributedError     several processes cannot work together
@@ -22,7 +22,7 @@ from typing import Any
 
 
 class MlxQwen3Error(Exception):
-    """The parent of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ConfigError(MlxQwen3Error, ValueError):
@@ -38,11 +38,13 @@ class ContextError(InputError):
 
 
 class ConstraintError(InputError):
-    """A schema, regex, list of choices or grammar cannot be kept; the message names the keyword and its path."""
+    """A schema, regex, list of choices or grammar is invalid or unsupported; the message names the keyword and its
+    path.
+    """
 
 
 class IncompleteOutputError(MlxQwen3Error):
-    """An answer was cut before its constraint was complete; `text` holds what there is of it."""
+    """An answer was cut before its constraint was complete; `text` holds the partial answer."""
 
     def __init__(self, message: str, text: str = ""):
         super().__init__(message)
@@ -63,7 +65,7 @@ class RowError(InputError):
         self.errors = errors
         self.results = results
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a process pool sends errors by pickle, which would drop the two
+    def __reduce__(self) -> tuple[Any, ...]:  # a process pool pickles errors, which would drop both attributes
         return type(self), (self.args[0], self.errors, self.results)
 
 
@@ -72,7 +74,7 @@ class CheckpointError(MlxQwen3Error):
 
 
 class UnsupportedModelError(CheckpointError):
-    """The checkpoint belongs to another architecture; the message says which package runs it."""
+    """The architecture is not supported; the message names a package that supports it."""
 
 
 class TokenizerError(MlxQwen3Error):
@@ -84,7 +86,7 @@ class QuantizationError(MlxQwen3Error, ValueError):
 
 
 class CacheError(MlxQwen3Error):
-    """A key/value cache does not fit the model, or cannot go back as far as asked."""
+    """A key/value cache does not fit the model, or cannot be rewound as far as requested."""
 
 
 class MemoryFitError(MlxQwen3Error):
@@ -92,7 +94,7 @@ class MemoryFitError(MlxQwen3Error):
 
 
 class DistributedError(MlxQwen3Error):
-    """Several processes cannot be connected, or one of them has gone."""
+    """Several processes cannot be connected, or one of them has exited."""
 
 
 class TrainingError(MlxQwen3Error):
@@ -100,4 +102,4 @@ class TrainingError(MlxQwen3Error):
 
 
 class HubError(MlxQwen3Error):
-    """The Hugging Face Hub cannot be reached or does not give the repository."""
+    """The Hugging Face Hub cannot be reached or does not provide the repository."""

@@ -1,8 +1,7 @@
-"""Read JSON and text that nobody has checked, and write files that appear whole or not at all.
+"""Read unchecked JSON and text, and write files atomically.
 
 The only JSON reader and, with `folders`, the only atomic writer of the package. Every function takes the class of the
-errors that it raises, so that a caller's users see the caller's kind of error; whatever is wrong with a file is
-reported as a one-line error of that class.
+errors to raise; any problem with a file is reported as a one-line error of that class.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ MAX_JSON_DEPTH = 200
 
 
 def read_bytes(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Return the content of a regular file. A pipe, a device or a file above `max_bytes` is refused.
+    """Return the content of a regular file. Pipes, devices and files above `max_bytes` raise.
 
     Raises:
         MlxQwen3Error: the class `error`; the file is missing, not readable, not a regular file, or too large.
@@ -68,7 +67,7 @@ def read_text(path: str | Path, *, error: ErrorClass = CheckpointError, max_byte
 
 
 def read_json(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         MlxQwen3Error: the class `error`; the file cannot be read, is not JSON, or is nested too deeply.
@@ -79,19 +78,19 @@ def read_json(path: str | Path, *, error: ErrorClass = CheckpointError, max_byte
 def read_json_object(
     path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-    """Return the mapping that a JSON file holds.
+    """Return the mapping in a JSON file.
 
     Raises:
         MlxQwen3Error: as `read_json`, and where the file holds something other than a mapping.
     """
     content = read_json(path, error=error, max_bytes=max_bytes)
     if not isinstance(content, dict):
-        raise error(f"{path} holds no mapping of names to values. Download or write the file again")
+        raise error(f"{path} does not contain a mapping of names to values. Download or write the file again")
     return content
 
 
 def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -> Any:
-    """Return what a JSON text holds; `source` names it in messages.
+    """Return the content of a JSON text; `source` names it in messages.
 
     Raises:
         MlxQwen3Error: the class `error`; not JSON, nested too deeply, or text that UTF-8 cannot represent.
@@ -112,7 +111,7 @@ def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -
         try:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise error(f"{source} holds half of a surrogate pair, which is no text. {again}") from None
+            raise error(f"{source} contains an unpaired surrogate. {again}") from None
     return content
 
 
@@ -159,7 +158,7 @@ def json_text(content: Any) -> str:
 
 
 def disk_error(path: str | Path, problem: OSError, error: ErrorClass = CheckpointError) -> MlxQwen3Error:
-    """Return the error that says what a failed write to `path` means for the user."""
+    """Return the error that explains a failed write to `path`."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return error(f"cannot write {path}: the disk is full. Free some space or choose another target")
     if isinstance(problem, FileExistsError | NotADirectoryError):
@@ -177,7 +176,7 @@ def disk_errors(path: str | Path, error: ErrorClass = CheckpointError) -> Iterat
 
 
 def reason_of(problem: Exception) -> str:
-    """Return in a few words what the system said."""
+    """Return the system's message in a few words."""
     return (problem.strerror if isinstance(problem, OSError) else None) or _first_line(problem)
 
 
@@ -189,24 +188,25 @@ def _first_line(problem: Exception) -> str:
 
 
 def write_atomically(path: str | Path, content: str | bytes, *, error: ErrorClass = CheckpointError) -> None:
-    """Write a file that appears under its name when it is complete; an older file of that name is replaced.
+    """Write a file atomically, replacing an existing one.
 
     Raises:
-        MlxQwen3Error: the class `error`; the file cannot be written. The older file stays, and nothing else is left.
+        MlxQwen3Error: the class `error`; the file cannot be written. An existing file is unchanged, and no partial
+            file is left.
     """
     try:
         data = content.encode("utf-8") if isinstance(content, str) else content
     except UnicodeEncodeError:
-        raise error(f"cannot write {path}: the text holds half of a surrogate pair. Remove it") from None
+        raise error(f"cannot write {path}: the text contains an unpaired surrogate. Remove it") from None
     with open_atomically(path, error=error) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def open_atomically(path: str | Path, *, error: ErrorClass = CheckpointError) -> Iterator[IO[bytes]]:
-    """Open a file to write that takes the place of `path` when the block ends without an error.
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
-    Missing parent folders are made.
+    Missing parent folders are created.
 
     Raises:
         MlxQwen3Error: the class `error`; the file cannot be written.
@@ -217,7 +217,7 @@ def open_atomically(path: str | Path, *, error: ErrorClass = CheckpointError) ->
     complete = False
     try:
         if "\0" in str(path):
-            raise error(f"cannot write {str(path)!r}: the name holds a NUL character. Choose another name")
+            raise error(f"cannot write {str(path)!r}: the name contains a NUL character. Choose another name")
         made = make_folders(path.parent)
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a regular file"
@@ -239,7 +239,7 @@ def open_atomically(path: str | Path, *, error: ErrorClass = CheckpointError) ->
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Make a folder and its parents; return those that were not there, the innermost first."""
+    """Create a folder and its parents; return the created ones, innermost first."""
     missing = []
     above = folder
     while not above.exists() and above != above.parent:
@@ -261,7 +261,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, with a second attempt where the first one fails or is interrupted."""
+    """Remove a file or folder, with a second attempt if the first fails or is interrupted."""
     try:
         _remove_once(path)
     except OSError:
@@ -281,6 +281,6 @@ def _remove_once(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make sure that a file's bytes are on the disk."""
+    """Flush a file to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

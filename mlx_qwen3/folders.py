@@ -1,10 +1,10 @@
-"""Replace several files of a folder, or a whole folder, so that it is the old one or the new one at any moment.
+"""Replace several files of a folder, or a whole folder, atomically.
 
 - `update_folder`: some files of a folder that other files share, replaced together (`save_pretrained`).
 - `replace_folder`: a whole folder, built beside its target and exchanged with it (`convert`).
 
-Whoever reads a folder that these functions write calls `finish_update` and `recover_folder` first; both cost one look
-at the folder where nothing was interrupted.
+Readers of such folders call `finish_update` and `recover_folder` first; both cost one directory lookup if nothing was
+interrupted.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from mlx_qwen3.files import (
 )
 
 UPDATE_NAME = ".mlx_qwen3-update"
-"""The folder in which a complete set of new files waits to be moved into the folder around it."""
+"""The subfolder with a complete set of new files that are to be moved into its parent."""
 _MANIFEST = "manifest.json"
 _MOST_UPDATES = 100
 """Updates of other processes after which a writer gives up."""
@@ -45,18 +45,19 @@ def update_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder whose files replace those of `folder` together when the block ends without an error.
 
-    The files are written beside, then their folder is renamed to `UPDATE_NAME`: with this step the update is decided.
-    Moving the files into place follows; should the process be killed before it ends, the next reader or writer of the
-    folder (`finish_update`) ends it. So the folder holds the old files or the new ones.
+    The files are written to a temporary subfolder, which is then renamed to `UPDATE_NAME`: this step commits the
+        update.
+    The files are then moved into place; if the process is killed before that is complete, the next reader or writer of
+    the folder completes it (`finish_update`). The folder thus holds either the old files or the new ones.
 
     Args:
-        folder: made where it is missing; other files in it stay.
-        replaces: whether an existing file of this name belongs to what is replaced, and is removed where the block has
-            not written it again.
+        folder: created if missing; other files in it are kept.
+        replaces: returns whether an existing file of this name belongs to the replaced set and is removed if the block
+            has not written it again.
         error: the class of the errors.
 
     Raises:
-        MlxQwen3Error: the class `error`; the folder cannot be written. It is as it was.
+        MlxQwen3Error: the class `error`; the folder cannot be written. It is unchanged.
     """
     folder = Path(folder)
     made: list[Path] = []
@@ -112,7 +113,7 @@ def _decide(staging: Path, folder: Path, error: ErrorClass) -> None:
 
 
 def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) -> None:
-    """Move the files of an update that was decided and interrupted into place. Does nothing where there is none.
+    """Complete an interrupted update that was committed; do nothing if there is none.
 
     Raises:
         MlxQwen3Error: the class `error`; the folder cannot be written, or the update is not one of this package.
@@ -170,7 +171,7 @@ def _move_files(folder: Path, update: Path, error: ErrorClass) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.parent.is_symlink():
             raise error(f"{target.parent} is a symbolic link, which is not written to. Delete {update}")
-        with contextlib.suppress(FileNotFoundError):  # moved already, or by another reader of the folder
+        with contextlib.suppress(FileNotFoundError):  # already moved, possibly by another reader of the folder
             os.replace(update / name, target)
     _discard(update)
 
@@ -189,14 +190,14 @@ def _is_inside(name: Any) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left."""
+    """Remove the temporary folders of killed writers."""
     for left in folder.glob(f"{UPDATE_NAME}-*"):
         pid = left.name.removeprefix(f"{UPDATE_NAME}-").partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not _is_alive(int(pid)):
             remove(left)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -210,19 +211,19 @@ def _alive(pid: int) -> bool:
 
 
 def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> None:
-    """Raise where there is something already and `force` is off."""
+    """Raise if the target exists and `force` is false."""
     if os.path.lexists(target) and not force:
         raise error(f"{target} exists. Choose another target, delete it, or replace it with --force")
 
 
 @contextlib.contextmanager
 def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> Iterator[Path]:
-    """Yield a new, empty folder beside `target` that takes its place when the block ends without an error.
+    """Yield a new, empty folder that replaces `target` when the block ends without an error.
 
-    An error, Ctrl-C included, removes the new folder and leaves the target as it was. Where the system can exchange
-    two folders in one step (Linux, macOS) the target is whole at any moment; elsewhere the next use of it
-    (`recover_folder`) puts the old one back after a kill between two renames. A second process that writes the same
-    target at the same time is refused.
+    An error, including Ctrl-C, removes the new folder and leaves the target unchanged. On systems that can exchange
+    two folders atomically (Linux, macOS) the target is complete at any moment; elsewhere its next use
+    (`recover_folder`) restores the old folder after a kill between two renames. A second process writing the same
+    target raises.
 
     Raises:
         MlxQwen3Error: the class `error`; the target exists and `force` is off, is being written, or cannot be.
@@ -246,7 +247,7 @@ def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass
     try:
         yield partial
         if os.path.lexists(target) and not force:
-            check_target_free(target, error=error)  # it appeared meanwhile
+            check_target_free(target, error=error)  # it may have been created meanwhile
         if not target.exists():
             os.rename(partial, target)
         elif not _exchange(partial, target):
@@ -269,7 +270,7 @@ def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass
 
 
 def _lock_new_folder(partial: Path, target: Path, error: ErrorClass) -> int:
-    """Make `partial` anew and return a descriptor whose lock says that this process writes it."""
+    """Recreate `partial` and return a descriptor whose lock marks it as being written by this process."""
     busy = f"{target} is being written by another process. Wait for it, or choose another target"
     while True:
         with contextlib.suppress(FileExistsError):
@@ -285,14 +286,14 @@ def _lock_new_folder(partial: Path, target: Path, error: ErrorClass) -> int:
         except (OSError, ImportError):  # a system without locks
             return descriptor
         if partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat()):
-            for left in list(partial.iterdir()):  # what a killed run left
+            for left in list(partial.iterdir()):  # left by a killed run
                 remove(left)
             return descriptor
         os.close(descriptor)
 
 
 def recover_folder(target: str | Path) -> None:
-    """Put back a folder that a killed process had set aside to replace it, where it is missing."""
+    """Restore a folder that a killed process had set aside to replace it, if it is missing."""
     target = Path(os.path.abspath(target))
     replaced = target.parent / f".{target.name}.replaced"
     if target.name and not os.path.lexists(target) and replaced.is_dir():
@@ -301,7 +302,7 @@ def recover_folder(target: str | Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step. Return False where the system cannot."""
+    """Exchange two folders atomically. Return False if the system cannot."""
     libc = ctypes.CDLL(None)
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":

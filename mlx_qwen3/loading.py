@@ -1,4 +1,4 @@
-"""`load()`: a folder or a Hub repository → the model and its tokenizer."""
+"""`load()`: the model and the tokenizer of a folder or Hub repository."""
 
 import logging
 from pathlib import Path
@@ -16,21 +16,21 @@ logger = logging.getLogger(__name__)
 
 
 def _run_as_plain_bert(model: Any, source: str) -> None:
-    """Switch the fake quantizers off where the checkpoint is plain BERT: none of them has a calibrated range."""
+    """Disable the fake quantizers if the checkpoint is plain BERT, without any calibrated range."""
     if all(quantizer.amax is None for _, quantizer in model.named_quantizers()):
         model.disable_quantizers("")
         logger.warning(
-            "%s is plain BERT without calibrated ranges: its fake quantizers are switched off; "
-            "QDQBert classes asked for by name keep them on",
+            "%s is plain BERT without calibrated ranges: its fake quantizers are disabled; "
+            "QDQBert classes loaded by name keep them enabled",
             source,
         )
 
 
 def base_of(folder: Path) -> tuple[Path, str | None]:
-    """Return a model's folder, and for the folder of an adapter that of its base and the class that it is for.
+    """Return a model's folder and, for the folder of an adapter, that of its base and the class it is for.
 
     Raises:
-        CheckpointError, UnsupportedModelError, HubError: an adapter that cannot be used, or whose base is not found.
+        CheckpointError, UnsupportedModelError, HubError: the adapter cannot be used, or its base is not found.
     """
     if not is_adapter_folder(folder):
         return folder, None
@@ -46,15 +46,15 @@ def load(
     adapter: str | Path | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """Return the model of whichever class the checkpoint names, in evaluation mode, and its tokenizer.
+    """Load a model of the class that the checkpoint names, in evaluation mode, and its tokenizer.
 
     Args:
         path_or_id: a folder, a Hub repository such as "Qwen/Qwen3-0.6B", a GGUF file, a quantization in a repository
-            such as "org/repo:Q4_K_M", or a model of ollama such as "ollama:qwen3:4b"; None for the small model that
-            comes with this package. The folder of a PEFT or mlx-lm adapter gives its base with the adapter.
-        adapter: the folder or Hub repository of an adapter to put into the model.
-        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
-        **options: what `from_pretrained` takes: `dtype`, `unpack`, configuration fields, and the arguments of the Hub.
+            such as "org/repo:Q4_K_M", or a model of ollama such as "ollama:qwen3:4b"; None for the small bundled model.
+            For the folder of a PEFT or mlx-lm adapter, load its base with the adapter.
+        adapter: folder or Hub repository of an adapter to attach.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
+        **options: arguments of `from_pretrained`: `dtype`, `unpack`, configuration fields, and arguments of the Hub.
 
     Raises:
         InputError, CheckpointError, UnsupportedModelError, ConfigError, TokenizerError, HubError: see there.

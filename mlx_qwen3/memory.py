@@ -1,4 +1,4 @@
-"""Estimate whether a model and its cache fit into this machine, before anything is loaded; wire memory on request."""
+"""Estimate whether a model and its cache fit into memory before loading; wire memory on request."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from .layers.variants import variants
 logger = logging.getLogger(__name__)
 
 TIGHT = 0.9
-"""The share of the memory above which a fit is called tight."""
+"""Share of the memory above which a fit is reported as tight."""
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -26,7 +26,7 @@ OUT_OF_MEMORY = ("alloc", "insufficient memory", "outofmemory", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; MLX raises RuntimeError then, never MemoryError."""
+    """Return whether an error means out of memory; MLX raises RuntimeError then, never MemoryError."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
@@ -34,13 +34,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Bytes that a model needs and bytes that this machine has.
+    """Bytes required by a model and available on this machine.
 
     Args:
-        weights: in the computing dtype; packed ones as they are.
-        cache: for `tokens` tokens.
-        memory: of the device or the machine.
-        working: intermediates of the largest pass over a prompt.
+        weights: bytes in the computing dtype; packed weights as stored.
+        cache: bytes for `tokens` tokens.
+        memory: bytes of the device or the machine.
+        working: bytes of the intermediates of the largest pass over a prompt.
     """
 
     weights: int
@@ -74,14 +74,14 @@ class MemoryFit:
 
 
 def gpu_info() -> dict[str, Any]:
-    """Return what MLX knows of the GPU, whatever the default device is; nothing where there is no GPU."""
+    """Return MLX's information about the GPU, whatever the default device is; empty without a GPU."""
     if not (mx.metal.is_available() or mx.cuda.is_available()):
         return {}
     return dict(mx.device_info(mx.Device(mx.gpu, 0)))
 
 
 def machine_memory() -> int:
-    """Return the bytes that a model may use: a GPU's working set, or the machine's memory within its container."""
+    """Return the bytes available to a model: a GPU's working set, or the memory of the machine or container."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = gpu_info()
         for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
@@ -96,13 +96,14 @@ def machine_memory() -> int:
 
 
 def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None = None) -> int:
-    """Return about how many bytes the intermediates of a pass over a prompt take at once.
+    """Estimate the bytes of intermediates alive at once during a pass over a prompt.
 
-    Of every layer in flight the projections of gate and up with their product, the queries, keys and values, and the
-    attention's output are alive; two steps of layers are in flight, or as many as run ahead where nothing bounds them.
+    For every layer in flight: the projections of gate and up and their product, the queries, keys and values, and the
+    output of attention. Two steps of layers are in flight, or as many as MLX runs ahead if unbounded.
 
     Args:
-        config: of a decoder. tokens: of the prompt. itemsize: bytes of a number in the computing dtype.
+        config: the configuration of a decoder. tokens: length of the prompt. itemsize: bytes per number of the
+            computing dtype.
         step: tokens per pass; by default that of this device.
     """
     passed = min(tokens, step or variants().prefill_step_size)
@@ -113,7 +114,7 @@ def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None =
 
 
 UNBOUNDED_LAYERS = 2
-"""Layers whose intermediates are alive where a pass is one graph: on a CPU, MLX keeps ten operations in flight."""
+"""Layers whose intermediates are alive if a pass is one graph: on a CPU, MLX keeps ten operations in flight."""
 
 
 def estimate_fit(
@@ -125,10 +126,10 @@ def estimate_fit(
     processes: int = 1,
     **cache_options: Any,
 ) -> MemoryFit:
-    """Return what a checkpoint needs with a cache of `tokens` tokens; only headers are read.
+    """Estimate the memory of a checkpoint with a cache of `tokens` tokens; only headers are read.
 
     Args:
-        dtype: what it will be computed in; by default what `from_pretrained` takes on this device.
+        dtype: the computing dtype; by default that of `from_pretrained` on this device.
         processes: how many divide the model; the result is what one of them needs.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
     """
@@ -142,7 +143,7 @@ def estimate_fit(
         for size in checkpoint.shape(name):
             count *= size
         stored = checkpoint.dtype(name)
-        # packed codes stay as they are; numbers are brought to the computing dtype
+        # packed codes are kept; floats are cast to the computing dtype
         size = count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
         weights += size // processes if len(checkpoint.shape(name)) > 1 else size
     name = str(computed).rpartition(".")[2]
@@ -152,14 +153,14 @@ def estimate_fit(
 
 
 def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:
-    """Log a warning for a fit above 90 % of the memory, and refuse what does not fit.
+    """Log a warning for a fit above 90 % of the memory, and raise if the model does not fit.
 
     Args:
-        source: what the messages call the model.
-        force: warn where it would be refused.
+        source: name of the model in messages.
+        force: warn instead of raising.
 
     Raises:
-        MemoryFitError: it does not fit; the message has the numbers and the next step.
+        MemoryFitError: the model does not fit; the message has the numbers and the next step.
     """
     if fit.fits:
         if fit.tight:
@@ -181,13 +182,13 @@ def wire_memory(gigabytes: float | None) -> None:
     """Let MLX keep up to this much memory wired, so that macOS does not page it out. Nothing is wired by default.
 
     Args:
-        gigabytes: None for as much as the device recommends.
+        gigabytes: limit; None for the device's recommendation.
 
     Raises:
         InputError: no Metal device, or more than the device recommends.
     """
     if not mx.metal.is_available():
-        raise InputError("memory can be wired on Metal only, and there is no Metal device here. Leave it out.")
+        raise InputError("--wired-limit requires a Metal device. Omit it on this machine.")
     limit = int(gpu_info()["max_recommended_working_set_size"])
     wanted = limit if gigabytes is None else int(gigabytes * 1e9)
     if not 0 < wanted <= limit:

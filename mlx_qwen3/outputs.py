@@ -1,6 +1,6 @@
-"""What a model call returns: fields by attribute, by string key and by index, in the Hugging Face order.
+"""Model outputs: fields by attribute, by key and by index, in the Hugging Face order.
 
-Fields that are None are left out of the mapping and of the tuple, as the reference does.
+Fields that are None are omitted from the mapping and the tuple, as in the reference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 
 _ALWAYS_SET: Any = None
-"""The default of fields that every model sets: type checkers need no test for None."""
+"""Default of fields that every model sets, so that type checkers require no test for None."""
 
 
 @dataclass
 class ModelOutput(Mapping):
-    """A frozen list of named results. `output.logits`, `output["logits"]` and `output[0]` are the same thing."""
+    """An immutable mapping of results. `output.logits`, `output["logits"]` and `output[0]` are the same."""
 
     def _present(self) -> dict[str, Any]:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
@@ -34,7 +34,7 @@ class ModelOutput(Mapping):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __hash__(self) -> int:  # type: ignore[override]  # Mapping has none; an output is compared by identity
+    def __hash__(self) -> int:  # type: ignore[override]  # Mapping defines none; outputs are compared by identity
         return id(self)
 
     def to_tuple(self) -> tuple[Any, ...]:
@@ -75,7 +75,7 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class CausalLMOutputWithPast(ModelOutput):
-    """`loss` a scalar; `logits` (B, L, V) or of the positions that were asked for."""
+    """`loss` a scalar; `logits` (B, L, V), or those of the requested positions."""
 
     loss: mx.array | None = None
     logits: mx.array = _ALWAYS_SET
@@ -160,7 +160,7 @@ class MultipleChoiceModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class NextSentencePredictorOutput(ModelOutput):
-    """`logits` (B, 2): is the second sentence the next one, or a random one."""
+    """`logits` (B, 2): the second sentence is the next one, or a random one."""
 
     loss: mx.array | None = None
     logits: mx.array = _ALWAYS_SET

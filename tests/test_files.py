@@ -41,7 +41,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
             read_json(path)
     file = tmp_path / "list.json"
     file.write_text("[1]")
-    with pytest.raises(CheckpointError, match="no mapping"):
+    with pytest.raises(CheckpointError, match="not contain a mapping"):
         read_json_object(file)
     with pytest.raises(CheckpointError, match="too large"):
         read_text(file, max_bytes=2)

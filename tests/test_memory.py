@@ -179,5 +179,5 @@ def test_wiring_is_refused_where_there_is_no_metal():
         with pytest.raises(InputError, match="cannot wire"):
             wire_memory(1e6)
     else:
-        with pytest.raises(InputError, match="no Metal device"):
+        with pytest.raises(InputError, match="requires a Metal device"):
             wire_memory(1.0)

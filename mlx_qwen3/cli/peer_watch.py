@@ -143,12 +143,12 @@ class PeerWatch:
             farewell = b""
         if farewell == _GOODBYE or self._left:
             return
-        time.sleep(GRACE_SECONDS)  # the backend may have told already, and the process be on its way out
+        time.sleep(GRACE_SECONDS)  # the backend may have reported it already, and this process may be exiting
         if self._left:
             return
         if self._rank == 0:
             sys.stdout.flush()
-            print("mlx-qwen3: another process has ended. Start all of them again", file=sys.stderr, flush=True)
+            print("mlx-qwen3: another process has exited. Start all of them again", file=sys.stderr, flush=True)
         os._exit(2 if self._rank == 0 else 1)
 
 

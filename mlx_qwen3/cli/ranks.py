@@ -147,9 +147,9 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
 
 
 def peer_loss(error: BaseException) -> DistributedError:
-    """Return the one line that tells of a lost process."""
+    """Return the error for a lost process."""
     return DistributedError(
-        f"another process has ended or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
+        f"another process has exited or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
     )
 
 

@@ -1,8 +1,8 @@
-"""Several processes as one: tensor-parallel models, agreement between ranks, and rows that ranks share.
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows.
 
 The rows of q, k, v, gate and up and the columns of o and down are divided, so that a layer needs one sum over the ranks
 for its attention and one for its MLP (Megatron-LM, Shoeybi et al. 2019). Embedding and output head are divided by
-vocabulary where the number of ranks divides it. Every rank reads its own part of each tensor and nothing else of it.
+vocabulary where the number of ranks divides it. Every rank reads only its own shard of each tensor.
 """
 
 from .agreement import agree_on_seed, check_same, raise_if_stopped, request_stop, same_outcome, stoppable

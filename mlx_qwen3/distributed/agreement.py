@@ -1,4 +1,4 @@
-"""What all ranks must have in common: files, seeds, errors, and the token at which an answer is stopped."""
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
 
 import hashlib
 import json
@@ -50,13 +50,13 @@ _stop_requested = False
 
 
 def request_stop() -> None:
-    """Ask all ranks to stop their answer: within eight tokens each raises `KeyboardInterrupt`; see `stoppable`."""
+    """Ask all ranks to stop generating: within eight tokens each raises `KeyboardInterrupt`; see `stoppable`."""
     global _stop_requested
     _stop_requested = True
 
 
 def stoppable(steps: Generator[T, None, None], group: Group | None) -> Generator[T, None, None]:
-    """Yield from `steps`; raise `KeyboardInterrupt` on every rank at the same step once one was asked to stop."""
+    """Yield from `steps`; raise `KeyboardInterrupt` on every rank at the same step after a stop request."""
     try:
         for count, step in enumerate(steps):
             if group is not None and count % TOKENS_BETWEEN_CHECKS == 0:
@@ -78,7 +78,7 @@ def check_same(group: Group, what: str, *content: Any) -> None:
     """Compare `content` (JSON) over the ranks.
 
     Raises:
-        CheckpointError: some rank has something else.
+        CheckpointError: the contents differ.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).digest()
     others = [rank for rank, found in enumerate(gather_bytes(digest, group)) if found != digest]

@@ -1,4 +1,4 @@
-"""The group of processes, and bytes that travel between them."""
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
 
 import json
 import os
@@ -13,7 +13,7 @@ Group = mx.distributed.Group
 
 
 def find_group(distributed: bool | Group) -> Group | None:
-    """Return the group that a caller asks for, None for a single process.
+    """Return the requested group, None for a single process.
 
     Args:
         distributed: True for all processes that `mlx.launch` started, or a group of `mx.distributed`.
@@ -101,7 +101,7 @@ def gather_bytes(content: bytes, group: Group) -> list[bytes]:
 
 
 def any_rank(value: bool, group: Group) -> bool:
-    """Return whether `value` is true on any rank; every rank must ask."""
+    """Return whether `value` is true on any rank; every rank must call this."""
     return bool(summed(mx.array([int(value)], mx.int32), group).item())
 
 

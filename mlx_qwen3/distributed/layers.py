@@ -1,4 +1,4 @@
-"""Layers of which each rank holds a part."""
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Read a rank's part of a checkpoint into a model, a block of rows at a time."""
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -20,20 +20,20 @@ COLUMNS = ("o_proj", "down_proj")
 
 VOCABULARY = ("embed_tokens", "lm_head")
 VOCABULARY_BYTES = 64 << 20
-"""Bytes of an embedding from which on it is divided: below, two more sums per token would cost more than they save."""
+"""Bytes of an embedding above which it is sharded: below, two more reductions per token cost more than they save."""
 
 BYTES_AT_ONCE = 64 << 20
 """Bytes of a layer that are read, or decoded, before the columns of other ranks are dropped."""
 
 
 def check_divides(config: Any, group: Group, groups: Iterable[int] = ()) -> None:
-    """Check that every rank gets as many heads and columns as the others.
+    """Check that the number of ranks divides the heads and columns.
 
     Args:
         groups: how many groups of packed columns the layers have whose columns are divided.
 
     Raises:
-        InputError: the number of processes does not divide them; the message says which numbers do.
+        InputError: the number of processes does not divide them; the message lists the numbers that do.
     """
     names = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
     sizes = {name: int(getattr(config, name)) for name in names}

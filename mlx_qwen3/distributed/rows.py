@@ -1,4 +1,4 @@
-"""Rows that ranks share: who computes which, and how the results come together."""
+"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
 
 import base64
 import json
@@ -43,7 +43,7 @@ def rows_of_first(rows: Iterable[Any], group: Group) -> Iterator[Any]:
 
 
 def shared_rows(lengths: list[int], group: Group) -> list[int]:
-    """Return the indices of this rank's rows: dealt by length, so that every rank gets as much to do."""
+    """Return the indices of this rank's rows, assigned by length so that the ranks have equal work."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return sorted(order[group.rank() :: group.size()])
 
@@ -63,7 +63,7 @@ def gather_rows(own: Mapping[int, Any], count: int, group: Group) -> list[Any]:
 
 
 def to_json(result: Any) -> Any:
-    """Return a result as JSON can hold it: arrays as their bytes."""
+    """Convert a result to JSON values: arrays as their bytes."""
     if isinstance(result, mx.array | np.ndarray):
         array = np.asarray(result, np.float32)
         kind = "mlx" if isinstance(result, mx.array) else "numpy"
@@ -72,7 +72,7 @@ def to_json(result: Any) -> Any:
 
 
 def from_json(result: Any) -> Any:
-    """Return what `to_json` was given."""
+    """Restore the argument of `to_json`."""
     if not (isinstance(result, dict) and "__array__" in result):
         return result
     array = np.frombuffer(base64.b64decode(result["__array__"]), np.float32).reshape(result["shape"])

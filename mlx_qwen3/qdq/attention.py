@@ -14,7 +14,7 @@ from .fake_quantizer import TensorQuantizer
 from .linear import LayerDescriptors, QuantLinear
 
 KeysAndValues = tuple[mx.array, mx.array]
-"""(B, H, S, D) each, not quantized: the quantizers run on the whole of them at every step."""
+"""(B, H, S, D) each, not quantized: the quantizers run on all keys and values at every step."""
 
 
 class QuantSelfAttention(nn.Module):
@@ -22,8 +22,8 @@ class QuantSelfAttention(nn.Module):
 
     Args:
         position_embedding_type: 'absolute', 'relative_key' or 'relative_key_query'.
-        max_positions: how far apart relative positions can be.
-        descriptors: of all fake quantizers inside.
+        max_positions: largest distance of relative positions.
+        descriptors: descriptors of all fake quantizers of the layer.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class QuantSelfAttention(nn.Module):
         offset: int = 0,
         need_weights: bool = False,
     ) -> tuple[mx.array, mx.array | None, KeysAndValues]:
-        """Return the mixed values, the weights if wanted, and the keys and values to cache.
+        """Return the attention output, the weights if requested, and the keys and values to cache.
 
         Args:
             hidden_states: (B, L, M).
-            mask: added to the scores (B, 1, L or 1, S); None where every key may be seen.
+            mask: added to the scores (B, 1, L or 1, S); None if no key is masked.
             head_mask: multiplies the weights, broadcast to (B, H, L, S).
-            encoder_hidden_states: (B, S, M), which turns this into cross attention.
-            past: keys and values of earlier tokens, or of the encoder's states.
+            encoder_hidden_states: (B, S, M) for cross attention.
+            past: keys and values of earlier tokens or of the encoder's states.
             offset: the position of the first query.
 
         Returns:
@@ -113,7 +113,7 @@ class QuantSelfAttention(nn.Module):
         return self.matmul_a_input_quantizer(weights) @ self.matmul_v_input_quantizer(values), weights
 
     def _relative_scores(self, queries: mx.array, keys: mx.array, offset: int) -> mx.array:
-        """q·E[i−j], and k·E[i−j] for 'relative_key_query', of the unquantized q and k (B, H, L, S)."""
+        """Return q·E[i−j], plus k·E[i−j] for 'relative_key_query', of the unquantized q and k (B, H, L, S)."""
         length, size = queries.shape[2], keys.shape[2]
         if size > self.max_positions:
             raise InputError(

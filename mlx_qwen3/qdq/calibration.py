@@ -1,4 +1,4 @@
-"""A model's fake quantizers: finding them by name, switching them, and setting their ranges from data.
+"""Find a model's fake quantizers by name, enable or disable them, and calibrate their ranges from data.
 
 A quantizer's name is its name on disk: the path of its layer and the reference's attribute,
 `encoder.layer.0.attention.self.query._input_quantizer`. Source of the recipe: pytorch-quantization 2.2.1
@@ -34,22 +34,22 @@ def named_quantizers(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
 
 
 def switch_quantizers(model: nn.Module, pattern: str, enabled: bool) -> list[str]:
-    """Turns on or off the quantizers whose name holds a match of the regular expression; gives their names.
+    """Enable or disable the quantizers whose name contains a match of the regular expression; return their names.
 
     Raises:
-        InputError: `pattern` is no regular expression.
+        InputError: `pattern` is not a regular expression.
     """
     try:
         expression = re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise InputError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        raise InputError(f"pattern is not a regular expression: {pattern!r} ({error}). Correct it.") from None
     names = []
     for name, quantizer in named_quantizers(model):
         if expression.search(name):
             quantizer.enabled = enabled
             names.append(name)
     if not names:
-        logger.warning("no quantizer's name holds a match of %r; named_quantizers() lists them", pattern)
+        logger.warning("no quantizer's name matches %r: named_quantizers() lists them", pattern)
     return names
 
 
@@ -62,19 +62,19 @@ def calibrate(
     stride: int = 1,
     start_bin: int = 128,
 ) -> None:
-    """Set the range of every enabled quantizer from what it sees while the model runs over `batches`.
+    """Set the range of every enabled quantizer from the values it receives while the model runs over `batches`.
 
-    Weights, and activations with a range for each index, take their maximum whatever the method.
+    Weights, and activations with a range per index, always use their maximum.
 
     Args:
-        batches: mappings of the model's arguments (a tokenizer's result), or arrays of token ids (B, L).
-        method: 'max', or by a histogram of |x|: 'percentile', 'mse' or 'entropy'.
+        batches: mappings of the model's arguments (the result of a tokenizer), or arrays of token ids (B, L).
+        method: 'max', or from a histogram of |x|: 'percentile', 'mse' or 'entropy'.
         percentile: share of the values that the method 'percentile' keeps, from 0 to 100.
         stride, start_bin: the candidate ranges of 'mse' and 'entropy', in bins of 2048.
 
     Raises:
-        QuantizationError: no batches; no quantizer is enabled; a quantizer that no data reached, by name; an
-            unknown method. The ranges are then as before.
+        QuantizationError: no batches; no quantizer is enabled; a quantizer received no data (named); the method is
+            unknown. The ranges are unchanged then.
     """
     if method not in CALIBRATION_METHODS:
         raise QuantizationError(f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}")
@@ -82,7 +82,9 @@ def calibrate(
         raise InputError(f"batches is {batches!r}, expected an iterable of mappings or of arrays of token ids")
     quantizers = [(name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.enabled]
     if not quantizers:
-        raise QuantizationError("there is no enabled fake quantizer to calibrate; enable_quantizers('') turns them on")
+        raise QuantizationError(
+            "there is no enabled fake quantizer to calibrate. Enable them with enable_quantizers('')."
+        )
     before = [quantizer.amax for _, quantizer in quantizers]
     by_histogram = set()
     for name, quantizer in quantizers:
@@ -99,7 +101,7 @@ def calibrate(
             mx.eval(list(_arrays(output)))
             seen += 1
         if not seen:
-            raise QuantizationError("batches is empty: calibration needs data")
+            raise QuantizationError("batches is empty. Pass at least one batch.")
         options = {"percentile": percentile} if method == "percentile" else {"stride": stride, "start_bin": start_bin}
         for name, quantizer in quantizers:
             if name in by_histogram:
@@ -115,7 +117,7 @@ def calibrate(
         model.train(training)
     zero = [name for name, quantizer in quantizers if _is_zero(quantizer.amax)]
     if zero:
-        logger.warning("%s saw nothing but zeros: what passes it becomes 0", ", ".join(zero))
+        logger.warning("%s received only zeros: its output will be 0", ", ".join(zero))
 
 
 def _is_zero(amax: mx.array | None) -> bool:

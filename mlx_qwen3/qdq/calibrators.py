@@ -1,7 +1,7 @@
-"""Range calibrators: they watch the tensors that pass a fake quantizer and name the largest magnitude to keep.
+"""Range calibrators: collect statistics of the tensors that pass a fake quantizer and compute the range to keep.
 
-Source of every rule: pytorch-quantization 2.2.1, `calib/max.py` and `calib/histogram.py`. They know arrays only,
-no model. Histograms live on the host: a calibration reads its data once and then works on 2048 counts.
+Source of every rule: pytorch-quantization 2.2.1, `calib/max.py` and `calib/histogram.py`. Histograms are kept on
+the host: calibration reads the data once and then works on 2048 counts.
 """
 
 import math
@@ -23,17 +23,17 @@ TINY_AMAX = 2.0**-24
 
 
 class MaxCalibrator:
-    """The running maximum of |x|: one number, or one for each index of `axis`."""
+    """The running maximum of |x|: one number, or one per index of `axis`."""
 
     def __init__(self, axis: int | tuple[int, ...] | None = None):
         self.axis = axis
         self._amax: mx.array | None = None
 
     def collect(self, x: mx.array) -> None:
-        """Take in one tensor.
+        """Collect one tensor.
 
         Raises:
-            QuantizationError: the kept axes have another size than before.
+            QuantizationError: the kept axes differ in size from the previous tensor.
         """
         amax = reduce_amax(x, self.axis)
         if self._amax is not None:
@@ -42,7 +42,7 @@ class MaxCalibrator:
                     f"the calibrated tensors differ: ranges of shape {self._amax.shape}, then of {amax.shape}"
                 )
             amax = mx.maximum(self._amax, amax)
-        mx.eval(amax)  # otherwise every batch's graph stays alive until the end
+        mx.eval(amax)  # otherwise the graph of every batch stays alive until the end
         self._amax = amax
 
     def compute_amax(self) -> mx.array | None:
@@ -64,7 +64,7 @@ class HistogramCalibrator:
         self._zeros = 0
 
     def collect(self, x: mx.array) -> None:
-        """Take in one tensor.
+        """Collect one tensor.
 
         Raises:
             QuantizationError: the tensor holds NaN or infinity.
@@ -74,10 +74,10 @@ class HistogramCalibrator:
             return
         largest = values.max()
         if not np.isfinite(largest):
-            raise QuantizationError("the calibrated tensor holds NaN or infinity; check the model and the inputs")
+            raise QuantizationError("the calibrated tensor contains NaN or infinity. Check the model and the inputs.")
         if self._counts is None:
             width = np.float32(float(largest) / FIRST_BINS)
-            if width == 0:  # no width can be taken from it; it joins the first bin of a later batch
+            if width == 0:  # it defines no bin width and is counted in the first bin of a later batch
                 self._zeros += values.size
                 return
             self._width = width
@@ -105,8 +105,7 @@ class HistogramCalibrator:
         """
         if method not in HISTOGRAM_METHODS:
             raise QuantizationError(
-                f"calibration method {method!r} needs something else than a histogram; "
-                f"choose one of {', '.join(HISTOGRAM_METHODS)}"
+                f"calibration method {method!r} does not use a histogram. Choose one of {', '.join(HISTOGRAM_METHODS)}"
             )
         if not 0 <= percentile <= 100:
             raise QuantizationError(f"percentile is {percentile}, expected a number from 0 to 100")
@@ -148,7 +147,7 @@ def _edges(bins: int, width: np.float32) -> np.ndarray:
 
 
 def reduce_amax(x: mx.array, axis: int | tuple[int, ...] | None) -> mx.array:
-    """max |x| over every axis but `axis` (kept as size 1); a single element becomes a scalar."""
+    """Return max |x| over every axis but `axis` (kept as size 1); a single element becomes a scalar."""
     if axis is None:
         return mx.abs(x).max()
     axes = (axis,) if isinstance(axis, int) else axis
@@ -168,7 +167,9 @@ def amax_of_percentile(counts: np.ndarray, edges: np.ndarray, percentile: float)
 def amax_of_entropy(
     counts: np.ndarray, edges: np.ndarray, num_bits: int, unsigned: bool, stride: int, start_bin: int
 ) -> float:
-    """Return the range whose quantized distribution diverges least from the clipped one; the largest among equals."""
+    """Return the range with the least divergence between the quantized and the clipped distribution; the largest among
+    equals.
+    """
     bins = counts.astype(np.float64)
     bins[0] = bins[1]  # zeros would outweigh everything else
     candidates = range(start_bin, len(bins) + 1, stride)
@@ -204,7 +205,7 @@ def _kullback_leibler(p: np.ndarray, q: np.ndarray) -> float:
 def amax_of_mse(
     counts: np.ndarray, edges: np.ndarray, num_bits: int, unsigned: bool, stride: int, start_bin: int
 ) -> float:
-    """Return the bin centre that, taken as the range, gives the least squared error over the histogram."""
+    """Return the bin centre that, as the range, gives the least squared error over the histogram."""
     centers = ((edges[1:].astype(np.float64) + edges[:-1]) / 2).astype(np.float32)
     bound = np.float32(2.0 ** (num_bits - 1 + int(unsigned)) - 1)
     candidates = np.arange(start_bin, len(centers), stride)

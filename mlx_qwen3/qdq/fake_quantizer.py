@@ -1,8 +1,8 @@
 """The fake quantizer: rounds a tensor to a few bits and back, so that a float model sees its deployment precision.
 
 Source of the formulas and states: pytorch-quantization 2.2.1, `tensor_quant.py` (`_tensor_quant`, the CPU path)
-and `nn/modules/tensor_quantizer.py`. A quantizer is no `nn.Module`, and its range no parameter: an optimizer must
-not reach it, and MLX takes every public array of a module for a parameter.
+and `nn/modules/tensor_quantizer.py`. A quantizer is not an `nn.Module` and its range not a parameter: optimizers
+must not update it, and MLX treats every public array of a module as a parameter.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,18 +21,18 @@ CALIB_METHODS = ("max", "histogram")
 
 @dataclass(frozen=True)
 class QuantDescriptor:
-    """How a tensor is quantized.
+    """The quantization settings of a tensor.
 
     Args:
-        num_bits: width, the sign included.
-        axis: the axis (or axes) with a range for each index; None for one range for the tensor.
-        unsigned: levels from 0 up; the tensor must not hold negative values.
-        narrow_range: leaves out the lowest level (−128 of 8 bits).
-        calib_method: what `start_calibration` collects: 'max' or 'histogram'.
-        amax: a range to start from.
+        num_bits: number of bits, including the sign.
+        axis: the axis (or axes) with one range per index; None for one range per tensor.
+        unsigned: use levels from 0; the tensor must not contain negative values.
+        narrow_range: omit the lowest level (−128 of 8 bits).
+        calib_method: statistics that `start_calibration` collects: 'max' or 'histogram'.
+        amax: the initial range.
 
     Raises:
-        QuantizationError: a value that cannot be used; the message names the field.
+        QuantizationError: an invalid value; the message names the field.
     """
 
     num_bits: int = 8
@@ -59,15 +59,15 @@ class QuantDescriptor:
             )
         if self.calib_method == "histogram" and self.axis is not None:
             raise QuantizationError(
-                "quantization descriptor: a histogram takes one range for the tensor; set axis to null"
+                "quantization descriptor: a histogram requires one range per tensor. Set axis to null."
             )
 
     @classmethod
     def merged(cls, changes: "Mapping[str, Any] | QuantDescriptor | None", field: str, **defaults: Any) -> Self:
-        """`defaults` with `changes` over them; `field` is the name that an error gives them.
+        """Return `defaults` updated by `changes`; `field` is the name used in errors.
 
         Raises:
-            QuantizationError: `changes` is no mapping or has an unknown key.
+            QuantizationError: `changes` is not a mapping or has an unknown key.
         """
         if isinstance(changes, cls):
             return changes
@@ -76,7 +76,7 @@ class QuantDescriptor:
         names = [f.name for f in fields(cls)]
         for key in changes or {}:
             if key not in names:
-                raise QuantizationError(f"{field} has the unknown key {key!r}; known are {', '.join(names)}")
+                raise QuantizationError(f"{field} has an unknown key: {key!r}. Use {', '.join(names)}.")
         return cls(**{**defaults, **(changes or {})})
 
     @property
@@ -91,16 +91,16 @@ class QuantDescriptor:
 def fake_quantize(
     x: mx.array, amax: mx.array, low: float, high: float, factors: "tuple[mx.array, mx.array] | None" = None
 ) -> mx.array:
-    """`x` rounded to the levels `low`…`high` of the step `amax/high`, as floats of `x`'s dtype.
+    """Round `x` to the levels `low`…`high` of the step `amax/high`; return floats of `x`'s dtype.
 
     The product with `high/amax` is rounded half to even and divided by the same factor again: any other order of these
     operations flips ties. An `amax` up to 2⁻²⁴ gives zeros. Computed in float32. The gradient passes straight through
-    where |x| ≤ amax and is zero elsewhere; none goes to `amax`.
+    where |x| ≤ amax and is zero elsewhere; `amax` gets none.
 
     Args:
         x: any shape.
         amax: the range, float32, broadcast against `x`.
-        factors: `scale_factors(amax, high)`, where it is at hand already.
+        factors: `scale_factors(amax, high)`, if already computed.
     """
     up, down = factors or scale_factors(amax, high)
     fused = mx.default_device().type == mx.DeviceType.gpu
@@ -109,8 +109,8 @@ def fake_quantize(
 
 
 def scale_factors(amax: mx.array, high: float) -> tuple[mx.array, mx.array]:
-    """Return what a value is multiplied by to give its level, and what the level is divided by: high/amax, but 0 and 1
-    where the range counts as zero.
+    """Return the factor from values to levels and the divisor back: high/amax, but 0 and 1 if the range counts as
+    zero.
     """
     zero = amax <= TINY_AMAX
     scale = mx.where(zero, 1.0, high / amax)
@@ -125,7 +125,7 @@ def _with_straight_through(low: float, high: float, fused: bool) -> Quantize:
     def levels(x: mx.array, up: mx.array, down: mx.array) -> mx.array:
         return mx.clip(mx.round(x * up), low, high) / down
 
-    # one kernel in place of four; on a CPU compiling it costs a second and gains little
+    # one kernel instead of four; on a CPU compilation costs a second and saves little
     run = mx.compile(levels, shapeless=True) if fused else levels
 
     @mx.custom_function
@@ -141,22 +141,22 @@ def _with_straight_through(low: float, high: float, fused: bool) -> Quantize:
 
 
 class TensorQuantizer:
-    """Calling it fake-quantizes an array; without a range it takes the largest magnitude of what it is given.
+    """Fake-quantize arrays; without a range, use the largest magnitude of each input.
 
-    States: disabled (the input comes back), calibrating (the input is watched and comes back), else quantizing.
+    States: disabled (returns the input), calibrating (observes and returns the input), else quantizing.
 
     Args:
         **descriptor: the fields of `QuantDescriptor`.
 
     Raises:
-        QuantizationError: a descriptor or a range that cannot be used; a negative input where `unsigned`.
+        QuantizationError: an invalid descriptor or range; a negative input if `unsigned`.
     """
 
     def __init__(self, descriptor: QuantDescriptor | None = None, *, name: str = "", **fields: Any):
         self.descriptor = descriptor or QuantDescriptor.merged(fields, "TensorQuantizer")
         self.name = name
         self.shape: tuple[int, ...] | None = None
-        """The shape that a range must have, where the owner of the quantizer knows it."""
+        """The required shape of the range, if the owner of the quantizer knows it."""
         self.enabled = True
         self.calibrating = False
         self._amax: mx.array | None = None
@@ -190,7 +190,7 @@ class TensorQuantizer:
 
     @property
     def amax(self) -> mx.array | None:
-        """The range: float32, a scalar or one number for each index of `axis`. None: taken from every input anew."""
+        """The range: float32, a scalar or one number per index of `axis`; None to derive it from every input."""
         return self._amax
 
     @amax.setter
@@ -211,15 +211,15 @@ class TensorQuantizer:
             amax = amax.reshape(expected)
         numbers = np.array(amax)
         if not numbers.size or not np.isfinite(numbers).all():
-            raise QuantizationError(f"{where} is empty or holds NaN or infinity; calibrate again")
+            raise QuantizationError(f"{where} is empty or contains NaN or infinity. Calibrate again.")
         if numbers.min() < 0:
-            raise QuantizationError(f"{where} is negative ({numbers.min():g}); a range is a magnitude")
+            raise QuantizationError(f"{where} is negative: {numbers.min():g}. A range is a magnitude.")
         self._amax, self._factors = amax, scale_factors(amax, self.descriptor.bounds[1])
         mx.eval(self._amax, self._factors)
 
     @property
     def step_size(self) -> mx.array | None:
-        """The distance of two levels, amax/(2^(bits−1) − 1); None without a range."""
+        """The distance between two levels, amax/(2^(bits−1) − 1); None without a range."""
         return None if self._amax is None else self._amax / self.descriptor.bounds[1]
 
     def enable(self) -> None:
@@ -227,22 +227,22 @@ class TensorQuantizer:
         self.enabled = True
 
     def disable(self) -> None:
-        """Give the input back unchanged, in calibration too."""
+        """Return the input unchanged, also during calibration."""
         self.enabled = False
 
     def start_calibration(self, calib_method: str | None = None) -> None:
-        """Watch what is passed in and quantize nothing, until `finish_calibration`.
+        """Observe inputs without quantizing them, until `finish_calibration`.
 
         Args:
             calib_method: 'max' or 'histogram'; the descriptor's by default.
 
         Raises:
-            QuantizationError: a histogram for a quantizer with a range for each index.
+            QuantizationError: a histogram for a quantizer with one range per index.
         """
         method = calib_method or self.descriptor.calib_method
         if method == "histogram" and self.axis is not None:
             raise QuantizationError(
-                f"{self.name or 'quantizer'}: a histogram takes one range for the tensor, not axis {self.axis}"
+                f"{self.name or 'quantizer'}: a histogram requires one range per tensor, not axis {self.axis}"
             )
         if method == "histogram":
             self._calibrator = HistogramCalibrator(self.num_bits, self.unsigned)
@@ -253,19 +253,19 @@ class TensorQuantizer:
         self.calibrating = True
 
     def finish_calibration(self, method: str | None = None, **options: Any) -> None:
-        """Set the range from what was observed, and quantize from now on.
+        """Set the range from the observed inputs and start quantizing.
 
         Args:
             method: 'max' after a max calibration; 'percentile' (the default), 'entropy' or 'mse' after a histogram.
             **options: `percentile`, or `stride` and `start_bin`, for the histogram methods.
 
         Raises:
-            QuantizationError: nothing was watched, or the method does not fit what was collected.
+            QuantizationError: nothing was observed, or the method does not fit the collected statistics.
         """
         where = self.name or "quantizer"
         calibrator = self._calibrator
         if calibrator is None:
-            raise QuantizationError(f"{where}: no calibration was started; call start_calibration() and feed it")
+            raise QuantizationError(f"{where}: no calibration was started. Call start_calibration() and run inputs.")
         if method is not None and method not in CALIBRATION_METHODS:
             raise QuantizationError(
                 f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
@@ -275,20 +275,20 @@ class TensorQuantizer:
         elif method in (None, "max"):
             amax = calibrator.compute_amax()
         else:
-            raise QuantizationError(f"{where}: method {method!r} needs a histogram; set calib_method to 'histogram'")
+            raise QuantizationError(f"{where}: method {method!r} needs a histogram. Set calib_method to 'histogram'.")
         if amax is None:
             raise QuantizationError(
-                f"{where}: no data reached it during calibration; pass inputs that use it, or disable it first"
+                f"{where}: it received no data during calibration. Pass inputs that use it, or disable it first."
             )
         self.stop_calibration()
         self.amax = amax
 
     def stop_calibration(self) -> None:
-        """Drop what was observed and quantize again with the range as it was."""
+        """Discard the observed inputs and quantize again with the previous range."""
         self._calibrator, self.calibrating = None, False
 
     def __call__(self, x: mx.array) -> mx.array:
-        """`x` fake-quantized; of its shape and dtype."""
+        """Return `x` fake-quantized, with its shape and dtype."""
         if not self.enabled:
             return x
         if self.calibrating and self._calibrator is not None:
@@ -296,7 +296,7 @@ class TensorQuantizer:
             return x
         if self.unsigned and (x < 0).any().item():
             raise QuantizationError(
-                f"{self.name or 'quantizer'}: it is unsigned but the input holds negative values; use signed levels"
+                f"{self.name or 'quantizer'}: it is unsigned but the input contains negative values. Use signed levels."
             )
         amax = self._amax
         if amax is None:

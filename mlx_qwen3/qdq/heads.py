@@ -1,6 +1,6 @@
 """The QDQBert classes with a head.
 
-Source: transformers 4.50 `modeling_qdqbert.py`. Calls that Qwen3 has as well stand in `models/heads.py`.
+Source: transformers 4.50 `modeling_qdqbert.py`. Calls shared with Qwen3 are in `models/heads.py`.
 """
 
 import logging
@@ -37,11 +37,11 @@ from .pretrained import QDQBertPreTrainedModel
 logger = logging.getLogger(__name__)
 
 BY_CHOICE = {"input_ids": 3, "attention_mask": 3, "token_type_ids": 3, "position_ids": 3, "inputs_embeds": 4}
-"""The arguments that have an axis of choices, and how many axes they have with it."""
+"""The arguments with an axis of choices, and their number of axes."""
 
 
 def dropout_before_head(config: QDQBertConfig) -> float:
-    """BERT's `classifier_dropout`, else `hidden_dropout_prob`."""
+    """Return BERT's `classifier_dropout`, else `hidden_dropout_prob`."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
@@ -87,7 +87,7 @@ class Predictions(nn.Module):
 
 
 class QDQBertPredictsVocabulary(QDQBertWithHead):
-    """Shared by the masked and the causal language model: `cls.predictions`."""
+    """Base of the masked and the causal language model: `cls.predictions`."""
 
     pooled = False
     cls: Any
@@ -104,7 +104,7 @@ class QDQBertPredictsVocabulary(QDQBertWithHead):
 
 
 class QDQBertLMHeadModel(GenerationMixin, CausalLM, QDQBertPredictsVocabulary):
-    """QDQBert that predicts the next token. Attention is causal only where `config.is_decoder`."""
+    """QDQBert that predicts the next token. Attention is causal only if `config.is_decoder`."""
 
     output_class = CausalLMOutputWithCrossAttentions
     counts_positions_by_mask = False
@@ -112,31 +112,33 @@ class QDQBertLMHeadModel(GenerationMixin, CausalLM, QDQBertPredictsVocabulary):
     def __init__(self, config: QDQBertConfig):
         super().__init__(config)
         if not config.is_decoder:
-            logger.warning("QDQBertLMHeadModel looks at both sides of a token; pass is_decoder=True for causal order")
+            logger.warning("QDQBertLMHeadModel is bidirectional: pass is_decoder=True for causal attention")
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Return logits (B, L, V), and with `labels` the shifted loss and no cache.
 
         Args:
-            **inputs: `labels` (B, L), `logits_to_keep`, and what the backbone's call takes.
+            **inputs: `labels` (B, L), `logits_to_keep`, and the arguments of the base model's call.
         """
         if inputs.get("labels") is not None:
             inputs["use_cache"] = False
         return super().__call__(*args, **inputs)
 
     def generate(self, input_ids: Any = None, *args: Any, **options: Any) -> mx.array | GenerateOutput:
-        """Return the prompts (B, L) with what the model adds to them; see `GenerationMixin.generate`.
+        """Generate from prompts (B, L); see `GenerationMixin.generate`.
 
         Raises:
-            ConfigError: the config is no decoder's.
+            ConfigError: the config is not that of a decoder.
         """
         if not self.config.is_decoder:
-            raise ConfigError("config field 'is_decoder' is false: only a decoder generates; load with is_decoder=True")
+            raise ConfigError(
+                "config field 'is_decoder' is false: only a decoder generates. Load with is_decoder=True."
+            )
         return super().generate(input_ids, *args, **options)
 
 
 class QDQBertForMaskedLM(Head, QDQBertPredictsVocabulary):
-    """QDQBert that fills in masked words: a word for every position; `labels` are not shifted."""
+    """QDQBert that fills in masked words; `labels` are not shifted."""
 
     def __call__(
         self,
@@ -147,7 +149,7 @@ class QDQBertForMaskedLM(Head, QDQBertPredictsVocabulary):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return logits (B, L, V), and with `labels` (B, L) the loss; −100 marks a position that does not count."""
+        """Return logits (B, L, V), and with `labels` (B, L) the loss; −100 marks ignored positions."""
         base = self.model(input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         logits = self.logits(base.last_hidden_state)
         targets = as_array(labels, "labels")
@@ -156,7 +158,7 @@ class QDQBertForMaskedLM(Head, QDQBertPredictsVocabulary):
 
 
 class QDQBertForNextSentencePrediction(Head, QDQBertWithHead):
-    """Does the second sentence follow the first? Logit 0: it does; logit 1: it is a random one."""
+    """QDQBert that classifies whether the second sentence follows the first: logit 0 yes, logit 1 random."""
 
     cls: Any
 
@@ -185,7 +187,7 @@ class QDQBertForNextSentencePrediction(Head, QDQBertWithHead):
 
 
 class QDQBertForMultipleChoice(Head, QDQBertWithHead):
-    """QDQBert that picks one of several texts: questions and choices become the rows of one batch."""
+    """QDQBert that picks one of several texts: the choices of all questions form one batch."""
 
     classifier: Any
 
@@ -204,7 +206,7 @@ class QDQBertForMultipleChoice(Head, QDQBertWithHead):
         return_dict: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return logits (B, choices), and with `labels` (B,), the number of the right choice, the loss.
+        """Return logits (B, choices) and, with `labels` (B,), the index of the right choice, the loss.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, choices, L).
@@ -250,7 +252,7 @@ class QDQBertForSequenceClassification(SequenceClassification, QDQBertWithHead):
         last_positions: mx.array | None,
         attention_mask: mx.array | None = None,
     ) -> mx.array:
-        """Return what the pooler made of each sequence, (B, M)."""
+        """Return the pooled vector of each sequence, (B, M)."""
         return base.pooler_output
 
 

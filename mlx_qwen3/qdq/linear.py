@@ -1,7 +1,7 @@
-"""Linear layers of a fake-quantized model: the one that is trained and calibrated, and its packed form.
+"""Linear layers of a fake-quantized model: the one for training and calibration, and its packed version.
 
-They carry their quantizers under the reference's names, `_input_quantizer` and `_weight_quantizer`, as plain
-attributes: MLX sees neither a module nor a parameter there.
+Their quantizers have the reference's names, `_input_quantizer` and `_weight_quantizer`, and are plain attributes:
+neither modules nor parameters to MLX.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from .fake_quantizer import QuantDescriptor, TensorQuantizer
 
 @dataclass(frozen=True)
 class LayerDescriptors:
-    """How a layer's activations and its weight are quantized."""
+    """The quantization of a layer's activations and of its weight."""
 
     input: QuantDescriptor
     weight: QuantDescriptor
 
 
 class QuantLinear(nn.Linear):
-    """x·Wᵀ + b with `x` and `W` fake-quantized; the bias stays as it is.
+    """x·Wᵀ + b with `x` and `W` fake-quantized; the bias is not.
 
     Source: pytorch-quantization 2.2.1, `nn/modules/quant_linear.py`.
 
@@ -53,15 +53,15 @@ class QuantLinear(nn.Linear):
         mode: str = "affine",
         quantize_input: bool = False,
     ) -> "PackedLinear":
-        """Return the layer with its weight rounded group by group, as `mlx.nn.quantize` asks for it.
+        """Return the layer with its weight rounded group by group, for `mlx.nn.quantize`.
 
-        This is MLX's own rounding of the plain weight; `packing.pack` is the exact one. The input quantizer stays.
+        This is MLX's own rounding of the plain weight; `pack_calibrated` is exact. The input quantizer is kept.
         """
         plain = nn.Linear.to_quantized(self, group_size, bits, mode, quantize_input)
         return PackedLinear.around(plain, self)
 
     def packed_around(self, plain: nn.QuantizedLinear) -> "PackedLinear":
-        """Return `plain`, the packed form of this layer, with this layer's input quantizer."""
+        """Return `plain`, the packed version of this layer, with this layer's input quantizer."""
         return PackedLinear.around(plain, self)
 
 
@@ -73,7 +73,7 @@ class PackedLinear(nn.QuantizedLinear):
 
     @classmethod
     def around(cls, plain: Any, layer: QuantLinear) -> "PackedLinear":
-        """`plain` (an `nn.QuantizedLinear`) in the place of `layer`, whose input quantizer it reuses."""
+        """Wrap `plain` (an `nn.QuantizedLinear`) with the input quantizer of `layer`."""
         packed = cls.__new__(cls)
         nn.Module.__init__(packed)
         for name, array in plain.items():
@@ -85,10 +85,10 @@ class PackedLinear(nn.QuantizedLinear):
         return packed
 
     def unpacked(self, weight: mx.array) -> QuantLinear:
-        """Return the plain layer with `weight`, the unpacked one of this.
+        """Return the plain layer with the unpacked weight `weight`.
 
-        Where every row has one symmetric scale, the weight quantizer gets the range back, so that rounding the weight
-        again changes nothing; elsewhere it is off.
+        If every row has one symmetric scale, the range of the weight quantizer is restored, so that rounding again
+        changes nothing; otherwise it is disabled.
         """
         rows, columns = weight.shape
         bias, descriptor = self.get("bias"), self._weight_descriptor
@@ -113,15 +113,13 @@ class PackedLinear(nn.QuantizedLinear):
     def __call__(self, x: mx.array) -> mx.array:
         x = self._input_quantizer(x)
         scales = self["scales"]
-        dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else x.dtype  # exact scales stay in float32
+        dtype = scales.dtype if mx.issubdtype(scales.dtype, mx.floating) else x.dtype  # exact scales stay float32
         if dtype == mx.float32 and self.group_size == 128 and on_cuda():
-            return self._product_of_unpacked(x.astype(dtype)).astype(x.dtype)
+            return self._multiply_unpacked(x.astype(dtype)).astype(x.dtype)
         return super().__call__(x.astype(dtype)).astype(x.dtype)
 
-    def _product_of_unpacked(self, x: mx.array) -> mx.array:
-        """Return the same product by way of the unpacked weight: MLX's CUDA kernels have no packed one for float32 and
-        128.
-        """
+    def _multiply_unpacked(self, x: mx.array) -> mx.array:
+        """Multiply by the unpacked weight: MLX's CUDA kernels do not support float32 with groups of 128."""
         parts = (self["weight"], self["scales"], self.get("biases"))
         weight = mx.dequantize(*parts, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return mx.addmm(self["bias"], x, weight.T) if "bias" in self else x @ weight.T

@@ -23,10 +23,10 @@ from .pretrained import QDQBertPreTrainedModel
 
 
 class LayerCaches(tuple):
-    """The cache: (keys, values) or (keys, values, cross keys, cross values) a layer, (B, H, S, D) each."""
+    """The cache: (keys, values) or (keys, values, cross keys, cross values) per layer, (B, H, S, D) each."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many tokens the layer has seen."""
+        """Return the number of tokens that the layer has seen."""
         return self[layer_idx][0].shape[2] if self else 0
 
 
@@ -71,7 +71,7 @@ class QDQBertAttention(nn.Module):
 
     def __init__(self, config: QDQBertConfig):
         super().__init__()
-        # an attribute called `self` is the reference's name for it, and so the name on disk
+        # the attribute is named `self` as in the reference, and so on disk
         self.self = QuantSelfAttention(
             config.hidden_size,
             config.num_attention_heads,
@@ -100,7 +100,7 @@ class QDQBertIntermediate(nn.Module):
 
 
 class QDQBertLayer(nn.Module):
-    """Self attention, cross attention where the config adds it, and the feed-forward block."""
+    """Self attention, cross attention if configured, and the feed-forward block."""
 
     def __init__(self, config: QDQBertConfig):
         super().__init__()
@@ -119,7 +119,7 @@ class QDQBertLayer(nn.Module):
         past: Sequence[mx.array] | None,
         **options: Any,
     ) -> tuple[mx.array, mx.array | None, mx.array | None, tuple[mx.array, ...]]:
-        """Return the layer's output, its self and cross attention weights, and what it caches."""
+        """Return the layer's output, its self and cross attention weights, and its cache."""
         own: KeysAndValues | None = None if past is None else (past[0], past[1])
         x, weights, cached = self.attention(x, mask, past=own, **options)
         if encoder_hidden_states is None:
@@ -154,7 +154,7 @@ class QDQBertPooler(nn.Module):
 
 
 class QDQBertModel(QDQBertPreTrainedModel):
-    """The bare model: token ids → hidden states. Embeddings, layers and (optionally) the pooler.
+    """The model without a head: embeddings, layers and (optionally) the pooler.
 
     Args:
         config: `is_decoder` makes attention causal, `add_cross_attention` adds cross attention.
@@ -162,12 +162,12 @@ class QDQBertModel(QDQBertPreTrainedModel):
 
     Raises:
         ConfigError: fields that contradict one another.
-        QuantizationError: a quantization descriptor that cannot be used.
+        QuantizationError: an invalid quantization descriptor.
     """
 
     base_model_prefix = ""
     causal: ClassVar[bool] = False
-    """Padding must be masked; a decoder, which would not need it, loses nothing by it."""
+    """Padding must be masked; for a decoder the mask is redundant."""
 
     def __init__(self, config: QDQBertConfig, add_pooling_layer: bool = True):
         config.check_model()
@@ -201,33 +201,33 @@ class QDQBertModel(QDQBertPreTrainedModel):
 
         Args:
             input_ids: (B, L) token ids; or `inputs_embeds` (B, L, M) instead.
-            attention_mask: (B, past + L), 1 where a token counts; or (B, L, S), used as it is, not causal.
+            attention_mask: (B, past + L), 1 for real tokens; or (B, L, S), used unchanged, not causal.
             token_type_ids: (B, L); 0 by default.
             position_ids: (B, L) or (1, L); the past length onwards by default.
             head_mask: (H,) or (layers, H), 1 where a head is kept.
-            encoder_hidden_states: (B, S, M), and `encoder_attention_mask` (B, S) or (B, L, S): what a decoder
-                with cross attention looks at. An encoder ignores them, as the reference does.
+            encoder_hidden_states: (B, S, M), and `encoder_attention_mask` (B, S) or (B, L, S): the states that
+                a decoder with cross attention attends to. An encoder ignores them, as in the reference.
             past_key_values: the cache of an earlier call, or tuples of 2 or 4 arrays per layer.
             use_cache: whether a decoder returns `past_key_values`.
-            cache_position: accepted and not needed: the cache knows its length.
+            cache_position: accepted and ignored: the cache knows its length.
 
         Raises:
-            InputError: arguments that do not fit together; the message names the argument.
+            InputError: conflicting arguments; the message names the argument.
             ContextError: more tokens than `max_position_embeddings`.
         """
         if unknown:
-            raise InputError(f"unknown argument {next(iter(unknown))!r}; see help({QDQBertModel.__name__}.__call__)")
+            raise InputError(f"unknown argument: {next(iter(unknown))!r}. See help({QDQBertModel.__name__}.__call__).")
         config: Any = self.config
-        embeds = self._embedded(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
+        embeds = self._embed(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         batch, length, _ = embeds.shape
-        past = self._checked_past(past_key_values, batch)
+        past = self._check_past(past_key_values, batch)
         offset = 0 if past is None else past[0][0].shape[2]
         if offset + length > config.max_position_embeddings and (
             position_ids is None or config.position_embedding_type != "absolute"
         ):
             raise ContextError(
                 f"{offset + length} tokens are more than config field 'max_position_embeddings' "
-                f"{config.max_position_embeddings}; cut the text"
+                f"{config.max_position_embeddings}. Shorten the text."
             )
         token_types = self._ids("token_type_ids", token_type_ids, batch, length, "type_vocab_size")
         if token_types is None:
@@ -276,9 +276,9 @@ class QDQBertModel(QDQBertPreTrainedModel):
         order = ("last_hidden_state", "pooler_output", "past_key_values", *output)
         return tuple(output[name] for name in dict.fromkeys(order) if name in output)
 
-    def _embedded(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
+    def _embed(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):
-            raise InputError("give either input_ids or inputs_embeds, and not both")
+            raise InputError("pass either input_ids or inputs_embeds, not both")
         if ids is not None:
             if ids.ndim != 2 or not ids.size:
                 raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length), not empty")
@@ -301,14 +301,14 @@ class QDQBertModel(QDQBertPreTrainedModel):
         check_range(ids, 0, count, name, f"config field {field!r}, {count}")
         return ids
 
-    def _checked_past(self, past: Any, batch: int) -> Sequence[Sequence[mx.array]] | None:
+    def _check_past(self, past: Any, batch: int) -> Sequence[Sequence[mx.array]] | None:
         if past is None:
             return None
         if not self.config.is_decoder:
-            raise InputError("past_key_values is given but config field 'is_decoder' is false; set is_decoder=True")
+            raise InputError("past_key_values is given but config field 'is_decoder' is false. Set is_decoder=True.")
         layers = self.config.num_hidden_layers
         if not isinstance(past, Sequence) or len(past) != layers or any(len(entry) not in (2, 4) for entry in past):
-            raise InputError(f"past_key_values is no tuple of 2 or 4 arrays for each of the {layers} layers")
+            raise InputError(f"past_key_values is not a tuple of 2 or 4 arrays for each of the {layers} layers")
         heads = self.config.num_attention_heads
         expected = (batch, heads, self.config.hidden_size // heads)
         for index, entry in enumerate(past):
@@ -345,8 +345,8 @@ class QDQBertModel(QDQBertPreTrainedModel):
         config, batch, length = self.config, x.shape[0], x.shape[1]
         if not config.add_cross_attention:
             raise InputError(
-                "encoder_hidden_states is given but config field 'add_cross_attention' is false; "
-                "load the model with add_cross_attention=True"
+                "encoder_hidden_states is given but config field 'add_cross_attention' is false. "
+                "Load the model with add_cross_attention=True."
             )
         if states.ndim != 3 or states.shape[0] != batch or states.shape[2] != config.hidden_size:
             raise InputError(
@@ -362,7 +362,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
         raise InputError(f"encoder_attention_mask has the shape {mask.shape}, expected {(batch, size)}")
 
     def _head_masks(self, mask: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
-        """(layers, 1, H, 1, 1), or None."""
+        """Return the mask as (layers, 1, H, 1, 1), or None."""
         if mask is None:
             return None
         layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
@@ -377,7 +377,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
 
 
 def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:
-    """Return how the config quantizes: by default 8 bits, one range for an activation, one for a row of a weight."""
+    """Return the quantization of the config: by default 8 bits, one range per activation and per row of a weight."""
     return LayerDescriptors(
         QuantDescriptor.merged(config.quant_desc_input, "quant_desc_input"),
         QuantDescriptor.merged(config.quant_desc_weight, "quant_desc_weight", axis=0),
@@ -385,8 +385,8 @@ def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:
 
 
 def hidden_by(seen: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Return what is added to the scores: 0 where `seen` is 1, the lowest finite number where it is 0.
+    """Return the additive mask: 0 where `seen` is 1, the lowest finite number where it is 0.
 
-    Finite, so that a row that sees nothing attends to all slots alike, as in the reference, and is not NaN.
+    Finite, so that a fully masked row attends uniformly, as in the reference, instead of being NaN.
     """
     return (1 - seen.astype(dtype)) * mx.array(mx.finfo(dtype).min, dtype)

@@ -1,9 +1,9 @@
 """Calibrated linear layers in MLX's packed format, exactly.
 
-A fake-quantized weight is level/scale with a whole-number level and one scale per row. That is an affine
+A fake-quantized weight is level/scale with an integer level and one scale per row. That is an affine
 format: `w = s·code + b` with `s = amax/high`, `code = level + 2^(bits−1)` and `b = −2^(bits−1)·s`; so the
-packed layer and the fake-quantized one differ by the rounding of one product. Codes are stored as MLX does: a
-row is one little-endian stream of bits, cut into 32-bit words.
+packed layer and the fake-quantized one differ by the rounding of one product. Codes are stored as in MLX: a
+row is one little-endian bit stream, split into 32-bit words.
 """
 
 import logging
@@ -28,7 +28,7 @@ EXACT_BITS = (8, 6, 5, 4)
 
 @dataclass
 class PackReport:
-    """What `pack` did: the layers that are packed, and those left fake-quantized with the reason."""
+    """The result of `pack`: the packed layers, and those left fake-quantized with the reason."""
 
     packed: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -38,10 +38,10 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     """Replace every calibrated `QuantLinear` by its packed version, in place, and record it in `model.config`.
 
     Args:
-        bits: of a stored code; a weight quantizer of fewer bits fits as well.
+        bits: bits per stored code, at least those of the weight quantizers.
 
     Raises:
-        QuantizationError: `bits` is none of 8, 6, 5, 4; a quantizer of a layer has no range; nothing can be
+        QuantizationError: `bits` is not 8, 6, 5 or 4; a quantizer of a layer has no range; nothing can be
             packed.
     """
     if bits not in EXACT_BITS:
@@ -49,14 +49,14 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantLinear)]
     report, packed_layers, formats = PackReport(), [], {}
     for path, layer in layers:
-        reason = _hindrance(layer, bits)
+        reason = _reason_not_packable(layer, bits)
         if reason:
             report.left[path] = reason
             continue
         for attribute in ("_weight_quantizer", "_input_quantizer"):
             quantizer = getattr(layer, attribute)
             if quantizer.enabled and quantizer.amax is None:
-                raise QuantizationError(f"{path}.{attribute} has no amax: calibrate the model before packing it")
+                raise QuantizationError(f"{path}.{attribute} has no amax. Calibrate the model before packing it.")
         formats[path] = PackedFormat(bits, _group_size(layer.weight.shape[1]))
     for path, form in formats.items():
         packed_layers.append((path, pack_layer(dict(layers)[path], form)))
@@ -91,15 +91,15 @@ def pack_layer(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
     step = np.where(zero, np.float32(0), amax / np.float32(high)).astype(np.float32)
     scales = np.broadcast_to(step, (rows, columns // form.group_size))
     plain = nn.QuantizedLinear(columns, rows, False, form.group_size, form.bits, form.mode)
-    plain.weight = mx.array(words_of_codes((levels + offset).astype(np.uint8), form.bits))
+    plain.weight = mx.array(pack_codes((levels + offset).astype(np.uint8), form.bits))
     plain.scales, plain.biases = mx.array(scales), mx.array(scales * np.float32(-offset))
     if "bias" in layer:
         plain.bias = layer.bias
     return PackedLinear.around(plain, layer)
 
 
-def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Return codes (rows, columns), uint8, as uint32 words (rows, columns·bits/32)."""
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack codes (rows, columns), uint8, into uint32 words (rows, columns·bits/32)."""
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint32)
     stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
@@ -107,15 +107,15 @@ def words_of_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _group_size(columns: int) -> int:
-    """Return the largest group that divides a row; 0 where none does."""
+    """Return the largest group that divides a row; 0 if none does."""
     return next((size for size in sorted(AFFINE_GROUP_SIZES, reverse=True) if columns % size == 0), 0)
 
 
-def _hindrance(layer: QuantLinear, bits: int) -> str | None:
-    """Why a layer cannot be packed exactly; None when it can."""
+def _reason_not_packable(layer: QuantLinear, bits: int) -> str | None:
+    """Return why a layer cannot be packed exactly; None if it can."""
     quantizer, (rows, columns) = layer._weight_quantizer, layer.weight.shape
     if not quantizer.enabled:
-        return "its weight quantizer is off"
+        return "its weight quantizer is disabled"
     if quantizer.num_bits > bits:
         return (
             f"its levels of {quantizer.num_bits} bits do not fit; "

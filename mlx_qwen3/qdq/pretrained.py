@@ -1,7 +1,7 @@
-"""Shared by all QDQBert classes: files with quantizer ranges in them, packing, and the vocabulary.
+"""Base of all QDQBert classes: checkpoints with quantizer ranges, packing, and the vocabulary.
 
-On disk a quantizer's range stands beside its layer as `<quantizer>._amax`; in memory it is state of the
-quantizer, which no optimizer sees. Any BERT checkpoint loads, whatever its age.
+On disk the range of a quantizer is stored with its layer as `<quantizer>._amax`; in memory it is
+state of the quantizer, which optimizers do not see. BERT checkpoints of any age load.
 """
 
 import logging
@@ -31,7 +31,7 @@ AMAX = "._amax"
 
 
 class QDQBertPreTrainedModel(PreTrainedModel):
-    """What all QDQBert classes share: the configuration, the quantizers, and files with ranges in them."""
+    """Base of all QDQBert classes: configuration, quantizers, and checkpoints with ranges."""
 
     config_class = QDQBertConfig
     weight_rules = BERT_WEIGHTS
@@ -39,7 +39,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
 
     def post_init(self) -> None:
-        """Draw the initial weights and name the quantizers; every class calls this at the end of its constructor."""
+        """Initialize the weights and name the quantizers; every class calls this at the end of its constructor."""
         config = self.config
         initialise(self, config.initializer_range)
         words = self.base_model.embeddings.word_embeddings
@@ -58,23 +58,23 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return named_quantizers(self)
 
     def disable_quantizers(self, pattern: str) -> list[str]:
-        """Switch off the quantizers whose name holds a match of the regular expression; gives the names."""
+        """Disable the quantizers whose name contains a match of the regular expression; return their names."""
         return switch_quantizers(self, pattern, enabled=False)
 
     def enable_quantizers(self, pattern: str) -> list[str]:
-        """Switch them on again."""
+        """Enable the quantizers whose name contains a match of the regular expression; return their names."""
         return switch_quantizers(self, pattern, enabled=True)
 
     def pack(self, bits: int = 8) -> PackReport:
-        """Store the weights of calibrated layers in `bits` bits, just as their fake quantizers round them.
+        """Store the weights of calibrated layers in `bits` bits, exactly as their fake quantizers round them.
 
         Raises:
-            QuantizationError: a quantizer has no range yet, or `bits` is none of 8, 6, 5, 4.
+            QuantizationError: a quantizer has no range yet, or `bits` is not 8, 6, 5 or 4.
         """
         return pack_calibrated(self, bits)
 
     def unpack(self) -> int:
-        """Turns packed layers into plain ones again, which a CPU multiplies faster; gives their number."""
+        """Replace packed layers by plain ones, which a CPU multiplies faster; return their number."""
         count = unpack_quantized(self, self.dtype)
         if hasattr(self.config, "quantization"):
             del self.config.quantization
@@ -105,7 +105,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             return False  # the head of another class
         if settle_tie(checkpoint, by_name, words, decoder, left_out):
             logger.warning(
-                "%s: embedding and decoder differ though the config ties them; the embedding is used. "
+                "%s: embedding and decoder differ although the config ties them: the embedding is used. "
                 "Pass tie_word_embeddings=False to keep both",
                 source,
             )
@@ -115,14 +115,17 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         return False
 
     def check_state(self, content: Content, source: str) -> dict[str, TensorQuantizer]:
-        """Return the quantizers by name. Raises `CheckpointError` for a range that belongs to none of them."""
+        """Return the quantizers by name; raise `CheckpointError` for a range that belongs to none of them."""
         quantizers = dict(self.named_quantizers())
         packed = {path for path, module in self.named_modules() if isinstance(module, PackedLinear)}
         for name, disk in content.state.items():
             path = name.removesuffix(AMAX)
             known = path in quantizers or path.rpartition(".")[0] in packed or self.weight_rules.is_ignored(name)
             if not known:
-                raise CheckpointError(f"{source}: range {disk!r} belongs to no quantizer of {type(self).__name__}")
+                raise CheckpointError(
+                    f"{source}: range {disk!r} does not belong to a quantizer of {type(self).__name__}. Check the "
+                    "config"
+                )
         return quantizers
 
     def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
@@ -133,13 +136,13 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         missing = [name for name, quantizer in quantizers.items() if quantizer.amax is None and quantizer.enabled]
         if content.state and missing:
             logger.warning(
-                "%s has no range for %s (and %d more): these quantizers take the range of each input",
+                "%s has no range for %s (and %d more): these quantizers use the range of each input",
                 source,
                 missing[0],
                 len(missing) - 1,
             )
         packed = {path for path, module in self.named_modules() if isinstance(module, PackedLinear)}
-        for path in packed:  # exact scales are float32 whatever the model computes in
+        for path in packed:  # exact scales are float32 in every computing dtype
             layer = self._module(path)
             for part in ("scales", "biases"):
                 disk = content.weights.get(f"{path}.{part}")
@@ -158,18 +161,18 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, folder: str | Path, max_shard_size: int | str = MAX_SHARD_BYTES, *, merge: bool = False, **keywords: Any
     ) -> None:
-        """Write config.json and the weights with the quantizers' ranges; which ones are off stays known."""
+        """Write config.json, the weights and the quantizers' ranges, and record which quantizers are disabled."""
         names = self.named_quantizers()
         off = [name.removeprefix(self.weight_prefix()) for name, quantizer in names if not quantizer.enabled]
         everything = bool(off) and len(off) == len(names)
         self.config.disabled_quantizers = [""] if everything else [f"{re.escape(name)}$" for name in off] or None
-        self.config.dtype = str(self.dtype).rpartition(".")[2]  # a conversion keeps exact scales only if it knows
+        self.config.dtype = str(self.dtype).rpartition(".")[2]  # conversion needs it to keep exact scales
         super().save_pretrained(folder, max_shard_size, merge=merge, **keywords)
 
-    # services
+    # common methods
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the layer that turns token ids into vectors."""
+        """Return the input embedding layer."""
         return self.base_model.embeddings.word_embeddings
 
     def set_input_embeddings(self, layer: nn.Module) -> None:
@@ -177,24 +180,24 @@ class QDQBertPreTrainedModel(PreTrainedModel):
         self.base_model.embeddings.word_embeddings = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
-        """Cut or grows the vocabulary, decoder and its bias included; new rows start as fresh weights do."""
+        """Resize the vocabulary, decoder and bias included; new rows are initialized like new weights."""
         if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
             raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
         words: Any = self.get_input_embeddings()
         if isinstance(words, nn.QuantizedEmbedding):
-            raise InputError("a packed vocabulary cannot be resized: resize before converting")
-        words.weight = self._resized(words.weight, new_num_tokens)
+            raise InputError("a packed vocabulary cannot be resized. Resize before converting.")
+        words.weight = self._resize(words.weight, new_num_tokens)
         if "predictions" in self.get("cls", {}):
             predictions = self["cls"].predictions
             missing = max(new_num_tokens - predictions.bias.size, 0)
             zeros = mx.zeros((missing,), predictions.bias.dtype)
             predictions.bias = mx.concatenate([predictions.bias[:new_num_tokens], zeros])
             if "decoder" in predictions:
-                predictions.decoder.weight = self._resized(predictions.decoder.weight, new_num_tokens)
+                predictions.decoder.weight = self._resize(predictions.decoder.weight, new_num_tokens)
         self.config.vocab_size = new_num_tokens
         return words
 
-    def _resized(self, weight: mx.array, rows: int) -> mx.array:
+    def _resize(self, weight: mx.array, rows: int) -> mx.array:
         missing = max(rows - weight.shape[0], 0)
         fresh = mx.random.normal((missing, weight.shape[1])) * self.config.initializer_range
         return mx.concatenate([weight[:rows], fresh.astype(weight.dtype)])

@@ -1,7 +1,7 @@
-"""Weight quantization: formats of packed weights, which layer gets which, and what it costs in quality.
+"""Weight quantization: packed formats, the choice of format per layer, and its effect on quality.
 
-Fake quantization (QDQ with `amax`) lives in `layers`, the quantized key/value cache in `cache`; this package
-is about weights that are stored packed. It knows modules and arrays, no model and no folder.
+Fake quantization (QDQ with `amax`) is in `qdq`, the quantized key/value cache in `cache`. This package
+handles packed weights; it works on modules and arrays and is independent of models and folders.
 """
 
 from .formats import PackedFormat, infer_format

@@ -1,7 +1,7 @@
-"""The formats of packed weights that MLX computes with, and what each costs in bits.
+"""The packed weight formats that MLX supports, and their bits per weight.
 
-A row of a weight is cut into groups; each group is stored as codes of a few bits with one scale, and in
-affine mode one bias: `w = scale * code + bias`. Source: the documentation of `mlx.core.quantize`.
+Each row of a weight is split into groups; a group is stored as codes of a few bits with one scale and, in
+affine mode, one bias: `w = scale * code + bias`. Source: the documentation of `mlx.core.quantize`.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ MODES = ("affine", *_FIXED)
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """How one weight is packed.
+    """The packed format of a weight.
 
     Args:
-        bits: bits of a code.
+        bits: bits per code.
         group_size: weights that share a scale.
         mode: `affine`, `mxfp4`, `nvfp4` or `mxfp8`.
 
     Raises:
-        QuantizationError: MLX has no such format.
+        QuantizationError: MLX does not have this format.
     """
 
     bits: int = 4
@@ -37,7 +37,7 @@ class PackedFormat:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise QuantizationError(f"quantization mode {self.mode!r} is unknown: use one of {', '.join(MODES)}")
+            raise QuantizationError(f"unknown quantization mode: {self.mode!r}. Use one of {', '.join(MODES)}.")
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS:
                 raise QuantizationError(f"affine quantization has no {self.bits!r} bits: use one of {AFFINE_BITS}")
@@ -49,23 +49,23 @@ class PackedFormat:
             bits, group_size = _FIXED[self.mode]
             raise QuantizationError(
                 f"{self.mode} is always {bits} bits in groups of {group_size}, not {self.bits} in groups of "
-                f"{self.group_size}: leave bits and group size out"
+                f"{self.group_size}. Omit bits and group size."
             )
 
     @classmethod
     def of(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> "PackedFormat":
-        """Return the format with what is left out taken from the mode: affine is 4 bits in groups of 64."""
+        """Return a format whose missing values come from the mode: affine is 4 bits in groups of 64."""
         default_bits, default_group_size = _FIXED.get(mode, (4, 64)) if isinstance(mode, str) else (4, 64)
         bits = default_bits if bits is None else bits
         return cls(bits, default_group_size if group_size is None else group_size, mode)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> "PackedFormat":
-        """Return the format that an entry of a config's `quantization` describes."""
+        """Return the format described by an entry of a config's `quantization`."""
         return cls.of(values.get("mode", "affine"), values.get("bits"), values.get("group_size"))
 
     def to_config(self) -> dict[str, Any]:
-        """Return the entry for a config's `quantization`, in mlx-lm's words."""
+        """Return the entry for a config's `quantization`, with mlx-lm's keys."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
     @property
@@ -73,16 +73,16 @@ class PackedFormat:
         return self.mode == "affine"
 
     def bits_per_weight(self, scale_bytes: int = 2) -> float:
-        """Stored bits for each weight, scales included; `scale_bytes` counts in affine mode only."""
+        """Return stored bits per weight, scales included; `scale_bytes` applies to affine mode only."""
         per_group = 16 * scale_bytes if self.has_biases else 8
         return self.bits + per_group / self.group_size
 
     def divides(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a weight of this shape can be packed: its rows must be whole groups."""
+        """Return whether a weight of this shape can be packed: its rows must consist of whole groups."""
         return len(shape) == 2 and shape[-1] % self.group_size == 0
 
     def packed_specs(self, shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-        """Shape and dtype of `weight`, `scales` and (affine) `biases` for a weight of `shape` and `dtype`."""
+        """Return shape and dtype of `weight`, `scales` and (affine) `biases` for a weight of `shape` and `dtype`."""
         rows, columns = shape
         groups = columns // self.group_size
         specs: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {
@@ -94,12 +94,12 @@ class PackedFormat:
         return specs
 
     def quantize(self, weight: mx.array) -> dict[str, mx.array]:
-        """`weight`, `scales` and (affine) `biases` for a weight (rows, columns)."""
+        """Quantize a weight (rows, columns) to `weight`, `scales` and (affine) `biases`."""
         packed = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return dict(zip(("weight", "scales", "biases"), packed, strict=False))
 
     def dequantize(self, packed: Mapping[str, mx.array], dtype: mx.Dtype = mx.float32) -> mx.array:
-        """Return the weight (rows, columns) that packed arrays stand for, computed in `dtype`."""
+        """Return the weight (rows, columns) that the packed arrays represent, computed in `dtype`."""
         scales, biases = packed["scales"], packed.get("biases")
         if self.has_biases and biases is not None:
             scales, biases = scales.astype(dtype), biases.astype(dtype)
@@ -121,17 +121,17 @@ def infer_format(
     scales_shape: tuple[int, ...],
     byte_scales: bool,
 ) -> PackedFormat:
-    """Return the format of packed arrays, from their shapes alone.
+    """Infer the format of packed arrays from their shapes.
 
     Args:
-        path: the layer, for the message.
+        path: the layer, for error messages.
         columns: the input size of the unpacked weight.
         weight_shape: (rows, words of 32 bits).
         scales_shape: (rows, groups).
-        byte_scales: whether the scales are uint8, as in the modes without biases.
+        byte_scales: the scales are uint8, as in the modes without biases.
 
     Raises:
-        QuantizationError: no format of MLX has these shapes.
+        QuantizationError: no MLX format has these shapes.
     """
     if len(weight_shape) != 2 or len(scales_shape) != 2 or not scales_shape[-1]:
         raise QuantizationError(f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX")

@@ -1,7 +1,7 @@
-"""Layers of a model replaced by their packed versions, and back.
+"""Replace a model's layers by packed ones, and back.
 
-Loading exchanges the layers first and fills them with the packed arrays afterwards; `quantize_model` packs a
-model that is in memory.
+Loading first replaces the layers and then fills them with the packed arrays; `quantize_model` packs a
+model in memory.
 """
 
 import logging
@@ -18,14 +18,13 @@ from .formats import PackedFormat, infer_format
 logger = logging.getLogger(__name__)
 
 Choose = Callable[[str, tuple[int, ...]], PackedFormat | None]
-"""Layer path, shape of its weight -> its format, or None to leave it as it is."""
+"""(layer path, shape of its weight) -> its format, or None to leave it unpacked."""
 
 
 class PackedEmbedding(nn.QuantizedEmbedding):
-    """An `nn.QuantizedEmbedding` that gives rows in a chosen dtype.
+    """An `nn.QuantizedEmbedding` that returns rows in a chosen dtype.
 
-    MLX gives bfloat16 for the modes without biases whatever the model computes in, which would make a float32
-    model round its activations.
+    MLX returns bfloat16 for the modes without biases, which would round the activations of a float32 model.
     """
 
     output_dtype: mx.Dtype | None = None
@@ -48,7 +47,7 @@ def _pack_layer(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) -
     return plain if around is None else around(plain)
 
 
-def _packable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _packable_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
 
 
@@ -58,41 +57,41 @@ def prepare_quantized(
     weights: Mapping[str, Any],
     dtype: mx.Dtype | None = None,
 ) -> list[str]:
-    """Exchange each layer that has `<path>.scales` among the weights for an empty packed layer.
+    """Replace each layer that has `<path>.scales` among the weights by an empty packed layer.
 
-    Call it before `load_weights`. Formats are read off the shapes; an entry for the layer in the config must
+    Call it before `load_weights`. Formats are inferred from the shapes; an entry for the layer in the config must
     agree.
 
     Args:
-        model: with plain `nn.Linear` and `nn.Embedding` layers.
+        model: a model with plain `nn.Linear` and `nn.Embedding` layers.
         quantization: the config's `quantization`; per-layer entries by path.
         weights: by the model's own parameter names; anything with a shape and a dtype, MLX's or safetensors'.
-        dtype: what embeddings give; default what MLX gives.
+        dtype: dtype of embedding outputs; default that of MLX.
 
     Returns:
-        The paths of the exchanged layers.
+        The paths of the replaced layers.
 
     Raises:
         CheckpointError: packed arrays that belong to no layer, or contradict the config or the layer's size.
-        QuantizationError: packed arrays in no format of MLX.
+        QuantizationError: packed arrays in a format that MLX does not have.
     """
     packed_paths = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     replacements: list[tuple[str, nn.Module]] = []
-    for path, module in _packable(model):
+    for path, module in _packable_layers(model):
         if path not in packed_paths:
             continue
         packed_paths.discard(path)
         rows, columns = module["weight"].shape
         weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
         if weight is None or weight.dtype not in (mx.uint32, "U32"):
-            raise CheckpointError(f"{path}.scales is there but no packed {path}.weight: convert the model again")
+            raise CheckpointError(f"{path}.scales exists without a packed {path}.weight. Convert the model again.")
         form = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8"))
         if weight.shape[0] != rows or scales.shape[0] != rows:
             raise CheckpointError(
                 f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}"
             )
         if form.has_biases and f"{path}.biases" not in weights:
-            raise CheckpointError(f"{path}.biases is missing: convert the model again")
+            raise CheckpointError(f"{path}.biases is missing. Convert the model again.")
         _check_entry(path, form, quantization)
         replacements.append((path, _pack_layer(module, form, dtype)))
     if packed_paths:
@@ -117,7 +116,7 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
     """Pack the layers of a model in memory, in place.
 
     Args:
-        model: with plain `nn.Linear` and `nn.Embedding` layers.
+        model: a model with plain `nn.Linear` and `nn.Embedding` layers.
         choose: one format for every layer, or a function from path and shape to a format or None. A layer
             whose rows the group size does not divide stays as it is.
 
@@ -126,7 +125,7 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
     """
     formats: dict[str, PackedFormat | None] = {}
     replacements: list[tuple[str, nn.Module]] = []
-    for path, module in _packable(model):
+    for path, module in _packable_layers(model):
         weight = module["weight"]
         form = choose if isinstance(choose, PackedFormat) else choose(path, tuple(weight.shape))
         formats[path] = form = form if form is not None and form.divides(tuple(weight.shape)) else None
@@ -146,10 +145,10 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
 def quantization_entry(
     formats: Mapping[str, PackedFormat | None], default: PackedFormat | None = None
 ) -> dict[str, Any]:
-    """Return a config's `quantization`: the default format, and each layer that differs from it.
+    """Return a config's `quantization`: the default format, and an entry per layer that differs.
 
-    The default is the one given or else the most frequent. Layers that stay unpacked need no entry: neither
-    mlx-lm nor this package takes a layer without scales for a packed one.
+    The default is the given format or else the most frequent. Unpacked layers need no entry: both mlx-lm and
+    this package recognize them by their missing scales.
     """
     used = [form for form in formats.values() if form is not None]
     default = default or (max(used, key=used.count) if used else PackedFormat())
@@ -159,7 +158,7 @@ def quantization_entry(
 
 
 def unpack_quantized(model: nn.Module, dtype: mx.Dtype = mx.float32) -> int:
-    """Exchange packed layers for plain ones of `dtype`, in place; gives back how many.
+    """Replace packed layers by plain ones of `dtype`, in place; return their number.
 
     On a CPU MLX multiplies plain float32 weights several times faster than packed ones.
     """

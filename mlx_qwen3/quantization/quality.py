@@ -1,4 +1,4 @@
-"""What quantization cost: two models' answers to the same inputs, compared.
+"""Measure the effect of quantization: compare the outputs of two models on the same inputs.
 
 For a language model the comparison is the Kullback-Leibler divergence of the next-token distributions, in nats,
 `KL(reference || converted)`; for classifiers the agreement of labels; for a bare backbone the cosine of its vectors.
@@ -14,11 +14,11 @@ import mlx.core as mx
 import numpy as np
 
 TEXTS = {"report": "report_text.txt", "calibration": "calibration_text.txt"}
-SHIPPED = "the text that comes with mlx-qwen3"
+SHIPPED = "the text bundled with mlx-qwen3"
 
 
 def shipped_text(which: str = "report") -> str:
-    """Return the text that comes with the package to measure on: `report`, or `calibration` for choosing formats."""
+    """Return the bundled text to measure on: `report`, or `calibration` for choosing formats."""
     return resources.files("mlx_qwen3.quantization").joinpath(TEXTS[which]).read_text(encoding="utf-8")
 
 
@@ -28,8 +28,8 @@ class Sample:
 
     Args:
         ids: at least two tokens.
-        start: the first token that a language model is judged by; 1 for running text, the answer's first token where
-            only answers count.
+        start: the first evaluated token of a language model; 1 for running text, the first token of the answer to
+            evaluate answers only.
     """
 
     ids: Sequence[int]
@@ -42,7 +42,7 @@ class Sample:
 
 
 def windows(ids: Sequence[int], length: int) -> Iterator[Sample]:
-    """Consecutive pieces of a text; the last may be shorter, a single token is left out."""
+    """Yield consecutive pieces of a text; the last may be shorter, a single token is dropped."""
     for start in range(0, len(ids), length):
         part = ids[start : start + length]
         if len(part) > 1:
@@ -50,14 +50,14 @@ def windows(ids: Sequence[int], length: int) -> Iterator[Sample]:
 
 
 def log_probabilities(logits: Any) -> Any:
-    """Return logits (..., V) of numpy or MLX -> log probabilities in the same kind of array."""
+    """Return logits (..., V) of NumPy or MLX as log-probabilities in the same kind of array."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     module: Any = np if isinstance(logits, np.ndarray) else mx
     return shifted - module.log(module.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def _workable(logits: mx.array) -> Any:
-    # numpy's exp is many times faster than MLX's on a CPU; on a GPU the logits stay where they are.
+    # NumPy's exp is many times faster than MLX's on a CPU; on a GPU the logits stay on the device
     wide = logits.astype(mx.float32)
     return np.array(wide) if mx.default_device().type == mx.DeviceType.cpu else wide
 
@@ -73,7 +73,7 @@ class Divergence:
     targets: int = 0
 
     def add(self, reference: mx.array, converted: mx.array, targets: Sequence[int] | None = None) -> None:
-        """Compare logits (N, V) with logits (N, V); `targets` (N,) are the tokens that really came next."""
+        """Compare logits (N, V) with logits (N, V); `targets` (N,) are the actual next tokens."""
         expected, found = log_probabilities(_workable(reference)), log_probabilities(_workable(converted))
         module: Any = np if isinstance(expected, np.ndarray) else mx
         kl = (module.exp(expected) * (expected - found)).sum(axis=-1)
@@ -91,11 +91,11 @@ class Divergence:
         self.targets += len(aim)
 
     def mean(self) -> float:
-        """Return mean divergence in nats."""
+        """Return the mean divergence in nats."""
         return float(np.concatenate(self.kl).mean())
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers for a report."""
+        """Return the statistics as plain numbers."""
         kl = np.concatenate(self.kl)
         found: dict[str, Any] = {
             "kl_divergence": {
@@ -114,9 +114,9 @@ class Divergence:
 
 
 def answers(model: Any, sample: Sample) -> list[mx.array]:
-    """Return what a model answers to a sample, each (N, classes): logits, starts and ends, or hidden states.
+    """Return a model's outputs for a sample, each (N, classes): logits, starts and ends, or hidden states.
 
-    A language model's logits are those of the counted tokens.
+    The logits of a language model are those of the evaluated tokens.
     """
     output = model(input_ids=sample.row)
     if "logits" in output:
@@ -151,7 +151,7 @@ def compare_models(
     Returns:
         `kl_divergence`, `top1_agreement` and `perplexity` for language models, and `exact_answers` where samples
         have an answer; `label_agreement` and `kl_divergence` for classifiers, `score_difference` for regression;
-        `span_agreement` for question answering; `cosine` for a bare backbone.
+        `span_agreement` for question answering; `cosine` for a model without a head.
     """
     divergence, values = Divergence(), []
     name = type(reference).__name__
@@ -189,9 +189,7 @@ def _cosine(a: mx.array, b: mx.array) -> np.ndarray:
 
 
 def quality_table(quality: Mapping[str, Any]) -> str:
-    """Return a quality report as a Markdown table, with a remark below it where the text may be foreign to the
-    model.
-    """
+    """Return a quality report as a Markdown table, with a remark if the text may be unsuited to the model."""
     rows: list[tuple[str, str]] = []
     kl = quality.get("kl_divergence")
     if kl:

@@ -1,4 +1,4 @@
-"""Which layer gets which format: one format for all, mlx-lm's mixed recipes, and overrides by path."""
+"""The format of each layer: one format for all, mlx-lm's mixed recipes, and overrides by path."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,25 +16,25 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Override:
-    """What one `--q-override` says: the layers it names and their format, None for no quantization."""
+    """A parsed `--q-override`: the layers it names and their format, None for no quantization."""
 
     pattern: str
     form: PackedFormat | None
 
     @classmethod
     def parse(cls, text: str, default: PackedFormat) -> "Override":
-        """From `PATTERN=BITS[:GROUP[:MODE]]`, `PATTERN=MODE` or `PATTERN=none`.
+        """Parse `PATTERN=BITS[:GROUP[:MODE]]`, `PATTERN=MODE` or `PATTERN=none`.
 
         A pattern with `*`, `?` or `[` must match the whole path; any other matches a run of its dotted parts,
         so `v_proj`, `layers.0` and `mlp.down_proj` work.
 
         Raises:
-            QuantizationError: the text says something else, or a format that MLX does not have.
+            QuantizationError: the text has another form, or names a format that MLX does not have.
         """
         pattern, equals, value = text.partition("=")
         parts = value.split(":")
         if not equals or not pattern or not value or len(parts) > 3:
-            raise QuantizationError(f"override {text!r}: write PATTERN=BITS[:GROUP[:MODE]] or PATTERN=none")
+            raise QuantizationError(f"invalid override: {text!r}. Write PATTERN=BITS[:GROUP[:MODE]] or PATTERN=none.")
         if value == "none":
             return cls(pattern, None)
         if value in MODES:
@@ -43,7 +43,7 @@ class Override:
             bits = int(parts[0])
             group_size = int(parts[1]) if len(parts) > 1 else None
         except ValueError:
-            raise QuantizationError(f"override {text!r}: bits and group size are whole numbers") from None
+            raise QuantizationError(f"invalid override: {text!r}. Bits and group size are whole numbers.") from None
         if len(parts) > 2:
             return cls(pattern, PackedFormat.of(parts[2], bits, group_size))
         if group_size is None and default.mode == "affine":
@@ -58,13 +58,13 @@ class Override:
 
 @dataclass
 class Recipe:
-    """Which format each layer of a model gets. Later entries win: mixed or by layer, predicate, overrides.
+    """The format of each layer of a model. Later entries win: mixed or by layer, predicate, overrides.
 
     Args:
-        default: the format of a layer that nothing else names.
+        default: the format of all other layers.
         mixed: a name in `MIXED_RECIPES`; affine only.
         by_layer: formats found by measurement (`--target-bpw`).
-        predicate: called with path and layer as mlx-lm's `quant_predicate`; gives True for the default, False
+        predicate: called with path and layer as mlx-lm's `quant_predicate`; returns True for the default, False
             for none, or a dict with bits, group_size and mode.
         overrides: the last one that matches a path decides.
         heads: also quantize heads other than the language model's.
@@ -79,26 +79,26 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.mixed is not None and self.mixed not in MIXED_RECIPES:
-            raise QuantizationError(f"recipe {self.mixed!r} is unknown: use one of {', '.join(MIXED_RECIPES)}")
+            raise QuantizationError(f"unknown recipe: {self.mixed!r}. Use one of {', '.join(MIXED_RECIPES)}.")
         if self.mixed is not None and self.default.mode != "affine":
             raise QuantizationError(f"recipe {self.mixed} is made of affine formats, not {self.default.mode}")
 
     def formats(
         self, layers: Mapping[str, tuple[int, ...]], is_head: Callable[[str], bool]
     ) -> dict[str, PackedFormat | None]:
-        """Return path -> format, None for layers that stay as they are.
+        """Return path -> format, None for layers that stay unpacked.
 
         Args:
             layers: path -> shape (rows, columns) of every linear layer and embedding.
             is_head: whether a path belongs to a head other than the language model's.
 
         Raises:
-            QuantizationError: an override that names no layer, or a recipe that does not suit the model.
+            QuantizationError: an override matches no layer, or the recipe does not fit the model.
         """
         for override in self.overrides:
             if not any(override.matches(path) for path in layers):
                 raise QuantizationError(
-                    f"override {override.pattern!r} names no layer; paths look like {min(layers, default='')!r}"
+                    f"override {override.pattern!r} matches no layer. Paths look like {min(layers, default='')!r}"
                 )
         if self.mixed is not None and not any("down_proj" in path for path in layers):
             raise QuantizationError(f"recipe {self.mixed} needs layers named down_proj, which this model lacks")
@@ -117,7 +117,7 @@ class Recipe:
         if self.by_layer is not None and path in self.by_layer:
             form = self.by_layer[path]
         if form is not None and self.predicate is not None:
-            form = self._asked(path, shape, form)
+            form = self._ask_predicate(path, shape, form)
         for override in self.overrides:
             if override.matches(path):
                 form = override.form
@@ -132,7 +132,7 @@ class Recipe:
         more = "lm_head" in path or (matters and ("v_proj" in path or "down_proj" in path))
         return PackedFormat(high if more else low, self.default.group_size)
 
-    def _asked(self, path: str, shape: tuple[int, ...], form: PackedFormat) -> PackedFormat | None:
+    def _ask_predicate(self, path: str, shape: tuple[int, ...], form: PackedFormat) -> PackedFormat | None:
         assert self.predicate is not None
         answer = self.predicate(path, LayerShape(shape))
         if isinstance(answer, Mapping):
@@ -141,7 +141,7 @@ class Recipe:
 
 
 class LayerShape:
-    """What a `quant_predicate` sees of a layer: `layer.weight.shape`. Its weights are not in memory."""
+    """The layer passed to a `quant_predicate`: `layer.weight.shape` only. Its weights are not in memory."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape

@@ -1,8 +1,8 @@
-"""How much each layer suffers from fewer bits, measured, and the cheapest way to spend a budget of bits.
+"""Measure the sensitivity of each layer to fewer bits, and allocate a budget of bits at the least divergence.
 
-A layer's sensitivity is the divergence of the model's answers when that layer alone is packed in 4 bits. For other
+The sensitivity of a layer is the divergence of the model's outputs when only that layer is packed in 4 bits. For other
 formats it is scaled by the weights' squared error, since the divergence grows with the square of a small change.
-Layers are taken as independent. The idea of measured sensitivities is that of mlx-lm's dynamic_quant; measure and
+Layers are assumed to be independent. The idea of measured sensitivities is that of mlx-lm's dynamic_quant; measure and
 search are our own.
 """
 
@@ -27,14 +27,14 @@ CANDIDATES = tuple(PackedFormat(bits, group_size) for bits in (2, 3, 4, 5, 6, 8)
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer: its weights, and the expected divergence for each format that fits it."""
+    """A layer's number of weights, and the expected divergence per format that fits it."""
 
     size: int
     divergence: Mapping[PackedFormat, float]
 
 
 def _divergence(expected: Sequence[Sequence[mx.array]], model: Any, samples: Sequence[Sample]) -> float:
-    """Return mean divergence of a model's answers, or the mean squared difference of its vectors or scores."""
+    """Return the mean divergence of a model's outputs, or the mean squared difference of its vectors or scores."""
     divergence, squares = Divergence(), []
     vectors = type(model).__name__.endswith("Model") and not predicts_next(model)
     for references, sample in zip(expected, samples, strict=True):
@@ -57,8 +57,8 @@ def measure_layers(
     One forward pass over the samples for each layer.
 
     Args:
-        model: called as a Hugging Face model; left as it was.
-        samples: what to measure on.
+        model: called as a Hugging Face model; unchanged afterwards.
+        samples: the rows to measure on.
         paths: the layers to measure.
         progress: called with layers done and their number.
     """
@@ -98,10 +98,10 @@ def _squared_error(weight: mx.array, form: PackedFormat) -> float:
 
 
 def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, PackedFormat | None]:
-    """Return the formats with the least summed divergence that take at most `budget_bits` together.
+    """Return the formats with the least total divergence that take at most `budget_bits` together.
 
-    For a price of a bit each layer picks the format with the least divergence plus price; the price is searched, and
-    what is left of the budget goes to the single changes that help most for their bits.
+    For a given price per bit each layer picks the format with the least divergence plus price; the price is found by
+    bisection, and the rest of the budget goes to the changes with the largest gain per bit.
 
     Raises:
         QuantizationError: the smallest formats take more.
@@ -114,7 +114,7 @@ def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, Pa
         size = max(sum(cost.size for cost in packed.values()), 1)
         least, left = _bits(packed, smallest) / size, max(budget, 0) / size
         raise QuantizationError(
-            f"what is fixed leaves {left:.2f} bits per weight to the other layers, and their smallest formats take "
+            f"the fixed formats leave {left:.2f} bits per weight for the other layers, whose smallest formats take "
             f"{least:.2f}. Raise target_bpw."
         )
     low, high = -40.0, 40.0

@@ -193,7 +193,7 @@ def test_transcripts_come_back(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("nonsense", "not valid JSON"), ("[]", "no mapping"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
+    [("nonsense", "not valid JSON"), ("[]", "not contain a mapping"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
 )
 def test_files_that_are_no_transcripts(tmp_path, content, words):
     (tmp_path / "chat.json").write_text(content)

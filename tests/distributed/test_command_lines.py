@@ -132,7 +132,7 @@ def test_only_the_first_process_prints_and_a_dead_one_ends_the_other(models, tmp
     ranks[1].kill()
     (_, error, code), (out, other, _) = finish(ranks, 30)
     assert code == 2
-    assert "another process has ended" in error
+    assert "another process has exited" in error
     assert "Traceback" not in error
     assert (out, other) == ("", "")
 

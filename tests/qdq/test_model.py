@@ -303,7 +303,7 @@ def test_wrong_configurations_are_named(fields, text):
 
 
 def test_wrong_descriptors_are_named():
-    with pytest.raises(QuantizationError, match=r"quant_desc_weight has the unknown key 'bits'"):
+    with pytest.raises(QuantizationError, match=r"quant_desc_weight has an unknown key: 'bits'"):
         tiny_bert.model(quant_desc_weight={"bits": 8})
     with pytest.raises(QuantizationError, match="num_bits"):
         tiny_bert.model(quant_desc_input={"num_bits": 0})

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 import mlx_qwen3
 import mlx_qwen3.qdq.linear
 from mlx_qwen3 import QuantizationError
-from mlx_qwen3.qdq.packing import words_of_codes
+from mlx_qwen3.qdq.packing import pack_codes
 
 
 def dense_bytes(model: nn.Module) -> int:
@@ -28,7 +28,7 @@ def dense_bytes(model: nn.Module) -> int:
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_codes_are_stored_as_mlx_stores_them(bits):
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (3, 96)).astype(np.uint8)
-    words = mx.array(words_of_codes(codes, bits))
+    words = mx.array(pack_codes(codes, bits))
     ones, zeros = mx.ones((3, 3)), mx.zeros((3, 3))
     got = mx.dequantize(words, ones, zeros, group_size=32, bits=bits)
     np.testing.assert_array_equal(np.array(got), codes)
@@ -140,7 +140,7 @@ def test_what_cannot_be_packed_is_listed_and_stays_fake_quantized(caplog):
 
 
 def test_packing_before_calibrating_is_refused():
-    with pytest.raises(QuantizationError, match=r"encoder\.layer\.\d.*_quantizer has no amax: calibrate"):
+    with pytest.raises(QuantizationError, match=r"encoder\.layer\.\d.*_quantizer has no amax. Calibrate"):
         tiny_bert.model().pack()
 
 

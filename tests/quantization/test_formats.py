@@ -113,7 +113,7 @@ def test_packed_arrays_that_contradict_the_model_are_named():
         ({**weights, "ghost.scales": mx.zeros((1, 1))}, "ghost"),
         ({name: a for name, a in weights.items() if name != f"{path}.biases"}, "biases"),
         ({**weights, f"{path}.weight": mx.zeros((5, 16), dtype=mx.uint32)}, "rows"),
-        ({**weights, f"{path}.weight": weights[f"{path}.scales"]}, "no packed"),
+        ({**weights, f"{path}.weight": weights[f"{path}.scales"]}, "without a packed"),
     ):
         with pytest.raises(CheckpointError, match=says):
             prepare_quantized(wide(), entry, broken)
@@ -179,7 +179,7 @@ def test_later_rules_win():
 
 
 def test_recipes_that_do_not_suit():
-    with pytest.raises(QuantizationError, match="names no layer"):
+    with pytest.raises(QuantizationError, match="matches no layer"):
         Recipe(overrides=[Override("w_proj", None)]).formats(layer_shapes(), lambda path: False)
     with pytest.raises(QuantizationError, match="down_proj"):
         Recipe(mixed="mixed_3_6").formats({"encoder.layer.0.output.dense": (8, 8)}, lambda path: False)

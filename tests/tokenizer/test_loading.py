@@ -126,7 +126,7 @@ def test_defaults_of_a_class_do_not_grow_the_vocabulary(word_piece_folder, tmp_p
         ("tokenizer.json", '{"version": "1.0", "model"', "tokenizer.json cannot be read"),
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "tokenizer.json cannot be read"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
-        ("tokenizer_config.json", "[]", "holds no mapping of names to values"),
+        ("tokenizer_config.json", "[]", "not contain a mapping of names to values"),
         ("tokenizer.model", "", "only a SentencePiece vocabulary"),
         ("vocab.txt", "[CLS]\n[SEP]\n", "no unknown token '\\[UNK\\]'"),
         ("readme.md", "", "has no vocabulary; needed: tokenizer.json"),
