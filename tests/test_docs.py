@@ -197,6 +197,16 @@ def test_links_and_pictures_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_imports_within_the_text_are_valid(page: Path) -> None:
+    for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        arguments = shlex.split(code)[1:] if code.startswith("mlx-qwen3 ") and "…" not in code else []
+        if arguments and arguments[0].islower() and len(arguments) > 1:
+            assert make_parser(arguments).parse_args(arguments).verb == arguments[0], code
+        if code.startswith("from mlx_qwen3 import"):
+            exec(code, {})
+
+
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
