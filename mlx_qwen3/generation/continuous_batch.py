@@ -5,6 +5,8 @@ that hardly any padding is computed. A finished row keeps its slot until a quart
 waiting prompts replace them, in a cache that keeps all tokens unpacked and until it would be mostly padding. Where
 nothing waits, the cache is compacted when half of the rows are finished, so that it is copied at most once in all.
 
+A beginning that all prompts share is computed once; the padding of a shorter row lies after it.
+
 Each row has its own sampler, logits processors (see `processors.py`) and, if it wants, log-probabilities. Nothing in a
 row depends on its neighbours.
 """
@@ -35,6 +37,9 @@ SHORTEST_STAGE = 32
 
 JOINING_SHARE = 4
 """New rows join a batch once a quarter of it is finished: prompts are computed faster together."""
+
+SHORTEST_PREFIX = 32
+"""Tokens: a shared beginning shorter than this is not worth a pass of its own."""
 
 TOLERATED_PADDING = 4096
 """Slots of padding in a batch's cache that need no reason; more than that must stay below the real tokens."""
@@ -122,13 +127,43 @@ def decode_rows(
     # a cache that keeps the first tokens of a row must not keep padding instead
     equal_lengths = cache_options.get("max_kv_size") is not None
     waiting.sort(key=lambda row: -len(row.prompt))
+    shared = None
+    if len(waiting) > 1 and rope.get("rope_type") not in MOVING_FREQUENCIES:
+        shared = _shared_prefix(model, waiting, new_cache(model.config, **cache_options), prefill_tokens)
     while waiting:
         rows = _pop_first(waiting, _count_fitting(waiting, batch_size, equal_lengths))
-        batch = ContinuousBatch(model, rows, lambda: new_cache(model.config, **cache_options), prefill_tokens)
+        batch = ContinuousBatch(model, rows, lambda: new_cache(model.config, **cache_options), prefill_tokens, shared)
         yield from batch.run(waiting, ended)
     for row in sequences:
         if row.cache is not None:
             yield from _run_alone(model, row, ended)
+
+
+def _shared_prefix(model: "BatchModel", rows: Sequence[BatchSequence], cache: Any, prefill_tokens: int) -> Any:
+    """Return a cache of one row with what all prompts begin with, or None where that is short or cannot be shared."""
+    prompts = [list(row.prompt) for row in rows]
+    length = common_prefix(prompts, SHORTEST_PREFIX)
+    if not length or not cache.takes_rows:
+        return None
+    for first in range(0, length, prefill_tokens):
+        ids = mx.array([prompts[0][first : min(first + prefill_tokens, length)]], dtype=mx.int32)
+        model.step_logits(ids, cache, 1)
+        mx.eval(cache.arrays)
+    return cache
+
+
+def common_prefix(rows: Sequence[list[int]], least: int) -> int:
+    """Return how many ids all rows begin with, leaving each at least one; 0 when fewer than `least`, or with a single
+    row.
+    """
+    if len(rows) < 2:
+        return 0
+    low, high = min(rows), max(rows)  # in the order of lists, what these two share all share
+    length = 0
+    while length < min(len(low), len(high)) and low[length] == high[length]:
+        length += 1
+    length = min(length, min(map(len, rows)) - 1)
+    return length if length >= least else 0
 
 
 def _run_alone(model: Any, row: BatchSequence, ended: Callable[[RowToken], bool]) -> Iterator[RowToken]:
@@ -191,23 +226,32 @@ class ContinuousBatch:
         rows: sequences to start with, the longest prompt first.
         make_cache: returns an empty cache.
         prefill_tokens: tokens in one pass over prompts.
+        shared: a cache of one row with tokens that all prompts begin with; it is not written to. None for none.
 
     Attributes:
-        padding: the number of slots before the first token of each row (B,).
+        visible: which slots hold a token of their row (B, slots).
         accepts_rows: whether further rows may join.
     """
 
     def __init__(
-        self, model: BatchModel, rows: list[BatchSequence], make_cache: Callable[[], Any], prefill_tokens: int
+        self,
+        model: BatchModel,
+        rows: list[BatchSequence],
+        make_cache: Callable[[], Any],
+        prefill_tokens: int,
+        shared: Any = None,
     ):
-        self.model, self.rows, self.prefill_tokens = model, rows, prefill_tokens
-        self.make_cache, self.cache = make_cache, make_cache()
+        self.model, self.rows, self.prefill_tokens, self.shared = model, rows, prefill_tokens, shared
+        self.make_cache, self.cache = make_cache, make_cache() if shared is None else shared.copy()
         self.accepts_rows = self.cache.takes_rows
         self.length = len(rows[0].prompt)
-        self.padding = np.array([self.length - len(row.prompt) for row in rows], dtype=np.int32)
+        start = self.cache.offset
         self.ids = np.zeros((len(rows), self.length), dtype=np.int32)
-        for row, ids in zip(rows, self.ids, strict=True):
-            ids[self.length - len(row.prompt) :] = row.prompt
+        self.visible = np.ones((len(rows), self.length), dtype=bool)
+        for row, ids, visible in zip(rows, self.ids, self.visible, strict=True):
+            first = self.length - len(row.prompt) + start
+            ids[first:] = row.prompt[start:]
+            visible[start:first] = False
 
     def run(self, waiting: list[BatchSequence], ended: Callable[[RowToken], bool]) -> Iterator[RowToken]:
         """Yield the tokens of these rows, and of those that join them from `waiting`, until all are finished."""
@@ -251,18 +295,20 @@ class ContinuousBatch:
         if not (self.accepts_rows and waiting) or len(free) * JOINING_SHARE < len(self.rows):
             return chosen
         slots, count = self.cache.offset, _count_fitting(waiting, len(free))
-        real = sum(slots - int(n) for row, n in zip(self.rows, self.padding, strict=True) if not row.finished)
+        real = sum(int(own.sum()) for row, own in zip(self.rows, self.visible, strict=True) if not row.finished)
         real += sum(len(row.prompt) for row in waiting[:count])
         if _mostly_padding(slots * len(self.rows) - real, real):
             # for good: with fewer rows there would be less padding, and the batch would continue with hardly any row
             self.accepts_rows = False
             return chosen
-        joining = ContinuousBatch(self.model, _pop_first(waiting, count), self.make_cache, self.prefill_tokens)
+        rows = _pop_first(waiting, count)
+        joining = ContinuousBatch(self.model, rows, self.make_cache, self.prefill_tokens, self.shared)
         indices = free[:count]
         chosen = chosen.replaced(indices, joining.start(), len(self.rows))
         self.cache.put_rows(indices, joining.cache)
-        for index, row in zip(indices, joining.rows, strict=True):
-            self.rows[index], self.padding[index] = row, slots - len(row.prompt)
+        for index, row, visible in zip(indices, joining.rows, joining.visible, strict=True):
+            self.rows[index], self.visible[index] = row, False
+            self.visible[index, slots - joining.length :] = visible
         return chosen
 
     def drop_finished(self, chosen: "Choice") -> "Choice":
@@ -271,7 +317,7 @@ class ContinuousBatch:
         if 2 * len(kept) > len(self.rows) or not kept:
             return chosen
         self.cache.select_rows(kept)
-        self.rows, self.padding = [self.rows[i] for i in kept], self.padding[kept]
+        self.rows, self.visible = [self.rows[i] for i in kept], self.visible[kept]
         return chosen.selected(kept)
 
     def _choose(self, logits: mx.array) -> "Choice":
@@ -293,11 +339,13 @@ class ContinuousBatch:
 
     def _prefill(self) -> mx.array:
         """Compute the prompts; the logits of each row's last token (B, V)."""
-        shortest = max(SHORTEST_STAGE, -(-self.length // (CUDA_STAGES if on_cuda() else STAGES)))
-        joins = self.padding // shortest * shortest
+        own = self.cache.offset
+        shortest = max(SHORTEST_STAGE, -(-(self.length - own) // (CUDA_STAGES if on_cuda() else STAGES)))
+        padding = np.array([self.length - len(row.prompt) for row in self.rows])
+        joins = own + padding // shortest * shortest
         starts = sorted(set(joins.tolist()))
         logits: mx.array | None = None
-        present = 0
+        present = 1 if own else 0
         for start, stop in zip(starts, [*starts[1:], self.length], strict=True):
             count = int((joins <= start).sum())
             if present and count > present:
@@ -316,12 +364,16 @@ class ContinuousBatch:
 
     def _pass(self, ids: mx.array, first: int, last: int) -> mx.array:
         """Return slots first … last−1 of the rows that ids (B, L) has; logits (B, V) of the last one."""
-        padding = self.padding[: ids.shape[0]]
+        if last > self.visible.shape[1]:
+            more = np.ones((len(self.rows), last - self.visible.shape[1]), dtype=bool)
+            self.visible = np.concatenate([self.visible, more], axis=1)
+        visible = self.visible[: ids.shape[0], :last]
         mask = positions = None
-        if padding.any():
-            slots = np.arange(last, dtype=np.int32)
-            mask = mx.array((slots >= padding[:, None]).astype(np.int32))
-            positions = mx.array(np.maximum(slots[first:] - padding[:, None], 0))
+        if not visible.all():
+            mask = mx.array(visible.astype(np.int32))
+            before = visible[:, :first].sum(axis=1, keepdims=True)
+            counted = before + np.cumsum(visible[:, first:], axis=1) - 1
+            positions = mx.array(np.maximum(counted, 0).astype(np.int32))
         return self.model.step_logits(ids, self.cache, 1, mask, positions)[:, -1]
 
 

@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..generation.continuous_batch import common_prefix
 from ..memory import machine_memory
-from .prefix import common_prefix, shared_cache, tight_cache
+from .prefix import shared_cache, tight_cache
 
 TOKENS_A_BATCH = 8192
 """Padded tokens that a batch holds when its number of rows is not given."""

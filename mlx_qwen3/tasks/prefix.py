@@ -30,17 +30,3 @@ def shared_cache(prefix: Sequence[mx.array], rows: int) -> Cache:
     for layer, keys, values in zip(cache.layers, prefix[::2], prefix[1::2], strict=True):
         layer.update(*(mx.broadcast_to(array, (rows, *array.shape[1:])) for array in (keys, values)))
     return cache
-
-
-def common_prefix(rows: Sequence[list[int]], least: int) -> int:
-    """Return how many ids all rows begin with, leaving each at least one; 0 when fewer than `least`, or with a single
-    row.
-    """
-    if len(rows) < 2:
-        return 0
-    low, high = min(rows), max(rows)  # in the order of lists, what these two share all share
-    length = 0
-    while length < min(len(low), len(high)) and low[length] == high[length]:
-        length += 1
-    length = min(length, min(map(len, rows)) - 1)
-    return length if length >= least else 0

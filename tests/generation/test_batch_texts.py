@@ -54,6 +54,24 @@ def test_rows_are_single_runs(fields):
     assert together(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
 
 
+@pytest.mark.parametrize("fields", [{}, SLIDING, DYNAMIC], ids=["full", "sliding", "dynamic"])
+def test_a_shared_beginning_is_computed_once(fields, monkeypatch):
+    model = small_model(**{**fields, **({"max_position_embeddings": 256} if fields is DYNAMIC else {})})
+    (beginning,) = mixed_prompts([50], seed=1)
+    prompts = [[*beginning, *end] for end in mixed_prompts([3, 80, 1, 17, 17, 40, 5])]
+    budgets = [9, 4, 12, 1, 7, 3, 10]
+    alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
+    computed = []
+    plain = ContinuousBatch._pass
+    monkeypatch.setattr(
+        ContinuousBatch, "_pass", lambda batch, ids, *at: computed.append(ids.size) or plain(batch, ids, *at)
+    )
+    assert together(model, prompts, budgets) == alone
+    assert together(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
+    if not fields:
+        assert sum(computed) / 2 < sum(map(len, prompts))  # the beginning alone is 350 tokens in seven rows
+
+
 def test_on_cuda_rows_start_in_fewer_stages(monkeypatch):
     model, widths = small_model(), []
     prompts = mixed_prompts([200, 150, 90, 40, 3])

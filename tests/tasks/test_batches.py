@@ -9,8 +9,8 @@ from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
 from mlx_qwen3.tasks import batches
+from mlx_qwen3.generation.continuous_batch import common_prefix
 from mlx_qwen3.tasks.batches import Piece, Runner, batches_by_length
-from mlx_qwen3.tasks.prefix import common_prefix
 
 
 @pytest.fixture(scope="module")
