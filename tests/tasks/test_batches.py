@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
-from mlx_qwen3.tasks import batches
 from mlx_qwen3.generation.continuous_batch import common_prefix
+from mlx_qwen3.tasks import batches
 from mlx_qwen3.tasks.batches import Piece, Runner, batches_by_length
 
 
