@@ -8,8 +8,10 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from ..chat.modes import ThinkingSupport
 from ..errors import InputError, MlxQwen3Error
 from .constraint_flags import add_constraint_flags, add_tool_flags
 from .interrupts import defer_interrupts
@@ -55,14 +57,25 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load_asked(args, tell=sys.stdin.isatty())
     session = make_session(args, model, tokenizer)
     session.model_name = args.model or "the bundled model"
-    chat = Conversation(session, args.thinking, args.verbose, args.plain)
+    chat = Conversation(session, args.thinking, args.verbose, args.plain, partial(_other_session, args))
     if sys.stdin.isatty():
         print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if first is not None:
         chat.take(Typed(first))
     status = chat.loop(line_reader(not args.no_history, tuple(COMMANDS)))
-    keep_cache(args, chat.session)
+    if chat.session is session:  # the cache of another model is of no use to the next run
+        keep_cache(args, session)
     return status
+
+
+def _other_session(args: argparse.Namespace, name: str) -> Any:
+    """Return a session with another model and the same flags, without what belongs to the first model."""
+    own = {"adapter": None, "revision": None, "gguf_file": None, "prompt_cache_file": None}
+    args = argparse.Namespace(**{**vars(args), **own, "model": name})
+    model, tokenizer = load_asked(args, tell=True)
+    session = make_session(args, model, tokenizer)
+    session.model_name = name
+    return session
 
 
 @dataclass
@@ -72,12 +85,14 @@ class Conversation:
     thinking: how thinking is shown; see `AnswerPrinter`.
     verbose: whether numbers follow every answer.
     plain: whether answers are printed as they are, without Markdown.
+    open_model: returns a session with the model of that name.
     """
 
     session: Any
     thinking: str
     verbose: bool = False
     plain: bool = False
+    open_model: Callable[[str], Any] | None = None
     over: bool = field(default=False, init=False)
     failed: bool = field(default=False, init=False)
 
@@ -194,6 +209,20 @@ class Conversation:
             text = " ".join(str(message["content"]).split())
             print(f"{message['role']}: {text if len(text) < 200 else text[:200] + '…'}", file=sys.stderr)
 
+    def change_model(self, name: str) -> None:
+        """Continue the conversation with another model, or print the name of this one."""
+        if not name:
+            print(f"This is {self.session.model_name}.", file=sys.stderr)
+            return
+        if self.open_model is None:
+            raise InputError("the model of this conversation cannot be changed. Start another chat with --model")
+        before, session = self.session, self.open_model(_named(name, "/model"))
+        session.system, session.messages, session.sampling = before.system, before.messages, before.sampling
+        if before.support is session.support is ThinkingSupport.OPTIONAL:
+            session.set_thinking(before.thinking)
+        self.session = session
+        print(f"The conversation continues with {session.model_name}.", file=sys.stderr)
+
     def print_stats(self, _: str) -> None:
         """What the last answer cost."""
         stats = self.session.stats
@@ -259,6 +288,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
     "/clear": ("forgets the conversation", Conversation.clear),
     "/save": ("FILE: writes the conversation", Conversation.save),
     "/load": ("FILE: goes on with a saved conversation", Conversation.load),
+    "/model": ("PATH|ID: continues with another model; nothing prints its name", Conversation.change_model),
     "/stats": ("speed, memory and cache of the last answer", Conversation.print_stats),
     "/think": ("[MESSAGE]: the model thinks before it answers", Conversation.think),
     "/no_think": ("[MESSAGE]: it answers at once", Conversation.no_think),

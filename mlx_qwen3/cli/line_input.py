@@ -29,7 +29,8 @@ def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -
     block is one message. Either is one entry of the history.
 
     Args:
-        words: commands that Tab completes; after `/save` and `/load` it completes file names.
+        words: commands that Tab completes; after `/save` and `/load` it completes file names, after `/model` names of
+            cached models and of folders.
         streams: `input` and `output` of prompt_toolkit, in place of the terminal.
     """
     if not streams and not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -46,7 +47,7 @@ def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -
     still_open = Condition(lambda: is_open_block(get_app().current_buffer.text))
     session: PromptSession[str] = PromptSession(
         history=history,
-        completer=_completer(words),
+        completer=make_completer(words),
         complete_while_typing=False,
         multiline=still_open,
         prompt_continuation="... ",
@@ -68,22 +69,35 @@ def is_open_block(text: str) -> bool:
     return text.lstrip().startswith(QUOTES) and bool(text.count(QUOTES) % 2)
 
 
-def _completer(words: Sequence[str]) -> Any:
+def make_completer(words: Sequence[str]) -> Any:
+    """Return what Tab does in a chat whose commands are `words`."""
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
     class Commands(Completer):
-        """Commands at the beginning of a line, file names after those that take one."""
+        """Commands at the beginning of a line, names of files and models after those that take one."""
 
         def get_completions(self, document: Any, complete_event: Any) -> Any:
             text = document.text_before_cursor
             word, space, rest = text.partition(" ")
-            if space and word in ("/save", "/load"):
-                yield from PathCompleter(expanduser=True).get_completions(Document(rest), complete_event)
+            if space and word in ("/save", "/load", "/model"):
+                only_folders = word == "/model"
+                if only_folders:
+                    yield from (Completion(one, -len(rest)) for one in cached_models() if one.startswith(rest))
+                files = PathCompleter(expanduser=True, only_directories=only_folders)
+                yield from files.get_completions(Document(rest), complete_event)
             elif not space and text.startswith("/"):
                 yield from (Completion(one, -len(text)) for one in words if one.startswith(text))
 
     return Commands()
+
+
+def cached_models() -> list[str]:
+    """Return the ids of the models in the cache of the Hugging Face Hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = Path(HF_HUB_CACHE).glob("models--*/snapshots")
+    return sorted(folder.parent.name.removeprefix("models--").replace("--", "/") for folder in folders)
 
 
 def _read_plain(prompt: str) -> str:

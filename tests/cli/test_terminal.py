@@ -59,6 +59,13 @@ class Screen:
                 return lines
         raise AssertionError(f"{words!r} is not on the screen: {self.read()}")
 
+    def wait_for(self, condition, seconds=20):
+        """Read until the condition holds; whether it does."""
+        end = time.time() + seconds
+        while time.time() < end and not condition():
+            self.read(0.1)
+        return condition()
+
     def say(self, text):
         self.child.send(text + "\r")
 
@@ -112,8 +119,29 @@ def test_answers_are_wrapped_at_words(terminal, columns):
     screen = terminal(" ".join(words), columns=columns)
     screen.say("?")
     lines = screen.wait("word39")
+    assert all(len(line) <= columns for line in lines)
     shown = " ".join(lines).split()
     assert [word for word in shown if word.startswith("word")] == words
+
+
+def test_tab_completes_a_command_and_up_recalls_a_block_whole(terminal):
+    screen = terminal("Seen.", "Again.", "Third.")
+    screen.child.send(f"\x1b[200~{PASTED}\x1b[201~\r")
+    screen.wait("Seen.")
+    screen.read(0.3)
+    screen.child.send("\x1b[A")
+    screen.wait("return x")
+    screen.child.send("\r")
+    screen.wait("Again.")
+    screen.child.send("/sa\t")
+    screen.wait(">>> /save")
+    screen.child.send(" talk.json\r")
+    screen.wait("Saved 4 messages")
+    import json
+
+    said = json.loads((screen_folder(screen) / "talk.json").read_text())["messages"]
+    assert said[0]["content"] == said[2]["content"]
+    assert said[0]["content"].strip() == PASTED.strip()
 
 
 def test_markdown_is_rendered_and_code_stays_as_it_is(terminal):
@@ -130,7 +158,8 @@ def test_markdown_is_rendered_and_code_stays_as_it_is(terminal):
 
 
 def test_ctrl_c_at_ten_moments_ends_the_answer_and_nothing_else(terminal):
-    screen = terminal(*["word " * 60] * 10, "Still here.", delay=0.004)
+    # one more answer than messages: which of them come depends on the moments
+    screen = terminal(*["word " * 60 + "end."] * 12, delay=0.004)
     moments = random.Random(3)
     for _ in range(10):
         screen.say("go on")
@@ -139,8 +168,12 @@ def test_ctrl_c_at_ten_moments_ends_the_answer_and_nothing_else(terminal):
         screen.read(0.3)
         assert screen.child.isalive()
         assert "Traceback" not in screen.raw
+    screen.wait(">>>")
+    before = len(screen.raw)
     screen.say("and now?")
-    screen.wait("Still here.")
+    assert screen.wait_for(lambda: "end." in screen.raw[before:])
+    screen.say("/exit")
+    screen.child.expect(pexpect.EOF)
 
 
 def test_what_is_typed_ahead_is_the_next_message(terminal):

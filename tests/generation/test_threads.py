@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +18,8 @@ import mlx_qwen3
 from mlx_qwen3 import ChatSession, batch_generate, pipeline, stream_generate
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.generation import RandomSampler
+from tests import tiny
+from tests.scripted import byte_tokenizer
 
 
 def in_thread(function):
@@ -25,9 +29,18 @@ def in_thread(function):
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    """Model and tokenizer, loaded in a thread that is over."""
-    return in_thread(lambda: mlx_qwen3.load(bundled_model_path()))
+def loaded(tmp_path_factory):
+    """A tiny model and its tokenizer, loaded in a thread that has ended."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.model(seed=6, vocab_size=261, max_position_embeddings=512).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return in_thread(lambda: mlx_qwen3.load(folder))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model to train: while gradients are computed, its parameters are not for others to read."""
+    return in_thread(lambda: tiny.model(seed=7))
 
 
 def chat(model, tokenizer):
@@ -53,26 +66,35 @@ def plain_call(model, tokenizer):
     return mx.argmax(model(mx.array([[5, 9, 3]])).logits, axis=-1).tolist()
 
 
-USES = [chat, run_pipeline, batch, generate, plain_call]
+def training_step(model):
+    ids = mx.array([[5, 9, 3, 7]])
+    loss, gradients = nn.value_and_grad(model, lambda: model(ids, labels=ids).loss)()
+    norm = sum(mx.sum(gradient * gradient) for _, gradient in tree_flatten(gradients))
+    mx.eval(loss, norm)
+    return loss.item(), cast(mx.array, norm).item()
 
 
-def rounds(loaded, count):
-    expected = {use.__name__: use(*loaded) for use in USES}
-    for _ in range(count):
-        for use in USES:
-            assert in_thread(lambda use=use: use(*loaded)) == expected[use.__name__]
-        with ThreadPoolExecutor(3) as pool:
-            futures = {use.__name__: pool.submit(use, *loaded) for use in USES}
+def check_rounds(loaded, trained, count):
+    """Use a model in three threads, one after the other and at once; every result is the one of the main thread."""
+    uses = {use.__name__: partial(use, *loaded) for use in (chat, run_pipeline, batch, generate, plain_call)}
+    uses["training_step"] = partial(training_step, trained)
+    expected = {name: use() for name, use in uses.items()}
+    names = list(uses)
+    for number in range(count):
+        name = names[number % len(names)]
+        assert [in_thread(uses[name]) for _ in range(3)] == [expected[name]] * 3
+        with ThreadPoolExecutor(3) as pool:  # threads of their own in every round
+            futures = {name: pool.submit(use) for name, use in uses.items()}
             assert {name: future.result() for name, future in futures.items()} == expected
 
 
-def test_a_loaded_model_works_in_other_threads(loaded):
-    rounds(loaded, 2)
+def test_a_loaded_model_works_in_other_threads(loaded, trained):
+    check_rounds(loaded, trained, 6)
 
 
 @pytest.mark.slow
-def test_two_hundred_rounds(loaded):
-    rounds(loaded, 200)
+def test_two_hundred_rounds(loaded, trained):
+    check_rounds(loaded, trained, 200)
 
 
 def test_a_training_step_in_one_thread_and_chats_in_others():

@@ -1,0 +1,141 @@
+"""Commands of a chat that take names: odd ones never end it and lose nothing; Tab completes them."""
+
+import json
+import sys
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from scripted import ScriptedModel, byte_tokenizer, saying
+
+from mlx_qwen3.chat import ChatSession
+from mlx_qwen3.cli.chat import COMMANDS, Conversation
+from mlx_qwen3.cli.line_input import cached_models, make_completer
+from mlx_qwen3.errors import HubError
+
+TOKENIZER = byte_tokenizer()
+
+
+def session(*answers, **options):
+    return ChatSession(ScriptedModel(saying(TOKENIZER, *answers)), TOKENIZER, **options)
+
+
+@pytest.fixture
+def chat(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = Conversation(session("One.", "Two."), "off")
+    made.take("first")
+    return made
+
+
+ODD_NAMES = [
+    ".",
+    "/",
+    "..",
+    "x" * 300,
+    "a\0b",
+    "",
+    "   ",
+    '""',
+    "no-such-folder/x",
+    "~no-such-user/x",
+    "folder",
+    "/dev/full",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("command", ["/save", "/load"])
+def test_names_that_cannot_be_are_one_line_and_lose_nothing(chat, capsys, tmp_path, command, name):
+    (tmp_path / "folder").mkdir()
+    chat.take(f"{command} {name}")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert len(said) < 400
+    assert len(chat.session.messages) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+    chat.take("second")
+    assert len(chat.session.messages) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 1}', "[" * 100_000, '"x"', "\x00", '{"messages": 5}'])
+def test_files_that_hold_no_conversation_are_one_line(chat, capsys, tmp_path, content):
+    (tmp_path / "odd.json").write_text(content, encoding="utf-8")
+    before = (tmp_path / "odd.json").read_bytes()
+    for command in ("/load odd.json", "/save odd.json"):
+        chat.take(command)
+        assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "odd.json").read_bytes() == before
+    assert len(chat.session.messages) == 2
+
+
+@pytest.mark.parametrize("typed", ['"my talk.json"', "'my talk.json'", "my talk.json"])
+def test_quotes_around_a_name_are_not_part_of_it(chat, tmp_path, typed):
+    chat.take(f"/save {typed}")
+    assert json.loads((tmp_path / "my talk.json").read_text(encoding="utf-8"))["messages"]
+
+
+def test_an_existing_file_is_overwritten_only_when_that_is_confirmed(chat, tmp_path, monkeypatch, capsys):
+    chat.take("/save talk.json")
+    before = (tmp_path / "talk.json").read_bytes()
+    chat.take("second")
+    answers = iter(["n\n", "\n", "y\n"])
+    monkeypatch.setattr(
+        sys, "stdin", type("Terminal", (), {"isatty": lambda _: True, "readline": lambda _: next(answers)})()
+    )
+    for _ in range(2):
+        chat.take("/save talk.json")
+        assert (tmp_path / "talk.json").read_bytes() == before
+    chat.take("/save talk.json")
+    assert len(json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]) == 4
+    assert capsys.readouterr().err.count("Overwrite it?") == 3
+
+
+def test_a_conversation_continues_with_another_model(chat, capsys):
+    opened = []
+
+    def open_model(name):
+        if name == "missing":
+            raise HubError("there is no folder missing. Check the name")
+        opened.append(name)
+        made = session("Other.")
+        made.model_name = name
+        return made
+
+    chat.open_model = open_model
+    chat.session.system, chat.session.thinking = "Be kind.", False
+    chat.take("/model missing")
+    assert "no folder missing" in capsys.readouterr().err
+    assert len(chat.session.messages) == 2
+    chat.take('/model "other model"')
+    chat.take("second")
+    assert opened == ["other model"]
+    assert [m["content"] for m in chat.session.messages] == ["first", "One.", "second", "Other."]
+    assert (chat.session.system, chat.session.thinking) == ("Be kind.", False)
+    chat.take("/model")
+    assert "This is other model." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "added"),
+    [
+        ("/sa", ["/save"]),
+        ("/mo", ["/model"]),
+        ("/save ta", ["lk.json"]),
+        ("/load ", ["folder", "talk.json"]),
+        ("/model Qwen/Q", ["Qwen/Qwen3-0.6B"]),
+        ("/model f", ["older"]),
+        ("a/sa", []),
+        ("/stats ", []),
+    ],
+)
+def test_tab_completes_commands_files_and_models(monkeypatch, tmp_path, typed, added):
+    (tmp_path / "talk.json").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / ".hub" / "models--Qwen--Qwen3-0.6B" / "snapshots").mkdir(parents=True)
+    (tmp_path / ".hub" / "models--half" / "blobs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / ".hub"))
+    assert cached_models() == ["Qwen/Qwen3-0.6B"]
+    found = make_completer(tuple(COMMANDS)).get_completions(Document(typed), CompleteEvent())
+    assert [completion.text for completion in found if not completion.text.startswith(".")] == added
