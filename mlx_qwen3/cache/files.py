@@ -133,8 +133,12 @@ def load_cache(
     if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
         raise CacheError(f"{path} has a damaged description (token_ids): save it again")
     info = CacheFileInfo(ids, saved, notes)
-    _compare(path, "model", model, _model_of(config))
-    _compare(path, "cache", saved, {k: v for k, v in (identity or {}).items() if k in saved})
+    _compare(path, model, _model_of(config))
+    for name, value in (identity or {}).items():
+        if name in saved and saved[name] != value:
+            raise CacheError(
+                f"{path} was made with another model: {name!r} differs. Load that model, or save the cache again"
+            )
     checkpoint = Checkpoint(path.parent, entries, header, [path])
     try:
         cache = Cache([_layer(record, checkpoint, i, config) for i, record in enumerate(layers)])
@@ -187,11 +191,11 @@ def _model_of(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps({name: getattr(config, name) for name in MODEL_FIELDS}))
 
 
-def _compare(path: Path, what: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _compare(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     for name, value in asked.items():
         if saved.get(name) != value:
             raise CacheError(
-                f"{path} was saved with another {what}: {name!r} is {saved.get(name)!r} there and {value!r} here"
+                f"{path} was saved with another model: {name!r} is {saved.get(name)!r} there and {value!r} here"
             )
 
 

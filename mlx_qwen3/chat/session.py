@@ -270,7 +270,7 @@ class ChatSession:
             ignored_options(cache, new_cache(self.model.config, **self._cache_options)) if self._cache_options else []
         )
         if ignored:
-            logger.warning("%s keeps its own form: %s", path, "; ".join(ignored))
+            logger.warning("%s keeps its own settings: %s", path, "; ".join(ignored))
         self.cache, self.cached_ids = cache, list(info.token_ids)
         return cache.offset
 

@@ -70,7 +70,7 @@ def test_another_model_is_named(saved, fields, named):
 
 
 def test_another_tokenizer_is_named(saved):
-    with pytest.raises(CacheError, match="'tokenizer' is 't1' there and 't2' here"):
+    with pytest.raises(CacheError, match="made with another model: 'tokenizer' differs"):
         load_cache(saved, tiny.config(**SLIDING), identity={"tokenizer": "t2"})
 
 
