@@ -328,7 +328,7 @@ def mean_of_tokens(
     hidden: mx.array,
     input_ids: mx.array | None,
     last_positions: mx.array | None,
-    attention_mask: mx.array | None,
+    attention_mask: mx.array | None = None,
 ) -> mx.array:
     """Return the mean of hidden (B, L, M) over the tokens of each row, (B, M), summed in float32.
 

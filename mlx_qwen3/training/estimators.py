@@ -44,8 +44,8 @@ class _TextEstimator:
         model: a folder or Hub repository; None for the bundled model.
         method: "head" fits a linear head on frozen features, in one pass over the texts; "lora" and "dora" train an
             adapter, "full" all weights.
-        pooling: what a head sees: "last" for the last token, as transformers reads it, "mean" for the mean over the
-            tokens, "auto" for the better one in cross-validation.
+        pooling: what the head sees: "last" for the last token, as transformers reads it, "mean" for the mean over the
+            tokens; "auto" for the better one in cross-validation with "head", and the last token with the others.
         random_state: the seed; None for 0.
         The others: see `TrainingOptions`.
     """

@@ -164,7 +164,9 @@ def fit(
     """Train `base` in place and fill `report`.
 
     Args:
-        pooling: of a head on frozen features: "last", "mean", or "auto" for the better one.
+        pooling: what the head of a text classifier sees: "last" for the last token, "mean" for the mean over the
+            tokens. "auto" is the better one for "head"; for the others the last token, as PEFT and transformers
+            read it, unless the base has a head of the mean.
         folder: where the state of the training is saved, for resuming.
         progress: called with rows of the log.
 
@@ -241,17 +243,27 @@ def _fit_frozen_head(
             f"features: {'the last token' if chosen == 'last' else 'the mean over the tokens'}; L2 penalty "
             f"{head.penalty:g} by cross-validation"
         )
-        if chosen == "mean":
-            base.model.config.classifier_pooling = base.fields["classifier_pooling"] = "mean"
-            report.remarks.append(
-                "config.json says classifier_pooling: mean, which transformers does not read: load the model with "
-                "mlx-qwen3, or train with pooling='last'"
-            )
     else:
         report.baselines["head"] = _plain(found)
-        if chosen != "last":  # adapters keep the last token, as PEFT and transformers do
-            weight = fit_head(of_train, train, objective.problem, classes, "last", options.seed)[1].weight
+        best, chosen = chosen, _trained_pooling(base, pooling)
+        if chosen != best:
+            weight = fit_head(of_train, train, objective.problem, classes, chosen, options.seed)[1].weight
+    if chosen == "mean" or getattr(base.model.config, "classifier_pooling", None) is not None:
+        base.model.config.classifier_pooling = base.fields["classifier_pooling"] = chosen
+    if chosen == "mean":
+        file = "training.json" if options.method in ("lora", "dora") else "config.json"
+        report.remarks.append(
+            f"{file} says classifier_pooling: mean, which transformers and PEFT do not read: load the model with "
+            "mlx-qwen3, or train with --pooling last"
+        )
     base.model.score.weight = mx.array(weight).astype(base.model.score.weight.dtype)
+
+
+def _trained_pooling(base: Base, pooling: str) -> str:
+    """Return what the head of a trained model sees: by default what it saw before, else the last token."""
+    if pooling != "auto":
+        return pooling
+    return getattr(base.model.config, "classifier_pooling", None) or "last"
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..models.heads import last_token, mean_of_tokens
 from .forward import chunked_cross_entropy, hidden_states, summed_cross_entropy
 from .metrics import classification_metrics, multi_label_metrics, regression_metrics
 
@@ -100,7 +101,8 @@ class SequenceObjective(Objective):
 
     def _logits(self, model: Any, batch: Batch) -> mx.array:
         hidden = self._hidden(model, batch)
-        pooled = hidden[mx.arange(hidden.shape[0]), batch["last"]]
+        mean = getattr(model.config, "classifier_pooling", None) == "mean"
+        pooled = (mean_of_tokens if mean else last_token)(model.config, hidden, None, batch["last"])
         return model.score(model.dropout(pooled)).astype(mx.float32)
 
     def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:

@@ -16,7 +16,7 @@ from ..folders import replace_folder
 from .fitting import Fitted
 from .report import card, write_log
 
-ADAPTER_FIELDS = ("id2label", "problem_type", "pad_token_id")
+ADAPTER_FIELDS = ("id2label", "problem_type", "pad_token_id", "classifier_pooling")
 """Fields of the configuration that an adapter keeps in training.json, because PEFT's files have none for them."""
 
 

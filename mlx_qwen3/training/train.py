@@ -71,7 +71,8 @@ def train(
         text_column, label_column: their names in tables.
         regression: whether the labels are numbers to predict.
         mask_prompt: whether only completions, or last messages, count in text generation.
-        pooling: of a head on frozen features: "last", "mean" or "auto".
+        pooling: what the head of a text classifier sees: "last" for the last token, "mean" for the mean over the
+            tokens, "auto" for the better one with the method "head" and the last token with the others.
         dtype: to compute in.
         resume: go on from the state of a training that was interrupted.
         force: replace an existing output.
@@ -110,7 +111,9 @@ def train(
     report.data_sha256 = data_hash(train_file, valid_file)
     report.remarks += prepared.remarks
     state_folder = target.parent / f".{target.name}.training"
-    identity = identity_of(chosen, task, report.data_sha256, prepared.base.source, mask_prompt, validation_split)
+    identity = identity_of(
+        chosen, task, report.data_sha256, prepared.base.source, mask_prompt, validation_split, pooling
+    )
     if not resume and state_folder.exists():
         remove(state_folder)
     problem = prepared.labels.problem if prepared.labels else ""

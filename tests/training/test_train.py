@@ -15,7 +15,7 @@ import pytest
 from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
-from mlx_qwen3 import InputError, MlxQwen3Error, load, pipeline, train
+from mlx_qwen3 import InputError, MlxQwen3Error, TextClassifier, load, pipeline, train
 from mlx_qwen3.cli.main import main
 
 FAST = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "rank": 4}
@@ -97,6 +97,23 @@ def test_the_mean_over_tokens_is_one_for_every_padding(tmp_path: Path, base: Pat
     together = pipeline("text-classification", str(tmp_path / "head"), top_k=None)(texts)
     single = [pipeline("text-classification", str(tmp_path / "head"), top_k=None)([text])[0] for text in texts]
     assert [r[0]["score"] for r in together] == pytest.approx([r[0]["score"] for r in single], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trained_models_may_pool_the_mean(tmp_path: Path, base: Path, method: str):
+    data = write_table(tmp_path / "rows.csv")
+    options: Any = {"model": base, "method": method, "epochs": 1, "pooling": "mean"}
+    report = train("text-classification", data, tmp_path / "mean", **options)
+    assert any("classifier_pooling: mean" in remark for remark in report.remarks)
+    model, tokenizer = load(tmp_path / "mean")
+    assert model.config.classifier_pooling == "mean"
+    rows = [tokenizer.encode(text) for text in ("apple pie", "stone")]
+    expected = [model(mx.array([ids])).logits[0] for ids in rows]
+    model.config.classifier_pooling = "last"
+    assert not np.allclose(np.array(model(mx.array([rows[0]])).logits[0]), np.array(expected[0]), atol=1e-4)
+    found = TextClassifier.load(tmp_path / "mean").predict_proba(["apple pie", "stone"])
+    powers = np.exp(np.array(expected))
+    np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), atol=1e-5)
 
 
 def test_tokens_of_conll_files_and_of_spans(tmp_path: Path, base: Path):
