@@ -42,7 +42,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     data.add_argument("--max-length", type=int, metavar="N", help="tokens of a row; longer ones are cut")
     data.add_argument("--validation-split", type=float, default=0.1, metavar="X", help="share that is held out (0.1)")
     data.add_argument("--class-weights", metavar="balanced|LABEL=W,…", help="weights of rare labels in the loss")
-    data.add_argument("--pooling", choices=("auto", "last", "mean"), default="auto", help="what the head sees: the last token or the mean over the tokens; auto compares them for --method head")
+    data.add_argument(
+        "--pooling",
+        choices=("auto", "last", "mean"),
+        default="auto",
+        help="what the head sees: the last token or the mean over the tokens; auto compares them for --method head",
+    )
     steps = parser.add_argument_group("training")
     steps.add_argument("--epochs", type=int, metavar="N", help="passes over the data (3)")
     steps.add_argument("--max-steps", type=int, metavar="N", help="fewer steps than the epochs have")
