@@ -6,7 +6,7 @@ in a process of its own, and prints a table. Run on an idle machine:
 
     python benchmarks/gguf_files.py [--size 4.0] [--kind Q4_K_M] [--to mlx|gguf] [--folder DIR]
 
-With --speed it times one token through a matrix in each packed layout, float16 and float32 scales side by side, on the
+With --speed it times one token through matrices in each packed layout, with the types of scales side by side, on the
 default device:
 
     python benchmarks/gguf_files.py --speed [--rows 4096] [--columns 4096] [--rounds 30]
@@ -136,25 +136,38 @@ def measure(code: str, source: Path, target: Path) -> tuple[float, int]:
     return time.perf_counter() - started, usage.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
+MATRICES = {"gpu": 24, "cpu": 1}
+"""Matrices of one measurement: more than the caches of a GPU hold, and enough to hide the start of a kernel."""
+
+
 def speed(rows: int, columns: int, rounds: int) -> None:
-    """Time one token through a matrix in each layout that GGUF weights get."""
-    x = {dtype: mx.random.normal((1, columns)).astype(dtype) for dtype in (mx.float16, mx.float32)}
-    weight = mx.random.normal((rows, columns)) * 0.02
-    print(f"MLX {mx.__version__}, {mx.default_device()}, one token through {rows} x {columns}")
-    print("| bits, groups of 32 | float16 us | float32 us | ratio |\n|---:|---:|---:|---:|")
+    """Time one token through matrices in each layout that GGUF weights get, by the type of the scales."""
+    dtypes, count = (mx.float16, mx.bfloat16, mx.float32), MATRICES[mx.default_device().type.name]
+    x = {dtype: mx.random.normal((1, columns)).astype(dtype) for dtype in dtypes}
+    print(f"MLX {mx.__version__}, {mx.default_device()}, one token through {count} matrices of {rows} x {columns}")
+    print("| bits, groups of 32 | float16 us | bfloat16 us | float32 us | float32 / float16 |")
+    print("|---:|---:|---:|---:|---:|")
     for bits in (4, 5, 8):
+        weights = [mx.random.normal((rows, columns)) * 0.02 for _ in range(count)]
         packed = {
-            dtype: mx.quantize(weight.astype(dtype), group_size=32, bits=bits) for dtype in (mx.float16, mx.float32)
+            dtype: [mx.quantize(weight.astype(dtype), group_size=32, bits=bits) for weight in weights]
+            for dtype in dtypes
         }
         mx.eval(x, packed)
-        times: dict[mx.Dtype, list[float]] = {dtype: [] for dtype in packed}
+        del weights
+        times: dict[mx.Dtype, list[float]] = {dtype: [] for dtype in dtypes}
         for _ in range(rounds + 3):
-            for dtype, arrays in packed.items():
+            for dtype, matrices in packed.items():
                 started = time.perf_counter()
-                mx.eval(mx.quantized_matmul(x[dtype], *arrays, transpose=True, group_size=32, bits=bits))
-                times[dtype].append(time.perf_counter() - started)
-        short, long = (1e6 * statistics.median(times[dtype][3:]) for dtype in (mx.float16, mx.float32))
-        print(f"| {bits} | {short:.0f} | {long:.0f} | {long / short:.2f} |")
+                mx.eval(
+                    [
+                        mx.quantized_matmul(x[dtype], *arrays, transpose=True, group_size=32, bits=bits)
+                        for arrays in matrices
+                    ]
+                )
+                times[dtype].append((time.perf_counter() - started) / count)
+        short, brain, long = (1e6 * statistics.median(times[dtype][3:]) for dtype in dtypes)
+        print(f"| {bits} | {short:.1f} | {brain:.1f} | {long:.1f} | {long / short:.2f} |")
 
 
 def main() -> None:

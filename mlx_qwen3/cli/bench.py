@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .model_flags import add_revision_flag, check_revision
+from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, name_gguf_file
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONG_PROMPT = 16384
@@ -25,6 +25,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
     )
     add_revision_flag(parser)
+    add_gguf_file_flag(parser)
     parser.add_argument("--bits", type=int, nargs="+", help="with --random: 16 8 6 5 4 3 2 (default: 16)")
     parser.add_argument("--group-size", type=int, help="with --random: weights that share a scale (default: 64)")
     parser.add_argument(
@@ -61,6 +62,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, and write them where asked."""
     check_revision(args)
+    name_gguf_file(args)
     packing = {name: getattr(args, name) for name in ("bits", "group_size") if getattr(args, name) is not None}
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"

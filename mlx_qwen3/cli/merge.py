@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from .convert import DTYPES, MODES, RECIPES, ProgressBar, print_conversion
+from .model_flags import add_gguf_file_flag, name_gguf_file
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--revision", help="a branch, tag or commit of the base model's Hub repository (its main branch)"
     )
+    add_gguf_file_flag(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights (default: the base's)")
     parser.add_argument(
         "-q", "--quantize", action="store_true", help="quantize the merged weights and report what that costs"
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge, print what came of it, and return the exit status."""
     from ..training.merging import merge
 
+    name_gguf_file(args)
     bar = ProgressBar()
     started = time.perf_counter()
     try:

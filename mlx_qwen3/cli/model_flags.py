@@ -1,6 +1,7 @@
 """The flags that `chat` and `generate` share, and the model that they ask for."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,24 @@ def add_gguf_file_flag(group: Any) -> None:
         metavar="NAME",
         help="the GGUF file in that folder or repository, or its type, such as Q4_K_M",
     )
+
+
+def name_gguf_file(args: argparse.Namespace) -> None:
+    """Put --gguf-file into --model: the path of the file, or `org/repo:NAME` for a repository.
+
+    Raises:
+        InputError: no --model. CheckpointError: the folder has no such file.
+    """
+    if args.gguf_file is None:
+        return
+    if args.model is None:
+        raise InputError("--gguf-file needs --model, the folder or repository that has the file")
+    from ..checkpoint import resolve_checkpoint
+
+    if os.path.exists(os.path.expanduser(args.model)):
+        args.model = str(resolve_checkpoint(args.model, gguf_file=args.gguf_file))
+    else:
+        args.model = f"{args.model}:{args.gguf_file}"
 
 
 def warn_if_slow(args: argparse.Namespace) -> None:

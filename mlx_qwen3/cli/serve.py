@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ..errors import InputError
-from .model_flags import DTYPES, add_revision_flag, check_revision
+from .model_flags import DTYPES, add_gguf_file_flag, add_revision_flag, check_revision, name_gguf_file
 from .ranks import current_group
 
 KEY_VARIABLE = "MLX_QWEN3_API_KEY"
@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     group = parser.add_argument_group("models (a folder, a Hub id, or a GGUF file)")
     group.add_argument("--model", metavar="PATH|ID", help="chat and completions (default: the bundled small model)")
     add_revision_flag(group)
+    add_gguf_file_flag(group)
     group.add_argument("--embedding-model", metavar="PATH|ID", help="embeddings (default: the chat model)")
     group.add_argument("--rerank-model", metavar="PATH|ID", help="reranking, such as Qwen/Qwen3-Reranker-0.6B")
     group.add_argument("--classify-model", metavar="PATH|ID", help="classification with a trained head")
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from ..server import ServerSettings
 
     check_revision(args)
+    name_gguf_file(args)
     settings = ServerSettings(
         model=args.model,
         revision=args.revision,

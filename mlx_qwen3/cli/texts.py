@@ -12,7 +12,7 @@ from textwrap import shorten
 from typing import Any, TextIO
 
 from ..errors import InputError
-from .model_flags import add_revision_flag, check_revision
+from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, name_gguf_file
 from .ranks import is_first_process, launched, share_rows
 from .results import output_path, rows_done
 from .standard_streams import not_utf8, utf8_input
@@ -40,6 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, needed: str | None = No
     parser.add_argument("--model", help=f"a folder or a Hub repository; {default}")
     parser.add_argument("--adapter", help="a PEFT or mlx-lm adapter to put into the model")
     add_revision_flag(parser)
+    add_gguf_file_flag(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -77,6 +78,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.verb} needs --model, such as {args.model_needed}; the model of the package cannot do it"
         )
     check_revision(args)
+    name_gguf_file(args)
     output_path(args)
     import mlx.core as mx
 

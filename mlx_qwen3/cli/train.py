@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .convert import DTYPES
-from .model_flags import add_revision_flag, check_revision
+from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, name_gguf_file
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
 METHODS = ("head", "lora", "dora", "full")
@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="the folder to write")
     parser.add_argument("--model", help="a folder or Hub repository (default: the bundled small model)")
     add_revision_flag(parser)
+    add_gguf_file_flag(parser)
     parser.add_argument("--valid", help="a file of held-out rows (default: a tenth of 50 rows or more)")
     parser.add_argument(
         "--method",
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training import train
 
     check_revision(args)
+    name_gguf_file(args)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     if args.targets is not None:

@@ -422,3 +422,25 @@ def test_a_classifier_keeps_its_labels(tmp_path):
     assert isinstance(model, mlx_qwen3.Qwen3ForSequenceClassification)
     assert model.config.id2label == {0: "red", 1: "green", 2: "blue"}
     assert np.array_equal(np.array(model.score.weight), head)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "-m", "2", "hello"],
+        ["embed", "hello"],
+        ["classify", "--labels", "yes,no", "hello"],
+        ["bench", "--no-mlx-lm", "--prompt-tokens", "8", "--max-tokens", "2", "--rounds", "1"],
+        ["info"],
+    ],
+)
+def test_verbs_take_the_name_of_a_file_in_a_folder(tiny, tmp_path, capsys, words):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("tiny-Q8_0.gguf", "tiny-F32.gguf"):
+        (folder / name).write_bytes(tiny.read_bytes())
+    model = [str(folder)] if words[0] == "info" else ["--model", str(folder)]
+    assert main([words[0], *model, "--gguf-file", "Q8_0", *words[1:]]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main([words[0], *model, "--gguf-file", "Q4_K_M", *words[1:]]) == 2
+    assert "Q4_K_M" in capsys.readouterr().err
