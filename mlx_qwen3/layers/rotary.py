@@ -47,13 +47,13 @@ _blended = mx.compile(lambda x, swapped, cos, sin: x * cos + swapped * sin, shap
 class ConsecutivePositions:
     """The rotation of positions `start`, `start` + 1, … by `mx.fast.rope`, in one kernel.
 
-    periods: 1 / frequency (D/2,), chosen so that the kernel's inversion is closest to the frequencies. factor:
-    the attention factor.
+    periods: 1 / frequency (D/2,), chosen so that the kernel's inversion is closest to the frequencies. start: for all
+    rows, or for each (B,). factor: the attention factor.
     """
 
     periods: mx.array
     dims: int
-    start: int
+    start: int | mx.array
     factor: float = 1.0
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -135,8 +135,12 @@ class RotaryPositions:
         positions = mx.arange(start, start + length, dtype=mx.float32)
         return self._rotation(positions[:, None] * mx.array(frequencies), dtype)
 
-    def at_positions(self, position_ids: mx.array, dtype: mx.Dtype = mx.float32) -> Rotation:
+    def at_positions(self, position_ids: mx.array, dtype: mx.Dtype = mx.float32) -> Rotation | ConsecutivePositions:
         """Return the rotation of given positions, (L,), (1, L) or (B, L), lazily."""
+        one_each = position_ids.ndim == 2 and position_ids.shape[1] == 1
+        if one_each and dtype != mx.float32 and not self.moves_with_length and variants().prefill_rope == "fast":
+            periods = mx.array(periods_of(self._fixed))
+            return ConsecutivePositions(periods, self.head_dim, position_ids[:, 0], float(self.attention_factor))
         positions = position_ids.astype(mx.float32)
         frequencies: mx.array
         if self.kind == "longrope":

@@ -23,10 +23,19 @@ WORTH_KEEPING = 32
 """Tokens of the shortest prompt whose cache is kept for later ones."""
 
 TOLERATED_PADDING = 1024
-"""Slots of padding in a batch that need no reason; more than that must stay below the real tokens."""
+"""Slots of padding in a batch that need no reason, at least; see `Decoder`. More must stay below the real tokens."""
 
 PATIENCE = 2.0
 """Seconds after which the oldest prompt goes before shorter ones."""
+
+TOO_SHORT, TOO_LONG = 0.9, 1.5
+"""Shares of the time that a pass may take, below and above which the next one has twice or half as many tokens."""
+
+CALM = 16
+"""Passes after one that took too long in which their size does not grow again."""
+
+FIRST_PASS = 0.03
+"""Seconds of the passes whose size a prompt that was computed alone suggests."""
 
 
 @dataclass
@@ -52,20 +61,37 @@ class Prompt:
         return len(self.job.prompt) - self.done
 
 
-class Rate:
-    """Tokens per second of a kind of work, averaged over recent measurements."""
+class Pace:
+    """How many tokens a pass may have that should take so many seconds: as many as the last passes have shown.
 
-    def __init__(self, start: float):
-        self.value = start
+    A rate would not tell: a pass has a fixed cost, and the first one of its size may compile kernels.
+    """
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """Note how long some tokens took."""
-        self.value += 0.3 * (tokens / max(seconds, 1e-6) - self.value)
+    def __init__(self) -> None:
+        self._size = SMALLEST_CHUNK
+        self._seconds: float | None = None
+        self._calm = 0
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
         """Return how many tokens to compute in `seconds` (None for no limit): a power of two, at most `most`."""
-        wanted = most if seconds is None else min(most, max(SMALLEST_CHUNK, int(self.value * seconds)))
-        return 1 << (wanted.bit_length() - 1)
+        self._seconds = seconds
+        return power_of_two(most if seconds is None else min(self._size, most))
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Note how long the pass took."""
+        self._calm -= 1
+        if self._seconds is None:
+            share = min(1.0, FIRST_PASS / max(seconds, 1e-6))
+            self._size = max(self._size, power_of_two(max(1, int(tokens * share))))
+        elif seconds > TOO_LONG * self._seconds:
+            self._size, self._calm = max(SMALLEST_CHUNK, self._size // 2), CALM
+        elif seconds < TOO_SHORT * self._seconds and 2 * tokens > self._size and self._calm < 0:
+            self._size *= 2
+
+
+def power_of_two(number: int) -> int:
+    """Return the largest power of two up to a number above 0."""
+    return 1 << (number.bit_length() - 1)
 
 
 class Decoder:
@@ -76,6 +102,8 @@ class Decoder:
         max_batch: rows that are decoded together.
         passes: of its model.
         post: takes a job and its events.
+        padding_bytes: what the padding of a batch may hold without a reason. A second batch would read all weights
+            once more for every token, which takes longer than reading padding of up to that size.
     """
 
     def __init__(
@@ -85,6 +113,7 @@ class Decoder:
         passes: Passes,
         post: Callable[[TextJob, list[Any]], None],
         cache_options: dict[str, Any],
+        padding_bytes: int = 0,
     ):
         config = served.model.config
         rope = getattr(config, "rope_parameters", None) or {}
@@ -95,11 +124,12 @@ class Decoder:
         self._kept = 0
         self.waiting: list[Prompt] = []
         self.batches: list[Batch] = []
-        self.rate = Rate(200.0)
+        self.pace = Pace()
         self.step_seconds = 0.02
         dtype = str(served.model.dtype).rpartition(".")[2]
         processes = process_count(served.model.group)
         self.row_bytes = lambda tokens: cache_bytes(config, tokens, dtype=dtype, **cache_options) // processes
+        self._tolerated = max(TOLERATED_PADDING, 1024 * padding_bytes // max(self.row_bytes(1024), 1))
 
     @property
     def running(self) -> int:
@@ -175,7 +205,7 @@ class Decoder:
         ready = [prompt for prompt in self.waiting if prompt.job.options.choices <= free]
         if not ready:
             return 0
-        tokens = None if self.chunk is None else self.rate.tokens_in(seconds, self.chunk)
+        tokens = None if self.chunk is None else self.pace.tokens_in(seconds, self.chunk)
         for prompt in ready:
             self._look_up(prompt)
         oldest = ready[0]
@@ -193,7 +223,7 @@ class Decoder:
                     self.waiting.remove(prompt)
                 self._post(prompt.job, [prompt])
             raise
-        self.rate.add(count, time.perf_counter() - start)
+        self.pace.add(count, time.perf_counter() - start)
         return count
 
     def _dropped(self, prompt: Prompt) -> bool:
@@ -276,7 +306,7 @@ class Decoder:
         lengths = [row.length for row in rows]
         for batch in self.batches:
             padding, real = batch.padding_with(lengths)
-            if padding <= max(real, TOLERATED_PADDING):
+            if padding <= max(real, self._tolerated):
                 batch.join(rows, cache, chosen)
                 return
         batch = Batch(self.passes, self._deliver, self._finished)

@@ -18,7 +18,7 @@ from ..errors import DistributedError, MlxQwen3Error
 from ..generation.context import tokens_left
 from ..memory import machine_memory
 from .batch import Row
-from .decoder import Decoder, Prompt, Rate
+from .decoder import Decoder, Pace, Prompt
 from .divided import DividedPasses, DividedTask, Leader
 from .errors import ApiError, internal_error
 from .jobs import Job, TaskJob, TextJob
@@ -32,6 +32,15 @@ SHORTEST_PAUSE = 0.03
 
 PAUSE_STEPS = 2.0
 """The same in steps of the batch, where those take longer."""
+
+LONGEST_PAUSE = 0.25
+"""Seconds that running streams may wait at most because more prompts wait than streams run."""
+
+FEW_STREAMS = 8
+"""Up to so many running sequences every token is delivered at once."""
+
+DELIVERY_SECONDS = 0.015
+"""With more sequences, tokens of so long travel together: delivering costs as much as computing them."""
 
 GATHERING = 0.003
 """Seconds in which rows of several requests come together while nothing else runs."""
@@ -66,9 +75,11 @@ class Engine:
         self._open: dict[Job, int] = {}  # every accepted request and the choices that it still waits for
         self._outbox: dict[Job, list[Any]] = {}
         self._decoders: dict[Any, Decoder] = {}
-        self._task_rate = Rate(500.0)
+        self._task_pace = Pace()
         self._steps = 0
         self._leader: Leader | None = None
+        self._urgent = False  # something in the outbox that is not the next token of a running stream
+        self._delivered = 0.0
         self._thread = threading.Thread(target=self._run, name="mlx-qwen3-engine", daemon=True)
 
     # called from other threads
@@ -174,7 +185,12 @@ class Engine:
             for served in models.generating:
                 passes = self._passes(served, models.cache_options)
                 self._decoders[served] = Decoder(
-                    served, self.settings.max_batch, passes, self._post, models.cache_options
+                    served,
+                    self.settings.max_batch,
+                    passes,
+                    self._post,
+                    models.cache_options,
+                    min(models.nbytes // 2, self.capacity // 4),
                 )
             self.models = models
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for `ready`
@@ -278,23 +294,30 @@ class Engine:
         for decoder in self._decoders.values():
             self._steps += 1 if decoder.step() else 0
         self._flush()
-        running = [decoder for decoder in self._decoders.values() if decoder.running]
-        pause = self._pause(running)
+        pause = self._pause()
         for decoder in self._decoders.values():
             if decoder.waiting:
-                decoder.prefill(pause)
+                decoder.prefill(self._prompt_pause(pause))
         if self._tasks:
             self._run_tasks(pause)
         if self._steps >= CLEAR_EVERY:
             self._steps = 0
             mx.clear_cache()
 
-    @staticmethod
-    def _pause(running: list[Decoder]) -> float | None:
+    def _pause(self) -> float | None:
         """Return seconds that other work may take before the next token of running streams; None without streams."""
+        running = [decoder for decoder in self._decoders.values() if decoder.running]
         if not running:
             return None
         return max(SHORTEST_PAUSE, PAUSE_STEPS * max(decoder.step_seconds for decoder in running))
+
+    def _prompt_pause(self, pause: float | None) -> float | None:
+        """Return the same for prompts: more where more prompts wait than streams run."""
+        if pause is None:
+            return None
+        running = sum(decoder.running for decoder in self._decoders.values())
+        waiting = sum(len(decoder.waiting) for decoder in self._decoders.values())
+        return max(pause, min(LONGEST_PAUSE, SHORTEST_PAUSE * waiting / running))
 
     # tasks
 
@@ -321,7 +344,7 @@ class Engine:
             start = time.perf_counter()
             results = first.task.compute([(job.rows[i], (job.pieces or [])[i]) for job, i in rows], first.options)
             tokens = sum(len(piece.ids) for job, i in rows for piece in (job.pieces or [])[i])
-            self._task_rate.add(tokens, time.perf_counter() - start)
+            self._task_pace.add(tokens, time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - these requests alone fail
             for job in group:
                 self._tasks.remove(job)
@@ -337,7 +360,7 @@ class Engine:
 
     def _slice(self, group: list[TaskJob], pause: float | None) -> list[tuple[TaskJob, int]]:
         """Return the next rows of some requests, by turns, for about `pause` seconds."""
-        room = self._task_rate.tokens_in(pause, 1 << 20)
+        room = self._task_pace.tokens_in(pause, 1 << 20)
         chosen: list[tuple[TaskJob, int]] = []
         place = {job: len(job.results) for job in group}
         while place and len(chosen) < ROWS_AT_ONCE:
@@ -357,6 +380,7 @@ class Engine:
 
     def _post(self, job: TextJob, events: list[Any]) -> None:
         """Pass on the deltas of a job; a row or prompt in place of them means that it has left."""
+        self._urgent = self._urgent or job.completion_tokens <= job.options.choices
         for event in events:
             if isinstance(event, Prompt | Row):
                 self._left(job, event)
@@ -394,9 +418,17 @@ class Engine:
         with self._condition:
             self._open.pop(job, None)
         self._outbox.setdefault(job, []).append(None)
+        self._urgent = True
 
     def _flush(self) -> None:
         """Deliver all events, with one call per event loop."""
+        if not self._outbox:
+            return
+        now = time.monotonic()
+        many = sum(decoder.running for decoder in self._decoders.values()) > FEW_STREAMS
+        if many and not self._urgent and now - self._delivered < DELIVERY_SECONDS:
+            return
+        self._delivered, self._urgent = now, False
         outbox, self._outbox = self._outbox, {}
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, list[Any]]]] = {}
         for job, events in outbox.items():

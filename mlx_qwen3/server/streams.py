@@ -49,15 +49,31 @@ class EventStream:
 
     def __init__(self, events: AsyncIterator[bytes], stall: float, finished: Callable[[], None]):
         self._events, self._stall, self._finished = events, stall, finished
+        self._sending_since: float | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the events until the last one, or until the client disconnects."""
+        """Send the events until the last one, or until the client disconnects or does not read for `stall` seconds."""
+        sending = asyncio.ensure_future(self._send(send))
+        watching = asyncio.create_task(self._watch(sending))
         try:
-            await unless_disconnected(receive, self._send(send))
-        except (DisconnectedError, OSError, TimeoutError):
-            pass  # the request is cancelled below
+            await unless_disconnected(receive, sending)
+        except (DisconnectedError, OSError, asyncio.CancelledError):
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is one: it runs this
+                raise  # the server is stopping, not the client
         finally:
+            watching.cancel()
             self._finished()
+
+    async def _watch(self, sending: asyncio.Future[None]) -> None:
+        """Cancel the response when a piece has not been read in time; cheaper than a timeout for every piece."""
+        loop = asyncio.get_running_loop()
+        while not sending.done():
+            since = self._sending_since
+            left = self._stall if since is None else since + self._stall - loop.time()
+            if left <= 0:
+                sending.cancel()
+                return
+            await asyncio.sleep(left)
 
     async def _send(self, send: Any) -> None:
         headers = [
@@ -74,8 +90,9 @@ class EventStream:
         await self._body(send, b"data: [DONE]\n\n", more=False)
 
     async def _body(self, send: Any, data: bytes, more: bool = True) -> None:
-        async with asyncio.timeout(self._stall):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since = None
 
 
 def sse(value: Any) -> bytes:

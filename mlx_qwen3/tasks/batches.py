@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.continuous_batch import common_prefix
+from ..layers.devices import on_cuda
 from ..memory import machine_memory
 from .prefix import shared_cache, tight_cache
 
@@ -22,6 +23,9 @@ TOKENS_A_BATCH = 8192
 """Padded tokens that a batch holds when its number of rows is not given."""
 
 ROWS_A_BATCH = 256
+
+PLANNED_ROWS = [*range(1, 9), 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+"""Rows of a batch on CUDA, where cuDNN plans attention for every number of rows and every width, in some 50 ms."""
 
 COMPILED_TOKENS = 256
 """Padded tokens up to which a batch is bound by the host, so that compiling its graph pays (benchmarks/RESULTS.md)."""
@@ -118,8 +122,13 @@ class Runner:
                 mx.clear_cache()
             finished(indices)
 
-        for indices in batches_by_length([len(piece.ids) - shared for piece in pieces], batch_size, batch_tokens):
-            inputs, last = self._inputs([pieces[i] for i in indices], shared, left)
+        planned = on_cuda() and batch_size is None
+        lengths = [len(piece.ids) - shared for piece in pieces]
+        for indices in batches_by_length(lengths, batch_size, batch_tokens, planned):
+            rows = [pieces[i] for i in indices]
+            if planned:  # the outputs of repeated rows are not read
+                rows += rows[-1:] * (min(n for n in PLANNED_ROWS if n >= len(rows)) - len(rows))
+            inputs, last = self._inputs(rows, shared, left)
             outputs = self._outputs(compute, inputs, last, prefix)
             mx.async_eval(outputs)
             waiting.append((indices, outputs))
@@ -206,17 +215,23 @@ class Runner:
 
 
 def batches_by_length(
-    lengths: Sequence[int], batch_size: int | None = None, batch_tokens: int | None = None
+    lengths: Sequence[int],
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    planned: bool = False,
 ) -> list[list[int]]:
     """Return indices of the rows of each batch: rows of similar length together, the longest first.
 
-    The longest go first so that a batch too large for the memory fails at once.
+    The longest go first so that a batch too large for the memory fails at once. With `planned`, full batches have a
+    number of rows that `PLANNED_ROWS` names.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches, start = [], 0
     while start < len(order):
         longest = max(lengths[order[start]], 1)
         rows = batch_size or max(1, min(ROWS_A_BATCH, (batch_tokens or TOKENS_A_BATCH) // longest))
+        if planned:
+            rows = max(n for n in PLANNED_ROWS if n <= rows)
         batches.append(order[start : start + rows])
         start += rows
     return batches

@@ -98,6 +98,17 @@ def test_float32_keeps_the_exact_rotation():
     assert isinstance(rotary.at(7, 1, mx.bfloat16), SinglePosition)
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_each_row_is_rotated_by_its_own_position(dtype):
+    rotary = tiny.model("Qwen3Model")._rotary
+    x = mx.random.normal((3, 2, 1, 8), key=mx.random.key(0)).astype(dtype)
+    positions = mx.array([[3], [61], [7]])
+    rotation = rotary.at_positions(positions, dtype)
+    assert isinstance(rotation, ConsecutivePositions)
+    exact = rotary.at_positions(positions)(x.astype(mx.float32))
+    assert mx.allclose(rotation(x).astype(mx.float32), exact, atol=2 * mx.finfo(dtype).eps, rtol=mx.finfo(dtype).eps)
+
+
 def test_the_attention_factor_is_kept():
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     rotary = tiny.model("Qwen3Model", rope_scaling=scaling)._rotary

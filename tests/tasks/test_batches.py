@@ -10,7 +10,7 @@ from tiny_checkpoints import QWEN3
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
 from mlx_qwen3.generation.continuous_batch import common_prefix
 from mlx_qwen3.tasks import batches
-from mlx_qwen3.tasks.batches import Piece, Runner, batches_by_length
+from mlx_qwen3.tasks.batches import PLANNED_ROWS, Piece, Runner, batches_by_length
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,19 @@ def test_memory_that_lies_idle_is_given_back(model, monkeypatch):
 def test_an_id_outside_the_vocabulary_is_named(model):
     with pytest.raises(InputError, match="id 416, the model has 416"):
         Runner(model).run([Piece([3, 416])], Spy(model))
+
+
+@pytest.mark.parametrize("rows", [1, 13, 40, 300])
+def test_planned_batches_repeat_few_shapes_and_give_the_same(model, monkeypatch, rows):
+    lengths = np.random.default_rng(rows).integers(1, 40, rows)
+    pieces = [Piece([*range(1, n + 1)]) for n in lengths]
+    want = Runner(model).run(pieces, Spy(model))
+    monkeypatch.setattr("mlx_qwen3.tasks.batches.on_cuda", lambda: True)
+    spy = Spy(model)
+    found = Runner(model).run(pieces, spy)
+    assert all(call["inputs_embeds"].shape[0] in PLANNED_ROWS for call in spy.calls)
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a[0], b[0], atol=1e-5)
 
 
 def test_nothing_in_nothing_out(model):
