@@ -18,6 +18,7 @@ from mlx_qwen3.errors import CheckpointError
 from mlx_qwen3.files import recognized
 
 MAX_HEADER_BYTES = 100_000_000
+_LONGEST_NAME = 1000
 
 BYTES_PER_ELEMENT = {
     "BOOL": 1,
@@ -131,12 +132,15 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a safetensors header that is no table: {again}")
     metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path} has metadata that is no table: {again}")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has metadata other than a mapping of texts to texts: {again}")
+    for name in header:
+        if len(name) > _LONGEST_NAME:
+            raise CheckpointError(f"{path} has a tensor whose name has {len(name)} characters: {again}")
     start = 8 + length
     entries = {name: _entry(path, name, value, start) for name, value in header.items()}
     _check_ranges(path, entries, start, size)
-    return entries, {str(key): str(value) for key, value in metadata.items()}
+    return entries, metadata
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:

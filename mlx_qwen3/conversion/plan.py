@@ -102,6 +102,16 @@ def make_plan(
         raise QuantizationError(f"requantize_bits is {requantize_bits!r}, expected one of {AFFINE_BITS}")
     plan = Plan(dtype=_target_dtype(source, dtype, dequantize), requantize_bits=requantize_bits)
     weights, renamed, plan.tied = kept_weights(source)
+    kept = {weight.name for weight in weights}
+    dropped = [weight.name for weight in source.weights if weight.name not in kept]
+    if dropped:
+        logger.warning(
+            "%d weights of heads that %s does not have are left out, first %s. "
+            "Name the class of that head in 'architectures' to keep it",
+            len(dropped),
+            source.model.__name__,
+            dropped[0],
+        )
     if recipe is not None:
         layers = {weight.path: weight.shape for weight in weights if weight.is_layer}
         plan.formats = recipe.formats(layers, source.is_head)

@@ -239,3 +239,20 @@ def test_weights_of_other_frameworks_are_named(tmp_path, name, says):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"__metadata__": {"a": 5}}, "metadata other than"),
+        ({"__metadata__": {"a": {"b": "c"}}}, "metadata other than"),
+        ({"x" * 5000: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, "5000 characters"),
+    ],
+)
+def test_metadata_and_names_out_of_bounds(tmp_path, entries, says):
+    table = {**entries, "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    raw = json.dumps(table).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4))
+    with pytest.raises(CheckpointError, match=says) as raised:
+        open_checkpoint(tmp_path)
+    assert len(str(raised.value)) < 300

@@ -101,3 +101,12 @@ def test_no_report_of_a_random_head(source, tmp_path):
     model = Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
     with pytest.raises(InputError, match="no output head"):
         model.generate(mx.array([[1, 2]]), max_new_tokens=2)
+
+
+def test_a_head_that_is_left_out_is_named(source, tmp_path, caplog):
+    weights = open_checkpoint(source).read_all()
+    hidden = weights["model.norm.weight"].size
+    save_checkpoint(source, {**weights, "score.weight": mx.ones((2, hidden))})
+    convert(source, tmp_path / "out", report=False)
+    assert "1 weights of heads that Qwen3ForCausalLM does not have are left out, first score.weight" in caplog.text
+    assert "score.weight" not in open_checkpoint(tmp_path / "out").names
