@@ -8,6 +8,7 @@ usable by its GPU; `mlx-qwen3 doctor` prints the limit of a machine.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -30,7 +31,8 @@ MODELS = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 def needed_gigabytes(size: str, bits: int) -> float:
     """Return what a model needs on Metal with a conversation of `TOKENS` tokens, in bfloat16 or packed."""
     config = Qwen3Config(**SIZES[size])
-    arrays = [array for _, array in tree_flatten(Qwen3ForCausalLM(config).parameters())]  # lazy: nothing is computed
+    named: Any = tree_flatten(Qwen3ForCausalLM(config).parameters())  # lazy: nothing is computed
+    arrays = [array for _, array in named]
     matrix_bits = bits if bits == 16 else PackedFormat(bits, 64).bits_per_weight()
     weights = sum(array.size * (matrix_bits / 8 if array.ndim > 1 else 2) for array in arrays)
     with using(**asdict(DEFAULTS["metal"])):

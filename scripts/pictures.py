@@ -38,7 +38,7 @@ def chat() -> None:
     )
     for awaited, typed in ((r"as needed\.", ""), (">>>", SECOND + "\r"), (r"\*p\)", "")):
         child.expect(awaited)
-        stream.feed(child.before + child.after)
+        stream.feed(f"{child.before}{child.after}")
         child.send(typed)
     child.sendintr()
     child.sendeof()

@@ -207,6 +207,15 @@ def test_commands_and_imports_within_the_text_are_valid(page: Path) -> None:
             exec(code, {})
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_table_has_a_header_and_rows_of_its_width(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for rows in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        header, rule, *body = (re.split(r"(?<!\\)\|", line) for line in rows.strip().splitlines())
+        assert all(re.fullmatch(" *:?-+:? *", cell) for cell in rule[1:-1]), rows
+        assert {len(row) for row in (rule, *body)} == {len(header)}, rows
+
+
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
