@@ -35,6 +35,9 @@ class GeneratedText(TypedDict):
 
 LONG_PROMPTS = (None, "hole")
 
+NO_OPTIONS = ("truncation", "add_special_tokens", "tokenizer_encode_kwargs")
+"""Keywords of the reference that do not go to `model.generate`; Qwen3's tokenizers add no special tokens."""
+
 
 @dataclass(frozen=True)
 class TextGenerationOptions(Options):
@@ -46,6 +49,8 @@ class TextGenerationOptions(Options):
     tools: JSON schemas of functions, for the chat template.
     prefix: a text before each prompt.
     skip_special_tokens: whether special tokens are left out of results.
+    truncation: cut prompts to `max_length` tokens, else to what the context holds beside the answer, on the side that
+        the tokenizer's `truncation_side` names.
     handle_long_generation: "hole" cuts a prompt's beginning where prompt and answer exceed the context.
     schema, regex, choices, grammar (among `generate`): at most one constraint on every answer, as in `stream_generate`;
         the pipeline raises `IncompleteOutputError` where `max_new_tokens` cuts an answer.
@@ -60,6 +65,7 @@ class TextGenerationOptions(Options):
     tools: Sequence[Mapping[str, Any]] | None = None
     prefix: str | None = None
     skip_special_tokens: bool = True
+    truncation: bool = False
     handle_long_generation: str | None = None
     generate: dict[str, Any] = field(default_factory=dict)
     template: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +78,12 @@ class TextGenerationOptions(Options):
 
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
         """Return these options with some replaced; a name that is none of them goes to `model.generate`."""
-        keywords = drop_harmless(keywords)
+        if keywords.get("tokenizer_encode_kwargs"):
+            raise InputError("tokenizer_encode_kwargs is not supported. Pass truncation=True with max_length")
+        cut = keywords.get("truncation") not in (None, False, "do_not_truncate")
+        keywords = drop_harmless({name: v for name, v in keywords.items() if name not in NO_OPTIONS})
+        if cut:
+            keywords["truncation"] = True
         if "stop_sequence" in keywords:
             keywords["stop_strings"] = keywords.pop("stop_sequence")
         if keywords.pop("return_text", True) is False:
@@ -122,6 +133,9 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
                 if room < 1:
                     raise InputError(f"max_new_tokens leaves no room for a prompt in {limit} tokens. Lower it")
                 ids = ids[-room:]
+            if options.truncation:
+                room = options.generate.get("max_length") or limit - self._new_tokens(options)
+                ids = ids[:room] if self.tokenizer.truncation_side == "right" else ids[max(len(ids) - room, 0) :]
             pieces.append(
                 [Piece(ids)] if len(ids) < limit else InputError(f"the prompt has {len(ids)} tokens of {limit}")
             )

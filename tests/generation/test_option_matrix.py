@@ -139,6 +139,16 @@ def test_a_stop_string_may_begin_in_the_prompt():
     assert output.shape[1] == ids.shape[1] + 1
 
 
+def test_the_pipeline_cuts_prompts_where_that_is_asked_for():
+    made = pipeline("text-generation", model=MODEL, tokenizer=TOKENIZER)
+    options = {"max_new_tokens": 3, "return_full_text": False}
+    cut = made("hello hello", truncation=True, max_length=5, add_special_tokens=False, **options)
+    assert cut == made("hello", **options)
+    assert made("hello", truncation=False, **options) == made("hello", **options)
+    with pytest.raises(InputError, match="tokenizer_encode_kwargs is not supported"):
+        made("hello", tokenizer_encode_kwargs={"max_length": 2})
+
+
 def test_none_as_a_keyword_switches_a_field_off():
     model = plain_model()
     model.generation_config = GenerationConfig(
