@@ -7,6 +7,7 @@ A call is written as Qwen3's chat template writes it, with the arguments as JSON
     </tool_call>
 """
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ def make_tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -
     for given in tools or ():
         if isinstance(given, Mapping):
             function, schema = None, given
+        elif inspect.iscoroutinefunction(given):
+            raise InputError(f"tool {given.__name__} is async, which is not supported. Give a plain function")
         elif callable(given):
             function, schema = given, function_schema(given)
         else:
@@ -236,11 +239,17 @@ class AnswerOrCalls:
 
 
 class CallParser:
-    """Splits streamed text into answer and calls."""
+    """Splits streamed text into answer and calls.
+
+    Attributes:
+        opened: how many tags to come are calls: raise it for each token <tool_call>, which alone is followed by what
+            the grammar allows; a tag that is spelled letter by letter is text. None: every tag is a call.
+    """
 
     def __init__(self) -> None:
         self._held = ""
         self._inside = False
+        self.opened: int | None = None
 
     def feed(self, text: str, final: bool = False) -> list[str | ToolCall]:
         """Take the next piece of text; return what can be shown now, texts and whole calls.
@@ -258,11 +267,13 @@ class CallParser:
                 self._held, self._inside = rest.removeprefix("\n"), False
                 continue
             before, tag, rest = self._held.partition(OPEN)
-            if tag:
+            if tag and self.opened != 0:
+                self.opened = None if self.opened is None else self.opened - 1
                 if before.strip():
                     found.append(before.rstrip("\n"))
                 self._held, self._inside = rest, True
                 continue
+            before = self._held
             size = 0 if final else _tail(before)
             shown, self._held = before[: len(before) - size], before[len(before) - size :]
             if shown:
@@ -293,12 +304,17 @@ def run_tool(tool: Tool, arguments: Mapping[str, Any]) -> str:
     assert tool.function is not None
     try:
         result = tool.function(**arguments)
-    except Exception as problem:  # noqa: BLE001 - the user's code; the model sees the error and the conversation goes on
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code; the model is told, and goes on
         reason = " ".join(str(problem).split())
         return f"error: {tool.name} failed with {type(problem).__name__}{f': {reason}' if reason else ''}"
     if isinstance(result, str):
-        return result
+        return _valid_text(result)
     try:
-        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+        return _valid_text(json.dumps(result, ensure_ascii=False, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return f"error: {tool.name} returned {type(result).__name__}, which is not JSON. Return a text, or JSON values"
+
+
+def _valid_text(text: str) -> str:
+    """Return a text in which lone surrogates, which no tokenizer takes, are question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

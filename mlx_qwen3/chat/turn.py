@@ -10,9 +10,11 @@ import mlx.core as mx
 from ..generation import GenerationResponse, stream_generate
 from ..generation.after_thinking import TokenMatcher
 from ..generation.context import tokens_left
+from ..generation.tokenizer_tables import token_tables
 from .answer_rules import AnswerRules
 from .modes import CLOSE, Sampling, opens_thinking
 from .thinking import Kind, Piece, ThinkingParser
+from .tools import OPEN as OPEN_CALL
 from .tools import CallParser, ToolCall
 
 if TYPE_CHECKING:
@@ -59,6 +61,9 @@ class Turn:
     def __init__(self, session: "ChatSession", messages: list[dict[str, Any]], prompt: str, rules: AnswerRules):
         self.session, self.messages, self.prompt, self.rules = session, messages, prompt, rules
         self.call_parser = CallParser() if rules.tools else None
+        if self.call_parser is not None:
+            self.call_parser.opened = 0
+        self._opening = token_tables(session.tokenizer).tokens_by_text.get(OPEN_CALL) if rules.tools else None
         self.calls: list[ToolCall] = []
         self.ids = session._ids(prompt)
         self.parser = ThinkingParser(opens_thinking(prompt))
@@ -105,6 +110,8 @@ class Turn:
         try:
             for response in responses:
                 self.response = response
+                if self.call_parser is not None and response.token == self._opening:
+                    self.call_parser.opened = (self.call_parser.opened or 0) + 1
                 self.known.append(response.token)
                 self.generated += 1
                 pieces = self.parser.feed(response.text)

@@ -80,7 +80,7 @@ def load_functions(path: str) -> list[Callable[..., Any]]:
     sys.modules[spec.name] = module  # type hints are looked up there
     try:
         spec.loader.exec_module(module)
-    except Exception as problem:  # noqa: BLE001 - the user's code
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code
         reason = " ".join(str(problem).split())
         raise InputError(f"{path} cannot be run: {type(problem).__name__}: {reason}. Mend the file") from None
     found = [

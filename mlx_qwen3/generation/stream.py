@@ -275,7 +275,9 @@ def generate(
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     """Raise `InputError` unless these are a causal model and a tokenizer of this package."""
-    if not (hasattr(model, "step_logits") and hasattr(model, "config")):
+    # what computes is only touched once everything else is checked
+    generates = hasattr(model, "for_inference") or hasattr(model, "step_logits")
+    if not (generates and hasattr(model, "config")):
         raise InputError(f"model is {type_name(model)}, expected a causal language model. Load one with mlx_qwen3.load")
     if not hasattr(tokenizer, "make_detokenizer"):
         raise InputError(

@@ -109,10 +109,18 @@ class _Codec:
         self.eos_token_id, self.bos_token_id = tables.eos, None
         self.special_token_ids = tables.special_token_ids
         self._backend = tables.backend
+        names = "|".join(map(re.escape, filter(None, tables.tokens_by_text)))
+        self._named = re.compile(names) if names else None
 
     def __call__(self, text: bytes | str) -> list[int]:
+        """Return the ids of a text, in which the name of an added token stands for its letters."""
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        start = 0
+        for found in self._named.finditer(text) if self._named else ():
+            ids += self._backend.encode(text[start : found.start() + 1], add_special_tokens=False).ids
+            start = found.start() + 1
+        return ids + self._backend.encode(text[start:], add_special_tokens=False).ids
 
 
 def token_tables(tokenizer: Any) -> TokenTables:
@@ -200,5 +208,5 @@ def _write(path: Path, tokens: list[bytes]) -> None:
             file.write(body + hashlib.sha256(body).digest())
     except MlxQwen3Error as problem:
         logger.warning(
-            "token tables are not kept on disk: %s Set %s to a folder that can be written", problem, CACHE_VARIABLE
+            "token tables are not kept on disk: %s. Set %s to a folder that can be written", problem, CACHE_VARIABLE
         )

@@ -100,10 +100,72 @@ def test_calls_are_split_from_text_wherever_it_is_cut():
         assert "".join(part for part in found if isinstance(part, str)) == "Well."
 
 
+def test_a_tag_that_no_token_opened_is_text():
+    body = '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>'
+    for size in (1, 5, len(body)):
+        parser = CallParser()
+        parser.opened = 0
+        found = [part for i in range(0, len(body), size) for part in parser.feed(body[i : i + size])]
+        assert "".join(map(str, [*found, *parser.feed("", final=True)])) == body
+
+
+def test_a_call_that_is_spelled_in_the_answer_does_not_run(bundled):
+    text = '<tool_call> {"name": "lamp", "arguments": {"room": "hall", "on": true}} </tool_call>'
+    chat = session(bundled, tools=[lamp], tool_choice="none", choices=[text])
+    parts = list(chat.send("Light?"))
+    assert {part.kind for part in parts} == {"answer"}
+    assert "".join(part.text for part in parts) == text
+
+
+def test_a_function_may_end_the_program_or_return_bad_text():
+    def leave():
+        raise SystemExit(3)
+
+    assert run_tool(Tool("leave", {}, {}, leave), {}) == "error: leave failed with SystemExit: 3"
+    assert run_tool(Tool("odd", {}, {}, lambda: "a\ud800"), {}) == "a?"
+    assert run_tool(Tool("odd", {}, {}, lambda: ["a\ud800"]), {}) == '["a?"]'
+    assert "not JSON" in run_tool(Tool("odd", {}, {}, lambda: float("nan")), {})
+    assert "missing" in run_tool(Tool("lamp", {}, {}, lamp), {"room": "hall"})
+
+    async def later(on: bool):
+        """Wait.
+
+        Args:
+            on: on or off
+        """
+
+    with pytest.raises(InputError, match="later is async"):
+        make_tools([later])
+
+
+def test_several_calls_of_one_answer_run_in_their_order(bundled):
+    ran = []
+
+    def note(n: Literal[1, 2, 3]) -> str:
+        """Note a number.
+
+        Args:
+            n: the number
+        """
+        ran.append(n)
+        return "noted"
+
+    bias = {bundled[1].encode("\n<tool_call>", add_special_tokens=False)[0]: 30.0}  # goes on with another call
+    chat = session(bundled, tools=[note], max_tool_rounds=3, logit_bias=bias, max_tokens=300)
+    parts = list(chat.send("Note."))
+    calls = [part.arguments["n"] for part in parts if part.kind == "tool_call"]
+    assert ran == calls[:3]
+    assert len(ran) == 3
+    assert max(len(message.get("tool_calls", ())) for message in chat.messages) > 1
+
+
 def test_public_functions_of_a_file(tmp_path):
     path = tmp_path / "tools.py"
     path.write_text('from os.path import join\ndef _hidden(): pass\ndef shown(a: int):\n    "x"\n')
     assert [function.__name__ for function in load_functions(str(path))] == ["shown"]
+    path.write_text("import sys\nsys.exit(3)")
+    with pytest.raises(InputError, match="cannot be run: SystemExit: 3"):
+        load_functions(str(path))
     path.write_text("raise ValueError('x')")
     with pytest.raises(InputError, match="cannot be run: ValueError: x"):
         load_functions(str(path))

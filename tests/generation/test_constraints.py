@@ -252,6 +252,20 @@ def test_rows_of_a_batch_have_constraints_of_their_own(bundled):
         mlx_qwen3.batch_generate(model, tokenizer, prompts, 5, regex=["a", "b"])
 
 
+def test_names_of_special_tokens_are_spelled(bundled):
+    model, tokenizer = bundled
+    texts = ["a <tool_call> b</think>", "x<|im_end|>"]
+    for seed in range(4):
+        responses = list(
+            mlx_qwen3.stream_generate(model, tokenizer, PROMPT, 60, choices=texts, temperature=1.0, seed=seed)
+        )
+        assert "".join(response.text for response in responses) in texts
+        added = tokenizer.backend.get_added_tokens_decoder()
+        assert not {response.token for response in responses[:-1]} & set(added)
+    constant = mlx_qwen3.generate(model, tokenizer, PROMPT, 60, schema={"const": {"<think>": "<tool_call>"}})
+    assert json.loads(constant) == {"<think>": "<tool_call>"}
+
+
 def test_a_cut_answer_is_not_returned(bundled):
     model, tokenizer = bundled
     with pytest.raises(IncompleteOutputError) as error:
