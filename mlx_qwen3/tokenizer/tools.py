@@ -42,9 +42,13 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         if index == 0 and parameter in ("self", "cls") and parameter not in hints:
             continue
         if parameter not in hints:
-            raise InputError(f"tool {name}: parameter {parameter!r} has no type hint. Add one, such as {parameter}: str")
+            raise InputError(
+                f"tool {name}: parameter {parameter!r} has no type hint. Add one, such as {parameter}: str"
+            )
         if parameter not in described:
-            raise InputError(f"tool {name}: its docstring says nothing of {parameter!r} under 'Args:'. Describe it there")
+            raise InputError(
+                f"tool {name}: its docstring says nothing of {parameter!r} under 'Args:'. Describe it there"
+            )
         where = f"tool {name}: parameter {parameter!r}"
         properties[parameter] = _described(_schema(hints[parameter], where), described[parameter], where)
         if value.default is inspect.Parameter.empty:
