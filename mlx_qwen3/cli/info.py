@@ -1,6 +1,7 @@
 """`mlx-qwen3 info`: what a checkpoint is and what it needs, without loading its weights."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .model_flags import add_gguf_file_flag
@@ -10,8 +11,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
     parser = subparsers.add_parser(
         "info",
-        help="describe a checkpoint without loading it",
-        description="Architecture, head, parameters, bits per weight, bytes, context, and the memory it needs here.",
+        help="describe a checkpoint or an adapter without loading it",
+        description="Architecture, head, parameters, bits per weight, bytes, context, and the memory it needs here; of "
+        "an adapter: its kind, base, rank, layers and labels.",
     )
     parser.add_argument("path", metavar="PATH|ID", help="a folder, a GGUF file or a Hub id")
     add_gguf_file_flag(parser)
@@ -26,8 +28,11 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from ..adapters.folder import is_adapter_folder
     from ..conversion import describe
 
+    if args.gguf_file is None and is_adapter_folder(Path(args.path).expanduser()):
+        return _print_adapter(args)
     info = describe(args.path, args.revision, args.gguf_file)
     if args.json:
         print(json.dumps(asdict(info), indent=2))
@@ -41,11 +46,42 @@ def run(args: argparse.Namespace) -> int:
         ("context", f"{info.context:,} tokens"),
         ("this machine", f"{info.machine_bytes / 1e9:.1f} GB of memory"),
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+    _print_rows(rows)
     print(f"memory for the weights and the key/value cache in {info.dtype}:")
     for tokens, needed in info.memory.items():
         verdict = "fits" if needed <= info.machine_bytes else "does not fit"
         print(f"  {tokens:>9,} tokens  {needed / 1e9:8.2f} GB  {verdict}")
     return 0
+
+
+def _print_adapter(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from ..adapters.describe import describe_adapter
+
+    info = describe_adapter(args.path, args.revision)
+    if args.json:
+        print(json.dumps(asdict(info), indent=2))
+        return 0
+    rows = [
+        ("adapter", info.name),
+        ("kind", f"{info.kind}, written as {info.format} does"),
+        ("base", info.base or "not named: pass it with --model"),
+        ("architecture", info.architecture or "that of the base"),
+    ]
+    if info.rank is not None:
+        rows.append(("rank", f"{info.rank}, alpha {info.alpha:g}" if info.alpha is not None else str(info.rank)))
+    rows += [("layers", info.targets)] if info.targets else []
+    rows += [("whole weights", ", ".join(info.saved))] if info.saved else []
+    rows += [("labels", ", ".join(info.labels))] if info.labels else []
+    rows.append(("parameters", f"{info.parameters:,}"))
+    rows.append(("weights", f"{info.bytes / 1e6:,.1f} MB"))
+    _print_rows(rows)
+    return 0
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -44,8 +44,13 @@ def _report_cut(cut: int, rows: int, limit: int) -> None:
 # text classification
 
 
-def classification_rows(path: Path, text_column: str, label_column: str, regression: bool) -> tuple[list[str], Labels]:
+def classification_rows(
+    path: Path, text_column: str, label_column: str, regression: bool, least: int = 2
+) -> tuple[list[str], Labels]:
     """Return texts and labels of a file.
+
+    Args:
+        least: how many different labels there must be.
 
     Raises:
         InputError: a missing column or value; names the line.
@@ -63,7 +68,7 @@ def classification_rows(path: Path, text_column: str, label_column: str, regress
             f"{path}: the column {label_column!r} holds {len(set(values))} different numbers with fractions. Use "
             "--regression to predict numbers"
         )
-    return texts, check_labels(values, len(rows), label_column, places)
+    return texts, check_labels(values, len(rows), label_column, places, least)
 
 
 def _value(value: Any) -> Any:
@@ -84,10 +89,14 @@ def same_labels(labels: Labels, train: Labels, path: Path | str) -> Labels:
     """Number the labels of a validation set as those of the training set.
 
     Raises:
-        InputError: a label that the training set does not have.
+        InputError: a label that the training set does not have, or several per row in one of them only.
     """
     if train.problem == REGRESSION:
         return labels
+    if labels.problem != train.problem:
+        one = "one label per row, the training data several"
+        several = "several labels per row, the training data one"
+        raise InputError(f"{path} has {one if labels.problem == SINGLE else several}. Give both in the same form")
     unseen = [label for label in labels.classes if label not in train.classes]
     if unseen:
         raise InputError(

@@ -143,7 +143,7 @@ class _TextEstimator:
         seed = 0 if self.random_state is None else self.random_state
         return training_options({**{name: getattr(self, name) for name in names}, "seed": seed})
 
-    def _targets(self, y: Any, rows: int) -> Labels:
+    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
         raise NotImplementedError
 
     def fit(self, X: Any, y: Any, eval_set: Any = None) -> Self:  # noqa: N803
@@ -165,14 +165,14 @@ class _TextEstimator:
         held = None
         if eval_set is not None:
             held_texts = check_texts(eval_set[0], "eval_set")
-            held = held_texts, same_labels(self._targets(eval_set[1], len(held_texts)), labels, "eval_set")
+            held = held_texts, same_labels(self._targets(eval_set[1], len(held_texts), least=1), labels, "eval_set")
         base = load_base(self.model, self._task, options.method, self.dtype, **label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
         valid = [] if held is None else text_examples(base, held[0], held[1], None, limit)
         report = TrainingReport(self._task, options.method, base.source, len(train))
         report.labels = labels.names if labels.problem != REGRESSION else []
-        report.remarks += [remark for remark in [imbalance(labels)] if remark]
+        report.remarks += [remark for remark in [imbalance(labels, options.class_weights is not None)] if remark]
         report.data_sha256 = rows_hash([texts, labels.targets])
         objective = make_objective(base, self._task, labels.names, labels.problem)
         fitted = fit(base, objective, train, valid, options, report, pooling=self.pooling)
@@ -287,8 +287,8 @@ class TextClassifier(_TextEstimator):
     _task = "text-classification"
     classes_: np.ndarray
 
-    def _targets(self, y: Any, rows: int) -> Labels:
-        return check_labels(y, rows)
+    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+        return check_labels(y, rows, least=least)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probability of each label, (N, labels); with several labels per text each for itself."""
@@ -323,7 +323,7 @@ class TextRegressor(_TextEstimator):
     _estimator_type = "regressor"
     _task = "text-regression"
 
-    def _targets(self, y: Any, rows: int) -> Labels:
+    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
         return check_numbers(y, rows)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803

@@ -75,8 +75,13 @@ def check_texts(texts: Any, name: str = "X", places: Sequence[str] | None = None
     return rows
 
 
-def check_labels(values: Any, rows: int, name: str = "y", places: Sequence[str] | None = None) -> Labels:
+def check_labels(
+    values: Any, rows: int, name: str = "y", places: Sequence[str] | None = None, least: int = 2
+) -> Labels:
     """Decide what labels mean, and number them in sorted order.
+
+    Args:
+        least: how many different labels there must be, unless rows have several.
 
     Raises:
         InputError: as many labels as rows are not there, one is missing, there is only one, or they look like numbers.
@@ -104,7 +109,7 @@ def check_labels(values: Any, rows: int, name: str = "y", places: Sequence[str] 
     if len({type(label) for label in given}) > 1 and any(isinstance(label, str) for label in given):
         raise InputError(f"{name} mixes strings and numbers. Give labels of one type")
     classes = sorted(set(given))
-    if len(classes) < 2:
+    if len(classes) < least:
         raise InputError(f"there is only one label: {classes[0]!r}. Give rows of at least two labels")
     if len(classes) > MANY_VALUES and len(classes) == len(given) and not isinstance(classes[0], str):
         raise InputError(
@@ -183,8 +188,12 @@ def class_weights(labels: Labels, option: Any) -> list[float]:
     return [float(weights[target]) for target in labels.targets]
 
 
-def imbalance(labels: Labels) -> str:
-    """Return a remark on labels with few rows or very different numbers of them; "" where there is none."""
+def imbalance(labels: Labels, weighted: bool) -> str:
+    """Return a remark on labels with few rows or very different numbers of them; "" where there is none.
+
+    Args:
+        weighted: whether rows have weights by label already.
+    """
     if labels.problem != SINGLE:
         return ""
     sizes = np.bincount(np.array(labels.targets), minlength=len(labels.classes))
@@ -194,8 +203,6 @@ def imbalance(labels: Labels) -> str:
         remarks.append(f"only 1 example of {', '.join(rare[:5])}{' and others' if len(rare) > 5 else ''}")
     if sizes.max() >= 5 * sizes.min():
         most, least = labels.classes[int(sizes.argmax())], labels.classes[int(sizes.argmin())]
-        remarks.append(
-            f"labels are unbalanced: {sizes.max()} rows of {most}, {sizes.min()} of {least}; consider "
-            "class_weights='balanced' (--class-weights balanced)"
-        )
+        advice = "" if weighted else "; consider class_weights='balanced' (--class-weights balanced)"
+        remarks.append(f"labels are unbalanced: {sizes.max()} rows of {most}, {sizes.min()} of {least}{advice}")
     return "; ".join(remarks)

@@ -180,14 +180,15 @@ def _prepare(
         weights = class_weights(labels, options.class_weights)
         held = None
         if valid_file is not None:
-            held_texts, held_labels = classification_rows(valid_file, text_column, label_column, regression)
+            held_texts, held_labels = classification_rows(valid_file, text_column, label_column, regression, least=1)
             held = held_texts, same_labels(held_labels, labels, valid_file)
         base = load(**label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
         valid = None if held is None else text_examples(base, held[0], held[1], None, limit)
         names = labels.names if labels.problem != REGRESSION else []
-        return _Prepared(base, train, valid, names, labels, [r for r in [imbalance(labels)] if r])
+        remarks = [remark for remark in [imbalance(labels, options.class_weights is not None)] if remark]
+        return _Prepared(base, train, valid, names, labels, remarks)
     if options.class_weights is not None:
         raise InputError(f"class_weights is for text classification, not for {task}. Leave it out")
     if task == "token-classification":

@@ -30,6 +30,9 @@ DIVERGED = 3.0
 """Training stops when the smoothed loss is this many times its lowest value, and well above its first value and the
 loss of random choice."""
 
+SMALL = 10_000_000
+"""Up to so many trained numbers, or a tenth of the model's, the weights before a step are kept for a while."""
+
 Progress = Callable[[dict[str, Any]], object]
 
 
@@ -95,7 +98,7 @@ class Trainer:
         self._lowest_loss = math.inf
         self._chance = objective.chance(train)
         trained = sum(held[name].size for name in names)
-        self._keeps_previous = trained < 0.1 * sum(array.size for array in held.values())
+        self._keeps_previous = trained < max(SMALL, 0.1 * sum(array.size for array in held.values()))
 
     # one step
 
@@ -211,7 +214,8 @@ class Trainer:
         self._log(row)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._keep_lowest()
-            return f"the loss became {loss} in step {step}"
+            what = f"the loss became {loss}" if not math.isfinite(loss) else f"the loss has a gradient norm of {norm}"
+            return f"{what} in step {step}"
         if loss < self._lowest_loss:  # the loss is that of the weights before the step
             self._lowest_loss, self._lowest = loss, (before, step - 1)
         smooth = loss if state.smooth_loss is None else SMOOTHING * state.smooth_loss + (1 - SMOOTHING) * loss

@@ -99,6 +99,42 @@ def test_the_mean_over_tokens_is_one_for_every_padding(tmp_path: Path, base: Pat
     assert [r[0]["score"] for r in together] == pytest.approx([r[0]["score"] for r in single], abs=1e-5)
 
 
+def test_info_describes_an_adapter(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_table(tmp_path / "rows.csv")
+    train("text-classification", data, tmp_path / "a", model=base, method="dora", epochs=1, rank=2)
+    assert main(["info", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("DoRA", str(base), "SequenceClassification", "q_proj", "apple, stone"))
+    assert main(["info", str(tmp_path / "a"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weights = mx.load(str(tmp_path / "a" / "adapter_model.safetensors"))
+    assert isinstance(weights, dict)
+    assert found["parameters"] == sum(array.size for array in weights.values())
+    assert (found["rank"], found["saved"], found["labels"]) == (2, ["score"], ["apple", "stone"])
+
+
+def test_validation_rows_may_have_one_label_but_none_that_is_new(tmp_path: Path, base: Path):
+    data, valid = write_table(tmp_path / "rows.csv"), tmp_path / "valid.csv"
+    valid.write_text("text,label\napple is red,apple\n")
+    report = train("text-classification", data, tmp_path / "one", model=base, valid=valid)
+    assert report.valid_rows == 1
+    valid.write_text("text,label\npear is red,pear\n")
+    with pytest.raises(InputError, match="'pear'"):
+        train("text-classification", data, tmp_path / "new", model=base, valid=valid)
+    with pytest.raises(InputError, match="several labels per row"):
+        TextClassifier(base).fit(["a b", "c d"], ["x", "y"], eval_set=(["e f"], [["x"]]))
+
+
+def test_a_rate_that_diverges_keeps_the_best_weights(tmp_path: Path, base: Path):
+    data = write_table(tmp_path / "rows.csv")
+    options: Any = {"model": base, "method": "lora", "learning_rate": 1e5, "epochs": 30, "batch_size": 4}
+    report = train("text-classification", data, tmp_path / "a", **options)
+    assert report.stopped is not None
+    assert report.stopped.startswith("the loss")
+    assert report.metrics["accuracy"] >= report.baselines["head"]["accuracy"]
+    load(tmp_path / "a")
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_trained_models_may_pool_the_mean(tmp_path: Path, base: Path, method: str):
     data = write_table(tmp_path / "rows.csv")
