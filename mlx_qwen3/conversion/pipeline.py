@@ -20,7 +20,7 @@ from .quality import Measuring, has_tokenizer, measure_quality, model_fits, read
 from .result import Conversion
 from .source import Source, check_downloads, check_unchanged, file_hashes, open_source
 from .stream import Converter, Progress
-from .target_bits import formats_for_target
+from .target_bits import check_target, formats_for_target
 from .upload import check_repo_id, upload_folder
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,8 @@ def convert(
     if upload_repo is not None:
         check_repo_id(upload_repo)
     source = open_source(hf_path, revision, gguf_file)
+    if target_bpw is not None:
+        check_target(source, target_bpw)
     if dequantize and source.method is None:
         logger.warning("%s is not quantized: its weights are copied", source.name)
     target = Path(os.path.abspath(os.path.expanduser(mlx_path)))

@@ -17,6 +17,23 @@ from .source import Source, SourceWeight
 logger = logging.getLogger(__name__)
 
 
+def check_target(source: Source, target_bpw: float) -> None:
+    """Look at what a search for formats needs, before any work is done.
+
+    Raises:
+        InputError: the target is not between 2 and 16, or the model has no output head.
+        QuantizationError: there is no tokenizer to measure with.
+    """
+    if not isinstance(target_bpw, int | float) or not 2 <= target_bpw <= 16:
+        raise InputError(f"target_bpw is {target_bpw!r}: give bits per weight between 2 and 16, such as 4.5")
+    if "lm_head.weight" in source.content.fresh:
+        raise InputError(
+            f"{source.name} has no output head, so target_bpw cannot measure its layers. Use quantize with q_bits"
+        )
+    if not has_tokenizer(source.folder):
+        raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
+
+
 def formats_for_target(
     source: Source,
     recipe: Recipe,
@@ -33,13 +50,8 @@ def formats_for_target(
         measuring: called as the layers are done, from 0 on.
 
     Raises:
-        InputError: the target is not between 2 and 16.
-        QuantizationError: the target cannot be reached, or there is no tokenizer to measure with.
+        QuantizationError: the target cannot be reached.
     """
-    if not isinstance(target_bpw, int | float) or not 2 <= target_bpw <= 16:
-        raise InputError(f"target_bpw is {target_bpw!r}: give bits per weight between 2 and 16, such as 4.5")
-    if not has_tokenizer(source.folder):
-        raise QuantizationError(f"{source.folder} has no tokenizer: target_bpw needs one to measure layers")
     vocab_size = vocabulary_size(source)
     samples, _, _ = read_samples(source.folder, vocab_size, text, "calibration")
     weights, _, _ = kept_weights(source)

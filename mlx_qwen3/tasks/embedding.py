@@ -170,6 +170,8 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
         self._prompt_lengths: dict[str, int] = {}
+        if self._settings is not None:
+            self._settings.check_width(self.model.config.hidden_size)
 
     def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
         if isinstance(model, str | Path):
@@ -206,8 +208,8 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         self._prompt(options)
         settings = self._settings
         width = self.model.config.hidden_size
-        if settings is not None and settings.dimensions is not None:
-            width = settings.dimensions
+        if settings is not None:
+            width = settings.dimensions or width * len(settings.pooling)
         if options.dimensions is not None and options.dimensions > width:
             raise InputError(f"dimensions is {options.dimensions}, the model has {width}")
         kept = options.dimensions or (None if settings is None else settings.truncate_dim)

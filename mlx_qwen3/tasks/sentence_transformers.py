@@ -47,7 +47,7 @@ class SentenceSettings:
     pooling: modes whose vectors are joined, in this order.
     include_prompt: whether the prompt's tokens are pooled too.
     steps: what is applied to the pooled vector.
-    dimensions: numbers of the result, before truncation.
+    dimensions: numbers of the result of the last Dense step, before truncation; None without one.
     normalized: whether the last step gives length 1.
     """
 
@@ -63,6 +63,18 @@ class SentenceSettings:
     do_lower_case: bool = False
     truncate_dim: int | None = None
     similarity: str = "cosine"
+
+    def check_width(self, hidden_size: int) -> None:
+        """Raise `CheckpointError` where the steps do not take the vectors of a model of this width."""
+        vector = np.ones(hidden_size * len(self.pooling), np.float32)
+        try:
+            for step in self.steps:
+                vector = step(vector)
+        except ValueError as problem:
+            raise CheckpointError(
+                f"{self.encoder}: a step of modules.json does not take vectors of {len(vector)} numbers: {problem}. "
+                "Download the model again"
+            ) from None
 
 
 def read_sentence_settings(folder: Path) -> SentenceSettings | None:
@@ -148,7 +160,6 @@ def _pooling(folder: Path) -> dict[str, Any]:
     if modes is None:
         modes = [mode for key, mode in LEGACY_POOLING.items() if config.get(key)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
-    width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
     known = isinstance(modes, list) and all(mode in POOLING_MODES for mode in modes) and modes
     unknown = [key for key in config if key.startswith("pooling_mode_") and key not in LEGACY_POOLING and config[key]]
     if not known or unknown:
@@ -159,7 +170,6 @@ def _pooling(folder: Path) -> dict[str, Any]:
     return {
         "pooling": tuple(modes),
         "include_prompt": bool(config.get("include_prompt", True)),
-        "dimensions": width * len(modes) if isinstance(width, int) else None,
     }
 
 

@@ -97,6 +97,9 @@ def test_no_report_of_a_random_head(source, tmp_path):
     (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(InputError, match="no output head"):
         convert(source, tmp_path / "out", quantize=True, q_group_size=32, report=True)
+    with pytest.raises(InputError, match="no output head"):
+        convert(source, tmp_path / "out", target_bpw=4.5)
+    assert not (tmp_path / "out").exists()
     convert(source, tmp_path / "out", quantize=True, q_group_size=32)
     model = Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
     with pytest.raises(InputError, match="no output head"):

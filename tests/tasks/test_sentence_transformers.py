@@ -197,3 +197,18 @@ def test_a_converted_folder_gives_the_same_vectors(tmp_path, layout):
     mlx_qwen3.convert(folder, tmp_path / "out", report=False)
     np.testing.assert_allclose(Embedding(tmp_path / "out")(TEXTS), Embedding(folder)(TEXTS), atol=1e-6)
     assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_a_wrong_width_in_the_settings_cuts_nothing(tmp_path):
+    right = sentence_folder(tmp_path / "a", {"pooling_mode": ["cls", "max"]})
+    wrong = sentence_folder(tmp_path / "b", {"pooling_mode": ["cls", "max"], "word_embedding_dimension": 8})
+    assert Embedding(wrong)("it").shape == (64,)
+    np.testing.assert_array_equal(Embedding(wrong)("it"), Embedding(right)("it"))
+
+
+def test_steps_that_do_not_fit_the_model_are_refused(tmp_path):
+    kind, config, weights = dense(4)
+    narrow = {"linear.weight": weights["linear.weight"][:, :16], "linear.bias": weights["linear.bias"]}
+    folder = sentence_folder(tmp_path, {}, [(kind, {**config, "in_features": 16}, narrow)])
+    with pytest.raises(CheckpointError, match="does not take vectors of 32 numbers"):
+        Embedding(folder)
