@@ -3,6 +3,9 @@
 Layout: 8 bytes with the header's length (little-endian), the header (JSON: name -> dtype, shape,
 data_offsets), then the tensors' bytes without gaps. Source: the format section of the safetensors README,
 https://github.com/huggingface/safetensors.
+
+The package `safetensors` (0.8) is not used here for two reasons: it writes a file only from all of its tensors at once,
+and it reads rows on demand through NumPy, which has neither bfloat16 nor FP8.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Safetensors written as a stream: the shapes are planned first, then each tensor is written at its offset.
 
-Nothing but the tensor at hand is in memory.
+Nothing but the tensor at hand is in memory: `safetensors.save_file` needs all tensors at once.
 """
 
 import contextlib
