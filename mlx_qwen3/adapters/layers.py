@@ -119,9 +119,13 @@ class LoRALinear(AdaptedLayer):
         change = self.lora_B.weight.astype(mx.float32) @ self.lora_A.weight.astype(mx.float32)
         return weight + self.scale * change
 
-    def divide_rows(self, group: Group) -> None:
-        """Keep a rank's rows of B, of its bias and of the magnitude; the base layer holds its own already."""
-        first, last = part_of(self.lora_B.weight.shape[0], group)
+    @property
+    def outputs(self) -> int:
+        """Number of rows of B."""
+        return self.lora_B.weight.shape[0]
+
+    def keep_rows(self, first: int, last: int) -> None:
+        """Keep these rows of B, of its bias and of the magnitude; the base layer has them already."""
         self.lora_B.weight = mx.contiguous(self.lora_B.weight[first:last])
         if "bias" in self.lora_B:
             self.lora_B.bias = mx.contiguous(self.lora_B.bias[first:last])

@@ -79,8 +79,13 @@ class VocabularyEmbedding(nn.Module):
 class Divisible(Protocol):
     """A layer that knows how to keep a rank's part of what it holds beside its base layer."""
 
-    def divide_rows(self, group: Group) -> None:
-        """Keep this rank's outputs, in place."""
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of the whole layer."""
+        ...
+
+    def keep_rows(self, first: int, last: int) -> None:
+        """Keep these outputs, in place; the base layer has them already."""
         ...
 
     def divide_columns(self, group: Group) -> nn.Module:

@@ -27,28 +27,45 @@ BYTES_AT_ONCE = 64 << 20
 
 
 def check_divides(config: Any, group: Group, groups: Iterable[int] = ()) -> None:
-    """Check that the number of ranks divides the heads and columns.
+    """Check that every rank gets as many heads and columns as the others; key/value heads may be shared by ranks.
 
     Args:
         groups: how many groups of packed columns the layers have whose columns are divided.
 
     Raises:
-        InputError: the number of processes does not divide them; the message lists the numbers that do.
+        InputError: the number of processes does not divide them; the message says which numbers do.
     """
-    names = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
-    sizes = {name: int(getattr(config, name)) for name in names}
+    kv_heads = int(config.num_key_value_heads)
+    sizes = {name: int(getattr(config, name)) for name in ("num_attention_heads", "intermediate_size")}
     if packed := math.gcd(*groups):
         sizes["the groups of packed columns"] = packed
-    wrong = next((name for name, size in sizes.items() if size % group.size()), None)
+
+    def wrong_with(count: int) -> str | None:
+        if kv_heads % count and count % kv_heads:
+            return "num_key_value_heads"
+        return next((name for name, size in sizes.items() if size % count), None)
+
+    wrong = wrong_with(group.size())
     if wrong is None:
         return
     most = math.gcd(*sizes.values())
-    fitting = " or ".join([f"{n}" for n in range(2, most + 1) if most % n == 0]) or "1"
-    smaller = "" if wrong in names else ", or convert it with a smaller group size"
+    fitting = " or ".join([f"{n}" for n in range(2, most + 1) if wrong_with(n) is None]) or "1"
+    smaller = ", or convert it with a smaller group size" if "packed" in wrong else ""
     raise InputError(
-        f"{group.size()} processes do not divide {wrong} {sizes[wrong]} of this model. Start {fitting} "
+        f"{group.size()} processes do not divide {wrong} {sizes.get(wrong, kv_heads)} of this model. Start {fitting} "
         f"process{'es' if fitting != '1' else ''}{smaller}"
     )
+
+
+def rows_of(name: str, rows: int, kv_heads: int, group: Group) -> tuple[int, int]:
+    """Return the first and the last row, of `rows`, that this rank has of a layer whose rows are divided.
+
+    Where there are more ranks than key/value heads, several ranks have the same head.
+    """
+    if _layer_of(name) in ("k_proj", "v_proj") and group.size() > kv_heads:
+        head, share = group.rank() * kv_heads // group.size(), rows // kv_heads
+        return head * share, (head + 1) * share
+    return part_of(rows, group)
 
 
 def packed_groups(checkpoint: Checkpoint, weights: Mapping[str, str]) -> set[int]:
@@ -80,26 +97,26 @@ def divided_by(name: str, vocabulary: bool) -> str | None:
 
 
 def read_parts(
-    checkpoint: Checkpoint, disks: Mapping[str, str], how: str | None, group: Group, dtype: mx.Dtype
+    checkpoint: Checkpoint, disks: Mapping[str, str], rows: tuple[int, int], columns: Group | None, dtype: mx.Dtype
 ) -> dict[str, mx.array]:
-    """Read this rank's part of a layer's matrices, which have as many rows each.
+    """Read a rank's part of a layer's matrices, which have as many rows each.
 
     Args:
         disks: name of the parameter ("weight", "scales", "biases") → name on disk.
-        how: as `divided_by` says.
+        rows: the first one, and the one after the last.
+        columns: the ranks that divide the columns, None for all columns.
         dtype: what floats become.
     """
-    rows = checkpoint.shape(next(iter(disks.values())))[0]
-    first, last = part_of(rows, group) if how == "rows" else (0, rows)
+    first, last = rows
     row_bytes = sum(_row_bytes(checkpoint, disk) for disk in disks.values())
-    whole = how != "columns" and not any(checkpoint.is_decoded(disk) for disk in disks.values())
+    whole = columns is None and not any(checkpoint.is_decoded(disk) for disk in disks.values())
     step = max(last - first, 1) if whole else max(1, BYTES_AT_ONCE // max(row_bytes, 1))
     blocks: dict[str, list[mx.array]] = {leaf: [] for leaf in disks}
     for start in range(first, last, step):
         for leaf, disk in disks.items():
             block = checkpoint.read_rows(disk, start, min(start + step, last))
-            if how == "columns":
-                left, right = part_of(block.shape[1], group)
+            if columns is not None:
+                left, right = part_of(block.shape[1], columns)
                 block = mx.contiguous(block[:, left:right])
             blocks[leaf].append(_cast(block, dtype))
             mx.eval(blocks[leaf][-1])
@@ -131,21 +148,25 @@ def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str],
     sizes = [checkpoint.nbytes(disk) for name, disk in weights.items() if name.endswith("embed_tokens.weight")]
     vocabulary = sum(sizes) >= VOCABULARY_BYTES and model.config.vocab_size % group.size() == 0
     vocabulary = vocabulary and model.adapter is None
-    modules = dict(model.named_modules())
+    modules, kv_heads = dict(model.named_modules()), model.config.num_key_value_heads
     for path, disks in _by_layer(checkpoint, weights):
         module = modules[path]
         while "base_layer" in module:  # under an adapter
             module = module.base_layer
+        for leaf, disk in disks.items():
+            if len(checkpoint.shape(disk)) == 1:
+                vector, name = checkpoint.read_now(disk), f"{path}.{leaf}"
+                if divided_by(name, vocabulary) == "rows":
+                    first, last = rows_of(name, len(vector), kv_heads, group)
+                    vector = mx.contiguous(vector[first:last])
+                module[leaf] = _cast(vector, dtype)
         matrices = {leaf: disk for leaf, disk in disks.items() if len(checkpoint.shape(disk)) > 1}
         if matrices:
-            how = divided_by(f"{path}.{next(iter(matrices))}", vocabulary)
-            module.update(read_parts(checkpoint, matrices, how, group, dtype))
-        for leaf, disk in disks.items():
-            if leaf not in matrices:
-                how = divided_by(f"{path}.{leaf}", vocabulary)
-                rows = part_of(checkpoint.shape(disk)[0], group) if how == "rows" else None
-                vector = checkpoint.read_now(disk) if rows is None else checkpoint.read_rows(disk, *rows)
-                module[leaf] = _cast(vector, dtype)
+            name = f"{path}.{next(iter(matrices))}"
+            how, count = divided_by(name, vocabulary), checkpoint.shape(next(iter(matrices.values())))[0]
+            rows = rows_of(name, count, kv_heads, group) if how == "rows" else (0, count)
+            columns = group if how == "columns" else None
+            module.update(read_parts(checkpoint, matrices, rows, columns, dtype))
         mx.eval(module.parameters())
     _divide_layers(model, group, vocabulary)
 
@@ -165,15 +186,16 @@ def _by_layer(checkpoint: Checkpoint, weights: Mapping[str, str]) -> list[tuple[
 
 
 def _divide_layers(model: Any, group: Group, vocabulary: bool) -> None:
-    decoder = model.base_model
+    decoder, kv_heads = model.base_model, model.config.num_key_value_heads
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         attention.heads //= group.size()
-        attention.kv_heads //= group.size()
+        attention.kv_heads = max(kv_heads // group.size(), 1)
         for owner, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
             for name in names:
-                if isinstance(owner[name], Divisible):
-                    owner[name].divide_rows(group)
+                layer_here = owner[name]
+                if isinstance(layer_here, Divisible):
+                    layer_here.keep_rows(*rows_of(f"{name}.weight", layer_here.outputs, kv_heads, group))
         attention.o_proj, mlp.down_proj = _with_sum(attention.o_proj, group), _with_sum(mlp.down_proj, group)
     if vocabulary:
         decoder.embed_tokens = VocabularyEmbedding(decoder.embed_tokens, group)
