@@ -149,7 +149,9 @@ def estimate_fit(
     name = str(computed).rpartition(".")[2]
     cache = cache_bytes(config, tokens, dtype=name, **cache_options)
     working = working_bytes(config, tokens, computed.size)
-    return MemoryFit(weights, cache // min(processes, config.num_key_value_heads), tokens, machine_memory(), working // processes)
+    return MemoryFit(
+        weights, cache // min(processes, config.num_key_value_heads), tokens, machine_memory(), working // processes
+    )
 
 
 def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:
