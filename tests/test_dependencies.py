@@ -142,6 +142,12 @@ def test_the_version_stands_in_one_place():
     assert files == [ROOT / "mlx_qwen3" / "__init__.py"]
 
 
+def test_actions_of_workflows_are_pinned_by_commit():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for used in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), (path.name, used)
+
+
 def test_the_project_is_described_for_an_index():
     assert {"Documentation", "Source", "Issues", "Changelog"} <= PROJECT["urls"].keys()
     assert "Programming Language :: Python :: 3.14" in PROJECT["classifiers"]
