@@ -4,6 +4,7 @@
 `awq`.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from mlx_qwen3.checkpoint.gptq import GptqWeight
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 from mlx_qwen3.files import read_json
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("fp8", "gptq", "awq")
 _SIDE_FILES = ("quantize_config.json", "quant_config.json")
@@ -131,6 +134,16 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
     paths = [name.removesuffix(ending) for name in checkpoint.names if name.endswith(ending)]
     found: dict[str, ForeignWeight] = {path: build(checkpoint, path, settings) for path in paths}
     used = {name for weight in found.values() for name in weight.names}
+    mislabelled = [path for path, weight in found.items() if isinstance(weight, GptqWeight) and weight.mislabelled]
+    if mislabelled:
+        logger.warning(
+            "%s: %d layers, first %s, have the zero points of symmetric quantization in the other format than "
+            "checkpoint_format %r; the zero points decide",
+            checkpoint.folder,
+            len(mislabelled),
+            mislabelled[0],
+            settings.get("checkpoint_format") or "gptq",
+        )
     _check_scale_types(checkpoint, found)
     for name in checkpoint.names:
         if name not in used and checkpoint.entry(name).dtype.startswith("F8_"):

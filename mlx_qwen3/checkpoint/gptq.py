@@ -5,7 +5,6 @@ is one less than the zero (modulo 2^bits); `checkpoint_format: gptq_v2` stores i
 `nn_modules/qlinear/qlinear_cuda_old.py`, GPTQModel `utils/model.py` (convert_gptq_v1_to_v2_format).
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,17 @@ from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpac
 from mlx_qwen3.checkpoint.reader import Checkpoint
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 
-logger = logging.getLogger(__name__)
-
 BITS = (2, 4, 8)
 
 
 class GptqWeight(PackedWords):
-    """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows)."""
+    """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows).
+
+    Attributes:
+        mislabelled: whether the zero points are those of the other format than the settings name.
+    """
+
+    mislabelled = False
 
     def __init__(self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int) -> None:
         super().__init__(checkpoint, path)
@@ -83,7 +86,9 @@ class GptqWeight(PackedWords):
             if stored not in ("I32", "U32", "I64"):
                 raise CheckpointError(f"{path}.g_idx is stored as {stored}: expected whole numbers")
         offset = _zero_offset(checkpoint, path, bits, version, settings.get("sym", True) is not False)
-        return cls(checkpoint, path, bits, group_size, offset)
+        weight = cls(checkpoint, path, bits, group_size, offset)
+        weight.mislabelled = offset != (1 if version == "gptq" else 0)
+        return weight
 
     @property
     def affine_format(self) -> tuple[int, int] | None:
@@ -159,14 +164,6 @@ def _zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str, sym
     zeros = unpack_words(checkpoint.read_now(f"{path}.qzeros").view(mx.uint32), bits)
     for offset in (0, 1):
         if mx.all(zeros == middle - offset).item():
-            if offset != labelled:
-                logger.warning(
-                    "%s: the zero points are those of symmetric quantization in the format %s, not %s as labelled; "
-                    "the zero points decide",
-                    path,
-                    "gptq_v2" if offset == 0 else "gptq",
-                    version,
-                )
             return offset
     return labelled
 
