@@ -47,7 +47,9 @@ def test_a_folder_that_is_only_read_is_enough(tokenizer, tmp_path, monkeypatch, 
     (tmp_path / "tokenizers").chmod(0o700)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40] + b"x" + data[41:]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40] + b"x" + data[41:]]
+)
 def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     made = TokenTables(tokenizer)
