@@ -95,7 +95,7 @@ def update_folder(
 
 
 def _own_name(folder: Path) -> Path:
-    """Return the path of a folder of this process, which `_remove_abandoned` removes once the process has ended."""
+    """Return the path of a folder of this process, which `_remove_abandoned` removes once the process has exited."""
     return folder / f"{UPDATE_NAME}-{os.getpid()}-{os.urandom(4).hex()}"
 
 

@@ -3,9 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 from mlx.utils import tree_flatten
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import Qwen3ForCausalLM, convert
 from mlx_qwen3.checkpoint import open_checkpoint
@@ -13,6 +11,8 @@ from mlx_qwen3.models.pretrained import computing_dtype
 from mlx_qwen3.qdq.fake_quantizer import TensorQuantizer
 from mlx_qwen3.quantization import quality
 from mlx_qwen3.tasks.batches import Runner
+from tests.support import tiny
+from tests.support.tiny_checkpoints import write_qwen3
 
 FIELDS = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
 

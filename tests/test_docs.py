@@ -16,16 +16,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gguf_files
 import huggingface_hub.constants
 import pytest
-import tiny_checkpoints
 import yaml
-from running_server import Running
 
 from mlx_qwen3.cli import main
 from mlx_qwen3.cli.main import make_parser
 from mlx_qwen3.quantization import quality
+from tests.support import gguf_files, tiny_checkpoints
+from tests.support.running_server import Running
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from strikes import fork, strike_everywhere
 
 from mlx_qwen3.errors import CheckpointError, InputError
 from mlx_qwen3.files import open_atomically, read_json, read_json_object, read_text, write_atomically
 from mlx_qwen3.folders import UPDATE_NAME, finish_update, replace_folder, update_folder
+from tests.support.interruptions import fork, strike_everywhere
 
 BAD_JSON = {
     "empty": b"",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-import tiny
 
 import mlx_qwen3
 from mlx_qwen3 import MlxQwen3Error
@@ -25,6 +24,7 @@ from mlx_qwen3.cli.texts import read_rows
 from mlx_qwen3.conversion import describe
 from mlx_qwen3.conversion.card import source_metadata
 from mlx_qwen3.generation import GenerationConfig
+from tests.support import tiny
 
 SECONDS = 20
 BYTES = 2 << 30

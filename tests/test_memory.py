@@ -5,7 +5,6 @@ import logging
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from tiny import model as tiny_model
 
 from mlx_qwen3 import InputError, MemoryFitError, Qwen3ForCausalLM, convert
 from mlx_qwen3.layers.variants import using
@@ -19,6 +18,7 @@ from mlx_qwen3.memory import (
     wire_memory,
     working_bytes,
 )
+from tests.support.tiny import model as tiny_model
 
 
 @pytest.fixture

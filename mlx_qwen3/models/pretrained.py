@@ -426,18 +426,6 @@ def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
     return DTYPES[stored or "float32"]
 
 
-def initialise(module: nn.Module, initializer_range: float, pad_token_id: int | None = None) -> None:
-    """Initialize weights lazily as the reference does: normal with `initializer_range`, biases 0, padding row 0."""
-    for _, layer in module.named_modules():
-        if isinstance(layer, nn.Linear | nn.Embedding):
-            layer.weight = mx.random.normal(layer.weight.shape) * initializer_range
-            if isinstance(layer, nn.Linear) and "bias" in layer:
-                layer.bias = mx.zeros_like(layer.bias)
-            if isinstance(layer, nn.Embedding) and pad_token_id is not None:
-                row = pad_token_id % layer.weight.shape[0]
-                layer.weight = mx.where(mx.arange(layer.weight.shape[0])[:, None] == row, 0.0, layer.weight)
-
-
 def _cast(weight: mx.array, dtype: mx.Dtype) -> mx.array:
     return weight.astype(dtype) if mx.issubdtype(weight.dtype, mx.floating) else weight
 

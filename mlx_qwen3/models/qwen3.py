@@ -25,7 +25,8 @@ from ..layers.rotary import ConsecutivePositions, RotaryPositions, Rotation, Sin
 from ..outputs import BaseModelOutputWithPast
 from .content import Content, settle_tie
 from .heads import CausalLM, QuestionAnswering, SequenceClassification, TokenClassification, classifier_dropout
-from .pretrained import PreTrainedModel, initialise
+from .initial_weights import init_weights, resize_rows
+from .pretrained import PreTrainedModel
 from .qwen3_fused import FUSING, FusedDecoder, FusedQwen3, can_fuse
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
 
     def post_init(self) -> None:
         """Initialize the weights; every class calls this at the end of its constructor."""
-        initialise(self, self.config.initializer_range, self.config.pad_token_id)
+        init_weights(self, self.config.initializer_range, self.config.pad_token_id)
 
     def make_cache(self, **options: Any) -> Cache:
         """Return an empty cache for this model; options as in `mlx_qwen3.cache.make_cache`."""
@@ -151,23 +152,12 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         self.base_model.embed_tokens = layer
 
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
-        """Resize the vocabulary, output head included; new rows are initialized like new weights.
-
-        Returns:
-            The embedding layer.
-        """
+        """Resize the vocabulary, output head included, and return the embedding; new rows get initial weights."""
         if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
             raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
         layers = [self.base_model.embed_tokens, *([self["lm_head"]] if "lm_head" in self else [])]
         for layer in layers:
-            if not isinstance(layer, nn.Embedding | nn.Linear):
-                raise InputError("a quantized vocabulary cannot be resized. Resize before converting.")
-            missing = new_num_tokens - layer.weight.shape[0]
-            weight = layer.weight[:new_num_tokens]
-            if missing > 0:
-                rows = mx.random.normal((missing, weight.shape[1])) * self.config.initializer_range
-                weight = mx.concatenate([weight, rows.astype(weight.dtype)])
-            layer.weight = weight
+            resize_rows(layer, new_num_tokens, self.config.initializer_range)
         self.config.vocab_size = new_num_tokens
         return self.get_input_embeddings()
 
@@ -187,10 +177,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
 
 
 class Qwen3Model(Qwen3PreTrainedModel):
-    """The decoder without a head: embeddings, layers and the final norm.
-
-    If `is_causal` is false in the configuration, attention is bidirectional, as in the reference.
-    """
+    """The decoder without a head; bidirectional if `is_causal` is false in the configuration, as in the reference."""
 
     base_model_prefix = ""
 

@@ -17,7 +17,8 @@ from ..checkpoint import Checkpoint
 from ..config.qdqbert import QDQBertConfig
 from ..errors import CheckpointError, InputError
 from ..models.content import PACKED_PARTS, Content, same_tensor, settle_tie
-from ..models.pretrained import MAX_SHARD_BYTES, PreTrainedModel, initialise
+from ..models.initial_weights import init_weights
+from ..models.pretrained import MAX_SHARD_BYTES, PreTrainedModel
 from ..models.weight_names import BERT_WEIGHTS
 from ..quantization.packing import unpack_quantized
 from .calibration import named_quantizers, switch_quantizers
@@ -41,7 +42,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """Initialize the weights and name the quantizers; every class calls this at the end of its constructor."""
         config = self.config
-        initialise(self, config.initializer_range)
+        init_weights(self, config.initializer_range)
         words = self.base_model.embeddings.word_embeddings
         if config.pad_token_id is not None:
             row = mx.arange(config.vocab_size)[:, None] == config.pad_token_id % config.vocab_size

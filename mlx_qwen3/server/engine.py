@@ -221,11 +221,11 @@ class Engine:
         return DividedPasses(model, cache_options, prefixes, self._leader)
 
     def _abandon(self, error: RuntimeError) -> None:
-        """End all requests: a process has ended, or the processes are no longer at the same pass."""
+        """End all requests: a process has exited, or the processes are no longer at the same pass."""
         logger.debug("the processes have lost each other", exc_info=error)
         self.error = DistributedError(f"the processes have lost each other ({error}). Start all of them again")
         for job in list(self._open):
-            self._fail(job, ApiError(503, "a process of the server has ended. Try again later.", code="stopping"))
+            self._fail(job, ApiError(503, "a process of the server has exited. Try again later.", code="stopping"))
         self._flush()
 
     def _prefixes(self, served: Any) -> PrefixCache:

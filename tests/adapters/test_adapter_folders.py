@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import CheckpointError, InputError, MlxQwen3Error, Qwen3ForCausalLM, UnsupportedModelError, load
 from mlx_qwen3.adapters import lora_config
+from tests.support.tiny_checkpoints import write_qwen3
 
 IDS = mx.array([[5, 9, 14, 3, 77]])
 

@@ -3,10 +3,10 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.cache import Cache, make_cache
 from mlx_qwen3.errors import CacheError, InputError
+from tests.support import tiny
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 

@@ -3,10 +3,10 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.cache import load_cache, save_cache
 from mlx_qwen3.errors import CacheError, InputError
+from tests.support import tiny
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "head_dim": 32}
 OPTIONS = [{}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 9, "kv_bits": 4, "kv_group_size": 32, "step": 2}]

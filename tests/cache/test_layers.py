@@ -3,7 +3,6 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from mlx_qwen3.cache.layers import LONG_STEP, STEP, step_for
 from mlx_qwen3.errors import CacheError, InputError
 from mlx_qwen3.layers.attention import attend_with_weights
 from mlx_qwen3.layers.masks import decoder_mask, key_slots
+from tests.support import tiny
 
 LONGEST = 48
 

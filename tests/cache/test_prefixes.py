@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.cache import PrefixCache
 from mlx_qwen3.errors import InputError
+from tests.support import tiny
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 

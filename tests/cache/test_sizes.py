@@ -2,9 +2,9 @@
 
 import mlx.core as mx
 import pytest
-import tiny
 
 from mlx_qwen3.cache import cache_bytes
+from tests.support import tiny
 
 FIELDS = {"use_sliding_window": True, "sliding_window": 300, "max_window_layers": 1, "head_dim": 32}
 OPTIONS = [

@@ -4,10 +4,10 @@ import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import CHAT_TEMPLATE, byte_tokenizer
-from tiny import model as tiny_model
 
 from mlx_qwen3.chat import ChatSession, Sampling
+from tests.support.scripted import CHAT_TEMPLATE, byte_tokenizer
+from tests.support.tiny import model as tiny_model
 
 TOKENIZER = byte_tokenizer(CHAT_TEMPLATE)
 SHAPES = {

@@ -3,11 +3,11 @@
 import itertools
 
 import pytest
-from scripted import CHAT_TEMPLATE, ScriptedModel, byte_tokenizer, saying
-from tiny import model as tiny_model
 
 from mlx_qwen3 import CacheError, ContextError, GenerationConfig, InputError, TokenizerError
 from mlx_qwen3.chat import ChatSession, Sampling, ThinkingSupport, thinking_support
+from tests.support.scripted import CHAT_TEMPLATE, ScriptedModel, byte_tokenizer, saying
+from tests.support.tiny import model as tiny_model
 
 TOKENIZER = byte_tokenizer()
 THINKING_2507 = CHAT_TEMPLATE[: CHAT_TEMPLATE.rindex("{%- if enable_thinking")] + "{{- '<think>\\n' }}{%- endif %}"

@@ -2,12 +2,12 @@
 
 import mlx.core as mx
 import numpy as np
-import packed_layouts as layouts
 import pytest
 
 from mlx_qwen3.checkpoint import foreign_weights, open_checkpoint, open_decoded_checkpoint, quantization_settings
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 from mlx_qwen3.quantization import PackedFormat
+from tests.support import packed_layouts as layouts
 
 
 def opened(folder, tensors, settings, path="layer"):

@@ -6,13 +6,13 @@ import sys
 import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from scripted import ScriptedModel, byte_tokenizer, saying
 
 from mlx_qwen3.chat import ChatSession
 from mlx_qwen3.cli.chat import COMMANDS, Conversation
 from mlx_qwen3.cli.interrupts import defer_interrupts
 from mlx_qwen3.cli.line_input import line_reader, read_message, state_folder
 from mlx_qwen3.cli.printing import AnswerPrinter, quiet_terminal
+from tests.support.scripted import ScriptedModel, byte_tokenizer, saying
 
 TOKENIZER = byte_tokenizer()
 

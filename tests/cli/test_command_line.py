@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from scripted import byte_tokenizer
-from tiny import model as tiny_model
 
 from mlx_qwen3.cli import main
 from mlx_qwen3.cli.main import VERBS, make_parser
+from tests.support.scripted import byte_tokenizer
+from tests.support.tiny import model as tiny_model
 
 
 @pytest.fixture(scope="session")

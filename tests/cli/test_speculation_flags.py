@@ -4,8 +4,8 @@ import pytest
 
 from mlx_qwen3 import Qwen3ForCausalLM
 from mlx_qwen3.cli.main import main
-from tests import tiny
-from tests.scripted import byte_tokenizer
+from tests.support import tiny
+from tests.support.scripted import byte_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import time
 import pexpect
 import pyte
 import pytest
-from scripted_terminal import SCRIPT
+
+from tests.support.scripted_terminal import SCRIPT
 
 
 class Screen:

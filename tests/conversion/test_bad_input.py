@@ -10,7 +10,6 @@ import time
 
 import mlx.core as mx
 import pytest
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import convert
 from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from mlx_qwen3.errors import (
     TokenizerError,
     UnsupportedModelError,
 )
+from tests.support.tiny_checkpoints import write_qwen3
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
 

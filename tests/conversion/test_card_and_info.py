@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_checkpoints import write_bert, write_qwen3
 
 from mlx_qwen3 import Qwen3Config, cache_bytes, convert
 from mlx_qwen3.cli import convert as convert_verb
@@ -18,6 +17,7 @@ from mlx_qwen3.cli import info as info_verb
 from mlx_qwen3.conversion import describe
 from mlx_qwen3.conversion.upload import upload_folder
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
+from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 1}
 

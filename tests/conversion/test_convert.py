@@ -5,9 +5,7 @@ import json
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import packed_layouts as layouts
 import pytest
-from tiny_checkpoints import write_bert, write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import convert
@@ -17,6 +15,8 @@ from mlx_qwen3.conversion.stream import is_finite
 from mlx_qwen3.errors import MemoryFitError, QuantizationError
 from mlx_qwen3.quantization import PackedFormat
 from mlx_qwen3.quantization.quality import shipped_text
+from tests.support import packed_layouts as layouts
+from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 QWEN3 = [

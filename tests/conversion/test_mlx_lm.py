@@ -4,13 +4,13 @@ import json
 
 import mlx.core as mx
 import pytest
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import convert
 from mlx_qwen3.checkpoint import open_checkpoint
 from mlx_qwen3.config.stock_mlx_lm import MODEL_FILE, silently_different
 from mlx_qwen3.errors import CheckpointError
+from tests.support.tiny_checkpoints import write_qwen3
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 PROMPT = [5, 6, 7, 8, 9]

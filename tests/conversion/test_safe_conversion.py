@@ -5,11 +5,11 @@ import os
 
 import mlx.core as mx
 import pytest
-import tiny
 
 from mlx_qwen3 import CheckpointError, HubError, InputError, MemoryFitError, Qwen3ForCausalLM, convert
 from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
 from mlx_qwen3.conversion import pipeline
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import socket
 import time
 
 import pytest
-from ranks_by_hand import CONNECT_SECONDS, finish, start
-from tiny_checkpoints import write_qwen3
+
+from tests.support.ranks_by_hand import CONNECT_SECONDS, finish, start
+from tests.support.tiny_checkpoints import write_qwen3
 
 VERB = ("-m", "mlx_qwen3")
 

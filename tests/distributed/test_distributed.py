@@ -7,18 +7,18 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import packed_layouts as layouts
 import pytest
-from gguf_files import write_model_gguf
 from mlx.utils import tree_flatten
-from ranks_by_hand import finish, start
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM, convert
 from mlx_qwen3.adapters.create import add_adapter
 from mlx_qwen3.checkpoint import open_checkpoint
 from mlx_qwen3.distributed import check_divides
 from mlx_qwen3.errors import InputError
+from tests.support import packed_layouts as layouts
+from tests.support.gguf_files import write_model_gguf
+from tests.support.ranks_by_hand import finish, start
+from tests.support.tiny_checkpoints import write_qwen3
 
 RANKS = Path(__file__).with_name("ranks.py")
 

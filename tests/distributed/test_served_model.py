@@ -6,11 +6,11 @@ import threading
 
 import httpx
 import pytest
-from ranks_by_hand import finish, start
-from running_server import Running
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3.bundled import bundled_model_path
+from tests.support.ranks_by_hand import finish, start
+from tests.support.running_server import Running
+from tests.support.tiny_checkpoints import write_qwen3
 
 
 @pytest.fixture(scope="module")
@@ -110,5 +110,5 @@ def test_a_server_ends_with_its_processes(model, tmp_path):
     ranks[1].kill()
     (_, err, code), _ = finish(ranks, 20)
     assert code == 2
-    assert "another process has ended" in err
+    assert "another process has exited" in err
     assert "Traceback" not in err

@@ -3,12 +3,12 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny_bert
-from scripted import byte_tokenizer
-from tiny import ids as random_ids
-from tiny import model as tiny_model
 
 from mlx_qwen3 import ConfigError, GenerateOutput, GenerationConfig, InputError, Qwen3ForCausalLM
+from tests.support import tiny_bert
+from tests.support.scripted import byte_tokenizer
+from tests.support.tiny import ids as random_ids
+from tests.support.tiny import model as tiny_model
 
 FIXED = {"do_sample": False, "max_new_tokens": 8}
 

@@ -14,7 +14,7 @@ from mlx_qwen3.generation.continuous_batch import (
     decode_rows,
     group_prompts,
 )
-from tests.scripted import byte_tokenizer
+from tests.support.scripted import byte_tokenizer
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 DYNAMIC = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 32}

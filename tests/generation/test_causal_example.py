@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import model as tiny_model
+
+from tests.support.tiny import model as tiny_model
 
 DATA = Path(__file__).parent.parent / "data" / "qwen3_tokenizer"
 

@@ -4,13 +4,13 @@ import itertools
 
 import mlx.core as mx
 import pytest
-from scripted import ScriptedModel, repeating
-from tiny import ids as random_ids
-from tiny import model as tiny_model
 
 from mlx_qwen3 import ContextError, InputError, generate_step
 from mlx_qwen3.generation.context import context_length, new_cache
 from mlx_qwen3.generation.prompt_lookup import prompt_lookup
+from tests.support.scripted import ScriptedModel, repeating
+from tests.support.tiny import ids as random_ids
+from tests.support.tiny import model as tiny_model
 
 
 def cached_ids(cache):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from tiny import ids as random_ids
-from tiny import model as tiny_model
+
+from tests.support.tiny import ids as random_ids
+from tests.support.tiny import model as tiny_model
 
 pytestmark = pytest.mark.reference
 

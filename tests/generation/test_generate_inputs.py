@@ -9,7 +9,7 @@ import pytest
 
 from mlx_qwen3 import ConfigError, GenerationConfig, InputError, Qwen3ForCausalLM
 from mlx_qwen3.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
-from tests import tiny
+from tests.support import tiny
 
 IDS = [[5, 9, 3, 7]]
 FIXED = {"max_new_tokens": 5, "eos_token_id": None}

@@ -14,9 +14,9 @@ from mlx_qwen3 import (
     pipeline,
     stream_generate,
 )
-from tests import tiny
-from tests.generation.option_cases import TOKENS, Case, cases, greedy_tokens
-from tests.scripted import byte_tokenizer
+from tests.support import tiny
+from tests.support.option_cases import TOKENS, Case, cases, greedy_tokens
+from tests.support.scripted import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 EOS = int(TOKENIZER.eos_token_id or 0)

@@ -5,8 +5,8 @@ import pytest
 
 from mlx_qwen3 import ChatSession, InputError, generate_step, stream_generate
 from mlx_qwen3.generation.context import new_cache
-from tests import tiny
-from tests.scripted import ScriptedModel, byte_tokenizer, saying
+from tests.support import tiny
+from tests.support.scripted import ScriptedModel, byte_tokenizer, saying
 
 TOKENIZER = byte_tokenizer()
 

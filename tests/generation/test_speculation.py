@@ -14,8 +14,8 @@ from mlx_qwen3.generation.draft_model import DraftModel, draft_with
 from mlx_qwen3.generation.prompt_lookup import PromptLookup, prompt_lookup
 from mlx_qwen3.generation.speculation import Gate, Pace, Speculation
 from mlx_qwen3.generation.steps import decode_steps
-from tests import tiny
-from tests.scripted import ScriptedModel
+from tests.support import tiny
+from tests.support.scripted import ScriptedModel
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 

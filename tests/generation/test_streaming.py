@@ -2,11 +2,11 @@
 
 import mlx.core as mx
 import pytest
-from scripted import ScriptedModel, byte_tokenizer, repeating, saying
-from tiny import model as tiny_model
 
 from mlx_qwen3 import GenerationConfig, InputError, TokenizerError, generate, stream_generate
 from mlx_qwen3.generation import StopStrings
+from tests.support.scripted import ScriptedModel, byte_tokenizer, repeating, saying
+from tests.support.tiny import model as tiny_model
 
 TOKENIZER = byte_tokenizer()
 

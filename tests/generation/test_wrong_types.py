@@ -21,8 +21,8 @@ from mlx_qwen3.generation import LogitsProcessorList
 from mlx_qwen3.generation.config import IGNORED, NOT_SUPPORTED
 from mlx_qwen3.generation.keywords import GenerationKeywords
 from mlx_qwen3.generation.options import ELSEWHERE, is_option
-from tests import tiny
-from tests.scripted import byte_tokenizer
+from tests.support import tiny
+from tests.support.scripted import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 MODEL: Any = tiny.model(seed=6, vocab_size=261, head_dim=32, max_position_embeddings=512)

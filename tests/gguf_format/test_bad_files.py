@@ -8,13 +8,13 @@ import tracemalloc
 import gguf
 import numpy as np
 import pytest
-from gguf_files import checkpoint_arrays, tiny_gguf, write_model_gguf
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import load
 from mlx_qwen3.checkpoint.gguf import MAX_HEADER_BYTES, read_gguf
 from mlx_qwen3.cli import main
 from mlx_qwen3.errors import CheckpointError, MlxQwen3Error, UnsupportedModelError
+from tests.support.gguf_files import checkpoint_arrays, tiny_gguf, write_model_gguf
+from tests.support.tiny_checkpoints import write_qwen3
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from gguf_files import SCALES, random_rows
 
 from mlx_qwen3.checkpoint.gguf_checkpoint import open_gguf_checkpoint
 from mlx_qwen3.errors import CheckpointError
+from tests.support.gguf_files import SCALES, random_rows
 
 ROUNDED = ("Q2_K", "Q6_K")
 NAME = "blk.0.ffn_up.weight"

@@ -3,11 +3,11 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import AutoTokenizer, load
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.conversion import convert_to_gguf
+from tests.support.tiny_checkpoints import write_qwen3
 
 pytestmark = pytest.mark.reference
 

@@ -8,8 +8,6 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from gguf_files import checkpoint_arrays, encoded, random_rows, tiny_gguf, write_model_gguf
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, load
@@ -18,6 +16,8 @@ from mlx_qwen3.cli import main
 from mlx_qwen3.conversion import convert, describe
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
 from mlx_qwen3.tasks import Embedding, Reranker
+from tests.support.gguf_files import checkpoint_arrays, encoded, random_rows, tiny_gguf, write_model_gguf
+from tests.support.tiny_checkpoints import write_qwen3
 
 IDS = mx.array([[5, 9, 1, 300, 2, 77, 31, 8]])
 

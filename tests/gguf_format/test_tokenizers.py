@@ -6,12 +6,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from gguf_files import write_tokenizer_gguf
-from tiny_checkpoints import write_tokenizer
 
 from mlx_qwen3 import AutoTokenizer
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.errors import MlxQwen3Error, TokenizerError
+from tests.support.gguf_files import write_tokenizer_gguf
+from tests.support.tiny_checkpoints import write_tokenizer
 
 DATA = Path(__file__).parent.parent / "data" / "qwen3_tokenizer"
 MESSAGES = [

@@ -7,8 +7,6 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from gguf_files import tiny_gguf
-from tiny_checkpoints import write_bert, write_qwen3
 
 from mlx_qwen3 import AutoTokenizer, Qwen3Config, load
 from mlx_qwen3.bundled import bundled_model_path
@@ -26,6 +24,8 @@ from mlx_qwen3.errors import (
     TokenizerError,
     UnsupportedModelError,
 )
+from tests.support.gguf_files import tiny_gguf
+from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 KINDS = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 

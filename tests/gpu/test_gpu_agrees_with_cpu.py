@@ -11,9 +11,9 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # read at the first product on the GPU
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.quantization import PackedFormat, quantize_model
+from tests.support import tiny
 
 BACKENDS = [pytest.param("metal", marks=pytest.mark.metal), pytest.param("cuda", marks=pytest.mark.accelerator)]
 SHAPES = {

@@ -2,10 +2,10 @@
 
 import mlx.core as mx
 import pytest
-import tiny
 
 from mlx_qwen3.layers import attention
 from mlx_qwen3.layers.attention import attend
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.layers.attention import attend, attend_with_weights
 from mlx_qwen3.layers.masks import additive, decoder_mask, with_hidden_slots
+from tests.support import tiny
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}

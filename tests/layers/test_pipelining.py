@@ -4,8 +4,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny
-import tiny_bert
 from mlx.utils import tree_flatten
 
 from mlx_qwen3.generation import generate_step
@@ -14,6 +12,7 @@ from mlx_qwen3.layers import pipelining
 from mlx_qwen3.layers.pipelining import LEAST_WORK, WORK_PER_STEP, layers_per_step
 from mlx_qwen3.layers.variants import using
 from mlx_qwen3.tasks.batches import Piece, Runner
+from tests.support import tiny, tiny_bert
 
 LAYERS = 4
 

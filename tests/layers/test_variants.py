@@ -3,7 +3,6 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3 import InputError
 from mlx_qwen3.generation.context import prefill_step_for
@@ -11,6 +10,7 @@ from mlx_qwen3.generation.prompt_lookup import prompt_lookup
 from mlx_qwen3.layers import variants as module
 from mlx_qwen3.layers.rotary import ConsecutivePositions, Rotation, SinglePosition, periods_of
 from mlx_qwen3.layers.variants import DEFAULTS, Variants, device_kind, using, variants
+from tests.support import tiny
 
 LENGTHS = (9, 1, 4, 1)
 FIELDS = {"head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 2}

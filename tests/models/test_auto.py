@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import tiny
 
 import mlx_qwen3
 from mlx_qwen3 import InputError, UnsupportedModelError
+from tests.support import tiny
 
 
 @pytest.mark.parametrize("task", ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"])

@@ -4,7 +4,6 @@ import logging
 
 import mlx.core as mx
 import pytest
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import (
     AutoTokenizer,
@@ -12,6 +11,7 @@ from mlx_qwen3 import (
     Qwen3ForSequenceClassification,
     Qwen3ForTokenClassification,
 )
+from tests.support.tiny_checkpoints import write_qwen3
 
 
 @pytest.fixture(scope="module")

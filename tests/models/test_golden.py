@@ -3,10 +3,10 @@
 import mlx.nn as nn
 import numpy as np
 import pytest
-from golden_cases import assert_outputs, calls, find
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
+from tests.support.golden_cases import assert_outputs, calls, find
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "forward"))

@@ -4,12 +4,12 @@ import json
 import logging
 
 import pytest
-import tiny
 
 import mlx_qwen3
 from mlx_qwen3 import HubError, InputError
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.checkpoint import keywords
+from tests.support import tiny
 
 HUB = {"token": "hf_secret", "cache_dir": "cache", "local_files_only": True, "force_download": False, "proxies": None}
 CALLS = [

@@ -6,11 +6,11 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
 from mlx_qwen3 import CheckpointError, InputError, MlxQwen3Error, UnsupportedModelError
+from tests.support import tiny
 
 
 def same(a, b):

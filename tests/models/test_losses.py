@@ -4,7 +4,6 @@ import math
 
 import mlx.core as mx
 import pytest
-from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import (
     InputError,
@@ -14,6 +13,7 @@ from mlx_qwen3 import (
     Qwen3ForSequenceClassification,
     Qwen3ForTokenClassification,
 )
+from tests.support.tiny_checkpoints import QWEN3
 
 IDS = [[5, 6, 7], [8, 9, 10]]
 

@@ -4,7 +4,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import (
     Qwen3Config,
@@ -12,6 +11,7 @@ from mlx_qwen3 import (
     Qwen3ForSequenceClassification,
     Qwen3ForTokenClassification,
 )
+from tests.support.tiny_checkpoints import QWEN3
 
 HEADS = [Qwen3ForSequenceClassification, Qwen3ForTokenClassification, Qwen3ForQuestionAnswering]
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]

@@ -4,11 +4,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny
 from mlx.utils import tree_flatten
 
 from mlx_qwen3 import ConfigError, InputError, Qwen3Model
 from mlx_qwen3.cache import Cache
+from tests.support import tiny
 
 
 def same(a, b, tolerance=1e-5):

@@ -3,9 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
+from tests.support.tiny_checkpoints import write_qwen3
 
 pytestmark = pytest.mark.reference
 

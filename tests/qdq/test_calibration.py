@@ -5,10 +5,10 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny_bert
 
 import mlx_qwen3
 from mlx_qwen3 import QuantizationError
+from tests.support import tiny_bert
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 

@@ -6,11 +6,11 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny_bert
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
 from mlx_qwen3 import CheckpointError, QuantizationError
+from tests.support import tiny_bert
 
 
 def arrays(folder) -> dict[str, mx.array]:

@@ -4,10 +4,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from golden_cases import assert_outputs, calls, find
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
+from tests.support.golden_cases import assert_outputs, calls, find
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "forward"))

@@ -6,11 +6,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny_bert
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
 from mlx_qwen3 import ConfigError, ContextError, InputError, QuantizationError
+from tests.support import tiny_bert
 
 DECODER = {"is_decoder": True}
 POSITIONS = ["absolute", "relative_key", "relative_key_query"]

@@ -6,13 +6,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny_bert
 from mlx.utils import tree_flatten
 
 import mlx_qwen3
 import mlx_qwen3.qdq.linear
 from mlx_qwen3 import QuantizationError
 from mlx_qwen3.qdq.packing import pack_codes
+from tests.support import tiny_bert
 
 
 def dense_bytes(model: nn.Module) -> int:

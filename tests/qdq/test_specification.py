@@ -7,7 +7,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-import tiny_bert
 
 from mlx_qwen3 import (
     AutoTokenizer,
@@ -18,6 +17,7 @@ from mlx_qwen3 import (
     QDQBertLMHeadModel,
     QDQBertModel,
 )
+from tests.support import tiny_bert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","]
 WORDS += ["the", "capital", "of", "france", "is", "paris", "hello", "my", "dog", "cute", "sky", "blue", "##s"]

@@ -5,8 +5,9 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-import tiny_bert
 from mlx.utils import tree_flatten
+
+from tests.support import tiny_bert
 
 
 def test_fine_tuning_lowers_the_loss_and_leaves_the_ranges():

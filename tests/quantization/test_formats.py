@@ -4,13 +4,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny
 from mlx.utils import tree_flatten
 
 from mlx_qwen3.errors import CheckpointError, QuantizationError
 from mlx_qwen3.quantization import PackedFormat, infer_format, prepare_quantized, quantize_model, unpack_quantized
 from mlx_qwen3.quantization.formats import AFFINE_BITS, AFFINE_GROUP_SIZES
 from mlx_qwen3.quantization.recipes import Override, Recipe
+from tests.support import tiny
 
 ALL = [PackedFormat(bits, size) for bits in AFFINE_BITS for size in AFFINE_GROUP_SIZES] + [
     PackedFormat.of(mode) for mode in ("mxfp4", "mxfp8", "nvfp4")

@@ -5,7 +5,6 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 from mlx_qwen3.errors import QuantizationError
 from mlx_qwen3.quantization import PackedFormat, quantize_model
@@ -19,6 +18,7 @@ from mlx_qwen3.quantization.quality import (
     windows,
 )
 from mlx_qwen3.quantization.sensitivity import LayerCost, allocate, measure_layers
+from tests.support import tiny
 
 
 def log_softmax(x):

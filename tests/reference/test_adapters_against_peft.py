@@ -8,7 +8,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import load
@@ -22,6 +21,7 @@ from mlx_qwen3.training.objectives import (
     SpanObjective,
     TokenObjective,
 )
+from tests.support.tiny_checkpoints import write_qwen3
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings("ignore")]
 torch = pytest.importorskip("torch")

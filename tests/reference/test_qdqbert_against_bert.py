@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tiny_bert
 
 import mlx_qwen3
+from tests.support import tiny_bert
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_checkpoints
-from running_server import Running
+
+from tests.support import tiny_checkpoints
+from tests.support.running_server import Running
 
 
 @pytest.fixture(scope="session")

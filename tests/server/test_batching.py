@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from running_server import Running, events
+
+from tests.support.running_server import Running, events
 
 WORDS = "the quick brown fox jumps over lazy dogs while seven wizards brew a strange potion".split()  # noqa: SIM905
 ENDLESS = {"logit_bias": {"257": -100, "258": -100, "256": -100}}
@@ -52,7 +53,7 @@ def test_24_staggered_requests_are_answered_as_alone(server: Running):
 
 @pytest.mark.parametrize("flags", [["--kv-bits", "8", "--kv-group-size", "32"], ["--prefix-cache", "0"]], ids=str)
 def test_staggered_requests_with_other_caches(tmp_path, flags):
-    import tiny_checkpoints
+    from tests.support import tiny_checkpoints
 
     fields = {"head_dim": 32, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
     folder = tiny_checkpoints.write_qwen3(tmp_path / "sliding", "Qwen3ForCausalLM", seed=5, **fields)

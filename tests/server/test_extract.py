@@ -2,7 +2,7 @@
 
 import json
 
-from running_server import Running, events
+from tests.support.running_server import Running, events
 
 SCHEMA = {
     "type": "object",

@@ -5,7 +5,8 @@ import re
 import shutil
 
 import pytest
-from running_server import Running
+
+from tests.support.running_server import Running
 
 pytestmark = pytest.mark.browser
 

@@ -3,10 +3,10 @@
 import socket
 
 import pytest
-from running_server import Running
 
 from mlx_qwen3.errors import InputError
 from mlx_qwen3.server import ServerSettings
+from tests.support.running_server import Running
 
 KEY = "sécret-key-of-this-test"
 

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from running_server import Running, events
+
+from tests.support.running_server import Running, events
 
 TOOLS = [
     {

@@ -2,7 +2,8 @@
 
 import mlx.core as mx
 import pytest
-from tiny_checkpoints import write_bert, write_qwen3
+
+from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import logging
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_bert, write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import CheckpointError, Embedding, FillMask, InputError, QDQBertForMaskedLM, UnsupportedModelError, load
 from mlx_qwen3.tasks.embedding import quantize
 from mlx_qwen3.tasks.sentence_transformers import pool, read_sentence_settings
+from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 TEXTS = ["hello world", "the quick brown fox was quick", "it"]
 LIBRARY = "sentence_transformers.models."

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlx_qwen3 import AutoTokenizer
-
-from .vocabularies import WORDS, train_byte_level
+from tests.support.vocabularies import WORDS, train_byte_level
 
 DATA = Path(__file__).parent.parent / "data" / "qwen3_tokenizer"
 

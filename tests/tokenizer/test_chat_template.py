@@ -3,9 +3,9 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from scripted import byte_tokenizer
 
 from mlx_qwen3.errors import InputError, TokenizerError
+from tests.support.scripted import byte_tokenizer
 
 USER = [{"role": "user", "content": "hi"}]
 

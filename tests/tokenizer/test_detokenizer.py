@@ -8,8 +8,7 @@ from tokenizers import decoders, models
 
 from mlx_qwen3.errors import InputError
 from mlx_qwen3.tokenizer import AutoTokenizer, Tokenizer, WindowDetokenizer
-
-from .vocabularies import WORDS, train_byte_level
+from tests.support.vocabularies import WORDS, train_byte_level
 
 BYTE_LEVEL = Tokenizer(train_byte_level())
 CHARACTER_BYTES = [BYTE_LEVEL.encode(character) for character in ("é", "你", "😀", "\u0301", "İ")]

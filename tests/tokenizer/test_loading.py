@@ -6,8 +6,7 @@ import pytest
 
 from mlx_qwen3 import AutoTokenizer
 from mlx_qwen3.errors import InputError, MlxQwen3Error, TokenizerError
-
-from .vocabularies import split_files
+from tests.support.vocabularies import split_files
 
 
 def test_importing_and_loading_leaves_transformers_and_torch_alone(byte_level_folder):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen3 import AutoTokenizer
-
-from .vocabularies import split_files
+from tests.support.vocabularies import split_files
 
 pytestmark = [
     pytest.mark.reference,

@@ -5,10 +5,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import AdapterSet, InputError, load
 from mlx_qwen3.adapters import add_adapter
+from tests.support.tiny_checkpoints import write_qwen3
 
 
 @pytest.fixture(scope="module")

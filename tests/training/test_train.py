@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny_checkpoints import write_qwen3
 
 import mlx_qwen3
 from mlx_qwen3 import InputError, MlxQwen3Error, TextClassifier, load, pipeline, train
 from mlx_qwen3.cli.main import main
+from tests.support.tiny_checkpoints import write_qwen3
 
 FAST = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "rank": 4}
 

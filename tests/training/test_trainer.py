@@ -8,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import tiny
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_qwen3 import InputError, TrainingError
@@ -19,6 +18,7 @@ from mlx_qwen3.training.optimizer import learning_rate
 from mlx_qwen3.training.options import TrainingOptions
 from mlx_qwen3.training.state import TrainingState
 from mlx_qwen3.training.trainer import Trainer, plan_batches
+from tests.support import tiny
 
 OPTIONS = TrainingOptions(method="lora", epochs=4, batch_size=4, learning_rate=1e-2, rank=2, save_every=2)
 

@@ -17,7 +17,7 @@ from mlx_qwen3 import GenerationConfig, Tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 THINKING = ["<think>", "</think>"]
-DATA = Path(__file__).parent / "data" / "qwen3_tokenizer"
+DATA = Path(__file__).parents[1] / "data" / "qwen3_tokenizer"
 CHAT_TEMPLATE = json.loads((DATA / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"]
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import gguf
 import mlx.core as mx
 import numpy as np
-from tiny_checkpoints import write_qwen3
 
 from mlx_qwen3 import AutoTokenizer
 from mlx_qwen3.checkpoint import open_checkpoint
 from mlx_qwen3.checkpoint.gguf_names import gguf_name
+from tests.support.tiny_checkpoints import write_qwen3
 
 SCALES = {
     "Q4_0": (0,),

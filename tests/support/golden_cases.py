@@ -12,7 +12,7 @@ import numpy as np
 
 import mlx_qwen3
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parents[1] / "data" / "golden"
 SEQUENCE_AXIS = {"attentions": 2, "cross_attentions": 2, "past_key_values": 2}
 """Where the tokens of the input lie in an output; 1 elsewhere."""
 

@@ -3,8 +3,6 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
-from strikes import strike_everywhere
 
 import mlx_qwen3
 from mlx_qwen3 import ChatSession, MlxQwen3Error
@@ -12,6 +10,8 @@ from mlx_qwen3.cache import load_cache, make_cache, save_cache
 from mlx_qwen3.chat.transcript import load_transcript, save_transcript
 from mlx_qwen3.checkpoint import save_checkpoint
 from mlx_qwen3.conversion import convert
+from tests.support import tiny
+from tests.support.interruptions import strike_everywhere
 
 ERRORS = (MlxQwen3Error,)
 IDS = mx.array([[1, 2, 3]])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .journeys import travel
+from tests.support.cache_operations import travel
 
 TRIALS = pytest.mark.parametrize("trials", [120, pytest.param(10_000, marks=pytest.mark.slow)])
 

@@ -6,11 +6,11 @@ import struct
 import mlx.core as mx
 import numpy as np
 import pytest
-import tiny
 
 import mlx_qwen3
 from mlx_qwen3 import MlxQwen3Error, convert
 from mlx_qwen3.checkpoint.header import BYTES_PER_ELEMENT
+from tests.support import tiny
 
 IDS = mx.array([[5, 9, 11, 40, 7], [3, 60, 12, 8, 33]])
 SHAPE = {

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from tokenizer.vocabularies import WORDS, train_byte_level
 
 import mlx_qwen3
 from mlx_qwen3 import QDQBertConfig, Qwen3Config
+from tests.support.vocabularies import WORDS, train_byte_level
 
 QWEN3 = {
     "vocab_size": 416,

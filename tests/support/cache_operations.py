@@ -6,11 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import tiny
 from hypothesis import strategies as st
 
 from mlx_qwen3.cache import Cache, PrefixCache, load_cache, save_cache
 from mlx_qwen3.errors import CacheError
+from tests.support import tiny
 
 VOCAB, LONGEST, MARGIN = 29, 40, 1e-4
 

@@ -6,8 +6,8 @@ SCRIPT = f"""
 import sys
 import time
 
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-from scripted import ScriptedModel, byte_tokenizer, saying
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.support.scripted import ScriptedModel, byte_tokenizer, saying
 
 import mlx_qwen3.cli.chat as chat
 from mlx_qwen3.cli import main
