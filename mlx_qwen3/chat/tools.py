@@ -304,7 +304,7 @@ def run_tool(tool: Tool, arguments: Mapping[str, Any]) -> str:
     assert tool.function is not None
     try:
         result = tool.function(**arguments)
-    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code; the model is told, and goes on
+    except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code; the model sees the error, and goes on
         reason = " ".join(str(problem).split())
         return f"error: {tool.name} failed with {type(problem).__name__}{f': {reason}' if reason else ''}"
     if isinstance(result, str):

@@ -6,12 +6,12 @@ import sys
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
-from scripted import ScriptedModel, byte_tokenizer, saying
 
 from mlx_qwen3.chat import ChatSession
 from mlx_qwen3.cli.chat import COMMANDS, Conversation
 from mlx_qwen3.cli.line_input import cached_models, make_completer
 from mlx_qwen3.errors import HubError
+from tests.support.scripted import ScriptedModel, byte_tokenizer, saying
 
 TOKENIZER = byte_tokenizer()
 

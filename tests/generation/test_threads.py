@@ -18,8 +18,8 @@ import mlx_qwen3
 from mlx_qwen3 import ChatSession, batch_generate, pipeline, stream_generate
 from mlx_qwen3.bundled import bundled_model_path
 from mlx_qwen3.generation import RandomSampler
-from tests import tiny
-from tests.scripted import byte_tokenizer
+from tests.support import tiny
+from tests.support.scripted import byte_tokenizer
 
 
 def in_thread(function):
@@ -30,7 +30,7 @@ def in_thread(function):
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A tiny model and its tokenizer, loaded in a thread that has ended."""
+    """A tiny model and its tokenizer, loaded in a thread that is finished."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny.model(seed=6, vocab_size=261, max_position_embeddings=512).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

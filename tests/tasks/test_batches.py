@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_checkpoints import QWEN3
 
 from mlx_qwen3 import InputError, Qwen3Config, Qwen3ForCausalLM
 from mlx_qwen3.generation.continuous_batch import common_prefix
 from mlx_qwen3.tasks import batches
 from mlx_qwen3.tasks.batches import PLANNED_ROWS, Piece, Runner, batches_by_length
+from tests.support.tiny_checkpoints import QWEN3
 
 
 @pytest.fixture(scope="module")
