@@ -188,6 +188,9 @@ def batch_generate(
     before = [()] * count if histories is None else list(map(checked_history, _each(histories, count, "histories")))
     for cache in caches:
         check_cache("prompt_caches", cache)
+    own = [id(cache) for cache in caches if cache is not None]
+    if len(set(own)) < len(own):
+        raise InputError("prompt_caches holds one cache twice. Give each prompt a cache of its own")
     limits: list[Any] = (
         _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
     )

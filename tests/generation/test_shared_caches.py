@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 
-from mlx_qwen3 import ChatSession, InputError, generate_step, stream_generate
+from mlx_qwen3 import ChatSession, InputError, batch_generate, generate_step, stream_generate
 from mlx_qwen3.generation.context import new_cache
 from tests.support import tiny
 from tests.support.scripted import ScriptedModel, byte_tokenizer, saying
@@ -61,3 +61,11 @@ def test_a_message_during_an_answer_is_refused_and_loses_nothing():
 def test_the_order_of_arguments_of_mlx_lm_is_named():
     with pytest.raises(InputError, match=r"takes \(model, ids\)"):
         next(generate_step([1, 2], tiny.model()))
+
+
+def test_two_prompts_of_a_batch_cannot_share_a_cache():
+    model, tokenizer = tiny.model(seed=6, vocab_size=261), byte_tokenizer()
+    cache = model.make_cache()
+    with pytest.raises(InputError, match="one cache twice"):
+        batch_generate(model, tokenizer, ["a", "b"], 1, prompt_caches=[cache, cache])
+    assert cache.offset == 0
