@@ -1,6 +1,6 @@
 """The server against mlx_lm.server, in turns, on the same random weights; embeddings over HTTP against the pipeline.
 
-python benchmarks/server.py                       # 0.6B, 1, 8 and 32 streams, on a GPU
+python benchmarks/server.py --output server.json  # 0.6B, 1, 8 and 32 streams, on a GPU
 python benchmarks/server.py --random tiny --streams 1 4 --tokens 32 --long 300 --texts 64      # a quick try on a CPU
 """
 
@@ -163,9 +163,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=3000, help="words of the prompt that arrives late, a token each")
     parser.add_argument("--texts", type=int, default=1024, help="to embed")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--alone", action="store_true", help="leave out mlx_lm.server")
     args = parser.parse_args()
-    print(this_machine(mx.default_device()))
+    machine = this_machine(mx.default_device())
+    print(machine)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "random"
         folder.mkdir()
@@ -176,16 +178,33 @@ def main() -> None:
             other = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--log-level", "ERROR"]
             servers.append(Served("mlx_lm", other, str(folder)))
         try:
-            measure(args, servers)
-            measure_embeddings(args, servers[0], folder)
+            figures = measure(args, servers)
+            embeddings = measure_embeddings(args, servers[0], folder)
         finally:
             for served in servers:
                 served.stop()
+    print_ratios(figures)
+    if args.output is not None:
+        found = {"machine": str(machine), "size": args.random, "servers": figures, "embeddings": embeddings}
+        args.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def measure(args: argparse.Namespace, servers: list[Served]) -> None:
-    """Return the figures of each server in turn, after one round that is not counted."""
+def print_ratios(figures: dict[str, dict]) -> None:
+    """Print this server's figures over those of mlx_lm.server, where both were measured."""
+    if "mlx_lm" not in figures:
+        return
+    own, other = figures["mlx_qwen3"]["streams"], figures["mlx_lm"]["streams"]
+    for streams, found in own.items():
+        print(
+            f"{streams} streams: {found['tokens_per_second'] / other[streams]['tokens_per_second']:.2f} x the tokens/s "
+            f"of mlx_lm.server, {found['first_seconds'] / other[streams]['first_seconds']:.2f} x its time to the first"
+        )
+
+
+def measure(args: argparse.Namespace, servers: list[Served]) -> dict[str, dict]:
+    """Print and return the figures of each server, measured in turns after one round that is not counted."""
     single: dict[str, float] = {}
+    figures: dict[str, dict] = {served.name: {"streams": {}} for served in servers}
     for streams in args.streams:
         found: dict[str, list[tuple[float, float]]] = {served.name: [] for served in servers}
         for turn in range(args.rounds + 1):
@@ -197,19 +216,22 @@ def measure(args: argparse.Namespace, servers: list[Served]) -> None:
             speed = statistics.median(speed for speed, _ in results)
             first = statistics.median(first for _, first in results)
             single.setdefault(name, speed)
+            figures[name]["streams"][streams] = {"tokens_per_second": speed, "first_seconds": first}
             times = f", {speed / single[name]:.1f} x one stream" if streams > args.streams[0] else ""
             print(f"{name:10} {streams:3} streams: {speed:8.1f} tokens/s{times}, first after {first * 1000:.0f} ms")
     for served in servers:
         results = [asyncio.run(gap(served, args.long, args.tokens * 2, turn)) for turn in range(args.rounds)]
         longest, usual = max(most for most, _ in results), statistics.median(usual for _, usual in results)
+        figures[served.name]["gap"] = {"largest_seconds": longest, "median_seconds": usual, "prompt_words": args.long}
         print(
             f"{served.name:10} a prompt of {args.long} tokens arrives: largest gap {longest * 1000:.0f} ms, "
             f"median {usual * 1000:.1f} ms"
         )
+    return figures
 
 
-def measure_embeddings(args: argparse.Namespace, served: Served, folder: Path) -> None:
-    """Texts per second over HTTP and by the pipeline, in turns."""
+def measure_embeddings(args: argparse.Namespace, served: Served, folder: Path) -> dict[str, float]:
+    """Print and return texts per second over HTTP and by the pipeline, in turns."""
     from mlx_qwen3.tasks import Embedding
 
     task = Embedding(folder)
@@ -228,6 +250,7 @@ def measure_embeddings(args: argparse.Namespace, served: Served, folder: Path) -
         f"embeddings: {over_http:.0f} texts/s over HTTP, {direct:.0f} texts/s by the pipeline, "
         f"{over_http / direct:.2f} x"
     )
+    return {"over_http": over_http, "pipeline": direct}
 
 
 if __name__ == "__main__":

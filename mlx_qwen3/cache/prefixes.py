@@ -16,8 +16,7 @@ class PrefixCache:
     """Keep caches by their token ids and find the one that shares the longest prefix with a new prompt.
 
     The limit holds after every `insert`: the least recently used entries are dropped. Entries share arrays with the
-        caches
-    they were copied from until one is written, and are counted in full.
+    caches they were copied from until one is written, and are counted in full.
 
     Args:
         max_bytes: limit of the bytes of all entries together.
@@ -58,7 +57,7 @@ class PrefixCache:
             logger.info("a prefix of %d bytes is above the limit of %d bytes", cache.nbytes, self.max_bytes)
             return False
         for key, (known, _) in list(self._entries.items()):
-            covered = len(known) <= len(tokens) and np.array_equal(known, tokens[: len(known)])
+            covered = len(known) <= len(tokens) and _common(known, tokens) == len(known)
             if covered and cache.reach(len(known)) == len(known):
                 del self._entries[key]
         self._entries[tokens.tobytes()] = (tokens, cache.copy())
@@ -100,5 +99,7 @@ def _as_ids(ids: Sequence[int]) -> np.ndarray:
 def _common(a: np.ndarray, b: np.ndarray) -> int:
     """Return how many ids two prompts share from the start."""
     size = min(len(a), len(b))
+    if not size or a[0] != b[0]:
+        return 0
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size

@@ -58,8 +58,7 @@ class Api:
             ApiError: 503 while the server is starting or stopping.
         """
         if self.engine.stopping or not self.engine.loaded:
-            state = "stopping" if self.engine.stopping else "starting"
-            raise ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
+            raise self.engine.unavailable()
         return self.engine.models
 
     async def body(self, request: Request, kind: type[T]) -> T:

@@ -207,13 +207,17 @@ class Decoder:
             return 0
         tokens = None if self.chunk is None else self.pace.tokens_in(seconds, self.chunk)
         for prompt in ready:
-            self._look_up(prompt)
+            if prompt.looked_up < 0:
+                self._look_up(prompt)
         oldest = ready[0]
         ready.sort(key=lambda prompt: prompt.left)
         if time.monotonic() - oldest.began > PATIENCE and self.batches:
             ready.remove(oldest)
             ready.insert(0, oldest)
         group = self._together(ready, tokens, free)
+        for prompt in group:
+            self._look_up(prompt)
+        group = self._together(group, tokens, free)
         start = time.perf_counter()
         try:
             count = self._prefill_group(group) if len(group) > 1 else self._prefill_one(group[0], tokens)
@@ -237,6 +241,8 @@ class Decoder:
             return
         prompt.looked_up = self._kept
         found, length = self.passes.longest_prefix(prompt.job.prompt[:-1])
+        if length < min(WORTH_KEEPING, len(prompt.job.prompt) // 2):  # a pass together with others saves more
+            found, length = None, 0
         prompt.cache, prompt.done = found or self.passes.new_cache(), length
         prompt.job.cached_tokens = length
 
@@ -283,7 +289,6 @@ class Decoder:
         if count < prompt.left:
             self.passes.fill_cache(ids, cache)
             mx.eval(cache.arrays)
-            mx.clear_cache()
             prompt.done += count
             return count
         logits = self.passes.step_logits(ids, cache, 1)[:, -1]

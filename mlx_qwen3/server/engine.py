@@ -5,6 +5,7 @@ embedding, reranking and classification rows, both bounded by time while sequenc
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -46,8 +47,10 @@ GATHERING = 0.003
 """Seconds in which rows of several requests come together while nothing else runs."""
 
 ROWS_AT_ONCE = 4096
-CLEAR_EVERY = 256
 CACHE_SHARE = 0.9
+BUFFER_SHARE = 8
+"""Freed buffers that MLX keeps for later arrays are at most this fraction of the memory."""
+
 COPIES = 3
 """A batch may hold as much padding as tokens, and exists twice while rows join or leave it."""
 
@@ -76,7 +79,7 @@ class Engine:
         self._outbox: dict[Job, list[Any]] = {}
         self._decoders: dict[Any, Decoder] = {}
         self._task_pace = Pace()
-        self._steps = 0
+        self._worked = False
         self._leader: Leader | None = None
         self._urgent = False  # something in the outbox that is not the next token of a running stream
         self._delivered = 0.0
@@ -100,8 +103,7 @@ class Engine:
             ApiError: 503 while starting or stopping, 429 when the queue is full, 400 for a prompt that can never fit.
         """
         if self.stopping or not self.loaded:
-            state = "stopping" if self.stopping else "starting"
-            raise ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
+            raise self.unavailable()
         if isinstance(job, TextJob):
             self._check_fit(job)
         with self._condition:
@@ -130,12 +132,19 @@ class Engine:
             self._condition.notify()
 
     def abort(self) -> None:
-        """Stop, and drop all requests."""
+        """Stop, and answer all requests with 503."""
         with self._condition:
             self.stopping = True
             for job in self._open:
                 job.cancel()
+                with contextlib.suppress(RuntimeError):  # its loop is closed: nobody reads the answer
+                    job.loop.call_soon_threadsafe(job.deliver, [self.unavailable()])
             self._condition.notify()
+
+    def unavailable(self) -> ApiError:
+        """Return the error for requests that come before the models are loaded or after the server was stopped."""
+        state = "stopping" if self.stopping else "starting"
+        return ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread and return whether it has exited."""
@@ -238,7 +247,7 @@ class Engine:
     def _set_limits(self, models: Any) -> None:
         """Decide how many bytes of cache running requests may reserve."""
         memory = machine_memory()
-        mx.set_cache_limit(min(memory // 8, 2 << 30))
+        mx.set_cache_limit(memory // BUFFER_SHARE)
         if self.settings.cache_bytes is not None:
             self.capacity = self.settings.cache_bytes
             return
@@ -251,10 +260,10 @@ class Engine:
             while not (self._inbox or self._busy()):
                 if self.stopping and not self._open:
                     return False
-                if self.prefixes.max_bytes and self._steps:
-                    self._steps = 0
+                woken = self._condition.wait(0.5 if self._open or self._worked else None)
+                if not woken and self._worked and not self._open:  # buffers are allocated again with the next request
+                    self._worked = False
                     mx.clear_cache()
-                self._condition.wait(0.5 if self._open else None)
             inbox, self._inbox = self._inbox, []
         gathers = not self._busy()
         for job in inbox:
@@ -292,7 +301,7 @@ class Engine:
 
     def _round(self) -> None:
         for decoder in self._decoders.values():
-            self._steps += 1 if decoder.step() else 0
+            decoder.step()
         self._flush()
         pause = self._pause()
         for decoder in self._decoders.values():
@@ -300,9 +309,7 @@ class Engine:
                 decoder.prefill(self._prompt_pause(pause))
         if self._tasks:
             self._run_tasks(pause)
-        if self._steps >= CLEAR_EVERY:
-            self._steps = 0
-            mx.clear_cache()
+        self._worked = True
 
     def _pause(self) -> float | None:
         """Return seconds that other work may take before the next token of running streams; None without streams."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import sys
@@ -28,6 +29,9 @@ HEADER_SECONDS = 15.0
 """Time that a client has for the head of a request."""
 
 KEEP_ALIVE_SECONDS = 30
+LAST_ANSWERS_SECONDS = 2.0
+"""Time to send 503 to the requests that are still open after `drain_seconds`."""
+
 SWITCH_SECONDS = 0.0005
 """How long one Python thread may keep another waiting: the engine's and the HTTP side's take turns."""
 
@@ -90,9 +94,9 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn's server, ended by signals without a traceback: the first one drains, the second one drops everything."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine):
+    def __init__(self, config: uvicorn.Config, engine: Engine, drain_seconds: float):
         super().__init__(config)
-        self._engine = engine
+        self._engine, self._drain_seconds = engine, drain_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,6 +118,7 @@ class Server(uvicorn.Server):
         else:
             self.should_exit = True
             self._engine.stop()
+            asyncio.get_running_loop().call_later(self._drain_seconds, self._engine.abort)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -166,12 +171,12 @@ def serve(settings: ServerSettings) -> int:
             proxy_headers=False,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds + LAST_ANSWERS_SECONDS),
         )
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         sys.setswitchinterval(SWITCH_SECONDS)
         engine.start()
-        asyncio.run(_run(Server(config, engine), engine, sock, settings))
+        asyncio.run(_run(Server(config, engine, settings.drain_seconds), engine, sock, settings))
     finally:
         sock.close()
     if engine.error is not None:
