@@ -35,6 +35,7 @@ def test_a_required_call_runs_and_the_conversation_goes_on(bundled):
     chat = session(bundled, tools=[lamp], max_tool_rounds=1)
     parts = list(chat.send("Light, please."))
     (call,) = [part for part in parts if part.kind == "tool_call"]
+    assert call.arguments is not None
     (result,) = [part for part in parts if part.kind == "tool_result"]
     assert call.name == result.name == "lamp"
     assert set(call.arguments) == {"room", "on"}
@@ -153,7 +154,7 @@ def test_several_calls_of_one_answer_run_in_their_order(bundled):
     bias = {bundled[1].encode("\n<tool_call>", add_special_tokens=False)[0]: 30.0}  # goes on with another call
     chat = session(bundled, tools=[note], max_tool_rounds=3, logit_bias=bias, max_tokens=300)
     parts = list(chat.send("Note."))
-    calls = [part.arguments["n"] for part in parts if part.kind == "tool_call"]
+    calls = [(part.arguments or {})["n"] for part in parts if part.kind == "tool_call"]
     assert ran == calls[:3]
     assert len(ran) == 3
     assert max(len(message.get("tool_calls", ())) for message in chat.messages) > 1
