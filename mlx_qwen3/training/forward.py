@@ -10,20 +10,21 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
 
 from ..adapters.layers import KeyedDropout
 from ..layers.attention import attend
 from ..layers.masks import Mask, decoder_mask
 
-ROWS_PER_CHUNK = 512
+ROWS_PER_CHUNK = 256
 """Rows whose logits over the vocabulary exist at one time."""
 
 
 def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.array:
     """Return the last hidden states (B, L, M) of rows that are padded on the right, ids (B, L).
 
-    For the backward pass each layer keeps its input, the outputs of its large products and little else: norms,
-    rotation, attention and activation are recomputed, which costs no large product.
+    For the backward pass each layer keeps its input, the outputs of its large products and attention: the
+    norms before the products and the activation are recomputed, which costs no large product.
 
     Args:
         checkpoint: keep only the layers' inputs, and recompute everything else.
@@ -69,9 +70,7 @@ def _layer(layer: Any, x: mx.array, rotation: Any, mask: Mask, checkpoint: bool)
         return x + mlp.down_proj(mlp.act_fn(gate) * up)
 
     projections = [layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj]
-    x = _recomputed([attention.q_norm, attention.k_norm, attention.o_proj], mix)(
-        x, *_recomputed(projections, project)(x)
-    )
+    x = mix(x, *_recomputed(projections, project)(x))
     expansion = [layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj]
     return _recomputed([mlp.down_proj], contract)(x, *_recomputed(expansion, expand)(x))
 
@@ -88,15 +87,42 @@ def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> C
     dropouts = [m for m in inner if isinstance(m, KeyedDropout) and m.drops]
     keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32) for _ in dropouts]  # drawn outside the call
 
-    def call(parameters: list[Any], *arrays: mx.array) -> Any:
-        for module, held in zip(modules, parameters, strict=True):
-            module.update(held)
+    def call(parameters: Sequence[mx.array], *arrays: mx.array) -> Any:
+        for module, names, first in places:
+            held = zip(names, parameters[first : first + len(names)], strict=True)
+            module.update(tree_unflatten(list(held)))
         for dropout, key in zip(dropouts, keys, strict=True):
             dropout.set_key(key)
         return function(*arrays)
 
-    checkpointed = mx.checkpoint(call)
-    return lambda *arrays: checkpointed([module.trainable_parameters() for module in modules], *arrays)
+    places: list[tuple[nn.Module, list[str], int]] = []
+    values: list[mx.array] = []
+    for module in modules:
+        named: Any = tree_flatten(module.trainable_parameters())
+        places.append((module, [name for name, _ in named], len(values)))
+        values += [value for _, value in named]
+
+    def recomputed(*arrays: mx.array) -> Any:
+        count = len(arrays)
+
+        @mx.custom_function
+        def run(*leaves: mx.array) -> Any:
+            return call(leaves[count:], *leaves[:count])
+
+        @run.vjp
+        def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
+            given = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)
+
+            def again(*leaves: mx.array) -> list[mx.array]:
+                found = call(leaves[count:], *leaves[:count])
+                return [found] if isinstance(found, mx.array) else list(found)
+
+            # not before the gradient arrives: recomputed at once, all layers' intermediates would be in memory
+            return tuple(mx.vjp(again, mx.depends(list(primals), given), given)[1])
+
+        return run(*arrays, *values)
+
+    return recomputed
 
 
 def summed_cross_entropy(logits: mx.array, labels: mx.array, weights: mx.array) -> mx.array:

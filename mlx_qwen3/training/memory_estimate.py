@@ -34,7 +34,7 @@ def training_bytes(model: Any, names: list[str], longest: int, options: Training
     per_layer = 6 * config.hidden_size + 3 * heads * config.head_dim + 5 * config.intermediate_size
     kept_per_layer = config.hidden_size
     if not options.grad_checkpoint:
-        kept_per_layer += config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size
+        kept_per_layer += config.hidden_size + 3 * heads * config.head_dim + 2 * config.intermediate_size
     kept = kept_per_layer * config.num_hidden_layers + per_layer
     head = 3 * 4 * config.vocab_size * min(tokens, ROWS_PER_CHUNK) if hasattr(model, "logits") else 0
     return weights + trained + tokens * kept * itemsize + head
