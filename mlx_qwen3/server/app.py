@@ -66,6 +66,14 @@ class Api:
         self.models  # noqa: B018 - refuses while starting, before the body is read
         return parse_body(await request.body(), kind)
 
+    async def prepared(self, kind: Any, body: Any) -> Any:
+        """Check a chat or completion request and make its prompts, in a worker thread."""
+        self.engine.preparing += 1
+        try:
+            return await asyncio.to_thread(kind.prepare, self.models, self.settings, body)
+        finally:
+            self.engine.preparing -= 1
+
     async def result(self, request: Request, job: Job) -> Any:
         """Run a job with a single event and return it; the job is dropped when the client goes away."""
 
@@ -218,7 +226,7 @@ def _described(served: Any) -> dict[str, Any]:
 async def chat_completions(api: Api, request: Request) -> Any:
     """Answer a conversation."""
     body = await api.body(request, ChatBody)
-    made = await asyncio.to_thread(ChatRequest.prepare, api.models, api.settings, body)
+    made = await api.prepared(ChatRequest, body)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return await api.text(request, made.start(), bool(body.stream), usage)
 
@@ -226,7 +234,7 @@ async def chat_completions(api: Api, request: Request) -> Any:
 async def completions(api: Api, request: Request) -> Any:
     """Continue texts."""
     body = await api.body(request, CompletionBody)
-    made = await asyncio.to_thread(CompletionRequest.prepare, api.models, api.settings, body)
+    made = await api.prepared(CompletionRequest, body)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return await api.text(request, made.start(), bool(body.stream), usage)
 

@@ -25,6 +25,7 @@ from .errors import ApiError, internal_error
 from .jobs import Job, TaskJob, TextJob
 from .passes import Passes
 from .settings import ServerSettings
+from .task_rows import next_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ DELIVERY_SECONDS = 0.015
 GATHERING = 0.003
 """Seconds in which rows of several requests come together while nothing else runs."""
 
-ROWS_AT_ONCE = 4096
+LONGEST_GATHERING = 0.02
+"""Seconds that the first request may wait for others whose prompts are being prepared: one pass computes them all."""
+
 CACHE_SHARE = 0.9
 BUFFER_SHARE = 8
 """Freed buffers that MLX keeps for later arrays are at most this fraction of the memory."""
@@ -68,6 +71,8 @@ class Engine:
         self.error: BaseException | None = None
         self.ready = threading.Event()
         self.stopping = False
+        self.preparing = 0
+        """Requests whose prompts are being prepared; the event loop counts them."""
         self.prefixes = PrefixCache(settings.prefix_bytes)
         self.capacity = 0
         self.reserved = 0
@@ -265,20 +270,26 @@ class Engine:
                     self._worked = False
                     mx.clear_cache()
             inbox, self._inbox = self._inbox, []
-        gathers = not self._busy()
-        for job in inbox:
-            if isinstance(job, TaskJob):
-                self._tasks.append(job)
-            elif isinstance(job, TextJob):
-                self._held.append(job)
-        if gathers and self._tasks and not self._held and time.monotonic() - self._tasks[0].created < GATHERING:
-            time.sleep(GATHERING)
-            with self._condition:
-                more, self._inbox = self._inbox, []
-            self._tasks += [job for job in more if isinstance(job, TaskJob)]
-            self._held += [job for job in more if isinstance(job, TextJob)]
+        if not self._busy():
+            inbox += self._gather(inbox)
+        self._tasks += [job for job in inbox if isinstance(job, TaskJob)]
+        self._held += [job for job in inbox if isinstance(job, TextJob)]
         self._admit()
         return True
+
+    def _gather(self, first: list[Job]) -> list[Job]:
+        """Wait a moment for requests that come together with the first ones, and return them."""
+        began = time.monotonic()
+        if not first or began - first[0].created > LONGEST_GATHERING:
+            return []
+        patience = GATHERING if all(isinstance(job, TaskJob) for job in first) else 0.0
+        while self.preparing or time.monotonic() - began < patience:
+            if time.monotonic() - began > LONGEST_GATHERING:
+                break
+            time.sleep(GATHERING / 4)
+        with self._condition:
+            more, self._inbox = self._inbox, []
+        return more
 
     def _busy(self) -> bool:
         return bool(self._tasks or self._held or any(d.waiting or d.batches for d in self._decoders.values()))
@@ -347,7 +358,7 @@ class Engine:
         if not group:
             return
         try:
-            rows = self._slice(group, pause)
+            rows = next_rows(group, self._task_pace.tokens_in(pause, 1 << 20))
             start = time.perf_counter()
             results = first.task.compute([(job.rows[i], (job.pieces or [])[i]) for job, i in rows], first.options)
             tokens = sum(len(piece.ids) for job, i in rows for piece in (job.pieces or [])[i])
@@ -364,24 +375,6 @@ class Engine:
                 self._tasks.remove(job)
                 self._outbox.setdefault(job, []).append(job.results)
                 self._close(job)
-
-    def _slice(self, group: list[TaskJob], pause: float | None) -> list[tuple[TaskJob, int]]:
-        """Return the next rows of some requests, by turns, for about `pause` seconds."""
-        room = self._task_pace.tokens_in(pause, 1 << 20)
-        chosen: list[tuple[TaskJob, int]] = []
-        place = {job: len(job.results) for job in group}
-        while place and len(chosen) < ROWS_AT_ONCE:
-            for job in list(place):
-                at = place[job]
-                if at == len(job.rows):
-                    del place[job]
-                    continue
-                room -= sum(len(piece.ids) for piece in (job.pieces or [])[at])
-                if chosen and room < 0:
-                    return chosen
-                chosen.append((job, at))
-                place[job] = at + 1
-        return chosen
 
     # events
 

@@ -1,0 +1,46 @@
+"""Rows of several requests that are computed together."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from mlx_qwen3.server.decoder import PATIENCE
+from mlx_qwen3.server.task_rows import ROWS_TOGETHER, next_rows
+
+PLENTY = 1 << 20
+
+
+class Job(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def job(rows, done=0, age=0.0, length=5):
+    pieces = [[SimpleNamespace(ids=[1] * length)] for _ in range(rows)]
+    return Job(rows=[None] * rows, results=[None] * done, pieces=pieces, created=time.monotonic() - age)
+
+
+def test_one_request_is_computed_at_once():
+    only = job(1000, done=3)
+    assert next_rows([only], PLENTY) == [(only, row) for row in range(3, 1000)]
+
+
+def test_few_rows_of_many_requests_are_computed_together():
+    assert len(next_rows([job(1) for _ in range(ROWS_TOGETHER)], PLENTY)) == ROWS_TOGETHER
+
+
+def test_of_many_rows_half_are_computed_those_of_short_requests_first():
+    long, short = job(300), job(100)
+    found = next_rows([long, short], PLENTY)
+    assert found[:100] == [(short, row) for row in range(100)]
+    assert found[100:] == [(long, row) for row in range(100)]
+
+
+def test_the_oldest_request_goes_first_once_it_has_waited_for_long():
+    old, short = job(300, age=2 * PATIENCE), job(100)
+    assert {found for found, _ in next_rows([old, short], PLENTY)} == {old}
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 1), (5, 1), (12, 2), (100, 20)])
+def test_tokens_limit_the_rows_but_one_always_goes(tokens, rows):
+    assert len(next_rows([job(30)], tokens)) == rows
