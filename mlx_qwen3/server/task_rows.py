@@ -15,8 +15,8 @@ ROWS_TOGETHER = 128
 def next_rows(group: Sequence[TaskJob], tokens: int) -> list[tuple[TaskJob, int]]:
     """Return the next rows of requests that share a task and its options, as (request, index of the row).
 
-    Requests with the fewest rows left go first, unless the oldest has waited for long. Of many rows only half are taken,
-    so that the answers of these are sent while the others are computed.
+    Requests with the fewest rows left go first, unless the oldest has waited for long. Of many rows only half are
+    taken, so that the answers of these are sent while the others are computed.
 
     Args:
         group: the requests, the oldest first.
