@@ -36,7 +36,7 @@ class ServedTask:
         checked = []
         for index, row in enumerate(rows):
             try:
-                checked.append(self.task._checked(row, options))
+                checked.append(self.task._check_row(row, options))
             except InputError as error:
                 raise InputError(f"row {index}: {error}") from error
         found = list(self.task._pieces(checked, options)) if checked else []
@@ -73,7 +73,7 @@ class ServedEmbedding(ServedTask):
         checked = []
         for index in texts:
             try:
-                checked.append(task._checked(rows[index], options))
+                checked.append(task._check_row(rows[index], options))
             except InputError as error:
                 raise InputError(f"row {index}: {error}") from error
         if checked:

@@ -1,8 +1,8 @@
-"""Rows of ids → batches of similar length → a model's outputs, in the order of the rows.
+"""Run a model over rows of ids in batches of similar length, and return its outputs in the order of the rows.
 
-Rows are sorted by length and padded on the right. A decoder needs no mask then: causal attention never reaches right
-padding. A bidirectional model (`causal` is false) gets a mask. A beginning that all rows share is computed once. The
-next batch is prepared while the device works on the last one.
+Rows are sorted by length and padded on the right. A decoder then needs no mask: causal attention never reaches right
+padding. A bidirectional model (`causal` is false) gets a mask. A prefix that all rows share is computed once. The
+next batch is prepared while the device computes the previous one.
 """
 
 from collections import deque
@@ -20,18 +20,18 @@ from ..memory import machine_memory
 from .prefix import shared_cache, tight_cache
 
 TOKENS_A_BATCH = 8192
-"""Padded tokens that a batch holds when its number of rows is not given."""
+"""Padded tokens per batch if the number of rows is not given."""
 
 ROWS_A_BATCH = 256
 
 PLANNED_ROWS = [*range(1, 9), 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-"""Rows of a batch on CUDA, where cuDNN plans attention for every number of rows and every width, in some 50 ms."""
+"""Batch sizes used on CUDA: cuDNN plans attention anew for every batch size and width, which takes some 50 ms."""
 
 COMPILED_TOKENS = 256
-"""Padded tokens up to which a batch is bound by the host, so that compiling its graph pays (benchmarks/RESULTS.md)."""
+"""Padded tokens up to which a batch is limited by the host, so that compiling helps (benchmarks/RESULTS.md)."""
 
 SHORTEST_PREFIX = 8
-"""A shared beginning shorter than this is not worth a call of its own."""
+"""Tokens below which a shared prefix is not worth a separate forward pass."""
 
 IDLE_SHARE = 4
 """MLX's buffer cache may hold at most 1/IDLE_SHARE of memory: buffers of one batch width are not reusable for
@@ -39,12 +39,12 @@ another.
 """
 
 Compute = Callable[[dict[str, Any], mx.array], tuple[mx.array, ...]]
-"""(arguments of the model's call, index of each row's last token (B,)) → arrays whose first axis is the row."""
+"""Compute arrays with one entry per row from (arguments of the model's call, index of each row's last token (B,))."""
 
 
 @dataclass
 class Piece:
-    """One row for the model: ids, token types for a model that has them, and what the task wants to remember."""
+    """One row for the model: ids, token types if the model has them, and data that the task attaches (`memo`)."""
 
     ids: list[int]
     type_ids: list[int] | None = None
@@ -53,14 +53,15 @@ class Piece:
 
 @dataclass
 class Runner:
-    """Runs a model over pieces.
+    """Run a model over pieces.
 
     Args:
-        model: any model of this package; what is called is up to `compute`.
-        pad_token_id: what fills a row; no result depends on it.
-        compiled: whether a call of a shape that has been seen before is compiled; None: on a GPU, up to
-            `COMPILED_TOKENS` padded tokens. Larger batches are evaluated layer by layer, which no compiled call can be.
-        shares_prefix: whether a beginning that all rows share is computed once; not where `compute` needs its states.
+        model: any model of this package; `compute` decides which part of it is called.
+        pad_token_id: the id that pads a row; no result depends on it.
+        compiled: whether a call is compiled once its shape has been seen before; None: on a GPU, up to
+            `COMPILED_TOKENS` padded tokens. Larger batches are evaluated layer by layer, which a compiled call does
+            not allow.
+        shares_prefix: whether a prefix that all rows share is computed once; False if `compute` needs its states.
     """
 
     model: Any
@@ -86,14 +87,13 @@ class Runner:
         padding_side: str = "right",
         finished: Callable[[list[int]], None] = lambda indices: None,
     ) -> list[tuple[np.ndarray, ...]]:
-        """Return what `compute` gives for each piece, float32, padding cut off where it gives something for every
-        token.
+        """Return the outputs of `compute` for each piece, float32; the padding of outputs per token is removed.
 
         Args:
-            batch_size: rows in a batch; None for as many as `batch_tokens` hold.
-            batch_tokens: padded tokens of a batch; None for 8192.
+            batch_size: rows per batch; None for as many as `batch_tokens` allow.
+            batch_tokens: padded tokens per batch; None for 8192.
             per_token: whether the second axis of the outputs is the token.
-            finished: called with the indices of the pieces of each batch as it is done.
+            finished: called after each batch with the indices of its pieces.
         """
         if not pieces:
             return []
@@ -141,8 +141,8 @@ class Runner:
     def _inputs(self, pieces: list[Piece], shared: int, left: bool) -> tuple[dict[str, mx.array], mx.array]:
         lengths = np.array([len(piece.ids) - shared for piece in pieces], dtype=np.int32)
         width = self._width(int(lengths.max()))
-        places = np.arange(width)[None]
-        real = places >= width - lengths[:, None] if left else places < lengths[:, None]
+        slots = np.arange(width)[None]
+        real = slots >= width - lengths[:, None] if left else slots < lengths[:, None]
         ids = np.full(real.shape, self.pad_token_id, dtype=np.int32)
         ids[real] = np.concatenate([np.asarray(piece.ids[shared:], dtype=np.int32) for piece in pieces])
         inputs = {"input_ids": mx.array(ids)}
@@ -155,7 +155,7 @@ class Runner:
         return inputs, mx.array(np.full_like(lengths, width - 1) if left else lengths - 1)
 
     def _width(self, longest: int) -> int:
-        """Return the padded length: one of a few on a GPU, where each is compiled or planned, else the shortest."""
+        """Return the padded length, rounded up on a GPU, where every new length costs a compilation or a plan."""
         if not (self._on_gpu if self.compiled is None else self.compiled):
             return longest
         step = 8 if longest <= 64 else 16 if longest <= 256 else 64
@@ -164,9 +164,7 @@ class Runner:
         return width if width <= limit else longest
 
     def _prefix(self, ids: list[int], compute: Compute | None) -> tuple[list[mx.array], tuple[np.ndarray, ...]]:
-        """Return keys and values of the shared beginning, layer after layer, and what `compute` gives for it, if
-        wanted.
-        """
+        """Return the keys and values of the shared prefix, layer by layer, and the outputs of `compute`, if given."""
         cache = tight_cache(len(self.base_model.layers))
         inputs = {"input_ids": mx.array([ids], dtype=mx.int32), "past_key_values": cache}
         call = self._call(inputs)
@@ -180,7 +178,7 @@ class Runner:
         return arrays, tuple(np.array(output)[0] for output in outputs)
 
     def _call(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # ids were checked on the way in; embeddings spare the model a check that waits for the device
+        # `run` has checked the ids; with embeddings the model skips its own check, which waits for the device
         inputs = dict(inputs)
         inputs["inputs_embeds"] = self.model.get_input_embeddings()(inputs.pop("input_ids"))
         return {"use_cache": False, "return_dict": True, **inputs}
@@ -197,7 +195,7 @@ class Runner:
         shape = (compute, inputs["input_ids"].shape, len(inputs), prefix[0].shape if prefix else ())
         small = self._on_gpu and inputs["input_ids"].size <= COMPILED_TOKENS
         if not (small if self.compiled is None else self.compiled) or shape not in self._shapes:
-            self._shapes.add(shape)  # tracing a shape that never comes again would cost more than it gives
+            self._shapes.add(shape)  # compiling a shape that occurs only once costs more than it saves
             return function(inputs, last, prefix)
         if compute not in self._functions:
             self._functions[compute] = mx.compile(function, inputs=[self.model.state])
@@ -210,7 +208,7 @@ class Runner:
                 raise InputError("a row has no tokens")
             if max(piece.ids) >= size:
                 raise InputError(
-                    f"the tokenizer gives id {max(piece.ids)}, the model has {size}: they do not belong together"
+                    f"the tokenizer gives id {max(piece.ids)}, the model has {size} ids. Load the model's own tokenizer"
                 )
 
 
@@ -220,10 +218,10 @@ def batches_by_length(
     batch_tokens: int | None = None,
     planned: bool = False,
 ) -> list[list[int]]:
-    """Return indices of the rows of each batch: rows of similar length together, the longest first.
+    """Return the row indices of each batch, grouped by similar length, longest first.
 
-    The longest go first so that a batch too large for the memory fails at once. With `planned`, full batches have a
-    number of rows that `PLANNED_ROWS` names.
+    The longest rows run first, so that a batch that exceeds the memory fails at once. With `planned`, the size of a
+    full batch is one of `PLANNED_ROWS`.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches, start = [], 0

@@ -1,8 +1,8 @@
-"""The trained example heads that come with the package, put on the bundled model.
+"""The bundled model with one of the trained example heads that come with the package.
 
-A head's folder holds what it adds to the model: `head.safetensors` with the head's own weights and low-rank additions
-`<layer>.lora_a` (in, r), `<layer>.lora_b` (r, out), which are merged into the backbone; `head.json` with its class
-and labels. `tools/heads` trains them.
+The folder of a head holds `head.safetensors`, with the weights of the head and the low-rank updates `<layer>.lora_a`
+(in, r), `<layer>.lora_b` (r, out) that are merged into the backbone, and `head.json`, with its class and labels.
+`tools/heads` trains the heads.
 """
 
 import logging
@@ -28,11 +28,11 @@ NOTES = {
 
 
 def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = None) -> tuple[Any, Tokenizer]:
-    """Return the bundled model under the example head `name`, and its tokenizer; says what the head is for.
+    """Return the bundled model with the example head `name`, and its tokenizer; log what the head is for.
 
     Args:
-        folder: where the heads lie, when they are not the package's own.
-        dtype: the type to compute in.
+        folder: the folder of the heads, if not the package's own.
+        dtype: the dtype to compute in.
 
     Raises:
         CheckpointError: the head's files are missing or belong to another model.
@@ -58,7 +58,7 @@ def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = Non
 
 
 def _merge(model: Any, weights: dict[str, mx.array], source: str) -> None:
-    """Add the low-rank parts to their weights and set the head's own."""
+    """Merge the low-rank updates into the backbone's weights and set the weights of the head."""
     layers = dict(model.named_modules())
     for name, array in weights.items():
         path, _, leaf = name.rpartition(".")

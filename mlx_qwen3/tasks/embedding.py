@@ -1,4 +1,4 @@
-"""One vector per text: as Qwen3-Embedding makes it, or as a sentence-transformers folder says."""
+"""One vector per text, pooled as in Qwen3-Embedding or as the settings of a sentence-transformers folder require."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 class EmbeddingOptions(Options):
     """Besides the options of every task:
 
-    instruction: what a query is for; it goes before queries, and never before the documents that they look for.
-    prompt: text before each row; "" for none.
+    instruction: the retrieval task, put before queries; leave it out for documents.
+    prompt: text put before each row; "" for none.
     prompt_name: the name of one of the folder's prompts, such as "query".
-    dimensions: how many of the vector's numbers are kept; None for all, or for the folder's truncate_dim.
-    normalize: whether vectors have length 1, so that a dot product is the cosine; None for what the folder says, else
-        True.
-    pooling: "last" token, "mean", "cls" or "max"; None for what the folder or GGUF file says, else "last".
-    precision: "float32"; "int8" or "uint8", each number scaled by the range of the call's vectors; "binary" or
-        "ubinary", a bit per number, eight in a byte.
+    dimensions: how many leading dimensions are kept; None for all, or for the folder's truncate_dim.
+    normalize: whether vectors are scaled to length 1, so that a dot product is the cosine; None for the folder's
+        setting, else True.
+    pooling: "last" token, "mean", "cls" or "max"; None for the setting of the folder or GGUF file, else "last".
+    precision: "float32"; "int8" or "uint8", each dimension scaled by its range over the call's vectors; "binary" or
+        "ubinary", one bit per dimension, packed eight to a byte.
     """
 
     instruction: str | None = None
@@ -57,11 +57,12 @@ class EmbeddingOptions(Options):
 
 
 class Embedding(Task[EmbeddingOptions, np.ndarray]):
-    """A vector (D,) for a text, a matrix (N, D) for a list, an iterator of vectors for an iterator; float32.
+    """Compute a vector (D,) for a text, a matrix (N, D) for a list, an iterator of vectors for an iterator; float32.
 
-    By default the state of the last token, normalized to length 1. A folder of sentence-transformers (with a
-    `modules.json`) is honoured: its pooling, Dense, Normalize and LayerNorm steps, prompts, longest text, truncated
-    dimension and similarity function. A query with an instruction reads `Instruct: {instruction}\\nQuery:{query}`.
+    The default is the last token's hidden state, normalized to length 1. The settings of a sentence-transformers
+    folder (with a `modules.json`) are applied: its pooling, Dense, Normalize and LayerNorm steps, prompts, maximum
+    length, truncated dimension and similarity function. With an instruction, a query becomes
+    `Instruct: {instruction}\\nQuery:{query}`.
     Source: the model card of Qwen/Qwen3-Embedding-0.6B.
 
     >>> embed = Embedding("Qwen/Qwen3-Embedding-0.6B")  # doctest: +SKIP
@@ -81,17 +82,17 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Return the vector of a text, the vectors of a container of texts, or an iterator of vectors.
 
-        With `on_error="record"` and rows that cannot be used, a list in place of the matrix.
+        If `on_error="record"` and some rows are unusable, the result is a list instead of a matrix.
 
         Raises:
             InputError: an unknown option or prompt name, more dimensions than the model has.
-            RowError: rows that are no text.
+            RowError: rows that are not texts.
         """
         chosen = self.options.replaced(options)
         width = self._width(chosen)
         if is_batch(inputs):
             inputs = as_rows(inputs)
-            results = self._list(inputs, chosen)
+            results = self._list_results(inputs, chosen)
             if all(isinstance(row, np.ndarray) for row in results):
                 return quantize(np.stack(results) if results else np.zeros((0, width), np.float32), chosen.precision)
             return results
@@ -107,12 +108,12 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
 
         Args:
             **options: `prompt`, `prompt_name`, `batch_size`, `show_progress_bar`, `precision`,
-                `truncate_dim` (cut as it is, not normalized again), `normalize_embeddings`, and those of a call.
+                `truncate_dim` (truncates without normalizing again), `normalize_embeddings`, and those of a call.
         """
         cut, normalize = options.pop("truncate_dim", None), options.pop("normalize_embeddings", False)
         if "show_progress_bar" in options:
             options["progress"] = bool(options.pop("show_progress_bar"))
-        for name in ("device", "pool", "chunk_size"):  # of several processes or devices, of which there is one here
+        for name in ("device", "pool", "chunk_size"):  # they choose among devices or processes; only one exists here
             options.pop(name, None)
         fixed_values = {"convert_to_numpy": True, "convert_to_tensor": False, "output_value": "sentence_embedding"}
         for name, fixed in fixed_values.items():
@@ -128,15 +129,15 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         return quantize(vectors, precision)
 
     def encode_query(self, inputs: Any, **options: Any) -> np.ndarray:
-        """Return the vectors of queries: with the folder's prompt "query" where it has one."""
+        """Return the vectors of queries, with the folder's prompt "query" if it has one."""
         return self.encode(inputs, **self._for_kind(("query",), options))
 
     def encode_document(self, inputs: Any, **options: Any) -> np.ndarray:
-        """Return the vectors of documents: with the folder's prompt "document", "passage" or "corpus", if any."""
+        """Return the vectors of documents, with the folder's prompt "document", "passage" or "corpus", if any."""
         return self.encode(inputs, **self._for_kind(("document", "passage", "corpus"), options))
 
     def similarity(self, first: Any, second: Any) -> np.ndarray:
-        """Return the similarity (N, M) of vectors (N, D) and (M, D), by the folder's function, else the cosine.
+        """Return the similarity (N, M) of vectors (N, D) and (M, D): the folder's similarity function, else cosine.
 
         Raises:
             InputError: vectors of different widths.
@@ -146,7 +147,9 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         except (TypeError, ValueError):
             raise InputError("similarity takes vectors of numbers of one width. Pass what encode gives") from None
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-            raise InputError(f"vectors of shape {a.shape} and {b.shape} cannot be compared: their widths must agree")
+            raise InputError(
+                f"vectors of shape {a.shape} and {b.shape} cannot be compared. Pass vectors of the same width"
+            )
         kind = "cosine" if self._settings is None else self._settings.similarity
         if kind == "euclidean":
             return -np.sqrt(np.maximum(np.square(a[:, None] - b[None]).sum(-1), 0))
@@ -162,7 +165,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         return {} if self._settings is None else dict(self._settings.prompts)
 
     def limit(self, options: EmbeddingOptions) -> int:
-        """Return how many tokens a text may have, the folder's `max_seq_length` included."""
+        """Return the maximum tokens of a text, limited by the folder's `max_seq_length` too."""
         limit = super().limit(options)
         longest = None if self._settings is None else self._settings.max_seq_length
         return limit if longest is None else min(limit, longest)
@@ -173,13 +176,13 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         if self._settings is not None:
             self._settings.check_width(self.model.config.hidden_size)
 
-    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
+    def _load_model(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
         if isinstance(model, str | Path):
             folder = self._folder_of(model, model_options)
             self._settings = None if folder is None else read_sentence_settings(folder)
             if self._settings is not None and self._settings.encoder != folder:
                 model = self._settings.encoder
-        return super()._loaded(model, tokenizer, model_options)
+        return super()._load_model(model, tokenizer, model_options)
 
     def _for_kind(self, names: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         if any(options.get(name) is not None for name in ("prompt", "prompt_name", "instruction")):
@@ -211,11 +214,11 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         if settings is not None:
             width = settings.dimensions or width * len(settings.pooling)
         if options.dimensions is not None and options.dimensions > width:
-            raise InputError(f"dimensions is {options.dimensions}, the model has {width}")
+            raise InputError(f"dimensions is {options.dimensions}, the model has {width}. Pass {width} or fewer")
         kept = options.dimensions or (None if settings is None else settings.truncate_dim)
         return min(width, kept or width)
 
-    def _checked(self, row: Any, options: EmbeddingOptions) -> str:
+    def _check_row(self, row: Any, options: EmbeddingOptions) -> str:
         text = self._prompt(options) + check_text(row)
         return text.lower() if self._settings is not None and self._settings.do_lower_case else text
 
@@ -269,12 +272,12 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         vector = vector[: self._width(options)]
         normalize = options.normalize
         if normalize is None:
-            cut = options.dimensions is not None  # asked for at the call: as long as the whole vector was
+            cut = options.dimensions is not None  # a vector truncated by the call is normalized like the whole one
             normalize = settings is None or (settings.normalized and cut) or options.pooling is not None
         return unit_length(vector) if normalize else vector
 
     def _prompt_tokens(self, prompt: str) -> int:
-        """Return tokens of the prompt as a text of its own, without a special token that ends it."""
+        """Return the number of tokens of the prompt alone, without a trailing special token."""
         if prompt not in self._prompt_lengths:
             ids = self.tokenizer.encode(prompt) if prompt else []
             ends = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
@@ -283,12 +286,12 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
 
 
 def quantize(vectors: np.ndarray, precision: str) -> np.ndarray:
-    """Return vectors (N, D) or (D,) in `precision`; int8 and uint8 scale each column by its own range.
+    """Quantize vectors (N, D) or (D,) to `precision`; int8 and uint8 scale each column by its range.
 
     Source: sentence-transformers 6.2 `util/quantization.py`, quantize_embeddings.
 
     Raises:
-        InputError: int8 or uint8 of fewer than two vectors, which have no range.
+        InputError: int8 or uint8 for a single vector, which has no range.
     """
     if precision == "float32":
         return vectors

@@ -1,4 +1,4 @@
-"""Fields of texts: a JSON value per text that a schema describes, always valid."""
+"""Structured extraction: one JSON value per text, always valid under a JSON Schema."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,14 @@ INSTRUCTION = "Extract what the JSON schema asks for from the text. Answer with 
 
 
 def extraction_messages(text: str, schema: Any, instruction: str = INSTRUCTION) -> list[dict[str, str]]:
-    """Return the messages that ask for a value of `schema`; {schema} in the instruction is replaced by it."""
+    """Return the messages that ask for a value of `schema`, which replaces {schema} in the instruction."""
     system = instruction.replace("{schema}", json.dumps(schema, ensure_ascii=False))
     return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """An answer that `max_new_tokens` has cut."""
+    """An answer that reached `max_new_tokens` and is incomplete."""
 
     text: str
 
@@ -39,11 +39,11 @@ class _Cut:
 class ExtractionOptions(Options):
     """Besides the options of every task:
 
-    schema: a JSON Schema (a dict, JSON text, or a pydantic model class); needed.
+    schema: a JSON Schema (a dict, JSON text, or a pydantic model class); required.
     instruction: the system message; {schema} in it is replaced by the schema.
-    max_new_tokens: tokens of one answer at most; a row whose answer is cut counts as one that cannot be used.
-    temperature: 0 for the most likely answer.
-    seed: makes answers at a temperature repeatable.
+    max_new_tokens: maximum tokens per answer; a row whose answer is longer is reported as an error.
+    temperature: 0 for greedy decoding.
+    seed: the random seed; makes sampled answers repeatable.
     parse: return instances of the pydantic model class instead of JSON values.
     """
 
@@ -56,13 +56,13 @@ class ExtractionOptions(Options):
 
 
 class Extraction(Task[ExtractionOptions, Any]):
-    """A JSON value per text, valid under `schema`."""
+    """Extract one JSON value per text, valid under `schema`."""
 
     options_class = ExtractionOptions
     heads = (CausalLM,)
     needs = "language model head"
 
-    def _checked(self, row: Any, options: ExtractionOptions) -> Any:
+    def _check_row(self, row: Any, options: ExtractionOptions) -> Any:
         return check_text(row)
 
     def _pieces(self, rows: list[Any], options: ExtractionOptions) -> Sequence[list[Piece] | InputError]:
@@ -121,7 +121,7 @@ class Extraction(Task[ExtractionOptions, Any]):
 
 
 def extract(text: Any, schema: Any, model: Any = None, tokenizer: Any = None, **options: Any) -> Any:
-    """Return what a JSON Schema asks for from a text, or from each of several texts; always valid.
+    """Extract the value that a JSON Schema describes from one text, or from each of several; it is always valid.
 
     Args:
         text: one text, or several, as for every pipeline.
@@ -130,7 +130,8 @@ def extract(text: Any, schema: Any, model: Any = None, tokenizer: Any = None, **
         **options: those of `Extraction`, such as `max_new_tokens` and `parse`.
 
     Raises:
-        InputError: an unknown option, an empty text, an answer that was cut. ConstraintError: a schema that cannot be
-            kept. RowError: some of several rows cannot be used.
+        InputError: an unknown option, an empty text, an answer that was cut off.
+        ConstraintError: a schema that cannot be enforced.
+        RowError: some of several rows cannot be used.
     """
     return Extraction(model, tokenizer, schema=schema, **options)(text)

@@ -1,4 +1,4 @@
-"""What the backbone makes of each token of a text."""
+"""Hidden states of each token of a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from .task import Options, Task
 class FeatureExtractionOptions(Options):
     """Besides the options of every task:
 
-    return_tensors: an `mx.array` (1, L, M) in place of nested lists.
+    return_tensors: return an `mx.array` (1, L, M) instead of nested lists.
     """
 
     return_tensors: bool = False
 
 
 class FeatureExtraction(Task[FeatureExtractionOptions, Any]):
-    """The last hidden states (1, L, M) of a text, from a checkpoint with any head or none."""
+    """Compute the last hidden states (1, L, M) of a text, from a checkpoint with any head or none."""
 
     options_class = FeatureExtractionOptions
     per_token = True

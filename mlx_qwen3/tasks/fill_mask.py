@@ -1,4 +1,4 @@
-"""The words that fit in place of a mask."""
+"""Fill-mask: the most likely tokens at a mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .text_classification import softmax
 
 
 class Filling(TypedDict):
-    """A word in place of the mask, its probability, and the whole text with it."""
+    """A token for the mask, its probability, and the whole text with the mask filled."""
 
     score: float
     token: int
@@ -41,19 +41,19 @@ class FillMaskOptions(Options):
 
 
 class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
-    """`[{"score", "token", "token_str", "sequence"}]`, best first; where there are several masks, a list of such."""
+    """Fill masks: `[{"score", "token", "token_str", "sequence"}]`, best first; one such list per mask if several."""
 
     options_class = FillMaskOptions
     heads = (QDQBertForMaskedLM,)
     needs = "masked language model head"
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Return the words for a text, or for each text of a container or an iterator.
+        """Return the fillings of a text, or of each text of a container or an iterator.
 
-        A list of one text gives the result of that text, as the reference does.
+        A list of one text gives the result of that text alone, as transformers does.
 
         Raises:
-            InputError: an unknown option, a target that is no word. RowError: rows without a mask.
+            InputError: an unknown option, a target that is not a word. RowError: rows without a mask.
         """
         results = super().__call__(inputs, **options)
         return results[0] if isinstance(results, list) and is_batch(inputs) and len(results) == 1 else results
@@ -61,24 +61,24 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
         if self.tokenizer.mask_token_id is None:
-            raise InputError("the tokenizer has no mask token")
+            raise InputError("the tokenizer has no mask token. Pass the tokenizer of a masked language model")
 
-    def _checked(self, row: Any, options: FillMaskOptions) -> str:
+    def _check_row(self, row: Any, options: FillMaskOptions) -> str:
         text = check_text(row)
         if str(self.tokenizer.mask_token) not in text:
-            raise InputError(f"text has no mask; write {self.tokenizer.mask_token} where a word is missing")
+            raise InputError(f"text has no mask. Write {self.tokenizer.mask_token} where a word is missing")
         return text
 
     def _pieces(self, rows: list[Any], options: FillMaskOptions) -> list[list[Piece] | InputError]:
         pieces: list[list[Piece] | InputError] = []
-        for ids, types in self._encoded(rows, options):
+        for ids, types in self._encode_rows(rows, options):
             places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
             beyond = InputError(f"the mask lies beyond the {self.limit(options)} tokens that the model reads")
             pieces.append([Piece(ids, types, places)] if places else beyond)
         return pieces
 
     def _run(self, pieces: list[Piece], options: FillMaskOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
-        # the vocabulary's logits are made at the masks only
+        # compute logits over the vocabulary at the masks only
         results: list[Any] = self._runner.run(
             pieces,
             self._compute,
@@ -125,7 +125,7 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
         return results[0] if alone else results
 
     def _target_ids(self, targets: str | Sequence[str] | None) -> Any:
-        """Return ids to choose from, or a slice of all."""
+        """Return the sorted candidate ids, or a slice that selects the whole vocabulary."""
         if targets is None:
             return slice(None)
         vocabulary, ids = self.tokenizer.get_vocab(), []
@@ -135,9 +135,9 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
                 continue
             pieces = self.tokenizer.encode(check_text(target, "targets"), add_special_tokens=False)
             if not pieces:
-                raise InputError(f"target {target!r} is not in the vocabulary")
-            self._say_once(f"target {target}", "target %r is no single token; its first piece is used", target)
+                raise InputError(f"target {target!r} is not in the vocabulary. Leave it out")
+            self._warn_once(f"target {target}", "target %r is not a single token; its first token is used", target)
             ids.append(pieces[0])
         if not ids:
-            raise InputError("targets is empty; give at least one word, or None")
+            raise InputError("targets is empty. Pass at least one word, or None")
         return sorted(set(ids))

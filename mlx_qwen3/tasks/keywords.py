@@ -1,4 +1,4 @@
-"""Keywords of the reference's pipelines: passed on to loading, accepted where they change nothing here, or refused.
+"""Keywords of the pipelines of transformers: passed on to loading, ignored if they change nothing, or refused.
 
 Source: transformers 5.23 `pipelines/__init__.py` and `pipelines/base.py`.
 """
@@ -33,7 +33,7 @@ HARMLESS = (
     *("num_workers", "use_fast", "padding", "clean_up_tokenization_spaces", "binary_output", "modelcard"),
     *("timeout", "args_parser", "pipeline_class"),
 )
-"""Keywords that change no result: batches are padded and prepared here in one way."""
+"""Keywords that are accepted and ignored, because they change no result here."""
 
 REFUSED = {
     "framework": "models run in MLX; leave it out",
@@ -48,11 +48,11 @@ REFUSED = {
     "tokenizer_kwargs": "pass max_length= for shorter texts",
     "model_card_data": "no card is written here; leave it out",
 }
-"""Keyword that has no meaning here, unless it is None or False -> what to do instead."""
+"""What to do instead of each unsupported keyword; None and False are accepted and ignored."""
 
 
 def split_loading_options(options: dict[str, Any], model_options: dict[str, Any] | None) -> dict[str, Any]:
-    """Take what loading needs out of a constructor's `options`, in place, and return it with `model_options`.
+    """Remove the loading keywords from a constructor's `options`, in place, and return them with `model_options`.
 
     Raises:
         InputError: a keyword is given in two places, or has no meaning here.
@@ -77,7 +77,7 @@ def split_loading_options(options: dict[str, Any], model_options: dict[str, Any]
 
 
 def hub_options(options: Mapping[str, Any]) -> HubOptions:
-    """Return what of a task's keywords is for the Hub.
+    """Return the Hub options among a task's keywords.
 
     Raises:
         InputError: a value of the wrong type.
@@ -86,10 +86,10 @@ def hub_options(options: Mapping[str, Any]) -> HubOptions:
 
 
 def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without the reference's keywords that change nothing here.
+    """Return the options without the keywords of transformers that change nothing here.
 
     Raises:
-        InputError: a keyword of the reference that has no meaning here.
+        InputError: a keyword of transformers that is not supported here.
     """
     for name in options:
         if name in REFUSED and options[name] not in (None, False):
@@ -102,7 +102,7 @@ def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_device(device: Any) -> None:
-    """Accept a device by the reference's names; log a line where it is another than the one that MLX computes on."""
+    """Accept a device by its name in transformers; log a warning if MLX computes on another one."""
     if device is None:
         return
     name = str(getattr(device, "type", device)).lower().partition(":")[0].rpartition(".")[2]

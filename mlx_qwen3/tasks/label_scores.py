@@ -1,8 +1,8 @@
-"""How likely a decoder finds each of several continuations of a text: all of them in one pass, each scored whole.
+"""Score several continuations of a text in one pass: the log-likelihood of each whole continuation under a decoder.
 
-The continuations form a tree: those that begin alike share nodes. The text runs once. The tree's inner nodes follow it
-as one more stretch, each seeing the text and its own ancestors, at the position where its continuation would have it;
-nothing is copied for a continuation.
+The continuations form a prefix tree (tree attention). The text is computed once. The inner nodes of the tree follow it
+as further tokens: each attends to the text and to its own ancestors, at the position that it has in its continuation.
+The text's keys and values are not copied per continuation.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ import numpy as np
 from .prefix import tight_cache
 
 LOGITS_AT_ONCE = 1 << 26
-"""Numbers of vocabulary logits that exist at one time."""
+"""Maximum number of logits that exist at one time."""
 
 ROOT = -1
 
 
 class LabelTree:
-    """The tree of some continuations, each a list of ids.
+    """The prefix tree of several continuations, each a list of ids.
 
     An edge leads from a context (the text, or an inner node) to the next token; a continuation is a path of edges.
     """
@@ -47,14 +47,14 @@ class LabelTree:
             self.members[path, label] = 1.0
 
     def __len__(self) -> int:
-        """Inner nodes: tokens that run after the text."""
+        """Return the number of inner nodes, which are computed as tokens after the text."""
         return len(self.tokens)
 
 
 class LabelScorer:
-    """log P(continuation | text) for every continuation of a tree, from a causal language model.
+    """Compute log P(continuation | text) for every continuation of a tree with a causal language model.
 
-    Calling it is what a `Runner` does with a batch; it gives scores (B, labels).
+    A `Runner` calls it with each batch; it returns scores (B, labels).
     """
 
     def __init__(self, model: Any, tree: LabelTree):
@@ -83,7 +83,7 @@ class LabelScorer:
         return (self._scores(states),)
 
     def _scores(self, states: mx.array) -> mx.array:
-        """States of the contexts (B, 1 + inner nodes, M) → scores (B, labels)."""
+        """Return scores (B, labels) from the hidden states of the contexts (B, 1 + inner nodes, M)."""
         tree, batch = self.tree, states.shape[0]
         step = max(1, LOGITS_AT_ONCE // (batch * self.model.config.vocab_size))
         edges, order = [], []
@@ -99,9 +99,9 @@ class LabelScorer:
 
 
 class RowScorer:
-    """The same scores the long way: every row ends with its continuation, of which `memo` tells the length.
+    """Compute the same scores with one row per text and continuation.
 
-    For models whose layers slide: a node of the tree would count the other labels' tokens in its window.
+    For models with sliding-window layers, in which the other labels' nodes of a tree would fill the window.
     """
 
     def __init__(self, model: Any):
@@ -112,7 +112,7 @@ class RowScorer:
         return (self.model.base_model(**call).last_hidden_state.astype(mx.float32),)
 
     def score(self, states: np.ndarray, ids: Sequence[int], count: int) -> float:
-        """log P of the last `count` of ids, from the row's states (L, M)."""
+        """Return log P of the last `count` of `ids`, from the row's hidden states (L, M)."""
         before = mx.array(states[-count - 1 : -1]).astype(self.model.dtype)
         logits = self.model.logits(before).astype(mx.float32)
         targets = mx.array(list(ids[-count:]))
@@ -121,7 +121,7 @@ class RowScorer:
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(how many nodes stand above each node, which nodes each one sees: itself and those above it)."""
+    """Return the depth of each node, and a mask (nodes, nodes) of itself and its ancestors."""
     sees = np.eye(len(parents), dtype=bool)
     depths = np.zeros(len(parents), dtype=np.int32)
     for node, parent in enumerate(parents):  # a parent comes before its children

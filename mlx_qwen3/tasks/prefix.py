@@ -1,4 +1,4 @@
-"""Keys and values of a beginning that every row of a batch shares: computed once, seen by all rows."""
+"""Keys and values of a prefix that all rows of a batch share: computed once, used by every row."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from ..cache import Cache, GrowingLayer
 
 
 class TightLayer(GrowingLayer):
-    """A layer's store for a few calls: no room to grow, every call makes its arrays anew, in one copy."""
+    """A layer's cache for a few calls: it reserves no room to grow, and each update concatenates new arrays."""
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if self.slots.arrays:
@@ -20,12 +20,12 @@ class TightLayer(GrowingLayer):
 
 
 def tight_cache(layers: int) -> Cache:
-    """Return an empty cache that keeps every token of every layer; masks, not the store, make a layer slide."""
+    """Return an empty cache that keeps every token of every layer; sliding windows are left to the masks."""
     return Cache([TightLayer() for _ in range(layers)])
 
 
 def shared_cache(prefix: Sequence[mx.array], rows: int) -> Cache:
-    """Return a cache of `rows` rows that begin alike, with keys and values (1, K, P, D), a layer after the other."""
+    """Return a cache of `rows` rows with the same prefix, from keys and values (1, K, P, D), layer by layer."""
     cache = tight_cache(len(prefix) // 2)
     for layer, keys, values in zip(cache.layers, prefix[::2], prefix[1::2], strict=True):
         layer.update(*(mx.broadcast_to(array, (rows, *array.shape[1:])) for array in (keys, values)))

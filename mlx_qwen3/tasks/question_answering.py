@@ -1,6 +1,6 @@
-"""The span of a text that answers a question.
+"""Extractive question answering: find the span of a text that answers a question.
 
-Results are shaped as those of the pipeline that transformers had until 5.3; source of the rules: transformers 4.57
+Results have the shape of those of the pipeline that transformers had until 5.3. Source of the rules: transformers 4.57
 `pipelines/question_answering.py`.
 """
 
@@ -20,7 +20,7 @@ from .text_classification import softmax
 
 
 class Answer(TypedDict):
-    """An answer: its score (0 to 1), and where it stands in the context (characters, end excluded)."""
+    """An answer, its score (0 to 1), and its start and end in the context (characters, end excluded)."""
 
     score: float
     start: int
@@ -32,13 +32,13 @@ class Answer(TypedDict):
 class QuestionAnsweringOptions(Options):
     """Besides the options of every task:
 
-    top_k: how many answers; more than one come as a list.
-    max_answer_len: tokens of the longest answer.
-    max_seq_len: tokens of question and context that the model sees at once; a longer context is read by windows.
-    doc_stride: tokens that two windows share.
-    max_question_len: tokens of a question; the rest is cut.
-    handle_impossible_answer: whether "" is among the answers.
-    align_to_words: whether an answer is widened to whole words.
+    top_k: how many answers; more than one are returned as a list.
+    max_answer_len: maximum tokens of an answer.
+    max_seq_len: tokens of question and context that the model sees at once; a longer context is split into windows.
+    doc_stride: tokens by which two windows overlap.
+    max_question_len: maximum tokens of a question; the rest is cut off.
+    handle_impossible_answer: whether "" (no answer) is a possible answer.
+    align_to_words: whether an answer is extended to whole words.
     """
 
     top_k: int = 1
@@ -58,7 +58,7 @@ class QuestionAnsweringOptions(Options):
 
 @dataclass
 class Window:
-    """A stretch of the context as the model sees it: the encoding, and which tokens an answer may have."""
+    """A part of the context as the model sees it: its encoding, which tokens may be in an answer, the null token."""
 
     encoding: Any
     allowed: np.ndarray
@@ -66,9 +66,10 @@ class Window:
 
 
 class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"]):
-    """`{"score", "start", "end", "answer"}`; `context[start:end]` is the answer, white space around it left out.
+    """Answer questions: `{"score", "start", "end", "answer"}`.
 
-    `answer(question=…, context=…)`, each a text or a list, or rows {"question": …, "context": …}.
+    `context[start:end]` is the answer, without surrounding white space. Call it as `answer(question=…, context=…)`,
+    each a text or a list, or with rows {"question": …, "context": …}.
     """
 
     options_class = QuestionAnsweringOptions
@@ -101,7 +102,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
         Args:
             question: a question or several, with `context`; or rows {"question": …, "context": …}.
             context: the text to read, one for all questions or one for each.
-            inputs: rows, by the reference's name.
+            inputs: rows; the argument's name in transformers.
             **options: see the class; with `top_k` above 1 each answer is a list, best first.
 
         Raises:
@@ -125,10 +126,10 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
                 context = [context] * len(question)
             inputs = paired(question, context, "question", "context")
         elif question is not None or context is not None:
-            raise InputError("give either rows, or question= and context=, and not both")
+            raise InputError("rows are given and question= or context= as well. Give only one of the two")
         return super().__call__(inputs, **options)
 
-    def _checked(self, row: Any, options: QuestionAnsweringOptions) -> Any:
+    def _check_row(self, row: Any, options: QuestionAnsweringOptions) -> Any:
         if not isinstance(row, dict) or set(row) != {"question", "context"}:
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise InputError(f"a row must have the keys 'question' and 'context', not {found}")
@@ -141,13 +142,13 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
         questions = []
         for (question, _), encoding in zip(rows, encoded.encodings or [], strict=True):
             if len(encoding.ids) > question_length:
-                self._say_once("question", "questions of more than %d tokens are cut", question_length)
+                self._warn_once("question", "questions of more than %d tokens are cut", question_length)
                 question = question[: encoding.offsets[question_length - 1][1]]
             questions.append(question)
         special = self.tokenizer.num_special_tokens_to_add(True)
         room = length - special - min(max(len(e.ids) for e in encoded.encodings or []), question_length)
         if room < 1:
-            raise InputError(f"max_seq_len={length} leaves no room for a context beside the question")
+            raise InputError(f"max_seq_len={length} leaves no room for a context beside the question. Raise it")
         inputs = self.tokenizer(
             questions,
             [context for _, context in rows],
@@ -161,9 +162,9 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
         pieces: list[list[Piece]] = [[] for _ in rows]
         for position, owner in enumerate(inputs["overflow_to_sample_mapping"]):
             ids, encoding = inputs["input_ids"][position], inputs[position]
-            # a byte-level tokenizer forgets, after the first window, that the context is sequence 1
-            places = zip(encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
-            allowed = np.array([sequence != 0 and not special for sequence, special in places])
+            # a byte-level tokenizer marks the context as sequence 1 in the first window only
+            tokens = zip(encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
+            allowed = np.array([sequence != 0 and not special for sequence, special in tokens])
             cls = self.tokenizer.cls_token_id
             null = ids.index(cls) if cls in ids else 0
             pieces[owner].append(Piece(ids, types[position], Window(encoding, allowed, null)))
@@ -196,7 +197,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
                 a, b = a + len(text) - len(text.lstrip()), b - len(text) + len(text.rstrip())
                 if a >= b:
                     continue
-                if context[a:b] in answers:  # the same words again, from another window or span
+                if context[a:b] in answers:  # another window or span gave the same text
                     answers[context[a:b]]["score"] += score
                 else:
                     answers[context[a:b]] = {"score": score, "start": a, "end": b, "answer": context[a:b]}
@@ -212,9 +213,9 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
 def probabilities(
     start: np.ndarray, end: np.ndarray, window: Window, impossible: bool
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """(score of "no answer", start and end probabilities (L,)); what is no context counts 0.
+    """Return the score of "no answer", and start and end probabilities (L,), 0 for tokens outside the context.
 
-    "No answer" is the span of the first token, or of the class token where there is one.
+    "No answer" is the span of the class token, or of the first token if there is no class token.
     """
     allowed = window.allowed.copy()
     if impossible or window.encoding.special_tokens_mask[window.null]:
@@ -226,7 +227,7 @@ def probabilities(
 
 
 def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> list[tuple[int, int, float]]:
-    """Return the `count` likeliest (first token, last token, score), at most `longest` tokens long."""
+    """Return the `count` most likely spans of at most `longest` tokens, as (first token, last token, score)."""
     scores = np.tril(np.triu(np.outer(start, end)), longest - 1).ravel()
     if count < len(scores):
         top = np.argpartition(-scores, count)[:count]
@@ -237,7 +238,7 @@ def best_spans(start: np.ndarray, end: np.ndarray, count: int, longest: int) -> 
 
 
 def _characters(window: Window, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
-    """Return where tokens first … last stand in the context, widened to whole words if asked for."""
+    """Return the characters (start, end) of tokens first … last in the context, extended to whole words if wanted."""
     words, allowed = window.encoding.word_ids, window.allowed
     if align_to_words:
         while first > 0 and allowed[first - 1] and words[first] is not None and words[first - 1] == words[first]:

@@ -1,4 +1,4 @@
-"""A label that the model chooses after it has reasoned about a text: free reasoning, then one of the labels."""
+"""Classification after reasoning: the model reasons freely about a text, then must choose one of the labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ReasonedLabel:
-    """The label of a text, its probability after the reasoning among the labels, and the reasoning."""
+    """The label of a text, its probability among the labels given the reasoning, and the reasoning."""
 
     label: str
     probability: float
@@ -25,19 +25,19 @@ class ReasonedLabel:
 
 def question(text: str, labels: Sequence[str]) -> list[dict[str, str]]:
     """Return the messages that ask for the label of a text."""
-    # one pass, so that braces in the text stay
+    # no template is applied to the text, so that braces in it are kept
     content = QUESTION.partition("{text}")[2].replace("{labels}", ", ".join(labels))
     return [{"role": "user", "content": text + content}]
 
 
 def check_reasons(tokenizer: Any) -> None:
-    """Raise `InputError` unless a checkpoint reasons when it is asked to."""
+    """Raise `InputError` unless the chat template can switch thinking on and off."""
     if tokenizer.chat_template is None or not switches_thinking(tokenizer):
         raise InputError("think needs a checkpoint whose chat template turns thinking on and off. Leave think out")
 
 
 def label_room(labels: Sequence[str]) -> int:
-    """Return the tokens that the tags and a label take at most: a token is a byte or more."""
+    """Return an upper bound for the tokens of the tags and a label: a token has at least one byte."""
     return 8 + max(len(label.encode()) for label in labels)
 
 
@@ -53,8 +53,9 @@ def choose_labels(
     """Return the label of each prompt.
 
     Args:
-        prompts: as `question` makes them. budget: tokens of reasoning at most, after which the label is demanded.
-        finished: called with the indices of the prompts that are done.
+        prompts: messages as `question` returns them.
+        budget: maximum tokens of reasoning, after which the label must follow.
+        finished: called with the indices of the finished prompts.
     """
     ends = tokenizer.encode(CLOSE, add_special_tokens=False)
     found = batch_generate(

@@ -1,4 +1,4 @@
-"""`pipeline(task, model)`: a task by its name."""
+"""Create a task by its name: `pipeline(task, model)`."""
 
 import difflib
 from pathlib import Path
@@ -39,7 +39,7 @@ TASK_OF_CLASS = {
     "ForMaskedLM": "fill-mask",
     "Model": "feature-extraction",
 }
-"""How a model class's name ends → the task of its head."""
+"""Suffix of a model class's name → the task of its head."""
 
 ALIASES = {
     "sentiment-analysis": "text-classification",
@@ -88,17 +88,16 @@ def pipeline(task: Literal["extraction"], model: Any = None, tokenizer: Any = No
 @overload
 def pipeline(task: None = None, model: Any = None, tokenizer: Any = None, **options: Any) -> Task[Any, Any]: ...
 def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, **options: Any) -> Any:
-    """Return a task, ready to be called with texts.
+    """Create a task that can be called with texts.
 
     Args:
         task: "text-classification" ("sentiment-analysis"), "token-classification" ("ner"), "question-answering",
             "feature-extraction", "text-generation", "embedding", "reranking", "zero-shot-classification", "fill-mask",
-            "extraction";
-            None for the task of the model's head.
+            "extraction"; None for the task of the model's head.
         model: a folder, a Hub repository or a loaded model; None for the model that comes with the package.
-        tokenizer: a tokenizer, a folder or a Hub repository; needed when `model` is an object.
-        **options: the task's options; a call may replace each of them. `model_options`, `dtype`, `revision` and the
-            Hub's options go to `mlx_qwen3.load`.
+        tokenizer: a tokenizer, a folder or a Hub repository; required if `model` is a loaded model.
+        **options: the task's options; a call may override each of them. `model_options`, `dtype`, `revision` and the
+            Hub options are passed on to `mlx_qwen3.load`.
 
     Raises:
         InputError: an unknown task or option; a checkpoint without the head that the task needs.
@@ -118,7 +117,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
 
 
 def _task_of(model: Any, options: dict[str, Any]) -> str:
-    """Return the task of the model's head. Raises `InputError` where the model does not tell."""
+    """Return the task of the model's head; raise `InputError` if the model does not determine one."""
     if model is None:
         raise InputError(f"neither task nor model is given. Give a task: one of {', '.join(TASKS)}")
     if isinstance(model, str | Path):

@@ -1,4 +1,4 @@
-"""How well a document answers a query, as Qwen3-Reranker judges it: the probability of "yes" against "no"."""
+"""Reranking: score how well documents answer a query by the probability of "yes" against "no" (Qwen3-Reranker)."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 class Ranked(TypedDict):
-    """A document's index in the list that was given, and its score."""
+    """A document's index in the given list, its score, and, if requested, the document."""
 
     index: int
     score: float
@@ -34,10 +34,10 @@ class Ranked(TypedDict):
 class RerankerOptions(Options):
     """Besides the options of every task:
 
-    instruction: what makes a document a good one.
-    top_k: how many documents come back; None for all.
-    return_documents: whether a result holds the document too.
-    activation: "sigmoid" for scores from 0 to 1, or "none" for the logit itself.
+    instruction: the retrieval task that documents are judged by.
+    top_k: how many documents are returned; None for all.
+    return_documents: whether each result includes the document.
+    activation: "sigmoid" for scores from 0 to 1, or "none" for the raw logit.
     """
 
     instruction: str = INSTRUCTION
@@ -54,11 +54,11 @@ class RerankerOptions(Options):
 
 
 class Reranker(Task[RerankerOptions, float]):
-    """Scores documents for a query, 0 to 1.
+    """Score documents for a query, 0 to 1.
 
-    `rerank(query, documents)` gives `[{"index", "score"}]`, best first, `index` counting in the list that was given;
-    `rerank(pairs)`, with (query, document) tuples, gives one score per pair, in their order. Takes a causal checkpoint
-    with the words "yes" and "no", or one with a sequence classification head of a single label.
+    `rerank(query, documents)` returns `[{"index", "score"}]`, best first; `index` refers to the given list.
+    `rerank(pairs)`, with (query, document) tuples, returns one score per pair, in their order. The checkpoint is a
+    causal one with the tokens "yes" and "no", or one with a sequence classification head of a single label.
     Source: the model card of Qwen/Qwen3-Reranker-0.6B.
     """
 
@@ -66,10 +66,10 @@ class Reranker(Task[RerankerOptions, float]):
     heads = (CausalLM, SequenceClassification)
     needs = "language model head, nor a sequence classification head"
 
-    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
+    def _load_model(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
         if model is None:
             raise InputError('no reranker comes with this package. Name one: model="Qwen/Qwen3-Reranker-0.6B"')
-        return super()._loaded(model, tokenizer, model_options)
+        return super()._load_model(model, tokenizer, model_options)
 
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
@@ -97,10 +97,10 @@ class Reranker(Task[RerankerOptions, float]):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: Any, documents: Any = None, **options: Any
     ) -> Any:
-        """Return the ranking of `documents` for the query `inputs`; or the scores of pairs.
+        """Return the ranking of `documents` for the query `inputs`, or the scores of pairs.
 
         Raises:
-            InputError: an unknown option, documents that are no list. RowError: rows that cannot be used.
+            InputError: an unknown option, documents that are not a list. RowError: rows that cannot be used.
         """
         if documents is None:
             return super().__call__(inputs, **options)
@@ -109,7 +109,7 @@ class Reranker(Task[RerankerOptions, float]):
         if not is_batch(documents):
             raise InputError(f"documents must be a list of texts, not {type(documents).__name__}")
         documents = as_rows(documents)
-        scores = self._list([(query, document) for document in documents], chosen)
+        scores = self._list_results([(query, document) for document in documents], chosen)
         if not all(isinstance(score, float) for score in scores):
             bad = [score for score in scores if not isinstance(score, float)]
             ranked = [index for index, score in enumerate(scores) if isinstance(score, float)]
@@ -123,10 +123,10 @@ class Reranker(Task[RerankerOptions, float]):
         return results + bad
 
     def rank(self, query: str, documents: Any, **options: Any) -> list[Ranked]:
-        """Return the ranking of `documents` for `query`: what a call gives, by the name of sentence-transformers."""
+        """Return the ranking of `documents` for `query`, like a call; the method of sentence-transformers."""
         return self(query, documents, **options)
 
-    def _checked(self, row: Any, options: RerankerOptions) -> tuple[str, str]:
+    def _check_row(self, row: Any, options: RerankerOptions) -> tuple[str, str]:
         if isinstance(row, dict) and set(row) == {"query", "document"}:
             row = row["query"], row["document"]
         if not isinstance(row, list | tuple) or len(row) != 2:
@@ -138,12 +138,12 @@ class Reranker(Task[RerankerOptions, float]):
         closing = self.tokenizer.encode(CLOSING, add_special_tokens=False)
         room = self.limit(options) - len(opening) - len(closing)
         if room < 1:
-            raise InputError(f"max_length={self.limit(options)} leaves no room beside the prompt")
+            raise InputError(f"max_length={self.limit(options)} leaves no room beside the prompt. Raise it")
         texts = [f"<Instruct>: {options.instruction}\n<Query>: {query}\n<Document>: {doc}" for query, doc in rows]
         pieces = []
         for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
             if len(ids) > room:
-                self._say_once("truncation", "pairs of more than %d tokens are cut", room)
+                self._warn_once("truncation", "pairs of more than %d tokens are cut", room)
             pieces.append([Piece([*opening, *ids[:room], *closing])])
         return pieces
 

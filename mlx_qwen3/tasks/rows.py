@@ -1,6 +1,6 @@
-"""What a caller may pass to a task: one row, a list of rows, or a stream of them; each checked, bad ones named.
+"""Inputs of a task: one row, a list of rows, or a stream of rows, each of them checked.
 
-Knows no model and no tokenizer.
+Independent of models and tokenizers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -13,7 +13,7 @@ ON_ERROR = ("raise", "record")
 
 
 def check_text(text: Any, name: str = "text") -> str:
-    """`text`, if it is a text with something in it; raises `InputError` with `name` otherwise."""
+    """Return `text` if it is a string that is not blank; raise an `InputError` that names `name` otherwise."""
     if not isinstance(text, str):
         if text is None or type(text).__name__ in ("NAType", "NaTType") or (isinstance(text, float) and text != text):
             raise InputError(f"{name} is missing ({text}). Drop such rows or fill them in")
@@ -30,7 +30,7 @@ def check_text(text: Any, name: str = "text") -> str:
 
 
 def is_batch(inputs: Any) -> bool:
-    """Return whether `inputs` is a sized, ordered container of rows, and not one row or an iterator.
+    """Return whether `inputs` is a sized, ordered container of rows, as opposed to one row or an iterator.
 
     Lists, tuples, numpy arrays, pandas and polars Series, pyarrow arrays and data sets are containers.
     """
@@ -40,7 +40,7 @@ def is_batch(inputs: Any) -> bool:
 
 
 def is_stream(inputs: Any) -> bool:
-    """Return whether `inputs` is an iterator, to be read as it goes."""
+    """Return whether `inputs` is an iterator, whose rows are read as they are needed."""
     return isinstance(inputs, Iterable) and not isinstance(inputs, str | bytes | Sized)
 
 
@@ -48,7 +48,7 @@ def as_rows(inputs: Any) -> list[Any]:
     """Return the rows of a container (see `is_batch`) as a list of Python objects.
 
     Raises:
-        InputError: a table of several columns, whose rows are not texts.
+        InputError: a table with columns, whose rows are not texts.
     """
     if isinstance(inputs, list):
         return inputs
@@ -70,17 +70,15 @@ def as_rows(inputs: Any) -> list[Any]:
 
 
 def _iterates_rows(table: Any) -> bool:
-    """Return whether iterating a table gives its rows, as mappings: so do the data sets of Hugging Face's
-    `datasets`.
-    """
+    """Return whether iterating a table yields its rows as mappings, as the data sets of `datasets` do."""
     return isinstance(table, Iterable) and isinstance(next(iter(table), None), Mapping)
 
 
 def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int = 1) -> Iterator[tuple[int, list[Any]]]:
-    """(index of the first row, rows), `size` rows at a time, so that a stream of any length needs bounded memory.
+    """Yield (index of the first row, rows), `size` rows at a time, so that streaming needs bounded memory.
 
     Args:
-        room: characters after which a window ends sooner, if it has `least` rows; None for no such end.
+        room: characters after which a window of at least `least` rows is yielded early; None for no such limit.
     """
     window: list[Any] = []
     start = held = 0
@@ -96,13 +94,13 @@ def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int 
 
 
 def characters(row: Any) -> int:
-    """Return characters of a row's texts."""
+    """Return the number of characters in a row's texts."""
     parts = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else [row]
     return sum(len(part) for part in parts if isinstance(part, str))
 
 
 def paired(texts: Any, others: Any, first: str, second: str) -> Any:
-    """Return rows of two parts from two arguments: both single, or two lists of one length.
+    """Return rows of two parts from two arguments: two single texts, or two lists of the same length.
 
     Raises:
         InputError: the lists differ in length, or only one of the two is a list.
@@ -110,7 +108,9 @@ def paired(texts: Any, others: Any, first: str, second: str) -> Any:
     if is_batch(texts) and is_batch(others):
         texts, others = as_rows(texts), as_rows(others)
         if len(texts) != len(others):
-            raise InputError(f"{first} has {len(texts)} rows and {second} has {len(others)}; they must be as many")
+            raise InputError(
+                f"{first} has {len(texts)} rows and {second} has {len(others)}. Pass lists of the same length"
+            )
         return [{first: a, second: b} for a, b in zip(texts, others, strict=True)]
     if is_batch(texts) or is_batch(others):
         one, many = (second, first) if is_batch(texts) else (first, second)
@@ -126,6 +126,6 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise `InputError` unless `value` is a whole number from `least` on."""
+    """Raise `InputError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name} is {value!r}, expected a whole number of {least} or more")

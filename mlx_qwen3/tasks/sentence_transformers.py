@@ -1,7 +1,7 @@
-"""What a sentence-transformers folder says about turning hidden states into one vector per text.
+"""Settings of a sentence-transformers folder: the steps from hidden states to one vector per text.
 
-`modules.json` lists the steps after the encoder; each step has a folder of its own. Settings beside it give prompts,
-the longest text and the similarity function. Everything is honoured or refused by name.
+`modules.json` lists the steps after the encoder; each step has its own folder. Files beside it set the prompts, the
+maximum length and the similarity function. Every setting is applied, or refused with an error that names it.
 Source: sentence-transformers 6.2, `base/model.py`, `sentence_transformer/modules/pooling.py`, `base/modules/dense.py`.
 """
 
@@ -36,19 +36,19 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 Step = Callable[[np.ndarray], np.ndarray]
-"""A vector (D,) → a vector (E,)."""
+"""A function from a vector (D,) to a vector (E,)."""
 
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """One folder's settings.
+    """The settings of one folder.
 
     encoder: the folder of the model itself.
-    pooling: modes whose vectors are joined, in this order.
+    pooling: pooling modes whose vectors are concatenated, in this order.
     include_prompt: whether the prompt's tokens are pooled too.
-    steps: what is applied to the pooled vector.
-    dimensions: numbers of the result of the last Dense step, before truncation; None without one.
-    normalized: whether the last step gives length 1.
+    steps: functions applied in turn to the pooled vector.
+    dimensions: output dimensions of the last Dense step, before truncation; None without one.
+    normalized: whether the last step normalizes to length 1.
     """
 
     encoder: Path
@@ -65,7 +65,7 @@ class SentenceSettings:
     similarity: str = "cosine"
 
     def check_width(self, hidden_size: int) -> None:
-        """Raise `CheckpointError` where the steps do not take the vectors of a model of this width."""
+        """Raise `CheckpointError` if the steps do not accept the vectors of a model of this width."""
         vector = np.ones(hidden_size * len(self.pooling), np.float32)
         try:
             for step in self.steps:
@@ -78,11 +78,11 @@ class SentenceSettings:
 
 
 def read_sentence_settings(folder: Path) -> SentenceSettings | None:
-    """Return the settings of a sentence-transformers folder, None for a folder without `modules.json`.
+    """Return the settings of a sentence-transformers folder; None for a folder without `modules.json`.
 
     Raises:
-        CheckpointError: a settings file is missing or broken.
-        UnsupportedModelError: a step, a pooling mode or a setting that this package does not run; it is named.
+        CheckpointError: a settings file is missing or invalid.
+        UnsupportedModelError: a step, a pooling mode or a setting is not supported; the message names it.
     """
     if not (folder / "modules.json").is_file():
         return None
@@ -94,23 +94,23 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
     steps: list[Step] = []
     for position, module in enumerate(modules):
         kind, path = str(module.get("type", "")).rpartition(".")[2], module.get("path", "")
-        place = _inside(folder, path)
+        location = _module_folder(folder, path)
         if position == 0:
             if kind != "Transformer":
                 raise UnsupportedModelError(
                     f"{folder}: the first module is {kind!r}, expected a Transformer. Use sentence-transformers"
                 )
-            values["encoder"] = place
+            values["encoder"] = location
         elif kind == "Pooling":
-            values |= _pooling(place)
+            values |= _pooling(location)
         elif kind == "Dense":
-            step, values["dimensions"] = _dense(place)
+            step, values["dimensions"] = _dense(location)
             steps.append(step)
         elif kind == "Normalize":
             steps.append(unit_length)
         elif kind == "LayerNorm":
-            steps.append(_layer_norm(place))
-        elif kind != "Dropout":  # which does nothing after training
+            steps.append(_layer_norm(location))
+        elif kind != "Dropout":  # dropout has no effect after training
             raise UnsupportedModelError(
                 f"{folder}: the module {kind!r} of modules.json is not supported. Use sentence-transformers"
             )
@@ -132,7 +132,8 @@ def pool(states: np.ndarray, mode: str, skip: int = 0) -> np.ndarray:
     """Return one vector (M,) for the hidden states (L, M) of a text.
 
     Args:
-        mode: one of `POOLING_MODES`. skip: tokens at the beginning, the prompt's, that do not count.
+        mode: one of `POOLING_MODES`.
+        skip: number of leading tokens, those of the prompt, that are not pooled.
     """
     kept = states[skip:] if skip < len(states) else states[-1:]
     if mode == "cls":
@@ -148,7 +149,7 @@ def pool(states: np.ndarray, mode: str, skip: int = 0) -> np.ndarray:
     return kept.sum(axis=0) / (count if mode == "mean" else math.sqrt(count))
 
 
-def _inside(folder: Path, path: Any) -> Path:
+def _module_folder(folder: Path, path: Any) -> Path:
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
         raise CheckpointError(f"{folder / 'modules.json'} names the path {path!r}, which lies outside the folder")
     return folder / path
@@ -231,7 +232,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
     config = read_json_object(path) if path.is_file() else {}
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise CheckpointError(f"{path}: 'prompts' is no mapping of names to texts. Correct it")
+        raise CheckpointError(f"{path}: 'prompts' is not a mapping of names to texts. Correct it")
     default, similarity = config.get("default_prompt_name"), config.get("similarity_fn_name") or "cosine"
     if default is not None and default not in prompts:
         raise CheckpointError(f"{path}: default_prompt_name {default!r} is not one of the prompts {sorted(prompts)}")

@@ -1,7 +1,7 @@
-"""What all tasks share: loading, options, rows in and results out in the same order.
+"""The base class of all tasks: loading, options, and results in the order of the rows.
 
-A task says which head it needs, how a row becomes pieces of ids, what to take from the model, and what the result of
-a row looks like. Everything else happens here.
+A task defines which head it needs, how a row is divided into pieces of ids, which outputs it computes with the model,
+and the result of a row. Everything else is implemented here.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ from .rows import ON_ERROR, as_rows, characters, check_choice, check_count, chec
 logger = logging.getLogger(__name__)
 
 WINDOW = 1024
-"""Rows read ahead from a stream, to be sorted by length."""
+"""Rows that are read ahead from a stream and sorted by length."""
 
 AHEAD = 16
-"""Characters read ahead for each of the `batch_tokens`: about four batches of English."""
+"""Characters that are read ahead per token of `batch_tokens`: about four batches of English text."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Keywords of every task, at construction or at a call.
 
-    batch_size: rows that the model sees at once; None for as many as `batch_tokens` hold.
-    batch_tokens: padded tokens that the model sees at once; None for 8192. A number also bounds what is read ahead, so
-        that a stream's results come sooner. Neither counts where `batch_size` is given.
-    max_length: tokens of a row; None for what the model can hold. Longer texts are cut, which is said once.
+    batch_size: rows per batch; None for as many as `batch_tokens` allow.
+    batch_tokens: padded tokens per batch; None for 8192. A number also limits how much of a stream is read ahead, so
+        that its results come sooner. Ignored if `batch_size` is given.
+    max_length: maximum tokens of a row; None for the model's limit. Longer texts are cut, with one warning.
     padding_side: "right" (no mask needed) or "left"; the results are the same.
-    progress: whether a progress bar is drawn on stderr.
-    on_error: "raise" a `RowError` that holds the other rows' results, or "record" {"error", "row"} in the row's place.
+    progress: whether a progress bar is shown on stderr.
+    on_error: "raise" a `RowError` that holds the other rows' results, or "record" {"error", "row"} as the row's result.
     """
 
     batch_size: int | None = None
@@ -73,7 +73,7 @@ class Options:
         """Return these options with some of them replaced.
 
         Args:
-            others: further names that the message lists.
+            others: further names listed in the error message.
 
         Raises:
             InputError: an unknown name.
@@ -93,17 +93,17 @@ R = TypeVar("R")
 
 
 class Task(Generic[O, R]):
-    """A model, its tokenizer and what they are used for: options `O`, one result `R` per row.
+    """A model and its tokenizer, applied to one task: options `O`, one result `R` per row.
 
     Args:
         model: a model of this package, a folder or a Hub repository; None for the model that comes with the package,
-            under its example head where the task needs one.
-        tokenizer: by default the model's own; needed when `model` is an object.
+            with its example head if the task needs one.
+        tokenizer: by default the model's own; required if `model` is a loaded model.
         distributed: True to divide the rows of a call between the processes that `mlx.launch` started, each with the
-            whole model; every process must make the same calls, and gets all results.
-        model_options: what `mlx_qwen3.load` takes besides the path, such as `dtype`; `dtype`, `revision` and the Hub's
+            whole model; every process must make the same calls, and receives all results.
+        model_options: arguments of `mlx_qwen3.load` besides the path, such as `dtype`; `dtype`, `revision` and the Hub
             options may also be given directly.
-        **options: the task's options, which a call may replace.
+        **options: the task's options, which a call may override.
 
     Raises:
         InputError: an unknown option, no tokenizer, or a model without the head that the task needs.
@@ -113,7 +113,7 @@ class Task(Generic[O, R]):
     heads: ClassVar[tuple[type, ...]] = ()
     needs: ClassVar[str] = ""
     instead: ClassVar[str] = ""
-    """What else a model with a language model head can do here."""
+    """What to use instead with a model that has a language model head; ends the error message."""
     per_token: ClassVar[bool] = False
     bundled_head: ClassVar[str] = ""
 
@@ -130,12 +130,12 @@ class Task(Generic[O, R]):
         defaults: Any = self.options_class()
         self.options: O = defaults.replaced(options, ("model_options",))
         with same_outcome(self._group):
-            self.model, self.tokenizer = self._loaded(model, tokenizer, loading)
+            self.model, self.tokenizer = self._load_model(model, tokenizer, loading)
             self._check_model(model)
         pad = self.tokenizer.pad_token_id
         self._runner = Runner(self.model, 0 if pad is None or pad >= self.model.config.vocab_size else pad)
         self._runner.shares_prefix = getattr(self.model.config, "classifier_pooling", None) != "mean"
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -160,27 +160,27 @@ class Task(Generic[O, R]):
         """Return the result of one row, a list of results for a container of rows, an iterator for an iterator.
 
         Raises:
-            InputError: an unknown option, or a table in place of rows. RowError: rows that cannot be used.
+            InputError: an unknown option, or a table instead of rows. RowError: rows that cannot be used.
         """
         chosen: O = self.options.replaced(options)
         if is_batch(inputs):
-            return self._list(as_rows(inputs), chosen)
+            return self._list_results(as_rows(inputs), chosen)
         if is_stream(inputs):
-            return self._stream(inputs, chosen)
-        return self._single(inputs, chosen)
+            return self._stream_results(inputs, chosen)
+        return self._single_result(inputs, chosen)
 
-    # what a task fills in
+    # overridden by tasks
 
-    def _checked(self, row: Any, options: O) -> Any:
-        """Return the row in the task's own form; raises `InputError` for one that cannot be used."""
+    def _check_row(self, row: Any, options: O) -> Any:
+        """Return the row in the format of `_pieces`; raise `InputError` if it cannot be used."""
         return check_text(row)
 
     def _pieces(self, rows: list[Any], options: O) -> Sequence[list[Piece] | InputError]:
-        """Return the pieces of each row, or what is wrong with it."""
-        return [[Piece(ids, types)] for ids, types in self._encoded(rows, options)]
+        """Return the pieces of each row, or the error of a row that cannot be used."""
+        return [[Piece(ids, types)] for ids, types in self._encode_rows(rows, options)]
 
     def _compute(self, call: dict[str, Any], last: mx.array) -> tuple[mx.array, ...]:
-        """Return what the task wants of the model for a batch."""
+        """Return the model's outputs that the task needs, for a batch."""
         raise NotImplementedError
 
     def _result(self, row: Any, pieces: Sequence[Piece], outputs: Sequence[tuple[np.ndarray, ...]], options: O) -> Any:
@@ -189,16 +189,16 @@ class Task(Generic[O, R]):
 
     # rows in, results out
 
-    def _single(self, row: Any, options: O) -> Any:
+    def _single_result(self, row: Any, options: O) -> Any:
         errors: dict[int, str] = {}
-        result = next(self._window(0, [self._checked(row, options)], {}, options, errors))
+        result = next(self._window(0, [self._check_row(row, options)], {}, options, errors))
         if errors:
             raise InputError(errors[0])
         return result
 
-    def _list(self, rows: Sequence[Any], options: O) -> list[Any]:
+    def _list_results(self, rows: Sequence[Any], options: O) -> list[Any]:
         errors: dict[int, str] = {}
-        results = list(self._ordered(rows, options, errors, self._group))
+        results = list(self._iterate_results(rows, options, errors, self._group))
         if errors and options.on_error == "raise":
             first, others = min(errors), len(rows) - len(errors)
             more = f" (and {len(errors) - 1} more rows)" if len(errors) > 1 else ""
@@ -206,21 +206,19 @@ class Task(Generic[O, R]):
             raise RowError(f"row {first}: {errors[first]}{more}{hint}", errors, results)
         return results
 
-    def _stream(self, rows: Iterable[Any], options: O) -> Iterator[Any]:
+    def _stream_results(self, rows: Iterable[Any], options: O) -> Iterator[Any]:
         errors: dict[int, str] = {}
-        for index, result in enumerate(self._ordered(rows, options, errors, self._group)):
+        for index, result in enumerate(self._iterate_results(rows, options, errors, self._group)):
             if index in errors and options.on_error == "raise":
                 hint = "; pass on_error='record' to go on with the other rows"
                 raise RowError(f"row {index}: {errors[index]}{hint}", {index: errors[index]})
             errors.pop(index, None)
             yield result
 
-    def _ordered(
+    def _iterate_results(
         self, rows: Iterable[Any], options: O, errors: dict[int, str], group: Group | None = None
     ) -> Iterator[Any]:
-        """Yield results in the order of the rows; a row that cannot be used goes into `errors` and gives None or a
-        record.
-        """
+        """Yield results in the order of the rows; an unusable row is added to `errors` and yields None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
         room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
         if group is not None:
@@ -235,7 +233,7 @@ class Task(Generic[O, R]):
                 good, bad = [], {}
                 for index, row in enumerate(window):
                     try:
-                        good.append(self._checked(row, options))
+                        good.append(self._check_row(row, options))
                     except InputError as error:
                         bad[index] = str(error)
                 errors.update({start + index: message for index, message in bad.items()})
@@ -250,7 +248,7 @@ class Task(Generic[O, R]):
         """Yield the results of a window whose rows are divided between the processes of `group`, in order, on each."""
         mine = shared_rows([characters(row) for row in window], group)
         failed: dict[int, str] = {}
-        results = list(self._ordered([window[index] for index in mine], options, failed))
+        results = list(self._iterate_results([window[index] for index in mine], options, failed))
         own = {
             index: {"error": failed[position]} if position in failed else {"result": to_json(result)}
             for position, (index, result) in enumerate(zip(mine, results, strict=True))
@@ -267,15 +265,13 @@ class Task(Generic[O, R]):
     def _window(
         self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None
     ) -> Iterator[Any]:
-        """Yield the results of the good rows of a window, with the bad ones (index in the window → message) between
-        them.
-        """
+        """Yield the results of a window: of the usable `rows`, with the `bad` ones (index → message) in between."""
         found = self._pieces(rows, options) if rows else []
-        places = [index for index in range(len(rows) + len(bad)) if index not in bad]
-        refused = {index: str(some) for index, some in zip(places, found, strict=True) if isinstance(some, InputError)}
+        usable = [index for index in range(len(rows) + len(bad)) if index not in bad]
+        refused = {index: str(some) for index, some in zip(usable, found, strict=True) if isinstance(some, InputError)}
         errors.update({start + index: message for index, message in refused.items()})
         bad |= refused
-        rows = [row for index, row in zip(places, rows, strict=True) if index not in refused]
+        rows = [row for index, row in zip(usable, rows, strict=True) if index not in refused]
         pieces = [some for some in found if not isinstance(some, InputError)]
         owners = [index for index, some in enumerate(pieces) for _ in some]
         left = [len(some) for some in pieces]
@@ -311,39 +307,39 @@ class Task(Generic[O, R]):
             finished=finished,
         )
 
-    # services for tasks
+    # used by tasks
 
     def limit(self, options: O) -> int:
-        """Return tokens that a row may have."""
+        """Return the maximum number of tokens of a row."""
         context = getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         return min(context, self.tokenizer.model_max_length, options.max_length or context)
 
-    def _encoded(
+    def _encode_rows(
         self, rows: Sequence[Any], options: O, **tokenizer_options: Any
     ) -> list[tuple[list[int], list[int] | None]]:
-        """Return ids and token types of texts or (text, pair) tuples, cut to the limit."""
+        """Return the ids and token types of texts or (text, pair) tuples, truncated to the limit."""
         singles = [row for row in rows if not isinstance(row, tuple)]
-        if singles and len(singles) < len(rows):  # the tokenizer takes one kind at a time
+        if singles and len(singles) < len(rows):  # the tokenizer takes either texts or pairs in one call
             results: dict[int, Any] = {}
             for kind in (True, False):
                 indices = [i for i, row in enumerate(rows) if isinstance(row, tuple) is kind]
-                some = self._encoded([rows[i] for i in indices], options, **tokenizer_options)
+                some = self._encode_rows([rows[i] for i in indices], options, **tokenizer_options)
                 results.update(zip(indices, some, strict=True))
             return [results[i] for i in range(len(rows))]
         limit = self.limit(options)
         inputs = self.tokenizer(list(rows), return_attention_mask=False, **tokenizer_options)
         ids = inputs["input_ids"]
         if any(len(row) > limit for row in ids):
-            self._say_once("truncation", "texts of more than %d tokens are cut", limit)
+            self._warn_once("truncation", "texts of more than %d tokens are cut", limit)
             inputs = self.tokenizer(
                 list(rows), return_attention_mask=False, truncation=True, max_length=limit, **tokenizer_options
             )
             ids = inputs["input_ids"]
         return list(zip(ids, inputs.get("token_type_ids") or [None] * len(ids), strict=True))
 
-    def _say_once(self, key: str, message: str, *arguments: Any) -> None:
-        if key not in self._said:
-            self._said.add(key)
+    def _warn_once(self, key: str, message: str, *arguments: Any) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
             logger.warning(message, *arguments)
 
     def _label(self, index: int) -> str:
@@ -352,13 +348,14 @@ class Task(Generic[O, R]):
             raise InputError(f"label id {index} has no name: config field 'id2label' names {sorted(labels)}")
         return labels[index]
 
-    def _loaded(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
+    def _load_model(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
         if model is None and model_options.get("adapter") is not None:
-            model, model_options = model_options["adapter"], {**model_options, "adapter": None}  # it names its base
+            # an adapter names its base model
+            model, model_options = model_options["adapter"], {**model_options, "adapter": None}
         if model is None and self.bundled_head and tokenizer is None:
             from .bundled_heads import load_bundled_head
 
-            take_hub_options(model_options, type(self).__name__)  # it comes with the package: nothing is fetched
+            take_hub_options(model_options, type(self).__name__)  # the bundled model needs no download
             refuse_unknown_fields(model_options, ("dtype", "adapter"), type(self).__name__)
             return load_bundled_head(self.bundled_head, dtype=model_options.get("dtype"))
         if model is None or isinstance(model, str | Path):
@@ -367,9 +364,11 @@ class Task(Generic[O, R]):
             model, own = load(model, **model_options)
             tokenizer = own if tokenizer is None else tokenizer
         elif model_options:
-            raise InputError("model_options are for a model given by its path; this one is loaded already")
+            raise InputError(
+                f"model_options are given with a loaded model: {', '.join(model_options)}. Pass them to load instead"
+            )
         if tokenizer is None:
-            raise InputError("the model is given as an object, so the tokenizer is needed too: pass tokenizer=")
+            raise InputError("a loaded model is given without its tokenizer. Pass tokenizer=")
         if isinstance(tokenizer, str | Path):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         model.eval()
@@ -384,45 +383,45 @@ class Task(Generic[O, R]):
         return resolve_checkpoint(model, hub=hub_options(loading))
 
     def _check_model(self, source: Any) -> None:
-        """Raise `InputError` for a model without the head that the task needs, or with one that was never trained."""
+        """Raise `InputError` for a model without the head that the task needs, or with an untrained one."""
         if self.heads and not isinstance(self.model, self.heads):
             instead = f", or {self.instead}" if self.instead and isinstance(self.model, CausalLM) else ""
             raise InputError(
-                f"{_named(source, self.model)} is {type(self.model).__name__}: it has no {self.needs}; load a "
+                f"{_source_name(source)} is {type(self.model).__name__}: it has no {self.needs}. Load a "
                 f"checkpoint that has one, or train one{instead}"
             )
         if isinstance(source, str | Path) and self.heads:
             fresh = sorted(self.model.fresh_weights)
             if fresh:
                 raise InputError(
-                    f"{source} has no trained {self.needs} ({fresh[0]} is missing); load a checkpoint that has one, "
+                    f"{source} has no trained {self.needs} ({fresh[0]} is missing). Load a checkpoint that has one, "
                     "or train one"
                 )
 
 
 def _options_help(options: type[Options]) -> str:
-    """Return a line per option: its name, its default, and what its class's docstring says of it."""
-    said: dict[str, str] = {}
+    """Return one line per option: its name, its default, and its description from the docstring of its class."""
+    descriptions: dict[str, str] = {}
     for parent in (Options, options):
         for line in (parent.__doc__ or "").splitlines():
             name, colon, text = line.strip().partition(": ")
             if colon and name.isidentifier():
-                said[name] = text
-            elif said and line.startswith("        ") and line.strip():
-                said[list(said)[-1]] += " " + line.strip()
+                descriptions[name] = text
+            elif descriptions and line.startswith("        ") and line.strip():
+                descriptions[list(descriptions)[-1]] += " " + line.strip()
     lines = []
     for field in dataclasses.fields(options):
         default = field.default if field.default is not dataclasses.MISSING else "{}"
-        lines.append(f"        {field.name} (default {default!r}): {said.get(field.name, '')}".rstrip(": "))
+        lines.append(f"        {field.name} (default {default!r}): {descriptions.get(field.name, '')}".rstrip(": "))
     return "\n".join(lines)
 
 
 def progress_bar(rows: Iterable[Any]) -> Any:
-    """Return a bar on stderr that counts rows."""
+    """Return a progress bar on stderr that counts rows."""
     from tqdm import tqdm
 
     return tqdm(total=len(rows) if isinstance(rows, Sequence) else None, unit=" rows", leave=False)
 
 
-def _named(source: Any, model: Any) -> str:
+def _source_name(source: Any) -> str:
     return str(source) if isinstance(source, str | Path) else "the bundled model" if source is None else "the model"

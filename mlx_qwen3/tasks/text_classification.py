@@ -1,4 +1,4 @@
-"""Labels of a text, or of a pair of texts, with their scores."""
+"""Text classification: the labels of a text, or of a pair of texts, with their scores."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class LabelScore(TypedDict):
 class TextClassificationOptions(Options):
     """Besides the options of every task:
 
-    top_k: how many labels, best first; None for all. Not given: the best one, without a list around it.
-    function_to_apply: "sigmoid", "softmax" or "none"; None for what the problem type implies.
+    top_k: how many labels, best first; None for all. If not given, the best one, not wrapped in a list.
+    function_to_apply: "sigmoid", "softmax" or "none"; None for the one that the problem type implies.
     """
 
     top_k: int | str | None = ""
@@ -43,10 +43,10 @@ class TextClassificationOptions(Options):
 
 
 class TextClassification(Task[TextClassificationOptions, "LabelScore | list[LabelScore]"]):
-    """`{"label", "score"}` for a text.
+    """Classify texts: `{"label", "score"}` for each.
 
-    Results are shaped as those of transformers: a single text gives a list with one result; with `top_k` a result is
-    itself a list, best label first. A pair is {"text": …, "text_pair": …} or a tuple, or comes by `text_pair`.
+    Results have the shape of those of transformers: a single text gives a list with one result; with `top_k` a result
+    is itself a list, best label first. A pair is {"text": …, "text_pair": …}, a tuple, or given by `text_pair`.
 
     >>> classify = TextClassification("my-classifier")  # doctest: +SKIP
     >>> classify("I like you")  # doctest: +SKIP
@@ -77,17 +77,17 @@ class TextClassification(Task[TextClassificationOptions, "LabelScore | list[Labe
         """Return the labels of a text or a pair, of a list of them, or of an iterator.
 
         Raises:
-            InputError: something other than texts, pairs of different numbers, an unknown option.
-            RowError: rows that are empty or no text; it names them and holds the results of the others.
+            InputError: something other than texts, lists of different lengths, an unknown option.
+            RowError: rows that are empty or not texts; it names them and holds the results of the others.
         """
         if text_pair is not None:
             inputs = paired(inputs, text_pair, "text", "text_pair")
         results = super().__call__(inputs, **options)
         if isinstance(inputs, str) and "top_k" not in options:
-            return [results]  # as the reference: a list around the result of a single text
+            return [results]  # like transformers, which wraps the result of a single text in a list
         return results
 
-    def _checked(self, row: Any, options: TextClassificationOptions) -> Any:
+    def _check_row(self, row: Any, options: TextClassificationOptions) -> Any:
         if isinstance(row, dict):
             unknown = set(row) - {"text", "text_pair"}
             if unknown or "text" not in row:
@@ -132,11 +132,11 @@ class TextClassification(Task[TextClassificationOptions, "LabelScore | list[Labe
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1/(1 + e⁻ˣ), without overflow."""
+    """Return 1/(1 + e⁻ˣ), without overflow."""
     return np.exp(-np.logaddexp(0, -x))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
+    """Return the softmax along the last axis."""
     powers = np.exp(x - x.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)

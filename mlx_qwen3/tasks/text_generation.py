@@ -1,4 +1,4 @@
-"""Continued text for one prompt or many, as the pipeline of transformers returns it."""
+"""Text generation for one or several prompts, with results like those of the pipeline of transformers."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ from .task import Options, Task
 ROWS_AT_ONCE = 16
 
 ANSWER_STARTS = ("<|im_start|>assistant", "<think>", "</think>")
-"""Ends of prompts that a chat template has made."""
+"""Endings of prompts that a chat template has rendered."""
 
 
 class GeneratedText(TypedDict):
-    """The generated text; for a chat, its messages with the answer added."""
+    """The generated text; for a chat, its messages with the answer appended."""
 
     generated_text: Any
 
@@ -36,7 +36,7 @@ class GeneratedText(TypedDict):
 LONG_PROMPTS = (None, "hole")
 
 NO_OPTIONS = ("truncation", "add_special_tokens", "tokenizer_encode_kwargs")
-"""Keywords of the reference that do not go to `model.generate`; Qwen3's tokenizers add no special tokens."""
+"""Keywords of transformers that are not passed to `model.generate`; Qwen3's tokenizers add no special tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class TextGenerationOptions(Options):
     return_tensors: return {"generated_token_ids": ids of prompt and answer} instead of a text.
     continue_final_message: whether a chat's last message is continued; by default if it is the assistant's.
     tools: JSON schemas of functions, for the chat template.
-    prefix: a text before each prompt.
+    prefix: text put before each prompt.
     skip_special_tokens: whether special tokens are left out of results.
-    truncation: cut prompts to `max_length` tokens, else to what the context holds beside the answer, on the side that
-        the tokenizer's `truncation_side` names.
-    handle_long_generation: "hole" cuts a prompt's beginning where prompt and answer exceed the context.
+    truncation: cut prompts to `max_length` tokens, or to the context minus the answer if it is not given, on the
+        tokenizer's `truncation_side`.
+    handle_long_generation: "hole" cuts the beginning of a prompt if prompt and answer exceed the context.
     schema, regex, choices, grammar (among `generate`): at most one constraint on every answer, as in `stream_generate`;
-        the pipeline raises `IncompleteOutputError` where `max_new_tokens` cuts an answer.
-    generate: what goes to `model.generate`: `max_new_tokens`, `do_sample`, `temperature`, …; also given directly.
-        `stop_sequence` is another name of `stop_strings`; `max_length` counts prompt and answer, as there.
-    template: what goes to the chat template, such as {"enable_thinking": False}.
+        the pipeline raises `IncompleteOutputError` if `max_new_tokens` cuts an answer off.
+    generate: options of `model.generate`, such as `max_new_tokens`, `do_sample`, `temperature`; also given directly.
+        `stop_sequence` is an alias of `stop_strings`; `max_length` counts prompt and answer.
+    template: variables of the chat template, such as {"enable_thinking": False}.
     """
 
     return_full_text: bool = True
@@ -77,7 +77,7 @@ class TextGenerationOptions(Options):
         check_choice("handle_long_generation", self.handle_long_generation, LONG_PROMPTS)
 
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
-        """Return these options with some replaced; a name that is none of them goes to `model.generate`."""
+        """Return these options with some replaced; other names are passed on to `model.generate`."""
         if keywords.get("tokenizer_encode_kwargs"):
             raise InputError("tokenizer_encode_kwargs is not supported. Pass truncation=True with max_length")
         cut = keywords.get("truncation") not in (None, False, "do_not_truncate")
@@ -95,23 +95,23 @@ class TextGenerationOptions(Options):
 
 
 class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
-    """`[{"generated_text": …}]` for a prompt or a chat (a list of messages with 'role' and 'content')."""
+    """Generate `[{"generated_text": …}]` for a prompt or a chat (a list of messages with 'role' and 'content')."""
 
     options_class = TextGenerationOptions
     heads = (CausalLM,)
     needs = "language model head"
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Return what follows a prompt, each of a list, or each of a stream.
+        """Return the texts generated for a prompt, for each of a list, or for each of a stream.
 
         Raises:
             InputError: an option that `model.generate` refuses. RowError: rows that are neither text nor chat.
         """
         if _is_chat(inputs):
-            return self._single(inputs, self.options.replaced(options))
+            return self._single_result(inputs, self.options.replaced(options))
         return super().__call__(inputs, **options)
 
-    def _checked(self, row: Any, options: TextGenerationOptions) -> Any:
+    def _check_row(self, row: Any, options: TextGenerationOptions) -> Any:
         return row if _is_chat(row) else check_text(row)
 
     def _pieces(self, rows: list[Any], options: TextGenerationOptions) -> list[list[Piece] | InputError]:
@@ -178,7 +178,7 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         return results
 
     def _matcher(self, constraint: Constraint, ids: Sequence[int], options: TextGenerationOptions) -> TokenMatcher:
-        """Return what follows the answer to a prompt; after a chat template its constraint begins after reasoning."""
+        """Return the matcher that enforces a constraint on one answer; for a chat it starts after the reasoning."""
         config = getattr(self.model, "generation_config", None)
         ends = sorted({*(config.eos_token_ids if config is not None else ()), *_ids_of(self.tokenizer.eos_token_id)})
         text = self.tokenizer.decode(list(ids)).rstrip()
@@ -201,7 +201,7 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         return [{"generated_text": self._text(row, ids.tolist(), options)} for ids in outputs[0]]
 
     def _text(self, row: Any, ids: list[int], options: TextGenerationOptions) -> Any:
-        # a model may have more ids than the tokenizer has tokens; a detokenizer gives those no text
+        # a model may have more ids than the tokenizer has tokens; the detokenizer skips those
         detokenizer = self.tokenizer.make_detokenizer(skip_special_tokens=options.skip_special_tokens)
         for token in ids:
             detokenizer.add_token(token)
@@ -222,7 +222,7 @@ def _ids_of(token: int | None) -> list[int]:
 
 
 def _with_processor(generate: dict[str, Any], processor: Any) -> dict[str, Any]:
-    """Return options of `model.generate` with one more processor, the last one."""
+    """Return the options of `model.generate` with `processor` appended to its logits processors."""
     return {**generate, "logits_processor": [*(generate.get("logits_processor") or ()), processor]}
 
 

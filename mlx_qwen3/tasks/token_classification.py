@@ -1,4 +1,4 @@
-"""Labels of the tokens of a text, or of the words and spans that they form, with their places in the text.
+"""Token classification: the labels of a text's tokens, or of the words and spans that they form, with positions.
 
 Source of the strategies: transformers 5.23 `pipelines/token_classification.py`.
 """
@@ -20,19 +20,20 @@ from .text_classification import softmax
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 Entity = dict[str, Any]
-"""With the strategy "none": `entity`, `score`, `index`, `word`, `start`, `end`; else `entity_group` for
-the first, and no `index`."""
+"""Keys: `entity`, `score`, `index`, `word`, `start`, `end` with the strategy "none"; otherwise `entity_group` instead
+of `entity`, and no `index`.
+"""
 
 
 @dataclass(frozen=True)
 class TokenClassificationOptions(Options):
     """Besides the options of every task:
 
-    aggregation_strategy: "none": a result for each token; "simple": neighbours with one label are joined; "first",
-        "average", "max": a word takes the label of its first token, of the mean score, of the highest score, and
-        then neighbours are joined.
-    ignore_labels: labels that are left out.
-    stride: tokens that the windows of a text over the limit share; None: such a text is cut.
+    aggregation_strategy: "none": one result per token; "simple": adjacent tokens with the same label are joined;
+        "first", "average", "max": a word has the label of its first token, of its mean scores, or of its highest
+        score, and adjacent words with the same label are joined.
+    ignore_labels: labels that are left out of the results.
+    stride: tokens by which windows overlap if a text exceeds the limit; None to cut such a text.
     """
 
     aggregation_strategy: str = "none"
@@ -48,16 +49,16 @@ class TokenClassificationOptions(Options):
             check_count("stride", self.stride, 0)
             if self.aggregation_strategy == "none":
                 raise InputError(
-                    "stride joins windows by their entities: choose another aggregation_strategy than 'none'"
+                    "stride joins entities and aggregation_strategy is 'none'. Choose another aggregation_strategy"
                 )
 
 
 class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
-    """The entities of a text, as dictionaries.
+    """Label the tokens or entities of texts; each result is a list of dictionaries.
 
     With the strategy "none": `entity`, `score`, `index` (of the token), `word` (the token), `start`, `end`; with the
-    others `entity_group`, `score`, `word`, `start`, `end`. `text[start:end]` is what was labelled. A row may be a
-    list of words when the call says `is_split_into_words=True`; places then count in the words joined by a space.
+    others `entity_group`, `score`, `word`, `start`, `end`. `text[start:end]` is the labelled part. With
+    `is_split_into_words=True` a row is a list of words; positions then refer to the words joined by a space.
     """
 
     options_class = TokenClassificationOptions
@@ -70,14 +71,14 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
         """Return the entities of a text, of a list of texts, or of a stream.
 
         Raises:
-            InputError: an unknown option or strategy. RowError: rows that are no text.
+            InputError: an unknown option or strategy. RowError: rows that are not texts.
         """
         if is_split_into_words:
             alone = isinstance(inputs, list) and all(isinstance(word, str) for word in inputs)
             inputs = [Words(inputs)] if alone else [Words(row) for row in inputs]
         return super().__call__(inputs, **options)
 
-    def _checked(self, row: Any, options: TokenClassificationOptions) -> Any:
+    def _check_row(self, row: Any, options: TokenClassificationOptions) -> Any:
         if not isinstance(row, Words):
             return check_text(row)
         for index, word in enumerate(row.words):
@@ -105,7 +106,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
             for position, owner in enumerate(inputs["overflow_to_sample_mapping"]):
                 index = indices[owner]
                 if pieces[index] and stride is None:
-                    self._say_once(
+                    self._warn_once(
                         "truncation", "texts of more than %d tokens are cut; stride= reads them whole", limit
                     )
                     continue
@@ -126,12 +127,12 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
         entities = []
         for piece, (logits,) in zip(pieces, outputs, strict=True):
             tokens = self._tokens(row, piece, softmax(logits))
-            found = self._aggregated(tokens, options.aggregation_strategy)
+            found = self._aggregate(tokens, options.aggregation_strategy)
             entities += [e for e in found if e.get("entity", e.get("entity_group")) not in options.ignore_labels]
         return without_overlaps(entities) if len(pieces) > 1 else entities
 
     def _tokens(self, row: Any, piece: Piece, scores: np.ndarray) -> list[Entity]:
-        """Return what is known of each token of the text: its scores, its place, whether it goes on with a word."""
+        """Return each token of the text with its scores, its position, and whether it continues a word (`sub`)."""
         encoding, tokens = piece.memo, []
         text = row.text if isinstance(row, Words) else row
         by_word = getattr(self.tokenizer.backend.model, "continuing_subword_prefix", None)
@@ -146,7 +147,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
             if by_word:
                 subword = len(word) != end - start
             else:
-                # a vocabulary without words: what no space parts from the text before goes on with it
+                # the vocabulary marks no subwords: a token continues a word if no space separates them
                 subword = start > 0 and " " not in text[start - 1 : start + 1]
             if piece.ids[index] == self.tokenizer.unk_token_id:
                 word, subword = text[start:end], False
@@ -155,7 +156,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
             )
         return tokens
 
-    def _aggregated(self, tokens: list[Entity], strategy: str) -> list[Entity]:
+    def _aggregate(self, tokens: list[Entity], strategy: str) -> list[Entity]:
         if strategy in ("none", "simple"):
             entities = []
             for token in tokens:
@@ -170,14 +171,14 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
                         "end": token["end"],
                     }
                 )
-            return entities if strategy == "none" else self._grouped(entities)
+            return entities if strategy == "none" else self._group_entities(entities)
         words: list[list[Entity]] = []
         for token in tokens:
             if words and token["sub"]:
                 words[-1].append(token)
             else:
                 words.append([token])
-        return self._grouped([self._word(word, strategy) for word in words])
+        return self._group_entities([self._word(word, strategy) for word in words])
 
     def _word(self, tokens: list[Entity], strategy: str) -> Entity:
         if strategy == "first":
@@ -195,8 +196,8 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
             "end": tokens[-1]["end"],
         }
 
-    def _grouped(self, entities: list[Entity]) -> list[Entity]:
-        """Neighbours of one label as one; "B-" begins another."""
+    def _group_entities(self, entities: list[Entity]) -> list[Entity]:
+        """Join adjacent entities with the same label; "B-" begins a new one."""
         groups: list[list[Entity]] = []
         for entity in entities:
             begins, name = _tag(entity["entity"])
@@ -217,7 +218,7 @@ class TokenClassification(Task[TokenClassificationOptions, list[Entity]]):
 
 
 class Words:
-    """A text that comes as words: the words, the text that they form, and where each begins in it."""
+    """A text given as words: the words, the text that they form, and the start of each word in it."""
 
     def __init__(self, words: Any):
         if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
@@ -228,7 +229,10 @@ class Words:
 
 
 def without_overlaps(entities: list[Entity]) -> list[Entity]:
-    """Of entities that overlap, as windows of a text give them, the longest, or the surest among equals."""
+    """Return the entities without overlaps: the longest of overlapping ones, or among equals the highest score.
+
+    Overlaps arise from the windows of one text.
+    """
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda e: e["start"]):
         if kept and kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
@@ -241,5 +245,5 @@ def without_overlaps(entities: list[Entity]) -> list[Entity]:
 
 
 def _tag(label: str) -> tuple[bool, str]:
-    """(whether it begins an entity, the entity's name)."""
+    """Return whether a label begins an entity ("B-"), and the entity's name."""
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label

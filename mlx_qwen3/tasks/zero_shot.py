@@ -1,4 +1,4 @@
-"""Zero-shot classification: score labels that the model was never trained for by their likelihood after the text.
+"""Zero-shot classification: score labels that the model was not trained on by their likelihood after the text.
 
 A label's likelihood after the text is divided by its likelihood after a text without content, so that frequent words
 are not favoured. Sources: Zhao et al. 2021, "Calibrate Before Use" (arXiv 2102.09690); Holtzman et al. 2021, "Surface
@@ -26,7 +26,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "Text")
 
 
 class ZeroShotResult(TypedDict):
-    """A text, its labels, best first, and their scores in the same order; the reasoning, where the model reasons."""
+    """A text, its labels, best first, and their scores in the same order; with `think`, the reasoning."""
 
     sequence: str
     labels: list[str]
@@ -39,11 +39,12 @@ class ZeroShotOptions(Options):
     """Besides the options of every task:
 
     candidate_labels: the labels, as a list or as text with commas between them.
-    hypothesis_template: the sentence that a label ends, {} standing for the label; what follows {} counts as well.
-    multi_label: whether labels are independent (each gets a score of its own) or compete (the scores add up to 1).
-    calibrate: whether the labels' likelihood after `content_free` texts is taken out.
+    hypothesis_template: the sentence with {} in place of the label; text after {} is scored as well.
+    multi_label: whether labels are independent (each has its own score) or exclusive (the scores add up to 1).
+    calibrate: whether scores are divided by the labels' likelihood after the `content_free` texts.
+    content_free: texts without content, such as "N/A", used to calibrate.
     think: let the model reason about each text and then choose one label, which is the only one in the result; slower.
-    thinking_budget: tokens of reasoning at most.
+    thinking_budget: maximum tokens of reasoning.
     """
 
     candidate_labels: str | Sequence[str] | None = None
@@ -64,7 +65,7 @@ class ZeroShotOptions(Options):
         if self.candidate_labels is not None:
             object.__setattr__(self, "candidate_labels", check_labels(self.candidate_labels))
         if self.calibrate and not self.content_free:
-            raise InputError("content_free is empty; give at least one text, or calibrate=False")
+            raise InputError("content_free is empty. Pass at least one text, or calibrate=False")
         check_count("thinking_budget", self.thinking_budget)
         if self.think and self.multi_label:
             raise InputError("think chooses one label and multi_label several. Leave one of them out")
@@ -72,7 +73,7 @@ class ZeroShotOptions(Options):
 
 @dataclass
 class Labels:
-    """The labels of a call: their ids, how they are scored, and their log-likelihood without content."""
+    """The labels of a call: their ids, their scorer, and their log-likelihood after texts without content."""
 
     ids: list[list[int]]
     scorer: LabelScorer
@@ -80,7 +81,7 @@ class Labels:
 
 
 class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
-    """`{"sequence", "labels", "scores"}`, the best label first, from any causal checkpoint.
+    """Classify by any labels with a causal checkpoint: `{"sequence", "labels", "scores"}`, the best label first.
 
     >>> classify = ZeroShotClassification("Qwen/Qwen3-0.6B")  # doctest: +SKIP
     >>> classify("The match ended 2:1.", candidate_labels=["sport", "politics"])  # doctest: +SKIP
@@ -113,18 +114,18 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
 
         Raises:
             InputError: no labels, the same one twice, a template without {}, an unknown option.
-            RowError: rows that are no text; it names them and holds the results of the others.
+            RowError: rows that are not texts; it names them and holds the results of the others.
         """
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
         if self.options.replaced(options).candidate_labels is None:
-            raise InputError("candidate_labels is missing: give a list of labels")
+            raise InputError("candidate_labels is missing. Pass a list of labels")
         return super().__call__(inputs, **options)
 
     def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> Sequence[list[Piece] | InputError]:
         if options.think:
             return self._questions(rows, options)
-        longest = max(map(len, self._prepared(options).ids))
+        longest = max(map(len, self._label_set(options).ids))
         return [[Piece(ids)] for ids in self._prompts(rows, options, self.limit(options) - longest)]
 
     def _questions(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece] | InputError]:
@@ -139,17 +140,17 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return found
 
     def _prompts(self, texts: Sequence[str], options: ZeroShotOptions, room: int) -> list[list[int]]:
-        """Return ids of each text with the template after it; a long text loses its end, never the template."""
+        """Return the ids of each text followed by the template; only the text is truncated, never the template."""
         ending = "\n" + options.hypothesis_template.partition("{}")[0].rstrip()
         encoded = self.tokenizer([text.rstrip() + ending for text in texts], add_special_tokens=False)
         prompts = encoded["input_ids"]
         for index, ids in enumerate(prompts):
             if len(ids) <= room:
                 continue
-            self._say_once("truncation", "texts are cut so that they and their labels have %d tokens", room)
+            self._warn_once("truncation", "texts are cut so that they and their labels have %d tokens", room)
             kept = room - len(self.tokenizer.encode(ending, add_special_tokens=False)) - 1
             if kept < 1:
-                raise InputError(f"{room} tokens leave no room for a text beside the template")
+                raise InputError(f"{room} tokens leave no room for a text beside the template. Raise max_length")
             cut = texts[index][: encoded[index].offsets[kept - 1][1]]
             prompts[index] = self.tokenizer.encode(cut.rstrip() + ending, add_special_tokens=False)[-room:]
         return prompts
@@ -167,7 +168,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
                 finished,
             )
             return [(np.array(one.label), np.array(one.probability), np.array(one.reasoning)) for one in chosen]
-        return [(scores,) for scores in self._scores(pieces, self._prepared(options), options, finished)]
+        return [(scores,) for scores in self._scores(pieces, self._label_set(options), options, finished)]
 
     def _result(
         self,
@@ -180,7 +181,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
             label, probability, reasoning = outputs[0]
             scores = [float(probability)]
             return {"sequence": row, "labels": [str(label)], "scores": scores, "reasoning": str(reasoning)}
-        scores = outputs[0][0] - self._prepared(options).prior
+        scores = outputs[0][0] - self._label_set(options).prior
         names = list(options.candidate_labels or ())
         if options.multi_label or len(names) == 1:
             # how far the text raises the label's odds; without a prior, the plain likelihood
@@ -194,8 +195,8 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
             "scores": [float(scores[index]) for index in order],
         }
 
-    def _prepared(self, options: ZeroShotOptions) -> Labels:
-        """Return what a call's labels and template need, worked out once."""
+    def _label_set(self, options: ZeroShotOptions) -> Labels:
+        """Return the tokenized labels of a call, their scorer and prior, computed once per labels and template."""
         key = (
             tuple(options.candidate_labels or ()),
             options.hypothesis_template,
@@ -217,7 +218,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return self._labels[key]
 
     def _scores(self, pieces: list[Piece], labels: Labels, options: ZeroShotOptions, finished: Any) -> list[np.ndarray]:
-        """log P of every label after each piece, (labels,) a piece."""
+        """Return log P of every label after each piece, shape (labels,) per piece."""
         window = self._window_size()
         longest = max(len(piece.ids) for piece in pieces) + len(labels.scorer.tree)
         if window is not None and longest > window:
@@ -232,7 +233,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         return [scores for (scores,) in outputs]
 
     def _window_size(self) -> int | None:
-        """Return the window of the layers that slide, if any do."""
+        """Return the window of the sliding-window layers; None if there are none."""
         config = self.model.config
         return config.sliding_window if "sliding_attention" in config.layer_types else None
 
@@ -256,7 +257,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
 
 
 def check_labels(labels: Any) -> tuple[str, ...]:
-    """Return the labels as a tuple; raises `InputError` when there is none, one is empty, or one comes twice."""
+    """Return the labels as a tuple; raise `InputError` if there are none, one is empty, or one is given twice."""
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",") if label.strip()]
     labels = as_rows(labels) if is_batch(labels) else labels
@@ -265,5 +266,5 @@ def check_labels(labels: Any) -> tuple[str, ...]:
     checked = tuple(check_text(label, f"candidate label {index}") for index, label in enumerate(labels))
     for index, label in enumerate(checked):
         if label in checked[:index]:
-            raise InputError(f"candidate label {label!r} is given twice")
+            raise InputError(f"candidate label {label!r} is given twice. Give it once")
     return checked

@@ -95,7 +95,7 @@ def test_several_masks_targets_and_batches(fill):
 
 
 def test_wrong_masks_are_named(fill, folders):
-    with pytest.raises(RowError, match="row 0: text has no mask; write"):
+    with pytest.raises(RowError, match=r"row 0: text has no mask\. Write"):
         fill(["hello", "a [MASK]"])
     with pytest.raises(RowError, match="row 1: the mask lies beyond the 64 tokens"):
         fill(["a [MASK]", "hello " * 80 + "[MASK]"])

@@ -85,7 +85,7 @@ def test_spans_run_forward_and_are_no_longer_than_allowed():
     ("call", "message"),
     [
         (lambda a: a(question="x"), "question or context is missing"),
-        (lambda a: a([{"question": "x", "context": "y"}], question="z"), "and not both"),
+        (lambda a: a([{"question": "x", "context": "y"}], question="z"), "Give only one of the two"),
         (lambda a: a(question=["x"], context=["y", "z"]), "question has 1 rows and context has 2"),
         (lambda a: a(question="x", context=["y"]), "context is a list, so question must be a list"),
         (lambda a: a({"question": "x", "text": "y"}), "must have the keys 'question' and 'context'"),

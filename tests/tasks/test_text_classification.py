@@ -187,7 +187,7 @@ def test_unknown_tasks_and_missing_tokenizers_are_named(folders):
     with pytest.raises(InputError, match="unknown task 'summarization'; expected one of text-classification"):
         pipeline("summarization", folders["causal"])
     model = Qwen3ForSequenceClassification.from_pretrained(folders["sequence"])
-    with pytest.raises(InputError, match="pass tokenizer="):
+    with pytest.raises(InputError, match="Pass tokenizer="):
         pipeline("text-classification", model)
     with pytest.raises(InputError, match="model_options"):
         pipeline("text-classification", model, folders["sequence"], model_options={"dtype": "float32"})

@@ -100,7 +100,7 @@ def test_of_overlapping_entities_the_longest_stays():
     ("options", "message"),
     [
         ({"aggregation_strategy": "most"}, "aggregation_strategy is 'most', expected one of 'none', 'simple'"),
-        ({"stride": 3}, "choose another aggregation_strategy"),
+        ({"stride": 3}, "Choose another aggregation_strategy"),
         ({"stride": -1, "aggregation_strategy": "first"}, "stride is -1"),
         ({"ignore_labels": "O"}, "ignore_labels is a string"),
     ],
