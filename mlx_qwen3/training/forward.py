@@ -13,7 +13,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..adapters.layers import KeyedDropout
-from ..layers.attention import attend
 from ..layers.masks import Mask, decoder_mask
 
 ROWS_PER_CHUNK = 256
@@ -23,11 +22,9 @@ ROWS_PER_CHUNK = 256
 def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.array:
     """Return the last hidden states (B, L, M) of rows that are padded on the right, ids (B, L).
 
-    For the backward pass each layer keeps its input, the outputs of its large products and attention: the
-    norms before the products and the activation are recomputed, which costs no large product.
-
     Args:
-        checkpoint: keep only the layers' inputs, and recompute everything else.
+        checkpoint: keep only the layers' inputs for the backward pass, and recompute everything else. Recomputing
+            parts of every layer otherwise saved no memory on an H100 and cost a quarter of the speed.
     """
     x = base.embed_tokens(ids)
     length = ids.shape[1]
@@ -42,37 +39,11 @@ def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.arra
 
 
 def _layer(layer: Any, x: mx.array, rotation: Any, mask: Mask, checkpoint: bool) -> mx.array:
-    """Return what `Qwen3DecoderLayer` returns, in parts whose intermediates are recomputed."""
-    attention, mlp = layer.self_attn, layer.mlp
-    if not layer.training or attention.dropout:  # dropped attention weights could not be drawn again
-        return layer(x, rotation, mask)[0]
-    if checkpoint:
+    """Return the output of a decoder layer, recomputed in the backward pass with `checkpoint`."""
+    # dropped attention weights could not be drawn again
+    if checkpoint and layer.training and not layer.self_attn.dropout:
         return _recomputed([layer], lambda x: layer(x, rotation, mask)[0])(x)
-    batch, length, _ = x.shape
-    heads = batch, length, -1, attention.head_dim
-
-    def project(x: mx.array) -> tuple[mx.array, ...]:
-        x = layer.input_layernorm(x)
-        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
-
-    def mix(x: mx.array, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        queries = rotation(attention.q_norm(queries.reshape(heads)).swapaxes(1, 2))
-        keys = rotation(attention.k_norm(keys.reshape(heads)).swapaxes(1, 2))
-        values = values.reshape(heads).swapaxes(1, 2)
-        mixed = attend(queries, keys, values, attention.scale, mask)
-        return x + attention.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
-
-    def expand(x: mx.array) -> tuple[mx.array, mx.array]:
-        x = layer.post_attention_layernorm(x)
-        return mlp.gate_proj(x), mlp.up_proj(x)
-
-    def contract(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
-        return x + mlp.down_proj(mlp.act_fn(gate) * up)
-
-    projections = [layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj]
-    x = mix(x, *_recomputed(projections, project)(x))
-    expansion = [layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj]
-    return _recomputed([mlp.down_proj], contract)(x, *_recomputed(expansion, expand)(x))
+    return layer(x, rotation, mask)[0]
 
 
 def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from running_server import Running
+from tests.support.running_server import Running
 
 
 def test_open_requests_get_503_after_the_time_to_drain(chat_folder: Path) -> None:
