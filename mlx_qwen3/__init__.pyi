@@ -43,6 +43,8 @@ from .generation import generate as generate
 from .generation import generate_step as generate_step
 from .generation import make_sampler as make_sampler
 from .generation import stream_generate as stream_generate
+from .layers.calibrators import HistogramCalibrator as HistogramCalibrator
+from .layers.calibrators import MaxCalibrator as MaxCalibrator
 from .loading import load as load
 from .models.auto import AutoConfig as AutoConfig
 from .models.auto import AutoModel as AutoModel
@@ -59,8 +61,6 @@ from .models.qwen3 import Qwen3ForSequenceClassification as Qwen3ForSequenceClas
 from .models.qwen3 import Qwen3ForTokenClassification as Qwen3ForTokenClassification
 from .models.qwen3 import Qwen3Model as Qwen3Model
 from .qdq.calibration import calibrate as calibrate
-from .qdq.calibrators import HistogramCalibrator as HistogramCalibrator
-from .qdq.calibrators import MaxCalibrator as MaxCalibrator
 from .qdq.fake_quantizer import QuantDescriptor as QuantDescriptor
 from .qdq.fake_quantizer import TensorQuantizer as TensorQuantizer
 from .qdq.heads import QDQBertForMaskedLM as QDQBertForMaskedLM

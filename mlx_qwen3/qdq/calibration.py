@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError, QuantizationError
-from .calibrators import CALIBRATION_METHODS, TINY_AMAX
+from ..layers.calibrators import CALIBRATION_METHODS, TINY_AMAX
 from .fake_quantizer import TensorQuantizer
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import QuantizationError
-from .calibrators import CALIBRATION_METHODS, TINY_AMAX, HistogramCalibrator, MaxCalibrator, reduce_amax
+from ..layers.calibrators import CALIBRATION_METHODS, TINY_AMAX, HistogramCalibrator, MaxCalibrator, reduce_amax
 
 CALIB_METHODS = ("max", "histogram")
 

@@ -16,9 +16,9 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from ..errors import QuantizationError
+from ..layers.calibrators import TINY_AMAX
 from ..quantization.formats import AFFINE_GROUP_SIZES, PackedFormat
 from ..quantization.packing import quantization_entry
-from .calibrators import TINY_AMAX
 from .linear import PackedLinear, QuantLinear, range_shape
 
 logger = logging.getLogger(__name__)

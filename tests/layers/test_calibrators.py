@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlx_qwen3 import QuantizationError
-from mlx_qwen3.qdq.calibrators import FIRST_BINS, MOST_BINS, HistogramCalibrator, MaxCalibrator
+from mlx_qwen3.layers.calibrators import FIRST_BINS, MOST_BINS, HistogramCalibrator, MaxCalibrator
 
 METHODS = ["percentile", "entropy", "mse"]
 
