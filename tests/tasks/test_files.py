@@ -97,7 +97,7 @@ def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
         (["classify", "--file", "object.json"], "is no JSON array"),
         (
             ["classify", "--file", "lines.json"],
-            "line 2 is not JSON (Extra data); a file with a row a line is named .jsonl",
+            "line 2 is not JSON (Extra data); a file with one row per line is named .jsonl",
         ),
         (["classify", "--file", "number.json"], "number.json: row 0 is no JSON object"),
         (["tag", "--file", "none.txt"], "none.txt: cannot be read"),
@@ -230,5 +230,12 @@ def test_a_command_line_runs_small_batches(folders, tmp_path, monkeypatch, capsy
 def test_a_bar_is_drawn_for_files_where_it_disturbs_nothing(monkeypatch, texts, terminals, shown, bar):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals, raising=False)
-    args = {"model": None, "model_needed": None, "dtype": None, "batch_size": None, "max_length": None}
+    args = {
+        "model": None,
+        "revision": None,
+        "model_needed": None,
+        "dtype": None,
+        "batch_size": None,
+        "max_length": None,
+    }
     assert task_options(Namespace(**args, text=texts, format=shown))["progress"] is bar
