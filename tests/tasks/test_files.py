@@ -233,6 +233,7 @@ def test_a_bar_is_drawn_for_files_where_it_disturbs_nothing(monkeypatch, texts, 
     args = {
         "model": None,
         "revision": None,
+        "gguf_file": None,
         "model_needed": None,
         "dtype": None,
         "batch_size": None,
