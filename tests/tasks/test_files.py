@@ -11,6 +11,7 @@ import pytest
 
 from mlx_qwen3 import InputError
 from mlx_qwen3.cli import main
+from mlx_qwen3.cli.main import make_parser
 from mlx_qwen3.cli.texts import read_rows, task_options
 from mlx_qwen3.tasks.batches import batches_by_length
 from mlx_qwen3.tasks.rows import windows
@@ -230,13 +231,6 @@ def test_a_command_line_runs_small_batches(folders, tmp_path, monkeypatch, capsy
 def test_a_bar_is_drawn_for_files_where_it_disturbs_nothing(monkeypatch, texts, terminals, shown, bar):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals, raising=False)
-    args = {
-        "model": None,
-        "revision": None,
-        "gguf_file": None,
-        "model_needed": None,
-        "dtype": None,
-        "batch_size": None,
-        "max_length": None,
-    }
-    assert task_options(Namespace(**args, text=texts, format=shown))["progress"] is bar
+    words = ["classify", *texts, *(["--format", shown] if shown else [])]
+    args = make_parser(words).parse_args(words)
+    assert task_options(args)["progress"] is bar
