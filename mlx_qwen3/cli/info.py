@@ -1,6 +1,7 @@
 """`mlx-qwen3 info`: what a checkpoint is and what it needs, without loading its weights."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from ..adapters.folder import is_adapter_folder
     from ..conversion import describe
 
-    if args.gguf_file is None and is_adapter_folder(Path(args.path).expanduser()):
+    if args.gguf_file is None and is_adapter_folder(Path(os.path.expanduser(args.path))):
         return _print_adapter(args)
     info = describe(args.path, args.revision, args.gguf_file)
     if args.json:

@@ -48,7 +48,7 @@ def rows_done(args: argparse.Namespace) -> int:
         return 0
     if args.output is None or Path(args.output).suffix.lower() != ".jsonl":
         raise InputError("--resume continues a .jsonl file. Name it with --output FILE.jsonl")
-    path = Path(args.output).expanduser()
+    path = Path(os.path.expanduser(args.output))
     held = next((file for file in (_partial(path), path) if file.is_file()), None)
     return 0 if held is None else sum(line.endswith(b"\n") for line in _lines(held))
 
@@ -123,7 +123,7 @@ def output_path(args: argparse.Namespace) -> Path | None:
     """
     if args.output is None:
         return None
-    path = Path(args.output).expanduser()
+    path = Path(os.path.expanduser(args.output))
     kind = path.suffix.lower()
     if kind not in OUTPUTS or (kind == ".npy" and args.verb != "embed"):
         known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])

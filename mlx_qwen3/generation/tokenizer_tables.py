@@ -40,10 +40,10 @@ def cache_folder() -> Path:
     """Return the folder for derived files: `MLX_QWEN3_CACHE`, or the system's place for caches."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     if sys.platform == "darwin":
-        return Path("~/Library/Caches/mlx_qwen3").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlx_qwen3"
+        return Path(os.path.expanduser("~/Library/Caches/mlx_qwen3"))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "mlx_qwen3"
 
 
 class TokenTables:

@@ -1,5 +1,6 @@
 """The models of a server: loaded once, found by the name that a request gives."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,7 @@ def model_name(source: str | Path | None) -> str:
     """Return the name under which a model is served: a Hub id, or a folder's name without its path."""
     if source is None:
         return BUNDLED_NAME
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.resolve().name if path.exists() else str(source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -241,7 +242,7 @@ class _TextEstimator:
         """
         from ..loading import load
 
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         adapter = folder / "training.json"
         training: Any = None
         if adapter.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path |
     Raises:
         InputError: there is no such file.
     """
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if not path.exists():
         raise InputError(f"there is no file or folder {data}. Check the path")
     if not path.is_dir():
@@ -48,7 +49,7 @@ def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path |
 def _existing(path: str | Path | None) -> Path | None:
     if path is None:
         return None
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))
     if not found.is_file():
         raise InputError(f"there is no file {path}. Check the path")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ def load_base(
         source = str(folder)
     else:
         folder = resolve_checkpoint(model, revision)
-        source = str(folder.resolve()) if Path(model).expanduser().is_dir() else str(model)
+        source = str(folder.resolve()) if Path(os.path.expanduser(model)).is_dir() else str(model)
     if is_adapter_folder(folder):
         raise InputError(f"{model} is an adapter, on which nothing is trained. Merge it first (mlx-qwen3 merge)")
     packed = bool(read_config_file(folder).get("quantization")) if folder.is_dir() else True

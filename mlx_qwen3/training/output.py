@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def write_output(
     Raises:
         CheckpointError: the folder exists and `force` is off, cannot be written, or the disk is full.
     """
-    target = Path(folder).expanduser()
+    target = Path(os.path.expanduser(folder))
     report, base = fitted.report, fitted.base
     report.output = str(folder)
     adapter = base.model.adapter

@@ -223,4 +223,4 @@ def test_variants_are_measured_in_turns_and_restored():
 def test_wiring_is_refused_without_metal(capsys):
     if not mx.metal.is_available():
         assert main(["bench", "--random", "tiny", "--wired"]) == 2
-        assert "no Metal device" in capsys.readouterr().err
+        assert "requires a Metal device" in capsys.readouterr().err
