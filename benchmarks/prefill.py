@@ -23,7 +23,7 @@ from mlx_qwen3.bench.comparison import own_runner
 from mlx_qwen3.bench.encoding import measure_encoding
 from mlx_qwen3.bench.measure import measure
 from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model, mlx_lm_runner
-from mlx_qwen3.layers.variants import using
+from mlx_qwen3.layers.devices import using
 
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {},

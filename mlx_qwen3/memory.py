@@ -11,8 +11,8 @@ import mlx.core as mx
 from .cache import cache_bytes
 from .checkpoint import open_checkpoint
 from .errors import InputError, MemoryFitError
+from .layers.devices import variants
 from .layers.pipelining import layers_per_step
-from .layers.variants import variants
 
 logger = logging.getLogger(__name__)
 

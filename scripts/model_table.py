@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM
 from mlx_qwen3.bench.random_models import SIZES
 from mlx_qwen3.cache import cache_bytes
-from mlx_qwen3.layers.variants import DEFAULTS, using
+from mlx_qwen3.layers.devices import DEFAULTS, using
 from mlx_qwen3.memory import working_bytes
 from mlx_qwen3.quantization import PackedFormat
 

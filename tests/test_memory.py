@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen3 import InputError, MemoryFitError, Qwen3ForCausalLM, convert
-from mlx_qwen3.layers.variants import using
+from mlx_qwen3.layers.devices import using
 from mlx_qwen3.memory import (
     MemoryFit,
     check_fit,

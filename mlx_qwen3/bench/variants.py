@@ -1,4 +1,4 @@
-"""Measure the variants of `layers/variants.py` on this machine, so that a device's defaults can be chosen."""
+"""Measure the variants of `layers/devices.py` on this machine, so that a device's defaults can be chosen."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..generation import generate_step
-from ..layers.variants import using, variants
+from ..layers.devices import using, variants
 from .measure import Measurement, measure
 from .random_models import with_dtype
 

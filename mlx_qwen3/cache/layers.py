@@ -19,8 +19,7 @@ STEP = 264
 """Number of slots by which a layer cache grows.
 
 Not a multiple of 256: for those, MLX's CUDA backend passes single-token attention to cuDNN, which was slower than
-    MLX's own
-kernel up to about 4,000 slots and faster at 16,000 (H200, benchmarks/NOTES.md).
+MLX's own kernel up to about 4,000 slots and faster at 16,000 (H200, benchmarks/NOTES.md).
 """
 
 LONG, LONG_STEP = 8192, 256

@@ -9,9 +9,8 @@ import mlx.core as mx
 
 from ..errors import InputError
 from ..layers.attention import apply_mask, attend
-from ..layers.devices import on_cuda
+from ..layers.devices import on_cuda, variants
 from ..layers.masks import Mask
-from ..layers.variants import variants
 
 Packed = tuple[mx.array, mx.array, mx.array]
 """Packed bits (B, K, S, D·bits/32) as uint32, scales and biases (B, K, S, D/group_size)."""

@@ -16,9 +16,8 @@ class SlidingLayer(LayerCache):
     """Keep the newest `window − 1` tokens, the first `sinks`, and `slack` more that can still be trimmed.
 
     The buffer is filled in order: the sinks, then token `sinks + gap` and all later ones. When it is full, the tokens
-        to
-    keep move to its front. That costs one copy of the window every `step` tokens and keeps slots in order. With sinks,
-    `update` also returns tokens that have left the window but not yet the buffer: the mask hides them, which is
+    to keep move to its front. That costs one copy of the window every `step` tokens and keeps slots in order. With
+    sinks, `update` also returns tokens that have left the window but not yet the buffer: the mask hides them, which is
     cheaper than concatenating sinks and window for every token.
 
     Args:

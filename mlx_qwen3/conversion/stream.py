@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..checkpoint import CheckpointWriter
 from ..errors import CheckpointError
-from ..layers.threads import release_streams_at_thread_end
+from ..layers.devices import release_streams_at_thread_end
 from .plan import Plan, Step, row_blocks
 from .result import LayerError
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache.packing import KVFormat
 from ..layers import attention, masks, rotary
-from ..layers.variants import device_kind, using
+from ..layers.devices import device_kind, using
 from ..qdq.fake_quantizer import TensorQuantizer
 from ..quantization import PackedFormat
 from ..quantization.formats import AFFINE_BITS, MODES

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from ..config import Qwen3Config
 from ..generation import batch_generate, generate_step
 from ..generation.prompt_lookup import prompt_lookup
-from ..layers.variants import device_kind, using
+from ..layers.devices import device_kind, using
 from ..models import Qwen3ForCausalLM
 from ..quantization import PackedFormat, quantize_model
 from . import reference

@@ -5,7 +5,7 @@ from typing import Any
 from ..cache import Cache, make_cache
 from ..cache.layers import step_for
 from ..errors import ContextError
-from ..layers.variants import variants
+from ..layers.devices import variants
 from .checks import check_whole_number
 
 SLACK = 32

@@ -7,7 +7,7 @@ Copying, editing and tool calls repeat what the prompt holds; free text does not
 from collections.abc import Sequence
 from typing import Any
 
-from ..layers.variants import variants
+from ..layers.devices import variants
 from .speculation import Gate, Speculation
 
 WORD = 3

@@ -6,8 +6,7 @@ and the device idles until the whole graph is built. Evaluating layer by layer a
 
 import mlx.core as mx
 
-from .threads import release_streams_at_thread_end
-from .variants import variants
+from .devices import release_streams_at_thread_end, variants
 
 LEAST_WORK = 1 << 18
 """Tokens times width below which a pass stays one graph: synchronization would cost more than it saves."""
@@ -62,9 +61,8 @@ class Marks:
     """Delay the parts of a decoded token's pass until the previous pass has finished the same part.
 
     Decoding is pipelined: token n+1 is submitted while the device computes token n, whose attention still reads the
-        cache. The cache
-    then cannot be written in place, and MLX copies it. With a few marks per pass, each part is submitted once the
-    previous pass has finished the same part.
+    cache. The cache then cannot be written in place, and MLX copies it. With a few marks per pass, each part is
+    submitted once the previous pass has finished the same part.
 
     Args:
         layers: number of layers. parts: number of parts of a pass; 0 or 1 for no marks.

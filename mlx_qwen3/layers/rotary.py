@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .variants import variants
+from .devices import variants
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ from ..distributed import (
 )
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
+from ..layers.devices import release_streams_at_thread_end
 from ..layers.parameters import flatten
-from ..layers.threads import release_streams_at_thread_end
 from .content import Content, check_scale, match_content, names_of
 from .weight_names import QWEN3_WEIGHTS, WeightRules
 

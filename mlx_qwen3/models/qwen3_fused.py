@@ -14,9 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import Cache
+from ..layers.devices import variants
 from ..layers.masks import Mask, check_padding_mask, decoder_mask
 from ..layers.pipelining import Marks, Pipeline
-from ..layers.variants import variants
 
 logger = logging.getLogger(__name__)
 

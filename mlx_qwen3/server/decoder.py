@@ -11,7 +11,7 @@ import numpy as np
 from ..cache import Cache, RowSource, cache_bytes
 from ..distributed import process_count
 from ..generation.context import MOVING_FREQUENCIES
-from ..layers.variants import variants
+from ..layers.devices import variants
 from .batch import Batch, Row, choose, make_row
 from .jobs import Delta, TextJob
 from .passes import Passes

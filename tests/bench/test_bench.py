@@ -26,7 +26,7 @@ from mlx_qwen3.bench.comparison import bytes_per_token
 from mlx_qwen3.bench.machine import this_machine
 from mlx_qwen3.bench.report import limit_share
 from mlx_qwen3.cli.main import main
-from mlx_qwen3.layers.variants import variants
+from mlx_qwen3.layers.devices import variants
 
 MACHINE = Machine("Apple M4 Max", "macOS 26.0 arm64", "Metal", "0.32.4", "0.32.2", "3.12.3", (410, 546))
 

@@ -9,8 +9,8 @@ from mlx.utils import tree_flatten
 from mlx_qwen3.generation import generate_step
 from mlx_qwen3.generation.context import new_cache
 from mlx_qwen3.layers import pipelining
+from mlx_qwen3.layers.devices import using
 from mlx_qwen3.layers.pipelining import LEAST_WORK, WORK_PER_STEP, layers_per_step
-from mlx_qwen3.layers.variants import using
 from mlx_qwen3.tasks.batches import Piece, Runner
 from tests.support import tiny, tiny_bert
 

@@ -7,9 +7,9 @@ import pytest
 from mlx_qwen3 import InputError
 from mlx_qwen3.generation.context import prefill_step_for
 from mlx_qwen3.generation.prompt_lookup import prompt_lookup
-from mlx_qwen3.layers import variants as module
+from mlx_qwen3.layers import devices as module
+from mlx_qwen3.layers.devices import DEFAULTS, Variants, device_kind, using, variants
 from mlx_qwen3.layers.rotary import ConsecutivePositions, Rotation, SinglePosition, periods_of
-from mlx_qwen3.layers.variants import DEFAULTS, Variants, device_kind, using, variants
 from tests.support import tiny
 
 LENGTHS = (9, 1, 4, 1)
