@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mlx_qwen3.errors import CheckpointError, MlxQwen3Error
+from .errors import CheckpointError, MlxQwen3Error
 
 ErrorClass = type[MlxQwen3Error]
 

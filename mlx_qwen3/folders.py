@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen3.errors import CheckpointError, MlxQwen3Error
-from mlx_qwen3.files import (
+from .errors import CheckpointError, MlxQwen3Error
+from .files import (
     ErrorClass,
     disk_error,
     make_folders,

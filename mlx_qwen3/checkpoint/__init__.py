@@ -5,19 +5,20 @@ trusting them, and writes them as a stream. Weights in pickle files are never op
 checkpoint is never run.
 """
 
-from mlx_qwen3.checkpoint.decoded import DecodedCheckpoint, open_decoded_checkpoint
-from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, mlx_quantization, quantization_settings
-from mlx_qwen3.checkpoint.header import TensorEntry, read_header
-from mlx_qwen3.checkpoint.hub import HUB_NAMES, HubOptions
-from mlx_qwen3.checkpoint.keywords import (
+from .decoded import DecodedCheckpoint, open_decoded_checkpoint
+from .foreign import ForeignWeight, foreign_weights, mlx_quantization, quantization_settings
+from .header import TensorEntry, read_header
+from .hub import HUB_NAMES, HubOptions
+from .keywords import (
     check_saving_options,
     parse_shard_size,
     refuse_unknown_fields,
     take_hub_options,
 )
-from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
-from mlx_qwen3.checkpoint.source import refuse_adapter, resolve_checkpoint
-from mlx_qwen3.checkpoint.writer import CheckpointWriter, is_weight_file, save_checkpoint, write_checkpoint
+from .opening import open_checkpoint
+from .reader import Checkpoint
+from .source import refuse_adapter, resolve_checkpoint
+from .writer import CheckpointWriter, is_weight_file, save_checkpoint, write_checkpoint
 
 __all__ = [
     "HUB_NAMES",

@@ -10,9 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpack_words
-from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError, QuantizationError
+from ..errors import CheckpointError, QuantizationError
+from .packed_words import PackedWords, mlx_group_size, unpack_words
+from .reader import Checkpoint
 
 _PLACE_IN_WORD = (0, 4, 1, 5, 2, 6, 3, 7)
 """Output o of a word's eight -> the place of its code, counted from the lowest bits."""

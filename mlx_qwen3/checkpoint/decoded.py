@@ -7,11 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.float8 import FLOAT8
-from mlx_qwen3.checkpoint.foreign import ForeignWeight, foreign_weights, quantization_settings
-from mlx_qwen3.checkpoint.header import TensorEntry
-from mlx_qwen3.checkpoint.reader import Checkpoint, open_checkpoint
-from mlx_qwen3.errors import CheckpointError
+from ..errors import CheckpointError
+from .float8 import FLOAT8
+from .foreign import ForeignWeight, foreign_weights, quantization_settings
+from .header import TensorEntry
+from .opening import open_checkpoint
+from .reader import Checkpoint
 
 _ROWS_AT_ONCE = 1024
 

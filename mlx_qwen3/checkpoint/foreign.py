@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.awq import AwqWeight
-from mlx_qwen3.checkpoint.fp8 import Fp8Weight
-from mlx_qwen3.checkpoint.gptq import GptqWeight
-from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError, QuantizationError
-from mlx_qwen3.files import read_json
+from ..errors import CheckpointError, QuantizationError
+from ..files import read_json
+from .awq import AwqWeight
+from .fp8 import Fp8Weight
+from .gptq import GptqWeight
+from .reader import Checkpoint
 
 logger = logging.getLogger(__name__)
 

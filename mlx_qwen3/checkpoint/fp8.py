@@ -11,9 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.float8 import float8_exponents, float8_values
-from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError, QuantizationError
+from ..errors import CheckpointError, QuantizationError
+from .float8 import float8_exponents, float8_values
+from .reader import Checkpoint
 
 
 class Fp8Weight:

@@ -14,14 +14,13 @@ import math
 import os
 import struct
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlx_qwen3.checkpoint.gguf_kinds import KINDS, Kind, kind_name
-from mlx_qwen3.errors import CheckpointError
+from ..errors import CheckpointError
+from .gguf_kinds import KINDS, Kind, kind_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -358,26 +357,3 @@ def _check_ranges(path: Path, tensors: dict[str, GgufTensor], size: int) -> None
                 f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at "
                 f"{size}; {_AGAIN}"
             )
-
-
-def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """Return a model in one GGUF file, or in the parts that `NAME-00001-of-0000N.gguf` belongs to.
-
-    The last header that was read is kept, because loading needs it several times.
-
-    Raises:
-        CheckpointError: as `read_gguf`; a part is missing, or the parts do not belong together.
-    """
-    path = Path(path)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    return _open(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1)
-def _open(path: Path, size: int, modified: int) -> GgufFile:
-    from mlx_qwen3.checkpoint.gguf_split import join_parts
-
-    return join_parts(read_gguf(path))

@@ -10,12 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3.checkpoint.gguf import GgufFile, open_gguf
-from mlx_qwen3.checkpoint.gguf_kinds import GROUP, KINDS, Kind, decode, pack_blocks
-from mlx_qwen3.checkpoint.gguf_names import Rows, weight_rows
-from mlx_qwen3.checkpoint.header import TensorEntry
-from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError
+from ..errors import CheckpointError
+from .gguf import GgufFile
+from .gguf_kinds import GROUP, KINDS, Kind, decode, pack_blocks
+from .gguf_names import Rows, weight_rows
+from .gguf_split import open_gguf
+from .header import TensorEntry
+from .reader import Checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlx_qwen3.checkpoint.gguf import GgufFile, GgufTensor
-from mlx_qwen3.errors import CheckpointError
+from ..errors import CheckpointError
+from .gguf import GgufFile, GgufTensor
 
 TOP = {
     "token_embd": "model.embed_tokens",

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mlx_qwen3.checkpoint.gguf import is_gguf
-from mlx_qwen3.checkpoint.gguf_split import PART, part_names
-from mlx_qwen3.checkpoint.hub import HubOptions, download_files, list_files
-from mlx_qwen3.errors import CheckpointError, HubError, InputError
-from mlx_qwen3.files import read_json
+from ..errors import CheckpointError, HubError, InputError
+from ..files import read_json
+from .gguf import is_gguf
+from .gguf_split import PART, part_names
+from .hub import HubOptions, download_files, list_files
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,12 @@
 """GGUF models in several files: `NAME-00001-of-00003.gguf` and its siblings."""
 
+import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
-from mlx_qwen3.checkpoint.gguf import GgufFile, GgufTensor, read_gguf
-from mlx_qwen3.errors import CheckpointError
+from ..errors import CheckpointError
+from .gguf import GgufFile, GgufTensor, read_gguf
 
 PART = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 MAX_PARTS = 1000
@@ -16,6 +18,27 @@ def part_names(name: str) -> list[str]:
     if match is None or not 1 <= int(match["count"]) <= MAX_PARTS:
         return [name]
     return [f"{match['stem']}-{number:05d}-of-{match['count']}.gguf" for number in range(1, int(match["count"]) + 1)]
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
+    """Return a model in one GGUF file, or in the parts that `NAME-00001-of-0000N.gguf` belongs to.
+
+    The last header that was read is kept, because loading needs it several times.
+
+    Raises:
+        CheckpointError: as `read_gguf`; a part is missing, or the parts do not belong together.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    return _open(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _open(path: Path, size: int, modified: int) -> GgufFile:
+    return join_parts(read_gguf(path))
 
 
 def join_parts(file: GgufFile) -> GgufFile:

@@ -11,8 +11,8 @@ from typing import IO, Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3.checkpoint.gguf import MAGIC
-from mlx_qwen3.checkpoint.gguf_kinds import KINDS, Kind
+from .gguf import MAGIC
+from .gguf_kinds import KINDS, Kind
 
 ALIGNMENT = 32
 WRITTEN = {"F32": 0, "F16": 1, "BF16": 30, "Q8_0": 8, "Q4_0": 2}

@@ -10,9 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.packed_words import PackedWords, mlx_group_size, unpack_words
-from mlx_qwen3.checkpoint.reader import Checkpoint
-from mlx_qwen3.errors import CheckpointError, QuantizationError
+from ..errors import CheckpointError, QuantizationError
+from .packed_words import PackedWords, mlx_group_size, unpack_words
+from .reader import Checkpoint
 
 BITS = (2, 4, 8)
 

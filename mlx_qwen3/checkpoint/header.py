@@ -17,8 +17,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_qwen3.errors import CheckpointError
-from mlx_qwen3.files import recognized
+from ..errors import CheckpointError
+from ..files import recognized
 
 MAX_HEADER_BYTES = 100_000_000
 _LONGEST_NAME = 1000

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen3.errors import HubError, InputError
+from ..errors import HubError, InputError
 
 logger = logging.getLogger(__name__)
 

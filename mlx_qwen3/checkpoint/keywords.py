@@ -11,8 +11,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlx_qwen3.checkpoint.hub import HubOptions
-from mlx_qwen3.errors import InputError
+from ..errors import InputError
+from .hub import HubOptions
 
 logger = logging.getLogger(__name__)
 

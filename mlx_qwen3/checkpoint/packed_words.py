@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_qwen3.checkpoint.reader import Checkpoint
+from .reader import Checkpoint
 
 _MLX_GROUP_SIZES = (128, 64, 32)
 

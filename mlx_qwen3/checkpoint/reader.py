@@ -12,11 +12,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3.checkpoint.float8 import FLOAT8, float8_values
-from mlx_qwen3.checkpoint.gguf import is_gguf
-from mlx_qwen3.checkpoint.header import MLX_DTYPES, TensorEntry, read_header
-from mlx_qwen3.errors import CheckpointError
-from mlx_qwen3.files import read_json
+from ..errors import CheckpointError
+from ..files import read_json
+from .float8 import FLOAT8, float8_values
+from .header import MLX_DTYPES, TensorEntry, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +205,8 @@ class Checkpoint:
         return mx.array(raw).view(MLX_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Return the checkpoint in a folder or in a GGUF file; only headers are read.
+def open_folder(folder: Path) -> Checkpoint:
+    """Return the checkpoint in a folder; only headers are read.
 
     The folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or any
     `model*.safetensors` without an index. An index that does not name an existing `model.safetensors` is stale and
@@ -217,11 +216,6 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         CheckpointError: no safetensors here (pickle files are refused), a file is broken, or the index and
             the files contradict one another; names the file and the tensor.
     """
-    folder = Path(folder)
-    if is_gguf(folder):
-        from mlx_qwen3.checkpoint.gguf_checkpoint import open_gguf_checkpoint
-
-        return open_gguf_checkpoint(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder with a checkpoint; check the path")
     index = folder / INDEX_NAME

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_qwen3.checkpoint.gguf_source import find_gguf, refuse_gguf_repository
-from mlx_qwen3.checkpoint.hub import HubOptions, fetch
-from mlx_qwen3.errors import CheckpointError, InputError
-from mlx_qwen3.files import read_json
-from mlx_qwen3.folders import finish_update, recover_folder
+from ..errors import CheckpointError, InputError
+from ..files import read_json
+from ..folders import finish_update, recover_folder
+from .gguf_source import find_gguf, refuse_gguf_repository
+from .hub import HubOptions, fetch
 
 ALLOW_PATTERNS = (
     "*.json",
@@ -117,7 +117,7 @@ def _complete(folder: Path, patterns: list[str], tokenizer: bool) -> bool:
         return False
     if not any(pattern.endswith("model*.safetensors") for pattern in patterns):
         return any(any(folder.glob(pattern)) for pattern in patterns)
-    from mlx_qwen3.checkpoint.reader import open_checkpoint
+    from .opening import open_checkpoint
 
     if not (folder / "config.json").is_file():
         return False

@@ -14,11 +14,11 @@ from typing import BinaryIO
 import mlx.core as mx
 import numpy as np
 
-from mlx_qwen3.checkpoint.header import BYTES_PER_ELEMENT, SAFETENSORS_DTYPES, encode_header
-from mlx_qwen3.checkpoint.reader import INDEX_NAME
-from mlx_qwen3.errors import CheckpointError
-from mlx_qwen3.files import disk_errors
-from mlx_qwen3.folders import update_folder
+from ..errors import CheckpointError
+from ..files import disk_errors
+from ..folders import update_folder
+from .header import BYTES_PER_ELEMENT, SAFETENSORS_DTYPES, encode_header
+from .reader import INDEX_NAME
 
 MAX_SHARD_BYTES = 5 << 30
 MLX_METADATA = {"format": "mlx"}

@@ -31,7 +31,7 @@ def config_from_gguf(path: str | Path) -> dict[str, Any]:
         CheckpointError: metadata that is missing, of a wrong type, or contradicts the tensors.
         ConfigError: a rotary scaling that this package does not have.
     """
-    from ..checkpoint.gguf import open_gguf
+    from ..checkpoint.gguf_split import open_gguf
 
     refuse_other_gguf(open_gguf(path))
     checkpoint = open_gguf_checkpoint(path)
@@ -216,7 +216,7 @@ def generation_from_gguf(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: metadata of a wrong type.
     """
-    from ..checkpoint.gguf import open_gguf
+    from ..checkpoint.gguf_split import open_gguf
 
     file = open_gguf(path)
     values: dict[str, Any] = {}

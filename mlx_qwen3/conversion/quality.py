@@ -12,7 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.gguf import is_gguf, open_gguf
+from ..checkpoint.gguf import is_gguf
+from ..checkpoint.gguf_split import open_gguf
 from ..errors import CheckpointError, InputError, MemoryFitError
 from ..memory import is_out_of_memory, machine_memory
 from ..models.pretrained import computing_dtype

@@ -13,7 +13,8 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..checkpoint.gguf import GgufFile, open_gguf
+from ..checkpoint.gguf import GgufFile
+from ..checkpoint.gguf_split import open_gguf
 from ..errors import TokenizerError
 from .backend import QWEN2, QWEN2_SPLIT, backend_errors
 from .tokenizer import Tokenizer
