@@ -194,7 +194,7 @@ class Cache:
     @property
     def takes_rows(self) -> bool:
         """Whether `put_rows` works: every layer keeps all tokens, unquantized."""
-        return all(type(layer) is GrowingLayer and layer.form is None for layer in self.layers)
+        return all(type(layer) is GrowingLayer and layer.format is None for layer in self.layers)
 
     def put_rows(self, indices: Sequence[int], other: "Cache") -> None:
         """Replace some rows by those of another cache, aligned at the last slot.
@@ -268,12 +268,12 @@ def make_cache(
     Raises:
         InputError: an invalid value.
     """
-    form = None if kv_bits is None else KVFormat(kv_bits, kv_group_size)
+    kv_format = None if kv_bits is None else KVFormat(kv_bits, kv_group_size)
     if max_kv_size is not None and max_kv_size <= sinks:
         raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens it keeps")
     if slack < 0 or quantized_kv_start < 0 or sinks < 0 or step < 1:
         raise InputError("slack, sinks and quantized_kv_start cannot be negative, step must be at least 1")
-    storage = {"form": form, "packed_from": quantized_kv_start, "step": step}
+    storage = {"format": kv_format, "packed_from": quantized_kv_start, "step": step}
     layers: list[LayerCache] = []
     for kind in layer_types:
         if kind == "sliding_attention" and window is not None:

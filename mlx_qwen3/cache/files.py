@@ -177,8 +177,8 @@ def ignored_options(cache: Cache, asked: Cache) -> list[str]:
 
 
 _OPTIONS: dict[str, Callable[[LayerCache], Any]] = {
-    "kv_bits": lambda layer: layer.form.bits if layer.form else None,
-    "kv_group_size": lambda layer: layer.form.group_size if layer.form else None,
+    "kv_bits": lambda layer: layer.format.bits if layer.format else None,
+    "kv_group_size": lambda layer: layer.format.group_size if layer.format else None,
     "max_kv_size": lambda layer: layer.window,
 }
 
@@ -201,18 +201,18 @@ def _compare(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 
 def _layer(record: dict[str, Any], checkpoint: Checkpoint, index: int, config: Any) -> LayerCache:
     settings, offset, packed, count = (record[name] for name in ("settings", "offset", "packed", "arrays"))
-    form = KVFormat(*_check_sizes(settings["form"])) if settings["form"] else None
+    fmt = KVFormat(*_check_sizes(settings["form"])) if settings["form"] else None
     numbers = {name: value for name, value in settings.items() if name != "form"}
     _check_sizes([offset, *(value for value in numbers.values() if value is not None)])
     kind = {"growing": GrowingLayer, "sliding": SlidingLayer}[record["kind"]]
-    layer = kind(form=form, **numbers)
-    if not isinstance(packed, bool) or count not in (0, 6 if packed else 2) or (packed and form is None):
+    layer = kind(format=fmt, **numbers)
+    if not isinstance(packed, bool) or count not in (0, 6 if packed else 2) or (packed and fmt is None):
         raise ValueError("wrong number of arrays")
     found = [checkpoint.read_now(f"layers.{index}.{part}") for part in range(count)]
     if found:
         size = found[0].shape[2]
         fits = all(x.ndim == 4 and x.shape[1:3] == (config.num_key_value_heads, size) for x in found)
-        width = config.head_dim * (form.bits if form and packed else 32) // 32
+        width = config.head_dim * (fmt.bits if fmt and packed else 32) // 32
         words = {0, 3} if packed else set()
         types = all(
             x.dtype == mx.uint32 if part in words else mx.issubdtype(x.dtype, mx.floating)

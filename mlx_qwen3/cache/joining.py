@@ -47,7 +47,7 @@ def join_rows(sources: Sequence[RowSource], room: bool = True) -> Cache:
         if not 0 < source.length <= source.cache.offset:
             raise InputError(f"cannot take {source.length} tokens of a cache that has {source.cache.offset}.")
     first = sources[0].cache
-    if any(layer.sinks or (layer.form is not None and layer.packed_from > 0) for layer in first.layers):
+    if any(layer.sinks or (layer.format is not None and layer.packed_from > 0) for layer in first.layers):
         raise CacheError("rows with attention sinks or delayed quantization cannot be joined. Run them one by one.")
     length = max(source.length for source in sources)
     return Cache([_join_layer(sources, index, length, room) for index in range(len(first.layers))])

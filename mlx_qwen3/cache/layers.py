@@ -52,8 +52,8 @@ class LayerCache(ABC):
     """The keys and values of one layer.
 
     Args:
-        form: quantization of the stored values; None for none.
-        packed_from: with `form`, quantize only once more tokens than this have been seen.
+        format: quantization of the stored values; None for none.
+        packed_from: with `format`, quantize only once more tokens than this have been seen.
         step: number of slots by which the storage grows.
 
     Attributes:
@@ -63,8 +63,8 @@ class LayerCache(ABC):
 
     sinks: int = 0
 
-    def __init__(self, form: KVFormat | None = None, packed_from: int = 0, step: int = STEP) -> None:
-        self.form = form
+    def __init__(self, format: KVFormat | None = None, packed_from: int = 0, step: int = STEP) -> None:
+        self.format = format
         self.packed_from = packed_from
         self.step = step
         self.clear()
@@ -72,8 +72,8 @@ class LayerCache(ABC):
     def clear(self) -> None:
         """Drop everything."""
         self.offset = 0
-        pack_now = self.form is not None and self.packed_from <= 0
-        self.slots: Slots = PackedSlots(self.form) if pack_now and self.form else PlainSlots()
+        pack_now = self.format is not None and self.packed_from <= 0
+        self.slots: Slots = PackedSlots(self.format) if pack_now and self.format else PlainSlots()
         self._limit = 0  # `update` writes in place up to this slot
 
     @property
@@ -101,7 +101,7 @@ class LayerCache(ABC):
     def attend(self, queries: mx.array, keys: Any, values: Any, scale: float, mask: Mask) -> mx.array:
         """Return attention (B, H, L, D) over what `update` returned."""
         if isinstance(self.slots, PackedSlots):
-            return self.slots.form.attend(queries, keys, values, scale, mask)
+            return self.slots.format.attend(queries, keys, values, scale, mask)
         return attend(queries, keys, values, scale, mask)
 
     def unpack(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
@@ -163,24 +163,24 @@ class LayerCache(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments as JSON values."""
-        form = None if self.form is None else [self.form.bits, self.form.group_size]
-        return {"form": form, "packed_from": self.packed_from, "step": self.step}
+        fmt = None if self.format is None else [self.format.bits, self.format.group_size]
+        return {"form": fmt, "packed_from": self.packed_from, "step": self.step}
 
     def adopt(self, arrays: list[mx.array], packed: bool, offset: int) -> None:
         """Adopt the written slots of a layer cache with the same settings."""
-        self.slots = PackedSlots(self.form, arrays) if packed and self.form else PlainSlots(arrays)
+        self.slots = PackedSlots(self.format, arrays) if packed and self.format else PlainSlots(arrays)
         self.offset = offset
         self._limit = self._writable(self.slots.capacity)
 
     def _pack_if_due(self, stop: int) -> None:
-        if self.form is not None and isinstance(self.slots, PlainSlots) and stop > self.packed_from:
-            self.slots = self.slots.pack(self.form)
+        if self.format is not None and isinstance(self.slots, PlainSlots) and stop > self.packed_from:
+            self.slots = self.slots.pack(self.format)
 
     def _writable(self, stop: int) -> int:
         """Return the slot limit of in-place writes for a capacity of `stop` slots: where quantization is due, if that
         comes first.
         """
-        pending = self.form is not None and isinstance(self.slots, PlainSlots)
+        pending = self.format is not None and isinstance(self.slots, PlainSlots)
         return min(stop, self.packed_from) if pending else stop
 
     def _copy_into(self, target: Self) -> Self:
@@ -224,7 +224,7 @@ class GrowingLayer(LayerCache):
         return 0
 
     def copy(self) -> Self:
-        return self._copy_into(type(self)(self.form, self.packed_from, self.step))
+        return self._copy_into(type(self)(self.format, self.packed_from, self.step))
 
     def snapshot(self) -> None:
         return None

@@ -47,8 +47,8 @@ def cache_bytes(
     total = 0
     for layer in cache.layers:
         vector = head_dim * itemsize
-        if layer.form is not None and tokens > layer.packed_from:
-            layer.form.check_head_dim(head_dim)
-            vector = layer.form.vector_bytes(head_dim, itemsize)
+        if layer.format is not None and tokens > layer.packed_from:
+            layer.format.check_head_dim(head_dim)
+            vector = layer.format.vector_bytes(head_dim, itemsize)
         total += 2 * layer.capacity_at(tokens) * vector
     return total * batch_size * config.num_key_value_heads

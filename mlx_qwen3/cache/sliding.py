@@ -31,13 +31,13 @@ class SlidingLayer(LayerCache):
         window: int,
         slack: int = 0,
         sinks: int = 0,
-        form: KVFormat | None = None,
+        format: KVFormat | None = None,
         packed_from: int = 0,
         step: int = STEP,
     ) -> None:
         self._window, self.slack, self.sinks = window, slack, sinks
         self._kept = window - 1 + slack  # tokens to keep besides the sinks
-        super().__init__(form, packed_from, step)
+        super().__init__(format, packed_from, step)
 
     def clear(self) -> None:
         super().clear()
@@ -142,6 +142,6 @@ class SlidingLayer(LayerCache):
         return self.sinks + self._gap + self._window - 1 if self._gap else 0
 
     def copy(self) -> Self:
-        duplicate = type(self)(self._window, self.slack, self.sinks, self.form, self.packed_from, self.step)
+        duplicate = type(self)(self._window, self.slack, self.sinks, self.format, self.packed_from, self.step)
         duplicate._gap = self._gap
         return self._copy_into(duplicate)

@@ -113,10 +113,10 @@ class PlainSlots(Slots):
     def unpack(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         return keys, values
 
-    def pack(self, form: KVFormat) -> "PackedSlots":
+    def pack(self, fmt: KVFormat) -> "PackedSlots":
         """Return the same slots, quantized."""
-        pack = PackedSlots(form)
-        return PackedSlots(form, pack.encode(*self.arrays)) if self.arrays else pack
+        pack = PackedSlots(fmt)
+        return PackedSlots(fmt, pack.encode(*self.arrays)) if self.arrays else pack
 
     def _new_like(self, arrays: Sequence[mx.array]) -> Self:
         return type(self)(arrays)
@@ -125,12 +125,12 @@ class PlainSlots(Slots):
 class PackedSlots(Slots):
     """Quantized keys and values: bits, scales and biases of the keys, then those of the values."""
 
-    def __init__(self, form: KVFormat, arrays: Sequence[mx.array] = ()):
+    def __init__(self, fmt: KVFormat, arrays: Sequence[mx.array] = ()):
         super().__init__(arrays)
-        self.form = form
+        self.format = fmt
 
     def encode(self, keys: mx.array, values: mx.array) -> list[mx.array]:
-        return [*self.form.pack(keys), *self.form.pack(values)]
+        return [*self.format.pack(keys), *self.format.pack(values)]
 
     def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[Any, Any]:
         for array, new in zip(self.arrays, self.encode(keys, values), strict=True):
@@ -142,7 +142,7 @@ class PackedSlots(Slots):
         return tuple(cut[:3]), tuple(cut[3:])
 
     def unpack(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
-        return self.form.unpack(keys), self.form.unpack(values)
+        return self.format.unpack(keys), self.format.unpack(values)
 
     def _new_like(self, arrays: Sequence[mx.array]) -> Self:
-        return type(self)(self.form, arrays)
+        return type(self)(self.format, arrays)

@@ -248,6 +248,6 @@ def room_for_draft(cache: Any, most: int) -> int:
     not cross the length from which a cache packs.
     """
     for layer in cache.layers:
-        if layer.form is not None and layer.offset < layer.packed_from:
+        if layer.format is not None and layer.offset < layer.packed_from:
             most = min(most, layer.packed_from - layer.offset - 1)
     return max(most, 0)

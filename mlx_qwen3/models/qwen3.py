@@ -139,8 +139,8 @@ class Qwen3PreTrainedModel(PreTrainedModel):
         options = {"step": step_for(self.config), **options}
         cache = make_cache(self.config.layer_types, self.config.sliding_window, **options)
         for layer in cache.layers:
-            if layer.form is not None:
-                layer.form.check_head_dim(self.config.head_dim)
+            if layer.format is not None:
+                layer.format.check_head_dim(self.config.head_dim)
         return cache
 
     def get_input_embeddings(self) -> nn.Module:

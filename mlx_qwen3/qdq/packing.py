@@ -58,8 +58,8 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
             if quantizer.enabled and quantizer.amax is None:
                 raise QuantizationError(f"{path}.{attribute} has no amax. Calibrate the model before packing it.")
         formats[path] = PackedFormat(bits, _group_size(layer.weight.shape[1]))
-    for path, form in formats.items():
-        packed_layers.append((path, pack_layer(dict(layers)[path], form)))
+    for path, fmt in formats.items():
+        packed_layers.append((path, pack_layer(dict(layers)[path], fmt)))
         report.packed.append(path)
     if not packed_layers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(report.left.items())[:1])
@@ -76,7 +76,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     return report
 
 
-def pack_layer(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
+def pack_layer(layer: QuantLinear, fmt: PackedFormat) -> PackedLinear:
     """Return the packed layer of a calibrated one; its scales are float32."""
     rows, columns = layer.weight.shape
     quantizer = layer._weight_quantizer
@@ -87,11 +87,11 @@ def pack_layer(layer: QuantLinear, form: PackedFormat) -> PackedLinear:
         scale = np.where(zero, np.float32(0), np.float32(high) / amax)
     weight = np.array(layer.weight.astype(mx.float32))
     levels = np.clip(np.rint(weight * scale), low, high).astype(np.int32)
-    offset = 0 if quantizer.unsigned else 1 << (form.bits - 1)
+    offset = 0 if quantizer.unsigned else 1 << (fmt.bits - 1)
     step = np.where(zero, np.float32(0), amax / np.float32(high)).astype(np.float32)
-    scales = np.broadcast_to(step, (rows, columns // form.group_size))
-    plain = nn.QuantizedLinear(columns, rows, False, form.group_size, form.bits, form.mode)
-    plain.weight = mx.array(pack_codes((levels + offset).astype(np.uint8), form.bits))
+    scales = np.broadcast_to(step, (rows, columns // fmt.group_size))
+    plain = nn.QuantizedLinear(columns, rows, False, fmt.group_size, fmt.bits, fmt.mode)
+    plain.weight = mx.array(pack_codes((levels + offset).astype(np.uint8), fmt.bits))
     plain.scales, plain.biases = mx.array(scales), mx.array(scales * np.float32(-offset))
     if "bias" in layer:
         plain.bias = layer.bias

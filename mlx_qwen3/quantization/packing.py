@@ -34,10 +34,10 @@ class PackedEmbedding(nn.QuantizedEmbedding):
         return rows if self.output_dtype is None else rows.astype(self.output_dtype)
 
 
-def _pack_layer(module: nn.Module, form: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:
+def _pack_layer(module: nn.Module, fmt: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:
     """Return an empty packed layer with the sizes of `module`; its arrays are lazy until they are replaced."""
     rows, columns = module["weight"].shape
-    settings = {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
+    settings = {"group_size": fmt.group_size, "bits": fmt.bits, "mode": fmt.mode}
     if isinstance(module, nn.Embedding):
         packed = PackedEmbedding(rows, columns, **settings)
         packed.output_dtype = dtype
@@ -85,15 +85,15 @@ def prepare_quantized(
         weight, scales = weights.get(f"{path}.weight"), weights[f"{path}.scales"]
         if weight is None or weight.dtype not in (mx.uint32, "U32"):
             raise CheckpointError(f"{path}.scales exists without a packed {path}.weight. Convert the model again.")
-        form = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8"))
+        fmt = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8"))
         if weight.shape[0] != rows or scales.shape[0] != rows:
             raise CheckpointError(
                 f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}"
             )
-        if form.has_biases and f"{path}.biases" not in weights:
+        if fmt.has_biases and f"{path}.biases" not in weights:
             raise CheckpointError(f"{path}.biases is missing. Convert the model again.")
-        _check_entry(path, form, quantization)
-        replacements.append((path, _pack_layer(module, form, dtype)))
+        _check_entry(path, fmt, quantization)
+        replacements.append((path, _pack_layer(module, fmt, dtype)))
     if packed_paths:
         raise CheckpointError(f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed")
     if replacements:
@@ -104,11 +104,11 @@ def prepare_quantized(
 apply_quantization = prepare_quantized
 
 
-def _check_entry(path: str, form: PackedFormat, quantization: Mapping[str, Any] | None) -> None:
+def _check_entry(path: str, fmt: PackedFormat, quantization: Mapping[str, Any] | None) -> None:
     entry = (quantization or {}).get(path)
-    if isinstance(entry, Mapping) and PackedFormat.from_config(entry) != form:
+    if isinstance(entry, Mapping) and PackedFormat.from_config(entry) != fmt:
         raise CheckpointError(
-            f"config.json says that {path} is {dict(entry)}, its arrays are {form.to_config()}: convert it again"
+            f"config.json says that {path} is {dict(entry)}, its arrays are {fmt.to_config()}: convert it again"
         )
 
 
@@ -127,12 +127,12 @@ def quantize_model(model: nn.Module, choose: Choose | PackedFormat) -> dict[str,
     replacements: list[tuple[str, nn.Module]] = []
     for path, module in _packable_layers(model):
         weight = module["weight"]
-        form = choose if isinstance(choose, PackedFormat) else choose(path, tuple(weight.shape))
-        formats[path] = form = form if form is not None and form.divides(tuple(weight.shape)) else None
-        if form is None:
+        fmt = choose if isinstance(choose, PackedFormat) else choose(path, tuple(weight.shape))
+        formats[path] = fmt = fmt if fmt is not None and fmt.divides(tuple(weight.shape)) else None
+        if fmt is None:
             continue
-        packed = _pack_layer(module, form, weight.dtype)
-        for name, array in form.quantize(weight).items():
+        packed = _pack_layer(module, fmt, weight.dtype)
+        for name, array in fmt.quantize(weight).items():
             setattr(packed, name, array)
         if "bias" in module:
             packed.bias = module["bias"]
@@ -150,10 +150,10 @@ def quantization_entry(
     The default is the given format or else the most frequent. Unpacked layers need no entry: both mlx-lm and
     this package recognize them by their missing scales.
     """
-    used = [form for form in formats.values() if form is not None]
+    used = [fmt for fmt in formats.values() if fmt is not None]
     default = default or (max(used, key=used.count) if used else PackedFormat())
     entry = default.to_config()
-    entry.update({path: form.to_config() for path, form in formats.items() if form not in (None, default) and form})
+    entry.update({path: fmt.to_config() for path, fmt in formats.items() if fmt not in (None, default) and fmt})
     return entry
 
 
@@ -166,9 +166,9 @@ def unpack_quantized(model: nn.Module, dtype: mx.Dtype = mx.float32) -> int:
     for path, module in model.named_modules():
         if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
             continue
-        form = PackedFormat(module.bits, module.group_size, module.mode)
+        fmt = PackedFormat(module.bits, module.group_size, module.mode)
         packed = {name: module[name] for name in ("weight", "scales", "biases") if module.get(name) is not None}
-        weight = form.dequantize(packed, dtype)
+        weight = fmt.dequantize(packed, dtype)
         rows, columns = weight.shape
         if isinstance(module, nn.QuantizedEmbedding):
             layer: nn.Module = nn.Embedding(rows, columns)

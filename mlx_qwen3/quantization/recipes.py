@@ -19,7 +19,7 @@ class Override:
     """A parsed `--q-override`: the layers it names and their format, None for no quantization."""
 
     pattern: str
-    form: PackedFormat | None
+    format: PackedFormat | None
 
     @classmethod
     def parse(cls, text: str, default: PackedFormat) -> "Override":
@@ -111,17 +111,17 @@ class Recipe:
         return any(override.matches(path) for override in self.overrides)
 
     def _format(self, path: str, shape: tuple[int, ...], head: bool, depth: int) -> PackedFormat | None:
-        form = self.default if self.heads or not head else None
-        if form is not None and self.mixed is not None:
-            form = self._mixed(path, depth)
+        fmt = self.default if self.heads or not head else None
+        if fmt is not None and self.mixed is not None:
+            fmt = self._mixed(path, depth)
         if self.by_layer is not None and path in self.by_layer:
-            form = self.by_layer[path]
-        if form is not None and self.predicate is not None:
-            form = self._ask_predicate(path, shape, form)
+            fmt = self.by_layer[path]
+        if fmt is not None and self.predicate is not None:
+            fmt = self._ask_predicate(path, shape, fmt)
         for override in self.overrides:
             if override.matches(path):
-                form = override.form
-        return form
+                fmt = override.format
+        return fmt
 
     def _mixed(self, path: str, depth: int) -> PackedFormat:
         # Source: mlx-lm convert.py, mixed_quant_predicate_builder, after llama.cpp's Q4_K_M.
@@ -132,12 +132,12 @@ class Recipe:
         more = "lm_head" in path or (matters and ("v_proj" in path or "down_proj" in path))
         return PackedFormat(high if more else low, self.default.group_size)
 
-    def _ask_predicate(self, path: str, shape: tuple[int, ...], form: PackedFormat) -> PackedFormat | None:
+    def _ask_predicate(self, path: str, shape: tuple[int, ...], fmt: PackedFormat) -> PackedFormat | None:
         assert self.predicate is not None
         answer = self.predicate(path, LayerShape(shape))
         if isinstance(answer, Mapping):
             return PackedFormat.from_config(answer)
-        return form if answer else None
+        return fmt if answer else None
 
 
 class LayerShape:

@@ -73,27 +73,27 @@ def measure_layers(
             progress(number, len(paths))
         layer: nn.Module = modules[path]
         weight = layer["weight"]
-        fitting = [form for form in CANDIDATES if form.divides(tuple(weight.shape))]
+        fitting = [fmt for fmt in CANDIDATES if fmt.divides(tuple(weight.shape))]
         if not fitting:
             costs[path] = LayerCost(weight.size, {})
             continue
         probe = PROBE if PROBE in fitting else PackedFormat(4, fitting[-1].group_size)
-        errors = {form: _squared_error(weight, form) for form in fitting}
+        errors = {fmt: _squared_error(weight, fmt) for fmt in fitting}
         layer.weight = probe.dequantize(probe.quantize(weight), weight.dtype)
         try:
             measured = _divergence(expected, model, samples)
         finally:
             layer.weight = weight
         scale = measured / max(errors[probe], 1e-30)
-        costs[path] = LayerCost(weight.size, {form: scale * error for form, error in errors.items()})
+        costs[path] = LayerCost(weight.size, {fmt: scale * error for fmt, error in errors.items()})
         logger.info("%s: %.3g at %d bits", path, measured, probe.bits)
     if progress is not None:
         progress(len(paths), len(paths))
     return costs
 
 
-def _squared_error(weight: mx.array, form: PackedFormat) -> float:
-    found = form.dequantize(form.quantize(weight), mx.float32)
+def _squared_error(weight: mx.array, fmt: PackedFormat) -> float:
+    found = fmt.dequantize(fmt.quantize(weight), mx.float32)
     return float(np.array(mx.mean(mx.square(found - weight.astype(mx.float32)))))
 
 
@@ -131,7 +131,7 @@ def allocate(costs: Mapping[str, LayerCost], budget_bits: float) -> dict[str, Pa
 
 
 def _bits(costs: Mapping[str, LayerCost], formats: Mapping[str, PackedFormat]) -> float:
-    return sum(costs[path].size * form.bits_per_weight() for path, form in formats.items())
+    return sum(costs[path].size * fmt.bits_per_weight() for path, fmt in formats.items())
 
 
 def _cheapest(cost: LayerCost, price: float) -> PackedFormat:
@@ -145,15 +145,15 @@ def _spend_rest(
     left = budget - _bits(costs, chosen)
     while True:
         best: tuple[float, str, PackedFormat, float] | None = None
-        for path, form in chosen.items():
+        for path, fmt in chosen.items():
             cost = costs[path]
             for other, divergence in cost.divergence.items():
-                extra = cost.size * (other.bits_per_weight() - form.bits_per_weight())
-                gain = cost.divergence[form] - divergence
+                extra = cost.size * (other.bits_per_weight() - fmt.bits_per_weight())
+                gain = cost.divergence[fmt] - divergence
                 if 0 < extra <= left and gain > 0 and (best is None or gain / extra > best[0]):
                     best = (gain / extra, path, other, extra)
         if best is None:
             return chosen
-        _, path, form, extra = best
-        chosen[path] = form
+        _, path, fmt, extra = best
+        chosen[path] = fmt
         left -= extra

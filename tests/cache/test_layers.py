@@ -20,25 +20,25 @@ def vectors(length: int, heads: int = 2, size: int = 32, seed: int = 0, batch: i
     return mx.random.normal((batch, heads, length, size), key=mx.random.key(seed))
 
 
-def stored(form: KVFormat | None, x: mx.array) -> mx.array:
-    return x if form is None else form.unpack(form.pack(x))
+def stored(fmt: KVFormat | None, x: mx.array) -> mx.array:
+    return x if fmt is None else fmt.unpack(fmt.pack(x))
 
 
 @st.composite
 def layers(draw: st.DrawFn) -> LayerCache:
-    form = draw(st.sampled_from([None, KVFormat(8, 32), KVFormat(4, 32)]))
+    fmt = draw(st.sampled_from([None, KVFormat(8, 32), KVFormat(4, 32)]))
     step = draw(st.sampled_from([1, 3, 256]))
     if draw(st.booleans()):
-        return GrowingLayer(form, step=step)
+        return GrowingLayer(fmt, step=step)
     window, slack, sinks = draw(st.integers(1, 9)), draw(st.integers(0, 4)), draw(st.integers(0, 4))
-    return SlidingLayer(window, slack, sinks, form, step=step)
+    return SlidingLayer(window, slack, sinks, fmt, step=step)
 
 
 @settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(layers(), st.lists(st.tuples(st.integers(1, 14), st.integers(0, 6)), min_size=1, max_size=7))
 def test_what_comes_back_is_what_was_stored_and_attention_sees_just_the_window(layer, way):
     keys, values = vectors(LONGEST, seed=1), vectors(LONGEST, seed=2)
-    stored_keys, stored_values = np.array(stored(layer.form, keys)), np.array(stored(layer.form, values))
+    stored_keys, stored_values = np.array(stored(layer.format, keys)), np.array(stored(layer.format, values))
     for fed, back in way:
         start, stop = layer.offset, min(layer.offset + fed, LONGEST)
         if start == stop:
@@ -93,11 +93,11 @@ def test_packing_starts_at_the_chosen_length_and_takes_in_what_is_there():
         got, _ = layer.update(keys[:, :, 3:5], keys[:, :, 3:5])
         assert np.array_equal(np.array(got), np.array(keys[:, :, :5]))
         got, _ = layer.unpack(*layer.update(keys[:, :, 5:6], keys[:, :, 5:6]))
-        assert np.array_equal(np.array(got), np.array(stored(layer.form, keys[:, :, :6])))
+        assert np.array_equal(np.array(got), np.array(stored(layer.format, keys[:, :, :6])))
         layer.trim(3)
         got, _ = layer.unpack(*layer.update(keys[:, :, 6:7], keys[:, :, 6:7]))
         expected = mx.concatenate([keys[:, :, :3], keys[:, :, 6:7]], axis=2)
-        assert np.array_equal(np.array(got), np.array(stored(layer.form, expected)))
+        assert np.array_equal(np.array(got), np.array(stored(layer.format, expected)))
 
 
 def test_slack_is_what_can_be_taken_back():

@@ -17,34 +17,34 @@ ALL = [PackedFormat(bits, size) for bits in AFFINE_BITS for size in AFFINE_GROUP
 ]
 
 
-def names(form):
-    return f"{form.mode}-{form.bits}-{form.group_size}"
+def names(fmt):
+    return f"{fmt.mode}-{fmt.bits}-{fmt.group_size}"
 
 
-@pytest.mark.parametrize("form", ALL, ids=names)
-def test_round_trip_within_the_formats_own_error(form):
+@pytest.mark.parametrize("fmt", ALL, ids=names)
+def test_round_trip_within_the_formats_own_error(fmt):
     weight = mx.random.normal((8, 256))
-    packed = form.quantize(weight)
-    specs = form.packed_specs((8, 256), mx.float32)
+    packed = fmt.quantize(weight)
+    specs = fmt.packed_specs((8, 256), mx.float32)
     assert {name: (tuple(a.shape), a.dtype) for name, a in packed.items()} == specs
-    back = np.array(form.dequantize(packed))
-    groups = np.array(weight).reshape(8, -1, form.group_size)
+    back = np.array(fmt.dequantize(packed))
+    groups = np.array(weight).reshape(8, -1, fmt.group_size)
     error = np.abs(back.reshape(groups.shape) - groups)
-    if form.mode == "affine":
+    if fmt.mode == "affine":
         # MLX moves the grid so that the end of larger size is exact; the other end may then clip by half a step
         step = np.abs(np.array(packed["scales"]))[..., None]
         assert (error <= step * 1.001).all()
         assert np.mean(error <= step * 0.5001) > 0.9
     else:
         largest = np.abs(groups).max(axis=-1, keepdims=True)
-        assert (error <= largest * (0.34 if form.bits == 4 else 0.07)).all()
+        assert (error <= largest * (0.34 if fmt.bits == 4 else 0.07)).all()
 
 
-@pytest.mark.parametrize("form", ALL, ids=names)
-def test_shapes_alone_tell_the_format(form):
-    specs = form.packed_specs((8, 256), mx.bfloat16)
+@pytest.mark.parametrize("fmt", ALL, ids=names)
+def test_shapes_alone_tell_the_format(fmt):
+    specs = fmt.packed_specs((8, 256), mx.bfloat16)
     found = infer_format("layer", 256, specs["weight"][0], specs["scales"][0], specs["scales"][1] == mx.uint8)
-    assert found == form
+    assert found == fmt
 
 
 def test_bits_per_weight_count_the_scales():
@@ -73,12 +73,12 @@ def wide(name="Qwen3ForCausalLM", **fields):
     return tiny.model(name, hidden_size=128, intermediate_size=192, head_dim=32, **fields)
 
 
-@pytest.mark.parametrize("form", [PackedFormat(4, 32), PackedFormat(3, 64), PackedFormat.of("mxfp4")], ids=names)
-def test_packed_prepared_and_unpacked_models_agree(form):
+@pytest.mark.parametrize("fmt", [PackedFormat(4, 32), PackedFormat(3, 64), PackedFormat.of("mxfp4")], ids=names)
+def test_packed_prepared_and_unpacked_models_agree(fmt):
     ids = tiny.ids()
     packed, prepared = wide(), wide(seed=5)
-    entry = quantize_model(packed, form)
-    assert entry == form.to_config()
+    entry = quantize_model(packed, fmt)
+    assert entry == fmt.to_config()
     expected = packed(ids).logits
     weights = dict(tree_flatten(packed.parameters()))
     exchanged = prepare_quantized(prepared, entry, weights, mx.float32)
@@ -128,7 +128,7 @@ DEFAULT = PackedFormat(4, 64)
 
 
 @pytest.mark.parametrize(
-    ("text", "form"),
+    ("text", "fmt"),
     [
         ("v_proj=8", PackedFormat(8, 64)),
         ("v_proj=6:32", PackedFormat(6, 32)),
@@ -137,9 +137,9 @@ DEFAULT = PackedFormat(4, 64)
         ("v_proj=none", None),
     ],
 )
-def test_overrides(text, form):
+def test_overrides(text, fmt):
     override = Override.parse(text, DEFAULT)
-    assert override.form == form
+    assert override.format == fmt
     assert override.matches("model.layers.0.self_attn.v_proj")
     assert not override.matches("model.layers.0.self_attn.qv_proj")
 

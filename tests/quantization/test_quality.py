@@ -105,19 +105,19 @@ def test_measured_costs_fall_with_bits_and_leave_the_model_as_it_was():
 
 def test_allocation_is_close_to_the_best_of_all_choices():
     rng = np.random.default_rng(0)
-    forms = [PackedFormat(bits, 64) for bits in (3, 4, 6)]
+    formats = [PackedFormat(bits, 64) for bits in (3, 4, 6)]
     costs = {
-        f"layer{i}": LayerCost(1000, {f: float(s * 4.0**-f.bits) for f in forms})
+        f"layer{i}": LayerCost(1000, {f: float(s * 4.0**-f.bits) for f in formats})
         for i, s in enumerate(rng.uniform(1, 100, 6))
     }
     budget = 4.9 * 6000
     chosen = allocate(costs, budget)
-    assert sum(1000 * form.bits_per_weight() for form in chosen.values()) <= budget
-    loss = sum(costs[path].divergence[form] for path, form in chosen.items())
+    assert sum(1000 * fmt.bits_per_weight() for fmt in chosen.values()) <= budget
+    loss = sum(costs[path].divergence[fmt] for path, fmt in chosen.items())
     best = min(
-        sum(cost.divergence[form] for cost, form in zip(costs.values(), pick, strict=True))
-        for pick in itertools.product(forms, repeat=6)
-        if sum(1000 * form.bits_per_weight() for form in pick) <= budget
+        sum(cost.divergence[fmt] for cost, fmt in zip(costs.values(), pick, strict=True))
+        for pick in itertools.product(formats, repeat=6)
+        if sum(1000 * fmt.bits_per_weight() for fmt in pick) <= budget
     )
     assert loss <= 1.2 * best
 
