@@ -1,6 +1,6 @@
-"""Text <-> token ids, chat templates, and text streamed from ids, on `tokenizers` and `jinja2` alone.
+"""Tokenization, chat templates and incremental detokenization, built on `tokenizers` and `jinja2`.
 
-Knows no model, and never imports transformers or torch.
+Independent of the models; never imports transformers or torch.
 """
 
 from .auto import AutoTokenizer

@@ -1,4 +1,4 @@
-"""Load a tokenizer from a folder or the Hub: which files count, and which wins where they disagree."""
+"""Load a tokenizer from a folder or the Hub: which files are read, and which take precedence."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from ..checkpoint import resolve_checkpoint, take_hub_options
 from ..checkpoint.gguf import is_gguf
 from ..errors import InputError, TokenizerError
 from ..files import read_text
-from .backend import BERT, add_bert_template, backend_errors, build_backend, family_of, read_json
-from .settings import checked_settings
+from .backend import BERT, add_bert_template, backend_errors, build_backend, choose_family, read_json
+from .settings import check_settings
 from .tokenizer import Tokenizer
 from .vocabulary import NAMED_TOKENS, FileVersion
 
@@ -49,7 +49,7 @@ _OVERRIDES = {
 
 
 class AutoTokenizer:
-    """Loads tokenizers through `from_pretrained`."""
+    """Load tokenizers with `from_pretrained`."""
 
     @classmethod
     def from_pretrained(
@@ -60,19 +60,27 @@ class AutoTokenizer:
         gguf_file: str | None = None,
         **overrides: Any,
     ) -> Tokenizer:
-        """Load the tokenizer of a folder, of a GGUF file, or of a repository on the Hugging Face Hub (of a `revision`).
+        """Load the tokenizer of a folder, a GGUF file, or a repository on the Hugging Face Hub.
 
-        `gguf_file` names a GGUF file in the folder or repository; GGUF files themselves need no such name.
+        A chat template in `chat_template.jinja` takes precedence over one in `tokenizer_config.json`.
+        `special_tokens_map.json` is used only if `tokenizer_config.json` has no `added_tokens_decoder`.
 
-        `overrides` replace fields of `tokenizer_config.json`, e.g. `padding_side="left"`. A chat template in
-        `chat_template.jinja` wins over one in `tokenizer_config.json`; `special_tokens_map.json` counts
-        where the latter lists no `added_tokens_decoder`. Raises TokenizerError when the files cannot be
-        used, InputError for an unknown override, HubError when the Hub does not give the repository.
+        Args:
+            revision: branch, tag or commit of the repository.
+            gguf_file: name of a GGUF file in the folder or repository; not needed if `path_or_id` is a GGUF file.
+            **overrides: fields of `tokenizer_config.json` to replace, e.g. `padding_side="left"`.
+
+        Raises:
+            TokenizerError: the files are missing, damaged or inconsistent.
+            InputError: an unknown override.
+            HubError: the repository cannot be downloaded.
         """
         hub = take_hub_options(overrides, "AutoTokenizer.from_pretrained")
         unknown = sorted(set(overrides) - _OVERRIDES)
         if unknown:
-            raise InputError(f"{unknown[0]!r} is no field of a tokenizer. Known: {', '.join(sorted(_OVERRIDES))}")
+            raise InputError(
+                f"{unknown[0]!r} is not a field of a tokenizer. Use one of {', '.join(sorted(_OVERRIDES))}"
+            )
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
         folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
         if is_gguf(folder):
@@ -85,24 +93,24 @@ class AutoTokenizer:
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
-        # As in the reference: the map wins over the configuration where the latter is of the old format.
+        # As in transformers: the map overrides a configuration in the old format.
         config |= read_json(folder / "special_tokens_map.json")
-    config = checked_settings(config | overrides, folder)
+    config = check_settings(config | overrides, folder)
     class_name = config.get("tokenizer_class")
     model_type = None if class_name else read_json(folder / "config.json").get("model_type")
-    family = family_of(class_name, model_type if isinstance(model_type, str) else None, folder)
+    family = choose_family(class_name, model_type if isinstance(model_type, str) else None, folder)
     serialized = (folder / "tokenizer.json").is_file()
     defaults = {name: token for name, token in family.special_tokens.items() if name not in config}
     backend = build_backend(folder, family, defaults | config)
     backend = _add_tokens(backend, folder, defaults | config)
-    # A default is taken only from the vocabulary: it must not grow past the model's embeddings unasked.
+    # Defaults that are not in the vocabulary are left out: adding them would exceed the model's embeddings.
     config |= {name: token for name, token in defaults.items() if backend.token_to_id(token) is not None}
     with backend_errors(f"{folder}: the special tokens cannot be added"):
         tokenizer = Tokenizer(
             backend,
             config,
-            chat_template=overrides.get("chat_template") or _chat_template(folder, config),
-            extra_special_tokens=_extra(config),
+            chat_template=overrides.get("chat_template") or _read_chat_template(folder, config),
+            extra_special_tokens=_list_extra_tokens(config),
             family=family,
         )
     if serialized:
@@ -112,20 +120,20 @@ def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _extra(config: dict[str, Any]) -> list[str]:
+def _list_extra_tokens(config: dict[str, Any]) -> list[str]:
     return list(config.get("extra_special_tokens") or config.get("additional_special_tokens") or [])
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Add the tokens that the configuration lists and the vocabulary file lacks, each at the id listed.
+    """Add the tokens of the configuration that the vocabulary file lacks, each with its configured id.
 
-    Where both have a token, the configuration says whether it is special and how it takes spaces.
+    For tokens in both, the configuration decides whether they are special and how they treat spaces.
     """
-    special = {config.get(name) for name in NAMED_TOKENS} | set(_extra(config))
+    special = {config.get(name) for name in NAMED_TOKENS} | set(_list_extra_tokens(config))
     listed: dict[int, dict[str, Any]] = config.get("added_tokens_decoder") or {}
     if not listed:
         listed = {
-            _listed_id(folder, token, index): {
+            _check_listed_id(folder, token, index): {
                 "content": token,
                 "special": token in special,
                 "normalized": token not in special,
@@ -134,9 +142,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, A
         }
         changed = {}
     else:
-        changed = _changed(backend, listed, special)
+        changed = _find_changed_flags(backend, listed, special)
     if changed:
-        backend = _with_flags(backend, changed)
+        backend = _set_flags(backend, changed)
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     for index, fields in sorted(listed.items()):
         token = AddedToken(**fields)
@@ -147,45 +155,45 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, A
         if backend.token_to_id(token.content) != index:
             raise TokenizerError(
                 f"{folder}: the added token {token.content!r} has id {index} in the configuration, but "
-                f"{backend.token_to_id(token.content)} in the vocabulary; the files do not belong together"
+                f"{backend.token_to_id(token.content)} in the vocabulary. Download the files again together"
             )
     return backend
 
 
-def _listed_id(folder: Path, token: str, index: Any) -> int:
+def _check_listed_id(folder: Path, token: str, index: Any) -> int:
     if not token or not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**32:
         raise TokenizerError(f"{folder}: added_tokens.json gives {token!r} the id {index!r}. Download it again")
     return index
 
 
-def _changed(
+def _find_changed_flags(
     backend: tokenizers.Tokenizer, listed: dict[int, dict[str, Any]], special: set[Any]
 ) -> dict[str, dict[str, bool]]:
-    """Return the flags that differ, by token; a token with a role is special whatever its flag says."""
+    """Return the flags that differ, by token. Tokens with a role such as `eos_token` are always special."""
     changed = {}
     present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for fields in listed.values():
         token = present.get(fields["content"])
         if token is None:
             continue
-        said = {name: value for name, value in fields.items() if name != "content"}
-        if "special" in said:
-            said["special"] = said["special"] or fields["content"] in special
-        different = {name: value for name, value in said.items() if getattr(token, name) != value}
+        flags = {name: value for name, value in fields.items() if name != "content"}
+        if "special" in flags:
+            flags["special"] = flags["special"] or fields["content"] in special
+        different = {name: value for name, value in flags.items() if getattr(token, name) != value}
         if different:
             changed[token.content] = different
     return changed
 
 
-def _with_flags(backend: tokenizers.Tokenizer, changed: dict[str, dict[str, bool]]) -> tokenizers.Tokenizer:
+def _set_flags(backend: tokenizers.Tokenizer, changed: dict[str, dict[str, bool]]) -> tokenizers.Tokenizer:
     content = json.loads(backend.to_str())
     for token in content["added_tokens"]:
         token |= changed.get(token["content"], {})
-    with backend_errors("the added tokens cannot be changed as the configuration says"):
+    with backend_errors("the flags of the added tokens cannot be set as configured"):
         return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+def _read_chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
     templates = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
         templates["default"] = folder / "chat_template.jinja"
@@ -198,7 +206,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     texts = list(template.values()) if isinstance(template, dict) else [template]
     if not all(isinstance(text, str) for text in texts) and template is not None:
         raise TokenizerError(
-            f"{folder}: chat_template in tokenizer_config.json is {repr(template)[:80]}, expected a text or a list of "
-            "objects with name and template. Correct the file, or pass chat_template="
+            f"{folder}: chat_template in tokenizer_config.json is {repr(template)[:80]}. Change it to a text or a list "
+            "of objects with name and template, or pass chat_template="
         )
     return cast("str | dict[str, str] | None", template)

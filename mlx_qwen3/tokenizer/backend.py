@@ -1,7 +1,7 @@
-"""Builds the `tokenizers.Tokenizer` that does the work, from whichever vocabulary files a folder holds.
+"""Build the `tokenizers.Tokenizer` of a folder from its vocabulary files.
 
-Knows the two families of this package, Qwen2's byte-level BPE and BERT's WordPiece; nothing of special-token
-names beyond their defaults, and nothing of padding.
+Supports Qwen2's byte-level BPE and BERT's WordPiece. Padding and special tokens other than the defaults are handled
+elsewhere.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,15 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2 and Qwen3 cut text before the merges (`PRETOKENIZE_REGEX` of the reference's
-tokenization_qwen2.py).
+"""Pattern by which Qwen2 and Qwen3 split text before the merges.
+
+Source: `PRETOKENIZE_REGEX` in tokenization_qwen2.py of transformers.
 """
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a tokenizer class of the reference assumes when `tokenizer_config.json` does not say."""
+    """Defaults of a tokenizer class of transformers, used if `tokenizer_config.json` does not set them."""
 
     class_name: str
     special_tokens: dict[str, str]
@@ -53,8 +54,8 @@ BERT = Family(
 GENERIC = Family("PreTrainedTokenizerFast", {}, ("input_ids", "attention_mask"))
 
 
-def family_of(class_name: str | None, model_type: str | None, folder: Path) -> Family:
-    """Return the family named by `tokenizer_class`, else by the `model_type`, else by the vocabulary file."""
+def choose_family(class_name: str | None, model_type: str | None, folder: Path) -> Family:
+    """Return the family for a `tokenizer_class`, else for a `model_type`, else for the vocabulary files of a folder."""
     if class_name:
         plain = class_name.removesuffix("Fast")
         return {"Qwen2Tokenizer": QWEN2, "BertTokenizer": BERT}.get(plain, GENERIC)
@@ -67,23 +68,24 @@ def family_of(class_name: str | None, model_type: str | None, folder: Path) -> F
 
 @contextmanager
 def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterator[None]:
-    """Turn an error of the `tokenizers` package into `error` in one line.
+    """Convert an error of the `tokenizers` package to a one-line `error`.
 
-    It raises bare Exceptions, and a PanicException, which is no Exception, where its Rust code gives up.
+    The package raises plain Exceptions, and for a panic in its Rust code PanicException, a BaseException.
     """
     try:
         yield
     except BaseException as raised:
         if type(raised) is not Exception and type(raised).__name__ != "PanicException":
             raise
-        said = " ".join(str(raised).split())
-        raise error(f"{what}: {said if len(said) <= 500 else f'{said[:200]} … {said[-200:]}'}") from raised
+        reason = " ".join(str(raised).split())
+        raise error(f"{what}: {reason if len(reason) <= 500 else f'{reason[:200]} … {reason[-200:]}'}") from raised
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; a missing file is an empty one.
+    """Return the object in a JSON file, or an empty dict if the file is missing.
 
-    Raises TokenizerError when the file holds no JSON object.
+    Raises:
+        TokenizerError: the file does not contain a JSON object.
     """
     if not path.exists():
         return {}
@@ -91,29 +93,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Return the tokenizer of a folder: `tokenizer.json`, else `vocab.json` + `merges.txt`, else `vocab.txt`.
+    """Build the tokenizer of a folder from `tokenizer.json`, else `vocab.json` + `merges.txt`, else `vocab.txt`.
 
-    Raises TokenizerError when the folder has none of them or one cannot be read.
+    Raises:
+        TokenizerError: the folder has none of these files, or one cannot be read.
     """
     serialized, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     if serialized.is_file():
-        with backend_errors(f"{serialized} cannot be read, download it again"):
+        with backend_errors(f"{serialized} cannot be read. Download it again"):
             backend = tokenizers.Tokenizer.from_file(str(serialized))
         if family is BERT:
             _configure_normalizer(backend, config)
         return backend
     if vocab.is_file() and merges.is_file():
-        return _byte_level(vocab, merges, config)
+        return _build_byte_level(vocab, merges, config)
     if (folder / "vocab.txt").is_file():
-        return _word_pieces(folder / "vocab.txt", config)
+        return _build_word_piece(folder / "vocab.txt", config)
     names = "tokenizer.json, vocab.json with merges.txt, or vocab.txt"
     if (folder / "tokenizer.model").is_file():
-        raise TokenizerError(f"{folder} has only a SentencePiece vocabulary (tokenizer.model); needed: {names}")
-    raise TokenizerError(f"{folder} has no vocabulary; needed: {names}")
+        raise TokenizerError(f"{folder} has only a SentencePiece vocabulary (tokenizer.model). Add {names}")
+    raise TokenizerError(f"{folder} has no vocabulary. Add {names}")
 
 
-def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    with backend_errors(f"{vocab} and {merges.name} cannot be read, download them again"):
+def _build_byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    with backend_errors(f"{vocab} and {merges.name} cannot be read. Download them again"):
         model = models.BPE.from_file(str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix="")
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
@@ -127,15 +130,15 @@ def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers
     return backend
 
 
-def _word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+def _build_word_piece(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     unk = config["unk_token"]
     try:
         with path.open(encoding="utf-8") as lines:
             vocab = {line.rstrip("\n"): index for index, line in enumerate(lines)}
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 text ({error.reason}); download it again") from error
+        raise TokenizerError(f"{path} is not UTF-8 text: {error.reason}. Download it again") from error
     if unk not in vocab:
-        raise TokenizerError(f"{path} has no unknown token {unk!r}; set unk_token in tokenizer_config.json")
+        raise TokenizerError(f"{path} has no unknown token {unk!r}. Set unk_token in tokenizer_config.json")
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer()
     _configure_normalizer(backend, config)
@@ -145,9 +148,7 @@ def _word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _configure_normalizer(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """What `tokenizer_config.json` says about case, accents and Chinese characters wins over
-    `tokenizer.json`.
-    """
+    """Set case, accents and Chinese characters as in `tokenizer_config.json`, which overrides `tokenizer.json`."""
     normalizer = backend.normalizer
     if not isinstance(normalizer, normalizers.BertNormalizer):
         return
@@ -163,7 +164,7 @@ def _configure_normalizer(backend: tokenizers.Tokenizer, config: dict[str, Any])
 
 
 def add_bert_template(backend: tokenizers.Tokenizer, cls_token: str, sep_token: str) -> None:
-    """[CLS] A [SEP] and [CLS] A [SEP] B [SEP], the second text with token type 1."""
+    """Encode texts as [CLS] A [SEP] and pairs as [CLS] A [SEP] B [SEP], with token type 1 for the second text."""
     ids = [(token, backend.token_to_id(token)) for token in (cls_token, sep_token)]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{cls_token}:0 $A:0 {sep_token}:0",

@@ -1,7 +1,7 @@
-"""Render conversations with a checkpoint's Jinja template, in a sandbox, as the reference does.
+"""Render conversations with a checkpoint's Jinja template in a sandbox, as transformers does.
 
-A template comes from a download and is treated as hostile: it sees plain data only, and can change none of
-it. Facts about the environment: `utils/chat_template_utils.py` of transformers 5.23.
+Templates are downloaded and untrusted: they receive plain data only and cannot modify it. Source of the environment's
+functions: `utils/chat_template_utils.py` of transformers 5.23.
 """
 
 import json
@@ -33,7 +33,7 @@ _CALL_KEYWORDS = (
     *("return_offsets_mapping", "return_length", "split_special_tokens", "processor_kwargs", "load_audio_from_video"),
     *("num_frames", "video_fps", "video_load_backend", "do_sample_frames"),
 )
-"""Keywords of the reference that are no template variables."""
+"""Keyword arguments of transformers that are not template variables."""
 
 ROLES = ("system", "user", "assistant", "tool")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -43,10 +43,10 @@ _MARKS = re.compile(f"[{_GENERATION_START}{_GENERATION_END}]")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class _Generation(Extension):
-    """`{% generation %}` encloses the assistant's words for training masks: marks stand around its text."""
+class _GenerationBlock(Extension):
+    """Handle `{% generation %}` blocks: enclose the assistant's text in marks, from which training masks are built."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it this way
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -59,7 +59,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Jinja's namespace without names that begin with an underscore, which reach into Python."""
+    """Jinja's namespace, which rejects names that begin with an underscore: they give access to Python internals."""
 
     def __init__(*args: Any, **values: Any) -> None:
         self, *positional = args
@@ -78,10 +78,10 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    if len(form) > 1000:
-        raise InputError("strftime_now: the format has more than 1000 characters. Write a shorter one")
-    return datetime.now().strftime(form)
+def _strftime_now(format: str) -> str:
+    if len(format) > 1000:
+        raise InputError("strftime_now: the format has more than 1000 characters. Use a shorter one")
+    return datetime.now().strftime(format)
 
 
 def _to_json(
@@ -91,7 +91,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which a prompt must not."""
+    """Convert a value to JSON without escaping HTML, as Jinja's own filter would."""
     check_nested(value)
     if isinstance(indent, int) and indent > 100:
         raise InputError(f"tojson: indent is {indent}. Use at most 100")
@@ -100,7 +100,7 @@ def _to_json(
 
 @lru_cache(maxsize=32)
 def _compile(template: str) -> jinja2.Template:
-    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["dict"] = lambda *args, **values: dict(*args, **values)
     environment.globals["namespace"] = _Namespace
@@ -112,7 +112,7 @@ def _compile(template: str) -> jinja2.Template:
         raise TokenizerError(
             f"the chat template has an error in line {error.lineno}: {error.message}. Pass another as chat_template="
         ) from error
-    except Exception as error:  # jinja2 compiles to Python, whose compiler has its own limits and errors
+    except Exception as error:  # jinja2 compiles to Python, whose compiler raises further errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TokenizerError(
             f"the chat template cannot be compiled: {reason}. Pass another one as chat_template="
@@ -120,8 +120,8 @@ def _compile(template: str) -> jinja2.Template:
 
 
 @lru_cache(maxsize=32)
-def literal_text(template: str) -> str:
-    """Return the text and the string constants of a template, joined by NUL characters."""
+def join_literals(template: str) -> str:
+    """Return the literal text and string constants of a template, joined by NUL characters."""
     tree = _compile(template).environment.parse(template)
     texts = {node.data for node in tree.find_all(nodes.TemplateData)}
     texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
@@ -129,34 +129,34 @@ def literal_text(template: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _variables(template: str) -> frozenset[str]:
+def _find_variables(template: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_compile(template).environment.parse(template)))
 
 
 def check_variables(template: str, variables: Mapping[str, Any]) -> None:
-    """Raise InputError for a keyword that a tokenizer call has, and that the template does not read."""
+    """Raise InputError for an argument of a tokenizer call that the template does not read."""
     for name in variables:
         if name in _RESERVED:
-            raise InputError(f"{name!r} is given by another argument of apply_chat_template. Leave it out")
-        if name in _CALL_KEYWORDS and name not in _variables(template):
+            raise InputError(f"{name!r} is set by another argument of apply_chat_template. Leave it out")
+        if name in _CALL_KEYWORDS and name not in _find_variables(template):
             raise InputError(
                 f"apply_chat_template does not take {name!r}, and the template does not read it. "
                 "Pass it in tokenizer_kwargs"
             )
 
 
-def control_tokens_of(tokenizer: "Tokenizer", template: str) -> list[str]:
-    """Return the tokens that `sanitize_control_tokens` encodes as plain text in what a user gives."""
-    return control_tokens(list(tokenizer.added_tokens_decoder.values()), literal_text(template))
+def find_control_tokens(tokenizer: "Tokenizer", template: str) -> list[str]:
+    """Return the tokens that `sanitize_control_tokens` encodes as plain text in user input."""
+    return control_tokens(list(tokenizer.added_tokens_decoder.values()), join_literals(template))
 
 
 def has_generation_blocks(template: str) -> bool:
-    """Return whether the template says which of its text the assistant writes."""
+    """Return whether the template marks the assistant's text with `{% generation %}`."""
     return _GENERATION_TAG.search(template) is not None
 
 
 def split_generation_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text without its marks, and the spans (start, end) in characters that the assistant writes."""
+    """Return the text without marks, and the character spans (start, end) of the assistant's text."""
     spans: list[tuple[int, int]] = []
     parts: list[str] = []
     length = last = 0
@@ -174,26 +174,32 @@ def split_generation_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join([*parts, marked[last:]]), spans
 
 
-def choose_template(templates: str | dict[str, str] | None, asked: str | None, with_tools: bool) -> str:
-    """Return the template to use: the one asked for by text or name, else `tool_use` with tools, else the default.
+def choose_template(templates: str | dict[str, str] | None, requested: str | None, with_tools: bool) -> str:
+    """Return the template to use: the requested one, else `tool_use` with tools, else the default.
 
-    Raises TokenizerError when there is none.
+    Args:
+        templates: of the tokenizer: one, several by name, or none.
+        requested: the name of a template, or its text.
+
+    Raises:
+        TokenizerError: no template was found.
+        InputError: `requested` is not a string.
     """
     if isinstance(templates, dict):
-        if isinstance(asked, str):
-            return templates.get(asked, asked)
+        if isinstance(requested, str):
+            return templates.get(requested, requested)
         for name in ("tool_use", "default") if with_tools else ("default",):
             if name in templates:
                 return templates[name]
         raise TokenizerError(
-            f"the tokenizer has several chat templates and no default; pass chat_template=, one of {sorted(templates)}"
+            f"the tokenizer has several chat templates and no default. Pass chat_template=, one of {sorted(templates)}"
         )
-    if asked is not None and not isinstance(asked, str):
-        raise InputError(f"chat_template is of type {type(asked).__name__}, expected the text of a template")
-    chosen = templates if asked is None else asked
+    if requested is not None and not isinstance(requested, str):
+        raise InputError(f"chat_template is of type {type(requested).__name__}. Pass the text of a template")
+    chosen = templates if requested is None else requested
     if chosen is None:
         raise TokenizerError(
-            "this tokenizer has no chat template; pass chat_template=, or encode the prompt as plain text"
+            "this tokenizer has no chat template. Pass chat_template=, or encode the prompt as plain text"
         )
     return chosen
 
@@ -211,30 +217,34 @@ def render_chat(
     mark_generation: bool = False,
     control_tokens: Sequence[str] | None = None,
 ) -> str:
-    """Return the prompt of one conversation.
+    """Render the prompt of one conversation.
 
-    `variables` win over `defaults`. `control_tokens` in what a user gives are marked for `encode_marked`. With
-    `mark_generation` there are marks around what `{% generation %}` encloses, for `split_generation_marks`.
+    Args:
+        variables: template variables of the caller; they take precedence over `defaults`.
+        mark_generation: enclose the content of `{% generation %}` blocks in marks for `split_generation_marks`.
+        control_tokens: tokens to mark in messages, tools, documents and variables for `encode_marked`.
 
-    Raises InputError for messages, roles or tools that cannot be used, TokenizerError when the template fails.
+    Raises:
+        InputError: invalid messages, roles or tools.
+        TokenizerError: the template cannot render the messages.
     """
-    chat = [_message(index, message, template) for index, message in enumerate(messages)]
+    chat = [_check_message(index, message, template) for index, message in enumerate(messages)]
     if not chat:
-        raise InputError("messages is empty; give at least one message")
+        raise InputError("messages is empty. Pass at least one message")
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     if continue_final_message:
         if add_generation_prompt:
-            raise InputError("continue_final_message and add_generation_prompt exclude each other; pass one")
+            raise InputError("continue_final_message and add_generation_prompt exclude each other. Pass one")
         if mark_generation:
-            raise InputError("continue_final_message and return_assistant_tokens_mask exclude each other; pass one")
+            raise InputError("continue_final_message and return_assistant_tokens_mask exclude each other. Pass one")
         final = chat[-1].get(field)
         if not isinstance(final, str):
             raise InputError(f"continue_final_message: the final message has no text in {field!r}")
         for name in _REASONING if field in _REASONING else (field,):
             if chat[-1].get(name) == final:
                 chat[-1][name] = final + _OPEN_END
-    given = {"tools": _tools(tools), "documents": _plain(documents, "documents")}
-    further = _plain(dict(variables or {}), "template variable")
+    given = {"tools": _build_tool_schemas(tools), "documents": _to_plain(documents, "documents")}
+    further = _to_plain(dict(variables or {}), "template variable")
     if control_tokens is not None:
         chat, given, further = (mark_control_tokens(value, control_tokens) for value in (chat, given, further))
     compiled = _compile(template)
@@ -248,67 +258,67 @@ def render_chat(
         )
     except MlxQwen3Error:
         raise
-    except Exception as error:  # a template runs as Python and can raise anything
+    except Exception as error:  # templates run as Python code and can raise any exception
         parts = any(isinstance(message.get("content"), list) for message in chat)
-        hint = "; a content is a list of parts, which this template may not take: give a string" if parts else ""
+        hint = ". This template may not support a content that is a list of parts. Pass a string" if parts else ""
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TokenizerError(f"the chat template cannot render these messages: {reason}{hint}") from error
     return _cut_open_end(text, field) if continue_final_message else text
 
 
 def _cut_open_end(text: str, field: str) -> str:
-    """Cut what follows the final message; a template that trimmed the message's end has it trimmed here too."""
+    """Remove the text after the final message, and trailing white space if the template trimmed the message."""
     mark = text.rfind(_OPEN_END.strip())
     if mark < 0:
         raise InputError(f"continue_final_message: the chat template does not write {field!r} of the final message")
     return text[:mark] if text.startswith(_OPEN_END, mark) else text[:mark].rstrip()
 
 
-def _message(index: int, message: Any, template: str) -> dict[str, Any]:
+def _check_message(index: int, message: Any, template: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(f"message {index} must be a dict with 'role' and 'content', not {type(message).__name__}")
-    plain = {key: _plain(value, f"message {index}: {key}") for key, value in message.items() if value is not None}
+    plain = {key: _to_plain(value, f"message {index}: {key}") for key, value in message.items() if value is not None}
     role = plain.get("role")
     if not isinstance(role, str):
-        raise InputError(f"message {index} has no role; use one of {', '.join(ROLES)}")
-    # A template of another family may know more roles, which it then names between quotes.
+        raise InputError(f"message {index} has no role. Use one of {', '.join(ROLES)}")
+    # Templates of other families may support more roles, which then appear in quotes in their text.
     if role not in ROLES and f"'{role}'" not in template and f'"{role}"' not in template:
-        raise InputError(f"message {index} has the unknown role {role!r}; use one of {', '.join(ROLES)}")
+        raise InputError(f"message {index} has the unknown role {role!r}. Use one of {', '.join(ROLES)}")
     if role == "assistant" and plain.get("tool_calls"):
-        plain.setdefault("content", "")  # chat APIs send null there, which Qwen3's template cannot add to text
+        plain.setdefault("content", "")  # chat APIs send null, which Qwen3's template cannot concatenate
     content = plain.get("content")
     if not isinstance(content, str | list):
         what = "no content" if content is None else f"content of type {type(content).__name__}"
-        raise InputError(f"message {index} ({role}) has {what}; it must be a string")
+        raise InputError(f"message {index} ({role}) has {what}. Pass a string")
     reasoning = next((plain[name] for name in _REASONING if name in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     return plain
 
 
-def _tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -> list[Any] | None:
+def _build_tool_schemas(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -> list[Any] | None:
     if tools is None:
         return None
     if not isinstance(tools, list | tuple):
-        raise InputError(f"tools is of type {type(tools).__name__}, expected a list of functions or JSON schemas")
+        raise InputError(f"tools is of type {type(tools).__name__}. Pass a list of functions or JSON schemas")
     schemas = []
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping) and not callable(tool):
             raise InputError(f"tool {index} must be a function or a dict (its JSON schema), not {type(tool).__name__}")
         schema = tool if isinstance(tool, Mapping) else function_schema(tool)
-        schemas.append(_plain(schema, f"tool {index}"))
+        schemas.append(_to_plain(schema, f"tool {index}"))
     return schemas
 
 
-def _plain(value: Any, where: str) -> Any:
-    """Return a copy in plain JSON types: a template may call methods, and other objects' methods may do anything."""
+def _to_plain(value: Any, where: str) -> Any:
+    """Return a copy in plain JSON types: templates may call methods, so arbitrary objects are unsafe."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
     if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, where) for key, item in value.items()}
+        return {_to_plain(key, where): _to_plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
-    raise InputError(f"{where} holds a {type(value).__name__}; templates take strings, numbers, lists and dicts")
+        return [_to_plain(item, where) for item in value]
+    raise InputError(f"{where} contains a {type(value).__name__}. Use strings, numbers, lists and dicts")

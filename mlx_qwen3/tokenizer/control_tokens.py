@@ -1,8 +1,8 @@
-"""Keep the control tokens that a user's text contains apart from those that a chat template writes.
+"""Distinguish control tokens in user input from those that a chat template writes.
 
-The rules are those of `apply_chat_template(sanitize_control_tokens=True)` in transformers 5.23: control tokens in
-messages, tools, documents and template variables are enclosed in two private characters before rendering, and encoded
-as plain text afterwards.
+As in `apply_chat_template(sanitize_control_tokens=True)` of transformers 5.23, control tokens in messages, tools,
+documents and template variables are enclosed in two private-use characters before rendering, and encoded as plain text
+afterwards.
 """
 
 import re
@@ -20,7 +20,7 @@ _START, _END = "\U000f0000", "\U000f0001"
 
 
 def control_tokens(added_tokens: Sequence[Any], template_text: str) -> list[str]:
-    """Return the special tokens, and the added tokens that the template itself contains, the longest first."""
+    """Return the special tokens and the added tokens that the template contains, longest first."""
     found = [
         token.content
         for token in added_tokens
@@ -30,9 +30,9 @@ def control_tokens(added_tokens: Sequence[Any], template_text: str) -> list[str]
 
 
 def mark_control_tokens(value: Any, tokens: Sequence[str]) -> Any:
-    """Return a copy of `value` in which every control token in a string stands between the two characters.
+    """Return a copy of `value` in which control tokens in strings are enclosed in the two marks.
 
-    Dict keys stay as they are.
+    Dict keys are not changed.
     """
     return _mark(value, re.compile("|".join(map(re.escape, tokens)) or "(?!)"))
 
@@ -50,14 +50,15 @@ def _mark(value: Any, pattern: re.Pattern[str]) -> Any:
 def encode_marked(
     text: str, tokens: Sequence[str], encode: Callable[..., list[int]], token_id: Callable[[str], int | None]
 ) -> list[int]:
-    """Return the ids of a rendered chat; what stands between marks is encoded as plain text.
+    """Encode a rendered chat; text between marks is encoded as plain text.
 
     Args:
-        tokens: every added token, the longest first.
-        encode: text and `split_special_tokens` -> ids, without special tokens added.
+        tokens: all added tokens, longest first.
+        encode: maps a text and `split_special_tokens` to ids, without adding special tokens.
+        token_id: maps a token to its id.
 
     Raises:
-        InputError: the vocabulary makes a control token out of plain text.
+        InputError: the vocabulary encodes plain text as a control token.
     """
     alternatives = "|".join(map(re.escape, tokens)) or "(?!)"
     pieces = re.split(f"{_START}({alternatives}){_END}|[{_START}{_END}]", text)
@@ -67,29 +68,31 @@ def encode_marked(
         if not piece:
             continue
         plain = index % 2 == 1
-        # After a newline, so that a vocabulary that puts a space before a text does not do so in the middle.
+        # Encode after a newline, so that vocabularies that prefix texts with a space do not add one in the middle.
         found = encode("\n" + piece, split_special_tokens=plain)
         matches = found[: len(newline)] == newline
         found = found[len(newline) :] if matches else encode(piece, split_special_tokens=plain)
         if plain and token_id(piece) in found:
-            raise InputError(f"sanitize_control_tokens: the vocabulary makes {piece!r} out of plain text. Remove it")
+            raise InputError(f"sanitize_control_tokens: {piece!r} cannot be encoded as plain text. Remove it")
         ids += found
     return ids
 
 
 def encode_sanitized(tokenizer: "Tokenizer", texts: str | list[str], **options: Any) -> BatchEncoding:
-    """Return the inputs of rendered chats in which control tokens of the user stand between marks, as plain text.
+    """Encode rendered chats with marked control tokens; return the model inputs.
 
     Args:
-        **options: keywords of a tokenizer call.
+        **options: keyword arguments of a tokenizer call.
 
     Raises:
-        InputError: a keyword that has no meaning here; a control token that the vocabulary makes out of plain text.
+        InputError: an unsupported keyword, or a control token that cannot be encoded as plain text.
     """
     added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
 
     def encode(text: str, split_special_tokens: bool) -> list[int]:
-        return _plain_ids(tokenizer, text) if split_special_tokens else tokenizer.encode(text, add_special_tokens=False)
+        return (
+            _encode_plain(tokenizer, text) if split_special_tokens else tokenizer.encode(text, add_special_tokens=False)
+        )
 
     lengths = {name: options.pop(name, None) for name in ("padding", "truncation", "max_length", "return_tensors")}
     options.pop("add_special_tokens")
@@ -112,8 +115,8 @@ def encode_sanitized(tokenizer: "Tokenizer", texts: str | list[str], **options: 
     )
 
 
-def _plain_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """Encode a text without looking for added tokens, special or not."""
+def _encode_plain(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """Encode a text without matching added tokens, special or not."""
     backend = tokenizer.backend
     text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
     split = backend.pre_tokenizer

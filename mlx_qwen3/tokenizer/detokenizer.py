@@ -1,6 +1,6 @@
-"""Text streamed from token ids: what `decode` of all ids gives, a piece at a time, in linear time.
+"""Incremental detokenization: convert token ids to text one id at a time, in linear time.
 
-Knows the decoders of the `tokenizers` package; nothing of generation.
+The segments joined equal `decode` of all ids. Independent of generation.
 """
 
 import codecs
@@ -15,8 +15,8 @@ from ..errors import InputError
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable character: itself, or one from U+0100 on.
+def _build_byte_table() -> dict[str, int]:
+    """Return the byte of each character of byte-level BPE, which spells a byte as itself or as U+0100 and above.
 
     Source: `bytes_to_unicode` in https://github.com/openai/gpt-2/blob/master/src/encoder.py
     """
@@ -25,16 +25,14 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-BYTE_OF_CHARACTER = _byte_of_character()
+BYTE_OF_CHARACTER = _build_byte_table()
 
 
 class TokenBytes(dict[int, bytes]):
-    """Token id -> the bytes that it stands for in a byte-level vocabulary, each computed when first asked
-    for.
+    """Bytes of each token id in a byte-level vocabulary, computed on first access.
 
-    One table serves every detokenizer of a tokenizer, so that a request never waits for 150,000 entries. An
-    id outside the vocabulary stands for no bytes: a model's output may have more rows than the vocabulary
-    has tokens.
+    All detokenizers of a tokenizer share one table, so that no request has to compute 150,000 entries. An id outside
+    the vocabulary has no bytes: a model's output may have more rows than the vocabulary has tokens.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -43,20 +41,20 @@ class TokenBytes(dict[int, bytes]):
 
     def __missing__(self, token: int) -> bytes:
         if token < 0:
-            raise InputError(f"token id {token} is negative")
+            raise InputError(f"token id {token} is negative. Use ids from 0")
         text = self._backend.id_to_token(token) or ""
         try:
             value = bytes([BYTE_OF_CHARACTER[character] for character in text])
-        except KeyError:  # an added token may hold characters that stand for no byte: it is plain text
+        except KeyError:  # an added token with other characters is plain text
             value = text.encode()
         self[token] = value
         return value
 
 
 class Detokenizer(Protocol):
-    """Turns ids into text one id at a time.
+    """Convert ids to text one id at a time.
 
-    After `finalize()` the segments joined, and `text`, equal the tokenizer's `decode` of all the ids without
+    After `finalize()`, `text` and the joined segments equal `decode` of all ids without
     `clean_up_tokenization_spaces`.
     """
 
@@ -64,29 +62,29 @@ class Detokenizer(Protocol):
 
     @property
     def text(self) -> str:
-        """All the text so far."""
+        """All text so far."""
         ...
 
     @property
     def last_segment(self) -> str:
-        """The text that came since this was last read; a character is held back until its last byte."""
+        """The text added since the last read; a character is withheld until its last byte arrives."""
         ...
 
     def add_token(self, token: int) -> None:
-        """Take the next id."""
+        """Add the next id."""
         ...
 
     def finalize(self) -> None:
-        """End the text: what was held back comes out, bytes that form no character as U+FFFD."""
+        """Flush withheld text; incomplete characters become U+FFFD."""
         ...
 
     def reset(self) -> None:
-        """Drop everything added."""
+        """Clear all ids and text."""
         ...
 
 
 class _Segments:
-    """Keeps the pieces of text that came out, and those not yet read."""
+    """Store the read and unread segments of text."""
 
     def __init__(self) -> None:
         self.reset()
@@ -111,7 +109,7 @@ class _Segments:
 
 
 class ByteLevelDetokenizer(_Segments):
-    """Streams a byte-level vocabulary: each token is some bytes, and UTF-8 is decoded as the bytes come."""
+    """Detokenizer of byte-level vocabularies: map tokens to bytes and decode UTF-8 incrementally."""
 
     def __init__(self, token_bytes: TokenBytes, skipped: frozenset[int] = frozenset()) -> None:
         self._bytes = token_bytes
@@ -135,10 +133,10 @@ class ByteLevelDetokenizer(_Segments):
 
 
 class WindowDetokenizer(_Segments):
-    """Streams any vocabulary whose decoder looks no further back than one token, such as WordPiece.
+    """Detokenizer of vocabularies whose decoder depends on at most one previous token, such as WordPiece.
 
-    The text of a token is what it adds to the text of the token before it. A token that stands for a byte,
-    and text that ends in U+FFFD, are held back until what follows completes them.
+    The text of a token is the difference that it makes after the previous token. Byte tokens and text that ends in
+    U+FFFD are withheld until the following tokens complete them.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, skipped: frozenset[int] = frozenset()) -> None:
@@ -154,7 +152,7 @@ class WindowDetokenizer(_Segments):
     def add_token(self, token: int) -> None:
         token = int(token)
         if token < 0:
-            raise InputError(f"token id {token} is negative")
+            raise InputError(f"token id {token} is negative. Use ids from 0")
         self.tokens.append(token)
         written = self._backend.id_to_token(token)
         if written is None or token in self._skipped:

@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata, the reverse of `gguf`."""
+"""Convert a tokenizer to GGUF metadata, the reverse of `gguf`."""
 
 import json
 from typing import Any
@@ -15,16 +15,16 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
     """Return the `tokenizer.*` metadata of a tokenizer.
 
     Args:
-        vocab_size: rows of the embedding; rows without a token become unused tokens.
+        vocab_size: number of rows of the embedding; rows without a token become unused tokens.
 
     Raises:
-        TokenizerError: not Qwen3's kind of tokenizer, or more tokens than rows.
+        TokenizerError: the tokenizer does not split text as Qwen3's does, or has more tokens than rows.
     """
     content = json.loads(tokenizer.backend.to_str())
     _check_kind(content)
     if len(tokenizer) > vocab_size:
         raise TokenizerError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows: resize the model"
+            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows. Resize the model's embeddings"
         )
     added = tokenizer.added_tokens_decoder
     tokens, types = [], np.empty(vocab_size, dtype=np.int32)
@@ -46,11 +46,11 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges,
     }
-    for name, index in _ends(tokenizer, content).items():
+    for name, index in _find_end_tokens(tokenizer, content).items():
         if index is not None:
             metadata[f"tokenizer.ggml.{name}_token_id"] = index
     metadata["tokenizer.ggml.add_bos_token"] = False
-    if _appended(content) is not None:
+    if _find_appended_token(content) is not None:
         metadata["tokenizer.ggml.add_eos_token"] = True
     templates = tokenizer.chat_template
     named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
@@ -59,11 +59,13 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
     return metadata
 
 
-def _ends(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, int | None]:
-    """Return the ids of the ends and of padding. A token that is appended to every text is the end there, as
-    llama.cpp's converter has it, and the tokenizer's own the end of a turn.
+def _find_end_tokens(tokenizer: Tokenizer, content: dict[str, Any]) -> dict[str, int | None]:
+    """Return the ids of the end and padding tokens.
+
+    As in llama.cpp's converter, a token that is appended to every text becomes `eos`, and the tokenizer's own
+    `eos_token` becomes `eot`, the end of a turn.
     """
-    appended = _appended(content)
+    appended = _find_appended_token(content)
     own = tokenizer.eos_token_id
     ends = {"eos": own, "padding": tokenizer.pad_token_id}
     if appended is not None and tokenizer.backend.token_to_id(appended) != own:
@@ -84,15 +86,15 @@ def _check_kind(content: dict[str, Any]) -> None:
     )
     if not good:
         raise TokenizerError(
-            "GGUF has names for known tokenizers only, and this one does not split text as Qwen3's does"
+            "this tokenizer does not split text as Qwen3's does, and GGUF has no name for it. Use Qwen3's tokenizer"
         )
 
 
-def _appended(content: dict[str, Any]) -> str | None:
-    """Return the token that the tokenizer puts at the end of every text.
+def _find_appended_token(content: dict[str, Any]) -> str | None:
+    """Return the token that is appended to every text, or None.
 
     Raises:
-        TokenizerError: other tokens are put around texts.
+        TokenizerError: the tokenizer adds other tokens to texts.
     """
     processor = content.get("post_processor") or {}
     for step in processor.get("processors") or [processor]:
@@ -102,5 +104,7 @@ def _appended(content: dict[str, Any]) -> str | None:
         if len(special) == 2 and special[0] is None and special[1] is not None:
             return special[1]
         if any(special):
-            raise TokenizerError("GGUF has no place for the tokens that this tokenizer puts around texts")
+            raise TokenizerError(
+                "GGUF cannot store the tokens that this tokenizer adds to texts. Use Qwen3's tokenizer"
+            )
     return None

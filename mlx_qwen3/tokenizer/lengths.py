@@ -1,6 +1,4 @@
-"""What `padding`, `truncation` and `max_length` of a call mean, by the reference's rules, and the padding
-itself.
-"""
+"""Resolve `padding`, `truncation` and `max_length` by the rules of transformers, and pad and truncate rows."""
 
 import logging
 from dataclasses import dataclass
@@ -13,10 +11,10 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 NO_LENGTH = int(1e30)
-"""`model_max_length` of a tokenizer whose configuration names none, as in the reference."""
+"""`model_max_length` of a tokenizer whose configuration does not set it, as in transformers."""
 
-MOST_TOKENS = 2**31
-"""A length from here on, such as the reference's `model_max_length` of 1e30, limits nothing."""
+UNLIMITED_TOKENS = 2**31
+"""Lengths from this value on, such as a `model_max_length` of 1e30 in transformers, are treated as unlimited."""
 
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -24,8 +22,9 @@ _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths that a call asks for: `padding` 'longest', 'max_length' or None; `truncation` a strategy
-    or None.
+    """Resolved lengths of a call, in tokens.
+
+    `padding` is 'longest', 'max_length' or None; `truncation` is a strategy or None.
     """
 
     padding: str | None
@@ -35,23 +34,28 @@ class Lengths:
     pad_to_multiple_of: int | None
 
     def truncate(self, backend: tokenizers.Tokenizer, special: int, pair: bool, side: str) -> None:
-        """Set the backend to truncate rows of `special` special tokens.
+        """Configure the backend to truncate rows that contain `special` special tokens.
 
-        Raises InputError when no text can fit, or nothing is left to move on by.
+        Raises:
+            InputError: `max_length` leaves no room for text, or `stride` leaves none for new tokens.
         """
         if self.truncation is None or self.max_length is None:
             return
         room = self.max_length - special
         if room < 0:
-            raise InputError(f"max_length={self.max_length} leaves no room beside {special} special tokens")
+            raise InputError(
+                f"max_length={self.max_length} is less than the {special} special tokens. Use a larger one"
+            )
         if self.stride and self.stride >= room:
-            raise InputError(f"stride={self.stride} must be less than the {room} text tokens that max_length leaves")
+            raise InputError(
+                f"stride={self.stride} is too large. Use less than the {room} text tokens that max_length leaves"
+            )
         if self.truncation == "only_second" and not pair:
-            raise InputError("truncation='only_second' needs text_pair")
+            raise InputError("truncation='only_second' needs a pair. Pass text_pair")
         backend.enable_truncation(self.max_length, stride=self.stride, strategy=self.truncation, direction=side)
 
     def pad(self, rows: list[Encoding], token: str, token_id: int, type_id: int, side: str) -> None:
-        """Pad rows in place, to the longest of them or to `max_length`."""
+        """Pad rows in place to the longest one or to `max_length`."""
         if self.padding is None:
             return
         length = max(map(len, rows), default=0) if self.padding == "longest" else self.max_length or 0
@@ -69,16 +73,19 @@ def resolve_lengths(
     pad_to_multiple_of: int | None,
     model_max_length: int,
 ) -> Lengths:
-    """Return the meaning of a call's arguments: `max_length` alone truncates, and defaults to the model's length.
+    """Resolve the arguments of a call.
 
-    Without any length, padding and truncation to it do nothing, as in the reference's
-    `_get_padding_truncation_strategies`. Raises InputError for an unknown strategy or a length that cannot
-    be.
+    `max_length` without `padding` and `truncation` truncates, and its default is the model's length. If the model has
+    no length either, padding and truncation to `max_length` have no effect. Source:
+    `_get_padding_truncation_strategies` of transformers.
+
+    Raises:
+        InputError: an unknown strategy or an invalid length.
     """
     if max_length is not None and padding is False and truncation is None:
         truncation = True
-    pad = _choice("padding", "longest" if padding is True else padding or "do_not_pad", _PADDINGS)
-    cut = _choice(
+    pad = _check_choice("padding", "longest" if padding is True else padding or "do_not_pad", _PADDINGS)
+    cut = _check_choice(
         "truncation", "longest_first" if truncation is True else truncation or "do_not_truncate", _TRUNCATIONS
     )
     pads, cuts = pad != "do_not_pad", cut != "do_not_truncate"
@@ -92,12 +99,12 @@ def resolve_lengths(
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"{name}={value!r} is not a whole number")
+            raise InputError(f"{name}={value!r} is not an integer. Pass a number of tokens")
         if value < 0:
-            raise InputError(f"{name}={value} is negative")
-    if max_length is not None and max_length >= MOST_TOKENS:
+            raise InputError(f"{name}={value} is negative. Use 0 or more")
+    if max_length is not None and max_length >= UNLIMITED_TOKENS:
         if pad == "max_length":
-            raise InputError(f"max_length={max_length} is too long to pad to. Give less than {MOST_TOKENS}")
+            raise InputError(f"max_length={max_length} is too long to pad to. Use less than {UNLIMITED_TOKENS}")
         max_length, cuts = None, False
         pads = pad == "longest"
     if max_length is None and (cuts or pad == "max_length"):
@@ -107,18 +114,18 @@ def resolve_lengths(
             max_length = model_max_length
     if pads and cuts and pad_to_multiple_of and max_length is not None and max_length % pad_to_multiple_of:
         raise InputError(
-            f"max_length={max_length} is not a multiple of pad_to_multiple_of={pad_to_multiple_of}, "
-            "so a truncated row could not be padded"
+            f"max_length={max_length} is not a multiple of pad_to_multiple_of={pad_to_multiple_of}. "
+            "Use a multiple, so that truncated rows can be padded"
         )
     return Lengths(pad if pads else None, cut if cuts else None, max_length, stride, pad_to_multiple_of)
 
 
 def check_side(name: str, side: str) -> str:
-    """`side`, 'left' or 'right'; raises InputError for anything else."""
-    return _choice(name, side, ("left", "right"))
+    """Return `side` if it is 'left' or 'right'; raise InputError otherwise."""
+    return _check_choice(name, side, ("left", "right"))
 
 
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name}={value!r} is unknown. Use one of {', '.join(map(repr, allowed))}")
     return value

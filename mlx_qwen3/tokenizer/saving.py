@@ -1,4 +1,4 @@
-"""Writes a tokenizer as the files that transformers and mlx-lm read."""
+"""Save a tokenizer as the files that transformers and mlx-lm read."""
 
 import json
 import os
@@ -22,23 +22,23 @@ def save_tokenizer(
 ) -> tuple[str, ...]:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat templates; return their paths.
 
-    The files are replaced together.
+    The files are replaced together: an error leaves the folder unchanged.
 
     Args:
-        keywords: those of transformers that ask for what happens anyway.
+        keywords: options of transformers whose values request the behaviour that this function has anyway.
 
     Raises:
-        InputError: another keyword, or a folder that is not a path.
-        TokenizerError: the folder cannot be written; it is as it was.
+        InputError: an unsupported keyword, or `folder` is not a path.
+        TokenizerError: the folder cannot be written.
     """
     check_saving_options(keywords, "Tokenizer.save_pretrained")
     if not isinstance(folder, str | os.PathLike) or not str(folder):
-        raise InputError(f"cannot save to {folder!r}: give the path of a folder")
+        raise InputError(f"cannot save to {folder!r}. Give the path of a folder")
     root = Path(folder)
     texts = {
         "tokenizer.json": tokenizer.serialized(),
-        "tokenizer_config.json": json.dumps(_config(tokenizer), indent=2, ensure_ascii=False) + "\n",
-        **_templates(tokenizer.chat_template),
+        "tokenizer_config.json": json.dumps(_build_config(tokenizer), indent=2, ensure_ascii=False) + "\n",
+        **_list_template_files(tokenizer.chat_template),
     }
     with update_folder(root, error=TokenizerError) as staging:
         for name, text in texts.items():
@@ -46,7 +46,7 @@ def save_tokenizer(
     return tuple(str(root / name) for name in texts)
 
 
-def _templates(template: str | dict[str, str] | None) -> dict[str, str]:
+def _list_template_files(template: str | dict[str, str] | None) -> dict[str, str]:
     if template is None:
         return {}
     if isinstance(template, str):
@@ -54,14 +54,15 @@ def _templates(template: str | dict[str, str] | None) -> dict[str, str]:
     files = {}
     for name, text in template.items():
         if Path(name).name != name:
-            raise TokenizerError(f"a chat template cannot be saved under the name {name!r}")
+            raise TokenizerError(f"a chat template cannot be saved under the name {name!r}. Use a name without a path")
         files["chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"] = text
     return files
 
 
-def _config(tokenizer: "Tokenizer") -> dict[str, Any]:
-    """Return the configuration as it was read, with what may have changed since; added tokens stand in
-    tokenizer.json.
+def _build_config(tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Return the configuration that was loaded, updated with the current settings.
+
+    Added tokens are left out because tokenizer.json contains them.
     """
     left_out = {"chat_template", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"}
     config = {name: value for name, value in tokenizer.init_kwargs.items() if name not in left_out}

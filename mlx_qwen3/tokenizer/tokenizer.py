@@ -1,4 +1,4 @@
-"""The tokenizer that a caller holds: text to model inputs and back, conversations to prompts, ids to streamed text."""
+"""The public tokenizer class: encode and decode text, render chat templates, stream text from token ids."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,21 @@ from .padding import pad_encoded
 from .saving import save_tokenizer
 from .vocabulary import NAMED_TOKENS, Vocabulary
 
-_NOT_PASSED_ON = frozenset(
+_UNFORWARDED_ARGUMENTS = frozenset(
     ["self", "text", "text_pair", "text_target", "text_pair_target", "tokenizer_kwargs", "unknown", "verbose"]
 )
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class Tokenizer(Vocabulary):
-    """Encodes, decodes and applies chat templates; made by `AutoTokenizer.from_pretrained`.
+    """Encode and decode text and apply chat templates; created by `AutoTokenizer.from_pretrained`.
 
-    `backend` does the work, `config` is the content of `tokenizer_config.json` (special tokens as strings),
-    and `family` gives the class name and the keys that a call returns where `config` does not say.
+    Args:
+        backend: the `tokenizers.Tokenizer` that splits and encodes text.
+        config: content of `tokenizer_config.json`, with special tokens as strings.
+        chat_template: a Jinja template, or templates by name.
+        extra_special_tokens: special tokens that have no role such as `eos_token`.
+        family: class name and keys of a call's result, used if `config` does not set them.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Tokenizer(Vocabulary):
 
     @property
     def padding_side(self) -> str:
-        """The side that padding goes to: 'right' or 'left'."""
+        """The side on which rows are padded: 'right' or 'left'."""
         return self._padding_side
 
     @padding_side.setter
@@ -73,7 +77,7 @@ class Tokenizer(Vocabulary):
 
     @property
     def truncation_side(self) -> str:
-        """The side that truncation cuts: 'right' or 'left'."""
+        """The side on which rows are truncated: 'right' or 'left'."""
         return self._truncation_side
 
     @truncation_side.setter
@@ -113,23 +117,33 @@ class Tokenizer(Vocabulary):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> BatchEncoding:
-        """Return the model inputs of one text or a batch of B: `input_ids`, `attention_mask`, for BERT
-        `token_type_ids`.
+        """Encode one text or a batch of B texts and return the model inputs.
 
         A batch is a list of texts or of (text, pair) tuples; with `is_split_into_words` a text is a list of
-        words. Values are lists (of lists, for a batch), or arrays (B, L) with `return_tensors` 'mlx' or
-        'np'. Lengths are in tokens. `padding`: True or 'longest', 'max_length', False; `truncation`: True or
-        'longest_first', 'only_first', 'only_second', False; `max_length` alone truncates. With
-        `return_overflowing_tokens` what was cut follows in rows of its own that repeat `stride` tokens, and
-        `overflow_to_sample_mapping` (one index per row) names the text of each. `text_target` is encoded too and
-        returned as `labels` (as the inputs, without `text`). `split_special_tokens` encodes special tokens in the
-        text as plain text. `verbose` is accepted and changes nothing; `tokenizer_kwargs` are further keywords.
+        words. Lengths are in tokens.
 
-        Raises InputError for a wrong or unknown argument, no padding token, or rows that make no array.
+        Args:
+            padding: True or 'longest', 'max_length', or False.
+            truncation: True or 'longest_first', 'only_first', 'only_second', or False. `max_length` without
+                `truncation` and `padding` truncates too.
+            return_tensors: 'mlx' or 'np' for arrays (B, L); None for lists (of lists, for a batch).
+            return_overflowing_tokens: return the truncated tokens as additional rows that repeat `stride` tokens.
+                `overflow_to_sample_mapping` has the index of the text of each row.
+            text_target: encoded too and returned as `labels`; returned as the inputs if `text` is None.
+            split_special_tokens: encode special tokens in the text as plain text.
+            verbose: accepted for compatibility; has no effect.
+            tokenizer_kwargs: further keyword arguments of this call.
+
+        Returns:
+            `input_ids`, `attention_mask` and, for BERT, `token_type_ids`.
+
+        Raises:
+            InputError: an argument is wrong or unknown, padding is requested without a padding token, or the rows
+                differ in length and cannot form an array.
         """
-        options = {name: value for name, value in locals().items() if name not in _NOT_PASSED_ON}
+        options = {name: value for name, value in locals().items() if name not in _UNFORWARDED_ARGUMENTS}
         if tokenizer_kwargs is not None or text_target is not None or text_pair_target is not None:
-            options |= _keywords(tokenizer_kwargs)
+            options |= _check_keywords(tokenizer_kwargs)
             if text_target is None:
                 return self(text, text_pair, **options)
             labels = self(text_target, text_pair_target, **options)
@@ -141,13 +155,13 @@ class Tokenizer(Vocabulary):
         if unknown:
             raise InputError(f"a tokenizer call has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.__call__)")
         if text is None:
-            raise InputError("there is no text to encode: pass text or text_target")
+            raise InputError("there is no text to encode. Pass text or text_target")
         check_tensor_type(return_tensors)
         rows, batched = as_rows(text, text_pair, is_split_into_words)
         lengths = resolve_lengths(padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length)
         side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
         if lengths.padding is not None and self.pad_token is None:
-            raise InputError("padding needs a padding token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
+            raise InputError("padding needs a padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
         splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         encoded = self._encode_rows(rows, bool(add_special_tokens), bool(is_split_into_words), lengths, bool(splits))
         samples, parts = [], []
@@ -178,7 +192,7 @@ class Tokenizer(Vocabulary):
     def _encode_rows(
         self, rows: list[Any], add_special_tokens: bool, split: bool, lengths: Lengths, split_special_tokens: bool
     ) -> list[Encoding]:
-        """Return one Encoding per row. Truncation is a setting of the backend, so one call at a time uses it."""
+        """Return one Encoding per row. Truncation is a setting of the shared backend, so calls hold a lock."""
         pair = isinstance(rows[0], tuple)
         special = self.num_special_tokens_to_add(pair) if add_special_tokens else 0
         what = f"cannot encode with max_length={lengths.max_length}, truncation={lengths.truncation!r}"
@@ -194,13 +208,14 @@ class Tokenizer(Vocabulary):
                 self.backend.no_truncation()
 
     def encode(self, text: str | Sequence[str], text_pair: str | Sequence[str] | None = None, **options: Any) -> Any:
-        """Return the ids of one text (or pair): a list, or an array (1, L) with `return_tensors`; options as of a
-        call.
+        """Return the ids of one text or pair: a list, or an array (1, L) with `return_tensors`.
+
+        `options` are the keyword arguments of a call of the tokenizer.
         """
         return self(text, text_pair, **{**options, "return_overflowing_tokens": False})["input_ids"]
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """Return the tokens of a text as they stand in the vocabulary."""
+        """Return the tokens of a text as spelled in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()
 
     def pad(
@@ -214,13 +229,17 @@ class Tokenizer(Vocabulary):
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad rows that were encoded before to one length, as a data collator does.
+        """Pad encoded rows to a common length, as a data collator does.
 
-        `encoded_inputs` is a dict of lists or arrays, or a list of such dicts with one row each; arrays in give
-        arrays out. `input_ids`, `attention_mask`, `token_type_ids` and `special_tokens_mask` are padded, other
-        entries (labels) stay as they are. The arguments are those of a call.
+        `input_ids`, `attention_mask`, `token_type_ids` and `special_tokens_mask` are padded; other entries, such as
+        labels, are returned unchanged. The other arguments are those of a call.
 
-        Raises InputError without `input_ids`, without a padding token, or for a wrong argument.
+        Args:
+            encoded_inputs: a dict of lists or arrays, or a list of such dicts with one row each. The result has
+                arrays if the inputs are arrays.
+
+        Raises:
+            InputError: no `input_ids`, no padding token, or a wrong argument.
         """
         return pad_encoded(
             self,
@@ -242,26 +261,32 @@ class Tokenizer(Vocabulary):
         use_source_tokenizer: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Return the text of ids: an int, a list, a 1-D array, or what a call returned; the texts of a list of
-        them or of a 2-D array.
+        """Convert ids back to text.
 
-        An id above the vocabulary gives no text: a model's output layer may have more rows than there are tokens.
-        `clean_up_tokenization_spaces` (default: the configuration's) removes the spaces before punctuation
-        that WordPiece leaves; it never touches byte-level text. `use_source_tokenizer` is accepted and changes
-        nothing. Raises InputError for what is no id and for an unknown argument.
+        An id beyond the vocabulary gives no text: a model's output layer may have more rows than there are tokens.
+
+        Args:
+            token_ids: an int, a list, a 1-D array or the result of a call gives one text; a list of lists or a 2-D
+                array gives a list of texts.
+            clean_up_tokenization_spaces: remove the spaces that WordPiece leaves before punctuation (default: the
+                configuration's value). Byte-level text is never changed.
+            use_source_tokenizer: accepted for compatibility; has no effect.
+
+        Raises:
+            InputError: a value is not an id, or an argument is unknown.
         """
         if unknown:
             raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode)")
         if isinstance(token_ids, Mapping):
             if "input_ids" not in token_ids:
-                raise InputError("the mapping to decode has no input_ids. Pass ids, or what a call returned")
+                raise InputError("the mapping to decode has no input_ids. Pass ids, or the result of a tokenizer call")
             token_ids = token_ids["input_ids"]
         ids = as_ids(token_ids)
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         for index in ids:
             if not 0 <= index < 2**32:
-                raise InputError(f"token id {index} is no id: it must be from 0 to 4294967295")
+                raise InputError(f"token id {index} is out of range. Use ids from 0 to 4294967295")
         text = self.backend.decode(ids, bool(skip_special_tokens))
         clean_up = clean_up_tokenization_spaces
         if (self.clean_up_tokenization_spaces if clean_up is None else clean_up) and not self._is_bpe:
@@ -276,7 +301,7 @@ class Tokenizer(Vocabulary):
         clean_up_tokenization_spaces: bool | None = None,
         **options: Any,
     ) -> list[str]:
-        """Return the text of each row of a list of ids or of a 2-D array; as `decode`, but always a list."""
+        """Convert each row of a list of ids or of a 2-D array to text, as `decode` does; always return a list."""
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces, **options)
         return [texts] if isinstance(texts, str) else texts
 
@@ -285,17 +310,17 @@ class Tokenizer(Vocabulary):
         return isinstance(self.backend.model, tokenizers.models.BPE)
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Return the text of tokens."""
+        """Join tokens, spelled as in the vocabulary, to text."""
         decoder = self.backend.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     @property
     def detokenizer(self) -> Detokenizer:
-        """A fresh detokenizer that streams special tokens too."""
+        """A new detokenizer that includes special tokens in the text."""
         return self.make_detokenizer()
 
     def make_detokenizer(self, skip_special_tokens: bool = False) -> Detokenizer:
-        """Return a fresh detokenizer; its text is that of `decode` with the same `skip_special_tokens`."""
+        """Return a new detokenizer whose text equals `decode` with the same `skip_special_tokens`."""
         skipped = frozenset[int]()
         if skip_special_tokens:
             added = self.added_tokens_decoder
@@ -305,7 +330,7 @@ class Tokenizer(Vocabulary):
         return WindowDetokenizer(self.backend, skipped)
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that a token adds to a text; none for an id outside the vocabulary."""
+        """Return the bytes that a token adds to a text; empty for an id outside the vocabulary."""
         if isinstance(self.backend.decoder, tokenizers.decoders.ByteLevel):
             return self._token_bytes[token]
         return self.backend.decode([token], skip_special_tokens=False).encode()
@@ -333,22 +358,28 @@ class Tokenizer(Vocabulary):
         tokenizer_kwargs: Mapping[str, Any] | None = None,
         **template_variables: Any,
     ) -> Any:
-        """Return the prompt of a conversation (a list of messages), or of each of a list of conversations.
+        """Render the prompt of a conversation (a list of messages), or of each of a list of conversations.
 
-        A message has a `role` ('system', 'user', 'assistant', 'tool') and a `content`. `tools` are functions or
-        their JSON schemas; further keywords such as `enable_thinking` go to the template. `continue_final_message`
-        leaves the last message open for the model to go on with (a string names the field, else `content`).
-        `sanitize_control_tokens` encodes control tokens in the messages, tools, documents and variables as plain
-        text, so that only the template's own begin and end turns.
+        A message has a `role` ('system', 'user', 'assistant', 'tool') and a `content`. Further keyword arguments
+        such as `enable_thinking` are passed to the template.
+
+        Args:
+            tools: functions, or their JSON schemas.
+            continue_final_message: leave the last message open so that the model continues it. A string names the
+                field to continue (default: `content`).
+            sanitize_control_tokens: encode control tokens in messages, tools, documents and variables as plain text,
+                so that only the template's own control tokens begin and end turns.
+            return_assistant_tokens_mask: return `assistant_masks`, 1 for every token that the assistant writes. Needs
+                a template with `{% generation %}`.
 
         Returns:
-            Ids; text with `tokenize=False`; with `return_dict=True` a BatchEncoding. With
-            `return_assistant_tokens_mask`, which needs a template with `{% generation %}`, a BatchEncoding with
-            `assistant_masks`, 1 for every token that the assistant writes.
+            Ids; text with `tokenize=False`; a BatchEncoding with `return_dict=True` or
+            `return_assistant_tokens_mask=True`.
 
-        Raises InputError for a message, role or tool that cannot be used, for arguments that exclude one another
-        and for an argument of a tokenizer call that is no variable of the template; TokenizerError without a
-        usable template.
+        Raises:
+            InputError: an invalid message, role or tool, arguments that exclude each other, or an argument of a
+                tokenizer call that is not a variable of the template.
+            TokenizerError: no usable template.
         """
         if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
             raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'")
@@ -364,9 +395,9 @@ class Tokenizer(Vocabulary):
         if return_assistant_tokens_mask and not chat_templates.has_generation_blocks(template):
             raise InputError(
                 "return_assistant_tokens_mask needs a chat template with {% generation %} … {% endgeneration %} "
-                "around the assistant's words. Pass one as chat_template="
+                "around the assistant's text. Pass one as chat_template="
             )
-        marked = chat_templates.control_tokens_of(self, template) if sanitize_control_tokens else None
+        marked = chat_templates.find_control_tokens(self, template) if sanitize_control_tokens else None
         texts = [
             chat_templates.render_chat(
                 template,
@@ -393,13 +424,13 @@ class Tokenizer(Vocabulary):
             "truncation": truncation,
             "max_length": max_length,
             "return_tensors": return_tensors,
-            **_keywords(tokenizer_kwargs),
+            **_check_keywords(tokenizer_kwargs),
         }
         given = list(texts) if batched else texts[0]
         inputs = encode_sanitized(self, given, **options) if sanitize_control_tokens else self(given, **options)
         if return_assistant_tokens_mask:
             alone = not batched and return_tensors is None
-            masks = [_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
+            masks = [_build_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
             inputs["assistant_masks"] = masks[0] if alone else masks
             inputs.convert_to_tensors(return_tensors)
         return inputs if return_dict or return_assistant_tokens_mask else inputs["input_ids"]
@@ -418,22 +449,23 @@ class Tokenizer(Vocabulary):
                 self.backend.no_padding()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **keywords: Any) -> tuple[str, ...]:
-        """Write the files that this package, transformers and mlx-lm load; return their paths.
+        """Save the tokenizer in the format that this package, transformers and mlx-lm load; return the paths.
 
-        Raises TokenizerError when the folder cannot be written.
+        Raises:
+            TokenizerError: the folder cannot be written.
         """
         return save_tokenizer(self, save_directory, keywords)
 
 
-def _keywords(given: Any) -> dict[str, Any]:
-    """Return the further keywords of a tokenizer call; raise InputError for what is none."""
+def _check_keywords(given: Any) -> dict[str, Any]:
+    """Return `tokenizer_kwargs` as a dict; raise InputError for another type."""
     if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}, expected a dict of keywords")
+        raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}. Pass a dict of keyword arguments")
     return dict(given or {})
 
 
-def _assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return 1 for every token of a row that lies in one of the spans of characters."""
+def _build_assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return 1 for each token of a row that overlaps one of the character spans, else 0."""
     encodings = inputs.encodings or []
     mask = [0] * len(encodings[row])
     for start, end in spans:

@@ -1,4 +1,4 @@
-"""Tokens <-> ids, and the tokens with a role: beginning, end, unknown, separator, padding, class, mask."""
+"""Map tokens to ids and back; manage the special tokens (bos, eos, unk, sep, pad, cls, mask)."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 
 
 class _NamedToken:
-    """An attribute such as `eos_token`: the token's text, or None."""
+    """Descriptor of an attribute such as `eos_token`: the token's text, or None."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -28,18 +28,18 @@ class _NamedToken:
     def __set__(self, vocabulary: "Vocabulary", token: str | None) -> None:
         if token is not None:
             if not isinstance(token, str | AddedToken):
-                raise InputError(f"{self.name} must be a string or None, not {type(token).__name__}")
+                raise InputError(f"{self.name} is of type {type(token).__name__}. Pass a string or None")
             token = str(token)
             if vocabulary.backend.token_to_id(token) is None:
                 raise InputError(
-                    f"{self.name} {token!r} is not in the vocabulary; add it with "
+                    f"{self.name} {token!r} is not in the vocabulary. Add it with "
                     f"add_special_tokens({{{self.name!r}: {token!r}}}) and resize the model's embeddings"
                 )
         vocabulary._named[self.name] = token
 
 
 class _NamedTokenId:
-    """An attribute such as `eos_token_id`: the token's id, or None."""
+    """Descriptor of an attribute such as `eos_token_id`: the token's id, or None."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name.removesuffix("_id")
@@ -51,13 +51,13 @@ class _NamedTokenId:
     def __set__(self, vocabulary: "Vocabulary", token_id: int | None) -> None:
         token = None if token_id is None else vocabulary.convert_ids_to_tokens(int(token_id))
         if token_id is not None and token is None:
-            raise InputError(f"{self.name}_id {token_id} is outside the vocabulary of {len(vocabulary)} tokens")
+            raise InputError(f"{self.name}_id {token_id} is out of range. Use ids below {len(vocabulary)}")
         vocabulary._named[self.name] = token
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A file as it was when it was read."""
+    """Identifies the state of a file by size and modification time (ns), so that later changes are detected."""
 
     path: Path
     size: int
@@ -65,12 +65,12 @@ class FileVersion:
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
-        """Return the present version of a file."""
+        """Return the current version of a file."""
         status = path.stat()
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def is_current(self) -> bool:
-        """Return whether the file is still this one."""
+        """Return whether the file exists and is unchanged."""
         try:
             return FileVersion.of(self.path) == self
         except OSError:
@@ -78,7 +78,7 @@ class FileVersion:
 
 
 class Vocabulary:
-    """The tokens of a `tokenizers.Tokenizer` and their ids, with the named special tokens as attributes.
+    """Tokens and ids of a `tokenizers.Tokenizer`, with the special tokens as attributes.
 
     `bos_token`, `eos_token`, `unk_token`, `sep_token`, `pad_token`, `cls_token`, `mask_token` and the same
     names with `_id` can be read and set.
@@ -103,7 +103,7 @@ class Vocabulary:
         self.backend = backend
         self._named = {name: named.get(name) for name in NAMED_TOKENS}
         self._extra = list(dict.fromkeys(extra))
-        self.vocabulary_file: FileVersion | None = None  # where the tokens come from, added ones apart
+        self.vocabulary_file: FileVersion | None = None  # source of the tokens, except added ones
         self._token_bytes = TokenBytes(backend)
         self._lock = threading.RLock()
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -121,17 +121,17 @@ class Vocabulary:
 
     @property
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
-        """The `tokenizers.Tokenizer` that does the work."""
+        """The underlying `tokenizers.Tokenizer`."""
         return self.backend
 
     @property
     def is_fast(self) -> bool:
-        """Always true: the work is done by the `tokenizers` package."""
+        """Always True, because the `tokenizers` package is used."""
         return True
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the trained vocabulary, without those added to it; `len(tokenizer)` counts both."""
+        """Number of tokens without added tokens; `len(tokenizer)` includes them."""
         return self.backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
@@ -144,36 +144,36 @@ class Vocabulary:
         return self.backend.token_to_id(token) is not None
 
     def get_vocab(self) -> dict[str, int]:
-        """Return token -> id, the added tokens included."""
+        """Return a dict from token to id, including added tokens."""
         return self.backend.get_vocab(with_added_tokens=True)
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Return token -> id of the added tokens, in order of their ids."""
+        """Return a dict from added token to id, in the order of ids."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id -> added token."""
+        """The added tokens by id."""
         return self.backend.get_added_tokens_decoder()
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without a name of their own."""
+        """Special tokens that have no attribute such as `eos_token`."""
         return list(self._extra)
 
     @property
     def additional_special_tokens(self) -> list[str]:
-        """The older name of `extra_special_tokens`."""
+        """Older name of `extra_special_tokens`."""
         return list(self._extra)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Name -> token, for the named special tokens that are set."""
+        """The special tokens that are set, by attribute name."""
         return {name: token for name, token in self._named.items() if token is not None}
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The named and the extra special tokens, each once."""
+        """All special tokens including the extra ones, without duplicates."""
         return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra]))
 
     @property
@@ -185,9 +185,9 @@ class Vocabulary:
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Add tokens that the vocabulary lacks at its end; -> how many were new.
+        """Add missing tokens at the end of the vocabulary; return how many were new.
 
-        The model's embeddings must grow with it: `model.resize_token_embeddings(len(tokenizer))`.
+        Resize the model's embeddings afterwards: `model.resize_token_embeddings(len(tokenizer))`.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
         add = self.backend.add_special_tokens if special_tokens else self.backend.add_tokens
@@ -195,10 +195,12 @@ class Vocabulary:
         return add(tokens)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """Add and name special tokens, e.g. `{"pad_token": "[PAD]"}`; -> how many were new.
+        """Add and set special tokens, e.g. `{"pad_token": "[PAD]"}`; return how many were new.
 
-        The key `extra_special_tokens` (or `additional_special_tokens`) takes a list. Raises InputError for a
-        name that is not a special token's.
+        The key `extra_special_tokens` (or `additional_special_tokens`) takes a list.
+
+        Raises:
+            InputError: a key is not the name of a special token.
         """
         added = 0
         for name, value in special_tokens_dict.items():
@@ -209,7 +211,7 @@ class Vocabulary:
                 added += self.add_tokens(value, special_tokens=True)
                 setattr(self, name, value)
             else:
-                raise InputError(f"{name!r} is not a special token; expected one of {', '.join(NAMED_TOKENS)}")
+                raise InputError(f"{name!r} is not a special token. Use one of {', '.join(NAMED_TOKENS)}")
         return added
 
     @overload
@@ -217,9 +219,9 @@ class Vocabulary:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int | None]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
-        """Return the id of a token, or the ids of several; an unknown token gives `unk_token_id` (None without one)."""
+        """Return the id of a token or the ids of several; `unk_token_id`, which may be None, for an unknown token."""
         if not isinstance(tokens, str | list | tuple):
-            raise InputError(f"tokens is of type {type(tokens).__name__}, expected a token or a list of them")
+            raise InputError(f"tokens is of type {type(tokens).__name__}. Pass a token or a list of tokens")
         if isinstance(tokens, str):
             index = self.backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -232,19 +234,19 @@ class Vocabulary:
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
-        """Return the token of an id, or the tokens of several, as they stand in the vocabulary; None for an unknown
-        id.
+        """Return the token of an id, or the tokens of several, as spelled in the vocabulary; None for an unknown id.
 
-        Raises InputError for a negative id.
+        Raises:
+            InputError: an id is negative.
         """
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(ids, int):
             if ids < 0:
-                raise InputError(f"token id {ids} is negative")
+                raise InputError(f"token id {ids} is negative. Use ids from 0")
             return self.backend.id_to_token(ids) if ids < 1 << 32 else None
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
         return [self.convert_ids_to_tokens(index) for index in as_ids(ids) if index not in skipped]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens encoding one text (or a pair) adds."""
+        """Return the number of special tokens added to one text, or to a pair."""
         return self.backend.num_special_tokens_to_add(pair)

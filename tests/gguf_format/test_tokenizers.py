@@ -173,8 +173,8 @@ def test_overrides_replace_what_the_file_says(small, tmp_path):
 BAD = {
     "no tokenizer": ({"model": None}, "has no tokenizer"),
     "another kind": ({"model": "llama"}, "SentencePiece"),
-    "another split": ({"pre": "gpt-4o"}, "splits text as 'gpt-4o'"),
-    "an unnamed split": ({"pre": None}, "does not say how text is split"),
+    "another split": ({"pre": "gpt-4o"}, "tokenizer.ggml.pre is 'gpt-4o'"),
+    "an unnamed split": ({"pre": None}, "tokenizer.ggml.pre is missing"),
     "more tokens than rows": (
         {"tokens": ["a", "b"] * 300, "types": [1] * 600},
         "600 tokens and an embedding of 410 rows",
@@ -183,7 +183,7 @@ BAD = {
     "an unknown type": ({"types": [9] * 410}, "unknown type 9"),
     "a token twice": ({"tokens": ["a"] * 410, "types": [1] * 410}, "a token twice"),
     "a merge of one": ({"merges": ["ab"]}, "the merge 'ab'"),
-    "a merge of unknown tokens": ({"merges": ["qq zz"]}, "do not fit together"),
+    "a merge of unknown tokens": ({"merges": ["qq zz"]}, "tokens and merges are inconsistent"),
     "an end beyond the tokens": ({"eos": 4000}, "eos_token_id is 4000"),
     "an end that is unused": ({"eos": 409}, "unused token"),
 }

@@ -14,7 +14,7 @@ def names(renders):
     return [f"{case['name']}, {case['add_generation_prompt']}, {case['enable_thinking']}" for case in renders]
 
 
-def test_every_reference_rendering_is_equal_to_the_letter_and_the_id(qwen3, renders):
+def test_texts_and_ids_equal_the_recorded_renderings_of_transformers(qwen3, renders):
     wrong = []
     for case, name in zip(renders, names(renders), strict=True):
         options = {} if case["enable_thinking"] is None else {"enable_thinking": case["enable_thinking"]}
@@ -45,14 +45,14 @@ def test_results_are_ids_text_or_inputs(byte_level):
     assert len(byte_level.apply_chat_template(USER, truncation=True, max_length=3)) == 3
 
 
-def test_thinking_can_be_switched_off(byte_level):
+def test_thinking_can_be_disabled(byte_level):
     options = {"add_generation_prompt": True, "tokenize": False}
     text = byte_level.apply_chat_template(USER, enable_thinking=False, **options)
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert text.startswith(byte_level.apply_chat_template(USER, enable_thinking=True, **options))
 
 
-def test_templates_are_written_as_in_the_reference(byte_level):
+def test_template_functions_behave_as_in_transformers(byte_level):
     text = '<b> & "quotes" 你'
     template = "{% for m in messages %}\n  {% if true %}\n{{ m.content | tojson }}\n  {% endif %}\n{% endfor %}"
     assert render(byte_level, template, [{"role": "user", "content": text}]) == '"<b> & \\"quotes\\" 你"\n'
@@ -67,7 +67,7 @@ def test_templates_are_written_as_in_the_reference(byte_level):
     assert render(byte_level, "{{ documents[0].title }}", documents=[{"title": "T"}]) == "T"
 
 
-def test_a_template_that_refuses_or_fails_is_one_line(byte_level):
+def test_an_error_in_a_template_is_reported_in_one_line(byte_level):
     for template, message in (
         ("{{ raise_exception('no\nsystem here') }}", "cannot render these messages: no system here"),
         ("{% if %}", "error in line 1"),
@@ -80,10 +80,10 @@ def test_a_template_that_refuses_or_fails_is_one_line(byte_level):
         assert "\n" not in str(caught.value)
 
 
-def test_content_in_parts_is_named_where_the_template_takes_text(byte_level):
+def test_content_in_parts_is_reported_if_the_template_expects_text(byte_level):
     parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     assert render(byte_level, "{{ messages[0].content[0].text }}", parts) == "hi"
-    with pytest.raises(TokenizerError, match=r"list of parts.*give a string"):
+    with pytest.raises(TokenizerError, match=r"list of parts.*Pass a string"):
         byte_level.apply_chat_template(parts)
 
 
@@ -98,7 +98,7 @@ def test_content_in_parts_is_named_where_the_template_takes_text(byte_level):
         "{% set ns = namespace(a=1) %}{% set ns._b = 2 %}",
     ],
 )
-def test_a_template_can_reach_and_change_nothing(byte_level, template):
+def test_a_template_cannot_access_internals_or_modify_messages(byte_level, template):
     messages = [dict(USER[0])]
     with pytest.raises(TokenizerError):
         render(byte_level, template, messages)
@@ -112,22 +112,22 @@ def test_a_template_can_reach_and_change_nothing(byte_level, template):
         ("hi", "non-empty list"),
         ([[]], "messages is empty"),
         (["hi"], "message 0 must be a dict with 'role' and 'content', not str"),
-        ([{"content": "hi"}], "message 0 has no role; use one of system, user, assistant, tool"),
+        ([{"content": "hi"}], "message 0 has no role. Use one of system, user, assistant, tool"),
         (
             [*USER, {"role": "bot", "content": "hi"}],
-            "message 1 has the unknown role 'bot'; use one of system",
+            "message 1 has the unknown role 'bot'. Use one of system",
         ),
         ([{"role": "user"}], "message 0 (user) has no content"),
         ([{"role": "user", "content": 3}], "message 0 (user) has content of type int"),
-        ([{"role": "user", "content": "hi", "image": object()}], "message 0: image holds a object"),
+        ([{"role": "user", "content": "hi", "image": object()}], "message 0: image contains a object"),
     ],
 )
-def test_wrong_messages_are_named(byte_level, messages, message):
+def test_wrong_messages_are_reported(byte_level, messages, message):
     with pytest.raises(InputError, match=re.escape(message)):
         byte_level.apply_chat_template(messages)
 
 
-def test_a_role_that_the_template_names_is_known(byte_level):
+def test_a_role_that_appears_in_the_template_is_accepted(byte_level):
     message = [{"role": "developer", "content": "be brief"}]
     template = "{% if messages[0].role == 'developer' %}dev{% endif %}"
     assert render(byte_level, template, message) == "dev"
@@ -147,7 +147,7 @@ def test_a_tool_call_without_content_renders(byte_level):
     assert '<tool_call>\n{"name": "f", "arguments": {"x": "é<"}}\n</tool_call>' in text
 
 
-def test_reasoning_is_known_by_its_other_names(byte_level):
+def test_aliases_of_reasoning_content_are_accepted(byte_level):
     texts = {
         byte_level.apply_chat_template([*USER, {"role": "assistant", "content": "ok", name: "because"}], tokenize=False)
         for name in ("reasoning_content", "reasoning", "thinking")
@@ -156,7 +156,7 @@ def test_reasoning_is_known_by_its_other_names(byte_level):
     assert "<think>\nbecause\n</think>\n\nok" in texts.pop()
 
 
-def test_the_final_message_can_be_left_open(byte_level):
+def test_the_final_message_can_be_continued(byte_level):
     messages = [*USER, {"role": "assistant", "content": "Sure, "}]
     text = byte_level.apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert text.endswith("Sure, ")
@@ -173,8 +173,8 @@ def test_the_final_message_can_be_left_open(byte_level):
         byte_level.apply_chat_template(messages, continue_final_message="thinking")
 
 
-def test_without_a_template_the_error_says_so(word_piece, byte_level):
-    with pytest.raises(TokenizerError, match="no chat template; pass chat_template="):
+def test_a_missing_template_is_reported(word_piece, byte_level):
+    with pytest.raises(TokenizerError, match=r"no chat template\. Pass chat_template="):
         word_piece.apply_chat_template(USER)
     byte_level.chat_template = {"a": "A", "b": "B"}
     with pytest.raises(TokenizerError, match=r"one of \['a', 'b'\]"):
@@ -207,13 +207,13 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("template", HOSTILE)
-def test_a_template_that_does_not_end_or_fit_is_reported_as_a_one_line_error(template):
+def test_a_template_that_exceeds_the_limits_is_reported_in_one_line(template):
     with pytest.raises(TokenizerError) as caught:
         byte_tokenizer(template).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert "\n" not in str(caught.value)
 
 
-def test_formats_of_ordinary_width_are_written():
+def test_formats_of_ordinary_width_are_rendered():
     template = (
         "{{ '{:>5}|{:{width}}|'.format('a', 'b', width=4) ~ '{}'.format(10**12) }}"
         "|{{ '%5d|%s' % (7, 10**12) }}|100% sure"
@@ -233,7 +233,7 @@ def test_control_tokens_of_a_user_are_encoded_as_plain_text():
         tokenizer.apply_chat_template(chat, sanitize_control_tokens=True, tokenize=False)
 
 
-def test_the_mask_covers_what_the_assistant_writes():
+def test_the_mask_covers_the_text_of_the_assistant():
     template = (
         "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}"
         "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
@@ -247,12 +247,12 @@ def test_the_mask_covers_what_the_assistant_writes():
         byte_tokenizer().apply_chat_template(chat, return_assistant_tokens_mask=True)
 
 
-def test_a_keyword_of_a_tokenizer_call_is_no_template_variable():
+def test_an_argument_of_a_tokenizer_call_is_rejected_as_template_variable():
     with pytest.raises(InputError, match="tokenizer_kwargs"):
         byte_tokenizer().apply_chat_template([{"role": "user", "content": "hi"}], return_offsets_mapping=True)
 
 
-def test_masks_exclude_what_has_no_place_for_them():
+def test_masks_exclude_incompatible_options():
     for options in ({"tokenize": False}, {"return_dict": False}, {"sanitize_control_tokens": True}):
         with pytest.raises(InputError, match="return_assistant_tokens_mask"):
             byte_tokenizer(MARKED).apply_chat_template(TALK, return_assistant_tokens_mask=True, **options)
@@ -271,7 +271,7 @@ TALK = [
 
 
 @pytest.mark.reference
-def test_sanitized_ids_and_masks_are_those_of_transformers(tmp_path):
+def test_sanitized_ids_and_masks_equal_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = byte_tokenizer(MARKED)
     ours.save_pretrained(tmp_path)

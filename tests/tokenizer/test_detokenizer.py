@@ -41,19 +41,19 @@ def check_byte_level(parts, skip):
 
 
 @given(pieces, st.booleans())
-def test_any_ids_stream_to_what_decode_gives(parts, skip):
+def test_streamed_text_equals_decode(parts, skip):
     check_byte_level(parts, skip)
 
 
 @pytest.mark.slow
 @settings(max_examples=10_000)
 @given(pieces, st.booleans())
-def test_any_ids_stream_to_what_decode_gives_at_length(parts, skip):
+def test_streamed_text_of_long_sequences_equals_decode(parts, skip):
     check_byte_level(parts, skip)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=6), max_size=8))
-def test_invalid_bytes_are_replaced_as_decode_does(chunks):
+def test_invalid_bytes_are_replaced_as_in_decode(chunks):
     from mlx_qwen3.tokenizer.detokenizer import BYTE_OF_CHARACTER
 
     names = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
@@ -61,7 +61,7 @@ def test_invalid_bytes_are_replaced_as_decode_does(chunks):
     assert "".join(stream(BYTE_LEVEL, ids)) == BYTE_LEVEL.backend.decode(ids)
 
 
-def test_a_character_comes_out_with_its_last_byte_and_text_at_once():
+def test_a_character_is_emitted_with_its_last_byte_and_text_at_once():
     ids = BYTE_LEVEL.encode(" the 𝔘 fox")
     segments = stream(BYTE_LEVEL, ids)
     assert segments[0] == " the"
@@ -80,7 +80,7 @@ def test_a_special_token_inside_a_character_breaks_it():
     assert "".join(stream(BYTE_LEVEL, ids, skip_special_tokens=True)) == "😀"
 
 
-def test_an_id_beyond_the_vocabulary_adds_no_text_and_a_negative_one_is_refused():
+def test_an_id_beyond_the_vocabulary_adds_no_text_and_a_negative_one_is_rejected():
     """A model's output may have more rows than the vocabulary has tokens."""
     ids = BYTE_LEVEL.encode("the fox")
     assert "".join(stream(BYTE_LEVEL, [ids[0], len(BYTE_LEVEL) + 5, *ids[1:]])) == "the fox"
@@ -88,7 +88,7 @@ def test_an_id_beyond_the_vocabulary_adds_no_text_and_a_negative_one_is_refused(
         BYTE_LEVEL.detokenizer.add_token(-1)
 
 
-def test_each_access_is_fresh_and_reset_starts_again():
+def test_each_access_returns_a_new_detokenizer_and_reset_clears_it():
     ids = BYTE_LEVEL.encode("the 😀")
     detokenizer = BYTE_LEVEL.detokenizer
     assert detokenizer is not BYTE_LEVEL.detokenizer
@@ -140,7 +140,7 @@ SENTENCE_PIECE = Tokenizer(sentence_piece_backend())
 
 
 @given(st.lists(st.integers(0, len(WORDS) - 1), max_size=30), st.booleans())
-def test_word_pieces_stream_to_what_decode_gives(ids, skip):
+def test_streamed_word_pieces_equal_decode(ids, skip):
     whole = WORD_PIECE.backend.decode(ids, skip_special_tokens=skip)
     assert isinstance(WORD_PIECE.detokenizer, WindowDetokenizer)
     assert "".join(stream(WORD_PIECE, ids, skip_special_tokens=skip)) == whole
@@ -153,12 +153,12 @@ def test_word_pieces_stream_to_what_decode_gives(ids, skip):
     ),
     st.booleans(),
 )
-def test_byte_fallback_streams_to_what_decode_gives(ids, skip):
+def test_streamed_byte_fallback_equals_decode(ids, skip):
     whole = SENTENCE_PIECE.backend.decode(ids, skip_special_tokens=skip)
     assert "".join(stream(SENTENCE_PIECE, ids, skip_special_tokens=skip)) == whole
 
 
-def test_the_real_vocabulary_streams_without_a_table(qwen3):
+def test_the_qwen3_vocabulary_streams_without_a_full_table(qwen3):
     assert isinstance(qwen3, Tokenizer)
     text = "  leading spaces, 👩‍👩‍👧‍👦 🏳️‍🌈, 한국어와 العربية\r\n<think>\nplan\n</think>"
     ids = qwen3.encode(text)
@@ -166,7 +166,7 @@ def test_the_real_vocabulary_streams_without_a_table(qwen3):
     assert len(qwen3._token_bytes) <= len(set(ids))
 
 
-def test_loading_twice_shares_nothing(byte_level_folder):
+def test_tokenizers_loaded_twice_share_no_state(byte_level_folder):
     first, second = (AutoTokenizer.from_pretrained(byte_level_folder) for _ in range(2))
     first.add_tokens("<only first>")
     assert "<only first>" not in second

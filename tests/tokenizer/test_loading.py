@@ -9,17 +9,17 @@ from mlx_qwen3.errors import InputError, MlxQwen3Error, TokenizerError
 from tests.support.vocabularies import split_files
 
 
-def test_importing_and_loading_leaves_transformers_and_torch_alone(byte_level_folder):
+def test_importing_and_loading_does_not_import_transformers_or_torch(byte_level_folder):
     program = (
         "import sys, mlx_qwen3; tokenizer = mlx_qwen3.AutoTokenizer.from_pretrained(sys.argv[1]);"
         "tokenizer('hi', return_tensors='mlx');"
         "tokenizer.apply_chat_template([{'role': 'user', 'content': 'hi'}]);"
         "print({'transformers', 'torch', 'mlx_lm'} & set(sys.modules))"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, str(byte_level_folder)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "set()"
+    assert result.stdout.strip() == "set()"
 
 
 TEXTS = [
@@ -52,7 +52,7 @@ def test_added_tokens_json_gives_the_same_ids(byte_level, byte_level_folder, tmp
     assert not tokenizer.added_tokens_decoder[added["<think>"]].special
 
 
-def test_an_added_token_at_another_id_is_named(byte_level_folder, tmp_path):
+def test_an_added_token_with_an_inconsistent_id_is_reported(byte_level_folder, tmp_path):
     config = split_files(byte_level_folder, tmp_path)
     config["added_tokens_decoder"] = {"7000": {"content": "<new>", "special": True}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -70,7 +70,7 @@ def test_special_tokens_map_fills_an_old_configuration(byte_level_folder, tmp_pa
     assert tokenizer.special_tokens_map == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 
-def test_the_model_type_stands_in_for_a_missing_tokenizer_class(byte_level_folder, tmp_path):
+def test_the_model_type_replaces_a_missing_tokenizer_class(byte_level_folder, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -101,7 +101,7 @@ def test_overrides_replace_fields(byte_level_folder, word_piece_folder):
     assert cased.tokenize("Hello hello") == ["[UNK]", "hello"]
 
 
-def test_case_in_the_configuration_wins_over_tokenizer_json(word_piece, tmp_path):
+def test_case_in_the_configuration_overrides_tokenizer_json(word_piece, tmp_path):
     word_piece.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["do_lower_case"] = False
@@ -128,36 +128,36 @@ def test_defaults_of_a_class_do_not_grow_the_vocabulary(word_piece_folder, tmp_p
         ("tokenizer_config.json", "[]", "not contain a mapping of names to values"),
         ("tokenizer.model", "", "only a SentencePiece vocabulary"),
         ("vocab.txt", "[CLS]\n[SEP]\n", "no unknown token '\\[UNK\\]'"),
-        ("readme.md", "", "has no vocabulary; needed: tokenizer.json"),
+        ("readme.md", "", "has no vocabulary. Add tokenizer.json"),
     ],
 )
-def test_unusable_files_are_named_in_one_line(tmp_path, name, content, message):
+def test_unusable_files_are_reported_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(TokenizerError, match=message) as caught:
         AutoTokenizer.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_no_folder_is_resolved_as_a_checkpoint(byte_level_folder, monkeypatch):
-    asked = {}
+def test_a_name_that_is_not_a_folder_is_resolved_as_a_checkpoint(byte_level_folder, monkeypatch):
+    requests = {}
 
     def resolve_checkpoint(path_or_id, revision, allow_patterns, gguf_file, hub):
-        asked[path_or_id, revision] = allow_patterns
+        requests[path_or_id, revision] = allow_patterns
         return byte_level_folder
 
     monkeypatch.setattr("mlx_qwen3.tokenizer.auto.resolve_checkpoint", resolve_checkpoint)
     assert AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B", revision="v1").vocab_size == 400
-    patterns = asked["Qwen/Qwen3-0.6B", "v1"]
+    patterns = requests["Qwen/Qwen3-0.6B", "v1"]
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"} <= set(patterns)
     assert not any("safetensors" in pattern for pattern in patterns)
 
 
-def test_a_path_without_a_folder_is_named(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(MlxQwen3Error, match="nothing-here"):
         AutoTokenizer.from_pretrained(tmp_path / "nothing-here")
 
 
-def test_templates_named_in_the_configuration(byte_level_folder, tmp_path):
+def test_named_templates_of_the_configuration_are_loaded(byte_level_folder, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
     templates = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}), encoding="utf-8")
@@ -167,12 +167,12 @@ def test_templates_named_in_the_configuration(byte_level_folder, tmp_path):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
-def test_an_unknown_override_is_refused(byte_level_folder):
-    with pytest.raises(InputError, match="'padding_sid' is no field of a tokenizer"):
+def test_an_unknown_override_is_rejected(byte_level_folder):
+    with pytest.raises(InputError, match="'padding_sid' is not a field of a tokenizer"):
         AutoTokenizer.from_pretrained(byte_level_folder, padding_sid="left")
 
 
-def test_template_files_win_and_several_can_be_named(byte_level_folder, tmp_path):
+def test_template_files_take_precedence_and_can_be_named(byte_level_folder, tmp_path):
     for file in byte_level_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "chat_template.jinja").write_text("from the file", encoding="utf-8")
@@ -206,7 +206,7 @@ def test_template_files_win_and_several_can_be_named(byte_level_folder, tmp_path
         ("chat_template", 5),
     ],
 )
-def test_a_field_of_another_type_is_named(byte_level_folder, tmp_path, name, value):
+def test_a_field_of_the_wrong_type_is_reported(byte_level_folder, tmp_path, name, value):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: value}), encoding="utf-8")
     with pytest.raises(TokenizerError, match=name) as caught:
@@ -223,14 +223,14 @@ def test_an_empty_token_and_an_infinite_length_are_not_set(byte_level_folder, tm
     assert len(tokenizer("a b c", truncation=True, max_length=tokenizer.model_max_length)["input_ids"]) > 1
 
 
-def test_a_template_that_is_not_utf8_is_named(byte_level_folder, tmp_path):
+def test_a_template_that_is_not_utf8_is_reported(byte_level_folder, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
     with pytest.raises(TokenizerError, match="is not UTF-8"):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
-def test_the_configuration_says_which_tokens_are_special(byte_level, byte_level_folder, tmp_path):
+def test_the_configuration_decides_which_tokens_are_special(byte_level, byte_level_folder, tmp_path):
     name, index = next((t, i) for t, i in byte_level.get_added_vocab().items())
     (tmp_path / "tokenizer.json").write_bytes((byte_level_folder / "tokenizer.json").read_bytes())
     fields = {"added_tokens_decoder": {str(index): {"content": name, "special": True}}}

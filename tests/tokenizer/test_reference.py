@@ -1,4 +1,4 @@
-"""Equality with the tokenizers of transformers, argument by argument."""
+"""Compare the tokenizers with those of transformers, argument by argument."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from tests.support.vocabularies import split_files
 
 pytestmark = [
     pytest.mark.reference,
-    # transformers warns of its own deprecated calls and of max_length without truncation
+    # transformers warns about its own deprecated calls, and about max_length without truncation
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 
@@ -31,7 +31,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def vocab_and_merges_folder(byte_level_folder, tmp_path_factory):
-    """As on the Hub before `tokenizer.json`: added and additional special tokens in the configuration."""
+    """A folder in the format before `tokenizer.json`, with added and special tokens in the configuration."""
     folder = tmp_path_factory.mktemp("vocab_and_merges")
     config = split_files(byte_level_folder, folder)
     config["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
@@ -47,7 +47,7 @@ def both(request):
     return AutoTokenizer.from_pretrained(folder), theirs
 
 
-def equal(ours, theirs):
+def assert_equal(ours, theirs):
     assert set(ours) == set(theirs)
     for key in theirs:
         assert ours[key] == theirs[key], key
@@ -81,7 +81,7 @@ def test_texts_and_pairs(both):
             assert ours.encode(text, add_special_tokens=special) == theirs.encode(text, add_special_tokens=special)
         for pair in (None, "the brown fox, 你好"):
             mine, other = ours(text, pair, **options), theirs(text, pair, **options)
-            equal(mine, other)
+            assert_equal(mine, other)
             assert mine.word_ids() == other.word_ids()
             assert mine.sequence_ids() == other.sequence_ids()
             assert mine.tokens() == other.tokens()
@@ -91,9 +91,9 @@ def test_texts_and_pairs(both):
             for index in range(len(mine.input_ids)):
                 assert mine.token_to_chars(index) == other.token_to_chars(index)
                 assert mine.token_to_word(index) == other.token_to_word(index)
-    equal(ours(TEXTS, TEXTS[::-1]), theirs(TEXTS, TEXTS[::-1]))
+    assert_equal(ours(TEXTS, TEXTS[::-1]), theirs(TEXTS, TEXTS[::-1]))
     words = [["unaffable", "fox", "plays"], ["the"]]
-    equal(ours(words, is_split_into_words=True), theirs(words, is_split_into_words=True))
+    assert_equal(ours(words, is_split_into_words=True), theirs(words, is_split_into_words=True))
 
 
 def test_padding_and_truncation(both):
@@ -112,11 +112,11 @@ def test_padding_and_truncation(both):
         if theirs.model_max_length > 1000 and max_length is None and padding == "max_length":
             continue  # 131,072 tokens per row
         if truncation != "only_second":
-            equal(ours(batch, **options), theirs(batch, **options))
-        # A text that is not to be cut must fit: else both refuse.
+            assert_equal(ours(batch, **options), theirs(batch, **options))
+        # Both libraries reject a text that is too long and must not be truncated.
         first = short if truncation == "only_second" else batch
         second = short if truncation == "only_first" else pairs
-        equal(ours(first, second, **options), theirs(first, second, **options))
+        assert_equal(ours(first, second, **options), theirs(first, second, **options))
 
 
 def test_overflow(both):
@@ -125,10 +125,10 @@ def test_overflow(both):
         ours.truncation_side = theirs.truncation_side = side
         options = {"truncation": True, "max_length": 8, "stride": stride, "padding": padding}
         options |= {"return_overflowing_tokens": True, "return_offsets_mapping": True, "return_length": True}
-        equal(ours(TEXTS, **options), theirs(TEXTS, **options))
-        equal(ours(TEXTS[-1], **options), theirs(TEXTS[-1], **options))
+        assert_equal(ours(TEXTS, **options), theirs(TEXTS, **options))
+        assert_equal(ours(TEXTS[-1], **options), theirs(TEXTS[-1], **options))
         options["truncation"] = "only_second"
-        equal(ours("the fox", TEXTS[-1], **options), theirs("the fox", TEXTS[-1], **options))
+        assert_equal(ours("the fox", TEXTS[-1], **options), theirs("the fox", TEXTS[-1], **options))
 
 
 def test_decoding(both):
@@ -152,7 +152,7 @@ def test_random_text(both):
     rng = random.Random(1)
     alphabet = [chr(c) for c in (*range(32, 127), 9, 10, 13, 0xA0, 0x301, 0x3000, 0x4F60, 0x1F600, 0x200D, 0x130)]
     texts = ["".join(rng.choices(alphabet, k=rng.randrange(40))) for _ in range(300)]
-    equal(ours(texts, return_offsets_mapping=True), theirs(texts, return_offsets_mapping=True))
+    assert_equal(ours(texts, return_offsets_mapping=True), theirs(texts, return_offsets_mapping=True))
 
 
 def test_chat(qwen3_folder, qwen3, renders):
@@ -161,14 +161,14 @@ def test_chat(qwen3_folder, qwen3, renders):
     for case in renders:
         options = {"tools": case["tools"], "add_generation_prompt": case["add_generation_prompt"]}
         mine = qwen3.apply_chat_template(case["messages"], return_dict=True, **options)
-        equal(mine, theirs.apply_chat_template(case["messages"], return_dict=True, **options))
+        assert_equal(mine, theirs.apply_chat_template(case["messages"], return_dict=True, **options))
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure:\n\n"}]
     for template in (None, "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"):
         options = {"continue_final_message": True, "tokenize": False, "chat_template": template}
         assert qwen3.apply_chat_template(messages, **options) == theirs.apply_chat_template(messages, **options)
 
 
-def test_what_is_saved_is_loaded_alike_by_transformers_and_mlx_lm(both, tmp_path):
+def test_saved_tokenizers_load_in_transformers_and_mlx_lm(both, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer_utils = pytest.importorskip("mlx_lm.tokenizer_utils")
     ours, theirs = both
@@ -178,7 +178,7 @@ def test_what_is_saved_is_loaded_alike_by_transformers_and_mlx_lm(both, tmp_path
     assert again.chat_template == theirs.chat_template
     assert again.special_tokens_map == theirs.special_tokens_map
     assert again.get_vocab() == theirs.get_vocab()
-    equal(again(TEXTS, TEXTS[::-1]), theirs(TEXTS, TEXTS[::-1]))
+    assert_equal(again(TEXTS, TEXTS[::-1]), theirs(TEXTS, TEXTS[::-1]))
     wrapped = tokenizer_utils.load(tmp_path)
     assert wrapped.eos_token_ids == {ours.eos_token_id} - {None}
     assert wrapped.encode(TEXTS[0]) == ours.encode(TEXTS[0])

@@ -8,7 +8,7 @@ from mlx_qwen3.errors import TokenizerError
 MESSAGES = [{"role": "user", "content": "hi 你"}]
 
 
-def same(first, second):
+def assert_same(first, second):
     for text in ("Hello <|im_end|> two words 😀", "unaffable [MASK] it's"):
         assert dict(first(text, text)) == dict(second(text, text))
     for name in (
@@ -33,10 +33,10 @@ def test_saved_equals_loaded(byte_level, word_piece, tmp_path):
     for name, tokenizer in (("bpe", byte_level), ("wp", word_piece)):
         paths = tokenizer.save_pretrained(tmp_path / name)
         assert {str(path) for path in (tmp_path / name).iterdir()} == set(paths)
-        same(tokenizer, AutoTokenizer.from_pretrained(tmp_path / name))
+        assert_same(tokenizer, AutoTokenizer.from_pretrained(tmp_path / name))
 
 
-def test_fields_that_are_not_ours_survive(byte_level_folder, tmp_path):
+def test_unknown_configuration_fields_are_kept(byte_level_folder, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(byte_level_folder)
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def test_several_templates_are_saved_by_name(byte_level, tmp_path):
         byte_level.save_pretrained(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(byte_level, tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(byte_level, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(TokenizerError, match=r"cannot write .*file is in the way"):
         byte_level.save_pretrained(tmp_path / "file")

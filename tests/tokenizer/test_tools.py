@@ -49,7 +49,7 @@ class Lamp:
         """
 
 
-def test_a_function_becomes_its_schema(byte_level):
+def test_a_function_is_converted_to_its_schema(byte_level):
     schema = function_schema(weather)
     assert schema == {
         "type": "function",
@@ -79,10 +79,10 @@ def test_a_function_becomes_its_schema(byte_level):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("function", [weather, mixed, Lamp.switch, Lamp().switch])
-def test_schemas_equal_the_references(function):
+def test_schemas_equal_transformers(function):
     theirs = pytest.importorskip("transformers.utils").get_json_schema(function)
     ours = function_schema(function)
-    if "return" in theirs["function"]:  # the reference keeps the line breaks of this one text
+    if "return" in theirs["function"]:  # transformers keeps the line breaks of this text only
         description = theirs["function"]["return"].get("description", "")
         theirs["function"]["return"] |= {"description": " ".join(description.split())} if description else {}
     assert ours == theirs
@@ -115,17 +115,17 @@ def undocumented(x: int): ...
     ("function", "message"),
     [
         (undocumented, "tool undocumented has no docstring"),
-        (undescribed, "says nothing of 'x'"),
+        (undescribed, "has no 'x' under 'Args:'"),
         (unhinted, "'x' has no type hint"),
         (custom, "Lamp.*no JSON counterpart"),
     ],
 )
-def test_what_is_missing_is_named(function, message):
+def test_missing_documentation_is_reported(function, message):
     with pytest.raises(InputError, match=message):
         function_schema(function)
 
 
-def test_choices_in_a_docstring_and_enum_classes_become_an_enum():
+def test_choices_in_a_docstring_and_enum_classes_are_converted_to_enum():
     from enum import Enum
 
     class Unit(Enum):

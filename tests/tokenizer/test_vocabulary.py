@@ -35,7 +35,7 @@ def test_named_tokens_can_be_set_by_token_and_by_id(byte_level):
         byte_level(["a", "a b"], padding=True)
     with pytest.raises(InputError, match=r"'\[PAD\]' is not in the vocabulary"):
         byte_level.pad_token = "[PAD]"
-    with pytest.raises(InputError, match="pad_token_id 9999 is outside"):
+    with pytest.raises(InputError, match="pad_token_id 9999 is out of range"):
         byte_level.pad_token_id = 9999
 
 
@@ -50,7 +50,7 @@ def test_added_special_tokens_get_new_ids_and_names(byte_level):
         byte_level.add_special_tokens({"colour_token": "<c>"})
 
 
-def test_a_streamed_token_added_later_is_seen(byte_level):
+def test_a_token_added_later_is_streamed(byte_level):
     stream = byte_level.detokenizer
     stream.add_token(len(byte_level))
     assert stream.last_segment == ""
@@ -75,7 +75,7 @@ def test_conversions(byte_level, word_piece):
         byte_level.convert_ids_to_tokens(-1)
 
 
-def test_copies_and_pickles_encode_alike(byte_level):
+def test_copies_and_pickles_encode_equally(byte_level):
     ids = byte_level.encode("Hello 😀 world")
     for clone in (copy.deepcopy(byte_level), pickle.loads(pickle.dumps(byte_level))):
         assert clone.encode("Hello 😀 world") == ids
