@@ -27,6 +27,7 @@ from .model_flags import (
 )
 from .printing import answer_printer, part_text, quiet_terminal, speed_lines
 from .ranks import current_group, is_first_process
+from .standard_streams import ClosedInput
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if args.message is not None and args.prompt is not None:
         raise InputError("MESSAGE and --prompt are given. Give one of them")
     first = args.message if args.message is not None else args.prompt
+    closed = isinstance(sys.stdin, ClosedInput)
+    if closed and first is None:
+        sys.stdin.readline()  # raises InputError, before a model is loaded for nothing
     model, tokenizer = load_asked(args, tell=sys.stdin.isatty())
     session = make_session(args, model, tokenizer)
     session.model_name = args.model or "the bundled model"
@@ -62,10 +66,14 @@ def run(args: argparse.Namespace) -> int:
         print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     if first is not None:
         chat.take(Typed(first))
-    status = chat.loop(line_reader(not args.no_history, tuple(COMMANDS)))
+    status = chat.loop(_read_nothing if closed else line_reader(not args.no_history, tuple(COMMANDS)))
     if chat.session is session:  # the cache of another model is of no use to the next run
         keep_cache(args, session)
     return status
+
+
+def _read_nothing(prompt: str) -> str:
+    raise EOFError
 
 
 def _other_session(args: argparse.Namespace, name: str) -> Any:

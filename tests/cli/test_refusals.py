@@ -74,9 +74,22 @@ def closed(stream, *arguments):
 @pytest.mark.parametrize("verb", ["generate", "chat", "classify"])
 def test_a_closed_input(verb):
     found = closed("0<&-", verb)
-    assert found.returncode == (1 if verb == "chat" else 2)
+    assert found.returncode == 2
     assert "the standard input is closed: give the text on the command line" in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.stderr
+
+
+def test_a_chat_with_a_closed_input_reports_one_line():
+    found = closed("0<&-", "chat")
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1
+    assert found.stdout == ""
+
+
+def test_a_chat_with_a_closed_input_answers_the_message_of_the_command_line():
+    found = closed("0<&-", "chat", "hi", "--max-tokens", "4")
+    assert found.returncode == 0
+    assert "the standard input is closed" not in found.stderr
 
 
 @pytest.mark.parametrize("arguments", [["generate", "-p", "hi", "-m", "8", "--seed", "1"], ["classify", "hi"]])
