@@ -1,4 +1,4 @@
-"""A conversation: modes of thinking, history, and a cache that is reused from turn to turn."""
+"""Chat sessions: thinking modes, message history, tools, and a prompt cache that is reused between turns."""
 
 from .modes import Sampling, ThinkingSupport, thinking_support
 from .session import ChatPart, ChatSession, TurnStats

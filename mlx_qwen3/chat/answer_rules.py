@@ -1,4 +1,4 @@
-"""What one answer of a conversation must be: a constraint on it, calls of tools, and where either begins."""
+"""The rules of one answer: a constraint on its text, the allowed tool calls, and where either begins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,18 @@ from ..generation.tokenizer_tables import token_tables
 from .tools import OPEN, AnswerOrCalls, Tool, call_constraint
 
 MOST_REPORTED = 16
-"""Calls in one answer at most, where a tool is only reported."""
+"""Maximum number of calls per answer if calls are reported, not run."""
 
 
 @dataclass(frozen=True)
 class AnswerRules:
-    """What an answer must be.
+    """Rules of one answer.
 
-    constraint: of the answer. tools, choice: what may be called, as in `ChatSession`. runs: how many calls may still
-    be run; none of them allows no calls.
+    Attributes:
+        constraint: constraint on the answer without its reasoning, or None.
+        tools: tools that may be called.
+        choice: `tool_choice` as in `ChatSession`.
+        runs: number of calls that may still be run; 0 allows no calls.
     """
 
     constraint: Constraint | None = None
@@ -30,12 +33,12 @@ class AnswerRules:
 
     @property
     def watches(self) -> bool:
-        """Whether there is anything to follow."""
+        """Whether the answer needs a matcher."""
         return self.constraint is not None or bool(self.tools)
 
     def inner_matcher(self, model: Any, tokenizer: Any) -> TokenMatcher:
-        """Return what follows the answer without its reasoning."""
-        ends = self._ends(model, tokenizer)
+        """Return the matcher of the answer without its reasoning."""
+        ends = self._list_ending_ids(model, tokenizer)
         answer = None if self.constraint is None else self.constraint.matcher(ends)
         if not self.tools:
             assert answer is not None
@@ -50,17 +53,18 @@ class AnswerRules:
         return AnswerOrCalls(calls, answer, len(tables.tokens), ends, tables.tokens_by_text.get(OPEN))
 
     def matcher(self, model: Any, tokenizer: Any, prompt: str, thinking: bool, thinks: bool) -> TokenMatcher:
-        """Return what follows the whole answer.
+        """Return the matcher of the whole answer.
 
         Args:
-            prompt: rendered, it ends where the answer begins. thinking: as the template got it. thinks: whether this
-                answer reasons, which a message may have switched off.
+            prompt: the rendered prompt, up to the beginning of the answer.
+            thinking: the thinking mode that was passed to the template.
+            thinks: whether this answer reasons; a message may have disabled it.
         """
         inner, tables = self.inner_matcher(model, tokenizer), token_tables(tokenizer)
-        size, banned = len(tables.tokens), sorted({*tables.added, *self._ends(model, tokenizer)})
+        size, banned = len(tables.tokens), sorted({*tables.added, *self._list_ending_ids(model, tokenizer)})
         if thinking and not thinks:
             return AfterThinking(inner, Reasoning.for_tokenizer(tokenizer, opened=False, free=False), size, banned)
         return after_thinking(inner, tokenizer, prompt, thinking, size, banned)
 
-    def _ends(self, model: Any, tokenizer: Any) -> list[int]:
+    def _list_ending_ids(self, model: Any, tokenizer: Any) -> list[int]:
         return sorted(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))

@@ -1,4 +1,4 @@
-"""Whether a checkpoint thinks before it answers, and how to sample in either mode.
+"""Detect whether a checkpoint supports thinking, and choose the sampling parameters of each mode.
 
 Sources: the Qwen3 model cards ("Best Practices") for sampling; the chat templates of Qwen3 and of its 2507 releases.
 """
@@ -14,7 +14,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class ThinkingSupport(Enum):
-    """What a chat template can do."""
+    """Whether the chat template never, optionally or always enables thinking."""
 
     NEVER = "never"
     OPTIONAL = "optional"
@@ -22,7 +22,7 @@ class ThinkingSupport(Enum):
 
 
 def thinking_support(tokenizer: Any) -> ThinkingSupport:
-    """Recognised by what the template writes: thinking that can be switched off, or one that it opens itself."""
+    """Detect thinking support from the rendered template: whether it can be disabled, and whether it opens <think>."""
     probe = [{"role": "user", "content": "?"}]
     on, off = (
         tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
@@ -40,7 +40,7 @@ def opens_thinking(prompt: str) -> bool:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; None leaves the choice to the mode."""
+    """Sampling parameters; None means the default of the mode."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -48,16 +48,16 @@ class Sampling:
     min_p: float | None = None
 
     def over(self, other: "Sampling") -> "Sampling":
-        """These values, and where there is none those of `other`."""
+        """Return these values, with missing ones from `other`."""
         return Sampling(**{name: v if v is not None else getattr(other, name) for name, v in asdict(self).items()})
 
     @classmethod
     def of(cls, config: GenerationConfig) -> "Sampling":
-        """Return the sampling that a configuration sets."""
+        """Return the sampling parameters of a configuration."""
         return cls(config.temperature, config.top_p, config.top_k, config.min_p)
 
     def keywords(self) -> dict[str, Any]:
-        """Return what is set, as keywords of `stream_generate`; greedy at temperature 0."""
+        """Return the set values as keyword arguments of `stream_generate`; only the temperature if it is 0 (greedy)."""
         if self.temperature == 0:
             return {"temperature": 0.0}
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -73,25 +73,28 @@ PLAIN = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 
 
 def mode_sampling(thinks: bool, support: ThinkingSupport, config: GenerationConfig) -> Sampling:
-    """Return the sampling of a mode. A generation_config describes one mode: thinking, where both are there."""
+    """Return the sampling parameters of a mode.
+
+    A generation_config describes one mode only: thinking, if the checkpoint supports both.
+    """
     own = Sampling.of(config)
     default = THINKING if thinks else PLAIN
     return own.over(default) if thinks or support is not ThinkingSupport.OPTIONAL else default
 
 
-def resolve_thinking(asked: bool | None, support: ThinkingSupport) -> bool:
+def resolve_thinking(requested: bool | None, support: ThinkingSupport) -> bool:
     """Return whether to think, given the request and what the checkpoint supports.
 
     Raises:
         InputError: the checkpoint does not support the request.
     """
     if support is ThinkingSupport.OPTIONAL:
-        return asked is None or asked
-    does = support is ThinkingSupport.ALWAYS
-    if asked is not None and asked != does:
+        return requested is None or requested
+    thinks_always = support is ThinkingSupport.ALWAYS
+    if requested is not None and requested != thinks_always:
         raise InputError(
             "this checkpoint always thinks. Hide the reasoning or set a thinking budget instead."
-            if does
+            if thinks_always
             else "this checkpoint never thinks. Use one that does, such as Qwen/Qwen3-0.6B."
         )
-    return does
+    return thinks_always

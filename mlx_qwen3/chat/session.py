@@ -1,7 +1,7 @@
-"""`ChatSession`: a conversation with a model that computes nothing twice.
+"""`ChatSession`: a conversation with a model that reuses the prompt cache between turns.
 
-Each turn renders the whole conversation anew, as the chat template wants it (earlier reasoning dropped), compares the
-ids with what the cache holds, keeps the common beginning and computes the rest.
+Each turn renders the whole conversation with the chat template, which drops earlier reasoning. The cache is kept up to
+the longest common prefix of the rendered ids and the cached ids, and only the rest is computed.
 """
 
 import logging
@@ -27,7 +27,7 @@ from ..generation.stream import check_model_and_tokenizer, token_budget
 from .answer_rules import AnswerRules
 from .modes import Sampling, ThinkingSupport, mode_sampling, resolve_thinking, thinking_support
 from .tools import call_constraint, check_choice, make_tools, run_tool
-from .transcript import checked_path, load_transcript, save_transcript
+from .transcript import check_path, load_transcript, save_transcript
 from .turn import ChatPart, Turn, TurnStats
 
 logger = logging.getLogger(__name__)
@@ -38,31 +38,33 @@ _SWITCH = re.compile(r"/(no_)?think\b")
 
 
 class ChatSession:
-    """A conversation.
+    """A conversation with a model.
 
     Args:
-        model: a causal model; tokenizer: its tokenizer, with a chat template.
+        model: a causal model.
+        tokenizer: the tokenizer of the model, with a chat template.
         system: the system prompt.
-        thinking: think before answering; None for what the checkpoint does by itself.
-        thinking_budget: reasoning tokens after which the answer is forced; None for no limit.
-        sampling: temperature, top_p, top_k and min_p; what is None follows the mode.
-        max_tokens: limit of one answer, reasoning included; None for the remaining context.
-        tools: what the model may call: JSON schemas of functions, as the chat template takes them, whose calls are
-            reported; or Python functions with type hints and a docstring, which are run.
-        tool_choice: "auto", "none", "required" (a call comes first), or the name of the tool to call first.
-        max_tool_rounds: how many calls are run at most before the model has to answer.
-        confirm: gets the name and the arguments of a call; a false result skips the call and reports that to the model.
-        schema, regex, choices, grammar: at most one constraint on every answer, as in `stream_generate`; it begins
+        thinking: whether to think before answering; None for the default of the checkpoint.
+        thinking_budget: maximum number of reasoning tokens, after which the answer is forced; None for no limit.
+        sampling: temperature, top_p, top_k and min_p; values that are None default to those of the mode.
+        max_tokens: maximum tokens per answer, including reasoning; None for the remaining context.
+        tools: functions that the model may call. Calls of JSON schemas are reported; Python functions, which need type
+            hints and a docstring, are run.
+        tool_choice: "auto", "none", "required" (begin with a call), or the name of the tool to call first.
+        max_tool_rounds: maximum number of calls that are run before the model must answer.
+        confirm: called with the name and the arguments of each call. If it returns a false value, the call is skipped
+            and the model is informed.
+        schema, regex, choices, grammar: at most one constraint on every answer, as in `stream_generate`; it applies
             after the reasoning.
         cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
-        prefill_step_size: tokens of the prompt in one pass.
+        prefill_step_size: prompt tokens per forward pass.
         decoding, **options: as in `stream_generate`: `repetition_penalty`, `stop`, `logit_bias`, a
-            `generation_config`, … `seed` makes the conversation repeatable. With `do_sample=False`, and no
-            `sampling`, answers are greedy.
+            `generation_config`, … `seed` makes the conversation reproducible. Answers are greedy with
+            `do_sample=False` and no `sampling`.
 
     Raises:
-        InputError: an option that the checkpoint does not support, a sampling value out of range, a bad tool.
-        ConstraintError: a constraint or the schema of a tool that cannot be kept.
+        InputError: an option that the checkpoint does not support, a sampling value out of range, or an invalid tool.
+        ConstraintError: the constraint or the schema of a tool is not supported.
         TokenizerError: the tokenizer has no chat template.
     """
 
@@ -93,7 +95,7 @@ class ChatSession:
         if thinking_budget is not None:
             check_whole_number("thinking_budget", thinking_budget)
         if max_tokens is not None:
-            check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 for what the context holds")
+            check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 for the remaining context")
         if sampling is not None and not isinstance(sampling, Sampling):
             raise InputError(f"sampling is {type_name(sampling)}, expected a Sampling")
         if not isinstance(cache_options or {}, Mapping):
@@ -111,7 +113,7 @@ class ChatSession:
         self.thinking_budget = thinking_budget
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
-        self._rules = self._made_rules(tools, tool_choice, max_tool_rounds, schema, regex, choices, grammar)
+        self._rules = self._make_rules(tools, tool_choice, max_tool_rounds, schema, regex, choices, grammar)
         self.tools = [tool.schema for tool in self._rules.tools] or None
         self._confirm = confirm
         self.cache: Any = None
@@ -129,9 +131,9 @@ class ChatSession:
         self._seed: int | None = self._options.get("seed")
         self._running: Turn | None = None
         resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
-        new_cache(model.config, **_known_cache_options(self._cache_options))
+        new_cache(model.config, **_check_cache_options(self._cache_options))
 
-    def _made_rules(
+    def _make_rules(
         self,
         tools: Any,
         choice: str,
@@ -150,7 +152,7 @@ class ChatSession:
         constraint = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
         return AnswerRules(constraint, made, choice, rounds)
 
-    # what a person does
+    # user actions
 
     def send(
         self,
@@ -162,37 +164,47 @@ class ChatSession:
         choices: Sequence[str] | None = None,
         grammar: str | None = None,
     ) -> Generator[ChatPart, None, None]:
-        """Return the answer to a message, part by part. Closing the generator ends the answer; what was said stays.
+        """Stream the answer to a message, part by part.
 
-        A turn that ends before its first token leaves the conversation as it was.
+        Closing the generator stops the answer and keeps the text so far. A turn that is closed before its first token
+        leaves the conversation unchanged.
 
         Args:
-            progress: gets (tokens done, all tokens) of the part of the prompt that is computed.
-            schema, regex, choices, grammar: a constraint on this answer, in place of the session's.
+            progress: called with (computed tokens, total tokens) of the uncached part of the prompt.
+            schema, regex, choices, grammar: a constraint on this answer, instead of the session's.
 
         Raises:
-            InputError: an empty message, or no text. ConstraintError: a constraint that cannot be kept.
+            InputError: the message is empty or not a string, or another answer is being generated.
+            ConstraintError: the constraint is not supported.
             ContextError: the conversation fills the context.
         """
         if not isinstance(text, str):
             raise InputError(f"the message is {text!r}, expected text")
         if not text.strip():
-            raise InputError("the message is empty")
+            raise InputError("the message is empty. Pass a text")
         own = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
         rules = self._rules if own is None else replace(self._rules, constraint=own)
         return self._answer([*self.messages, {"role": "user", "content": text}], progress, rules)
 
     def retry(self, progress: Any = None) -> Generator[ChatPart, None, None]:
-        """Return another answer to the last message."""
+        """Stream another answer to the last message.
+
+        Raises:
+            InputError: there is no message, or another answer is being generated.
+        """
         messages = list(self.messages)
         while messages and messages[-1]["role"] != "user":
             messages.pop()
         if not messages:
-            raise InputError("there is nothing to answer yet")
+            raise InputError("there is nothing to answer yet. Send a message first")
         return self._answer(messages, progress, self._rules)
 
     def undo(self) -> str | None:
-        """Take the last message and its answer back; the message, or None where there was none."""
+        """Remove the last message and its answer; return the message, or None if there is none.
+
+        Raises:
+            InputError: an answer is being generated.
+        """
         while self.messages:
             message = self.messages.pop()
             if message["role"] == "user":
@@ -200,31 +212,40 @@ class ChatSession:
         return None
 
     def clear(self) -> None:
-        """Drop the conversation; the system prompt stays."""
+        """Delete the messages and statistics; keep the system prompt.
+
+        Raises:
+            InputError: an answer is being generated.
+        """
         self.messages.clear()
         self.stats = None
 
     def set_thinking(self, thinking: bool) -> None:
-        """Switch thinking for the turns to come. Raises `InputError` where the checkpoint cannot."""
+        """Enable or disable thinking for later turns.
+
+        Raises:
+            InputError: the checkpoint does not support it.
+        """
         self.thinking = resolve_thinking(thinking, self.support)
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation to a JSON file, with the model's name, the thinking mode and the sampling.
+        """Save the conversation as JSON, with the model's name, the thinking mode and the sampling parameters.
 
         Raises:
-            InputError: the file cannot be written, or another kind of file has that name.
+            InputError: the file cannot be written, or exists and is not a conversation.
         """
         settings = {"model": self.model_name, "thinking": self.thinking, "sampling": asdict(self.sampling)}
         save_transcript(path, self.system, self.messages, settings)
 
     def load(self, path: str | Path) -> str | None:
-        """Go on with a saved conversation, in the mode and with the sampling that it was saved with.
+        """Load a saved conversation with its thinking mode and sampling parameters.
 
         Returns:
-            The name of the model that it was saved with, if the file names them.
+            The name of the model of the saved conversation, or None if the file has none.
 
         Raises:
-            InputError: no such file, no conversation in it, or settings that this model cannot have.
+            InputError: the file is missing or not a conversation, the model does not support its settings, or an
+                answer is being generated.
         """
         content = load_transcript(path)
         messages = content["messages"]
@@ -236,7 +257,7 @@ class ChatSession:
             for value in values.values()
         )
         if values is not None and not (numbers and names >= set(values)):
-            raise InputError(f"{path} holds sampling settings that are none. Remove them from the file")
+            raise InputError(f"{path} has invalid sampling parameters. Remove them from the file")
         if isinstance(thinking, bool) and thinking != self.thinking:
             self.set_thinking(thinking)
         if values is not None:
@@ -246,26 +267,28 @@ class ChatSession:
         return model if isinstance(model, str) else None
 
     def save_cache(self, path: str | Path) -> None:
-        """Write what the cache holds, so that another process need not compute it again.
+        """Save the prompt cache, so that another process need not recompute it.
 
         Raises:
-            InputError: nothing is cached yet. CacheError: the file cannot be written.
+            InputError: nothing is cached yet, or an answer is being generated.
+            CacheError: the file cannot be written.
         """
         if self.cache is None or not self.cache.offset:
-            raise InputError("nothing is cached yet")
-        path, identity = checked_path(path), {"weights": fingerprint(self.model)}
+            raise InputError("nothing is cached yet. Send a message first")
+        path, identity = check_path(path), {"weights": fingerprint(self.model)}
         save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
 
     def load_cache(self, path: str | Path) -> int:
-        """Load a saved cache and return the number of tokens in it. A turn reuses of it what its prompt begins with.
+        """Load a saved prompt cache; return its number of tokens. Turns reuse the prefix that their prompt shares.
 
         Raises:
-            CacheError: no such file, or one that another model or other weights have made.
+            CacheError: the file is missing, or was saved with another model or other weights.
+            InputError: an answer is being generated.
         """
-        path = checked_path(path)
+        path = check_path(path)
         cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
         if len(info.token_ids) != cache.offset:
-            raise CacheError(f"{path} does not say which tokens it holds: it was not saved by a chat")
+            raise CacheError(f"{path} has no token ids for its cache. Give a cache saved by a chat")
         ignored = (
             ignored_options(cache, new_cache(self.model.config, **self._cache_options)) if self._cache_options else []
         )
@@ -275,27 +298,27 @@ class ChatSession:
         return cache.offset
 
     def sampling_for(self, thinks: bool) -> Sampling:
-        """Return how tokens are drawn in a mode."""
+        """Return the sampling parameters with or without thinking."""
         own = getattr(self.model, "generation_config", None) or GenerationConfig()
         user = self._options.get("generation_config")
         greedy = self._options.get("do_sample", None if user is None else user.do_sample) is False
-        asked = Sampling(temperature=0.0) if greedy else Sampling() if user is None else Sampling.of(user)
-        return self.sampling.over(asked.over(mode_sampling(thinks, self.support, own)))
+        requested = Sampling(temperature=0.0) if greedy else Sampling() if user is None else Sampling.of(user)
+        return self.sampling.over(requested.over(mode_sampling(thinks, self.support, own)))
 
-    # one turn
+    # turns
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         variables = {"enable_thinking": self.thinking} if self.support is ThinkingSupport.OPTIONAL else {}
         return self.tokenizer.apply_chat_template(
             [*first, *messages], tools=self.tools, add_generation_prompt=True, tokenize=False, **variables
         )
 
-    def _ids(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _thinks(self, messages: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether this turn thinks: the mode, or the last /think or /no_think that a message holds."""
+        """Return whether this turn thinks: the last /think or /no_think in a message, else the mode."""
         if self.support is ThinkingSupport.OPTIONAL and self.thinking:
             for message in reversed(messages):
                 found = _SWITCH.findall(message["content"]) if message["role"] == "user" else []
@@ -309,11 +332,11 @@ class ChatSession:
     def _answer(
         self, messages: list[dict[str, Any]], progress: Any, rules: AnswerRules
     ) -> Generator[ChatPart, None, None]:
-        """Answer, run what is called, and go on with the results until the answer calls nothing more."""
+        """Answer, run the called tools, and continue with their results until an answer has no calls."""
         while True:
             if self._running is not None:
-                raise InputError("an answer is being generated: read it to its end or close it before the next message")
-            turn = self._running = Turn(self, messages, self._rendered(messages), rules)
+                raise InputError("an answer is being generated. Read it to its end or close it first")
+            turn = self._running = Turn(self, messages, self._render(messages), rules)
             try:
                 yield from turn.run(progress)
             finally:
@@ -330,12 +353,12 @@ class ChatSession:
                 self.messages.append({"role": "tool", "name": call.name, "content": result})
                 assert turn.response is not None
                 yield ChatPart("tool_result", result, turn.response, call.name)
-            # a call that had to come has come: the model decides about the next one
+            # The required call was made, so the model decides about the next one.
             rules = replace(rules, choice="auto", runs=rules.runs - len(turn.calls))
             messages, progress = list(self.messages), None
 
     def _stream_options(self, thinks: bool) -> dict[str, Any]:
-        """Return the options of the next stream; with a seed each stream has draws of its own."""
+        """Return the options of the next stream; each stream gets its own seed, derived from the session's."""
         options = {**self._options, **self.sampling_for(thinks).keywords()}
         options.pop("do_sample", None)
         if self._seed is not None:
@@ -344,7 +367,7 @@ class ChatSession:
         return options
 
     def _token_budget(self, prompt: int) -> int | None:
-        """Return tokens of one answer: `max_tokens`, else what the options say, else what the context holds."""
+        """Return the token limit of one answer: `max_tokens`, else that of the options, else None (the context)."""
         if self.max_tokens is not None:
             return self.max_tokens
         resolved = resolve_options(self.model, self._options, streaming=True)
@@ -352,19 +375,20 @@ class ChatSession:
         return token_budget(resolved, NOT_GIVEN, prompt) if limits else None
 
     def _keep_common(self, ids: list[int], messages: Sequence[Mapping[str, Any]], progress: Any) -> int:
-        """Bring the cache to a beginning of `ids`, not all of them, and return its length."""
+        """Rewind the cache to a proper prefix of `ids` and return the length of the prefix."""
         if self.cache is None:
             self.cache = new_cache(self.model.config, **self._cache_options)
         if len(self.cached_ids) != self.cache.offset:
             self.cached_ids = self.cached_ids[: self.cache.rewind(0)]
-        common = _common(self.cached_ids, ids)
+        common = _count_common(self.cached_ids, ids)
         start = self.cache.rewind(min(common, len(ids) - 1))
         self.cached_ids = ids[:start]
         if any(layer.window is not None for layer in self.cache.layers):
-            # the next turn leaves this one's ids where the answer begins, or before; a window cannot go back there
+            # The next turn's ids differ from where the answer begins, or before. A sliding window cannot be rewound
+            # that far, so take a snapshot there.
             placeholder = [{"role": "assistant", "content": "."}, {"role": "user", "content": "."}]
-            later = self._ids(self._rendered([*messages, *placeholder]))
-            branch = min(_common(ids, later), len(ids) - 1)
+            later = self._encode(self._render([*messages, *placeholder]))
+            branch = min(_count_common(ids, later), len(ids) - 1)
             if branch > start:
                 fill_prompt(self.model, ids[start:branch], self.cache, self._prefill_step_size, progress)
                 self.cached_ids = ids[:branch]
@@ -373,7 +397,7 @@ class ChatSession:
 
 
 def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], Sampling]:
-    """Generation options without the fields of `Sampling`, and the sampling with those fields in it."""
+    """Move the fields of `Sampling` from the generation options to the sampling parameters; return both."""
     rest = dict(options)
     if "temp" in rest:
         rest["temperature"] = rest.pop("temp")
@@ -381,20 +405,20 @@ def _split_sampling(options: Any, sampling: Sampling) -> tuple[dict[str, Any], S
     return rest, Sampling(**given).over(sampling)
 
 
-def _known_cache_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options; raise `InputError` for a name that is none of a cache's."""
+def _check_cache_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the cache options; raise `InputError` for an unknown name."""
     unknown = sorted(map(str, set(options) - set(CACHE_OPTIONS)))
     if unknown:
-        raise InputError(f"cache_options has no {unknown[0]!r}. Known: {', '.join(CACHE_OPTIONS)}")
+        raise InputError(f"cache_options has no {unknown[0]!r}. Use {', '.join(CACHE_OPTIONS)}")
     return dict(options)
 
 
 def fingerprint(model: Any) -> str:
-    """Return a hash of every byte of a model's weights: other weights, other hash, wherever they lie."""
+    """Return a hash of all bytes of a model's weights, independent of their location on disk."""
     return weights_fingerprint(dict(tree_flatten(model.parameters())))
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many ids two sequences have in common from the start."""
+def _count_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return the length of the common prefix of two sequences."""
     size = min(len(a), len(b))
     return next((i for i in range(size) if a[i] != b[i]), size)

@@ -1,4 +1,4 @@
-"""Streamed text → reasoning parts and answer parts."""
+"""Split streamed text into reasoning and answer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,23 +10,23 @@ Kind = Literal["reasoning", "answer"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text and what it belongs to."""
+    """A piece of text and its kind."""
 
     kind: Kind
     text: str
 
 
 class ThinkingParser:
-    """Splits a text at its first <think> … </think>. The tags and the empty lines around them are left out.
+    """Split a text at its first <think> … </think>, without the tags and the empty lines around them.
 
     Args:
-        inside: the prompt has already opened the reasoning.
+        inside: whether the prompt already contains the opening tag.
     """
 
     def __init__(self, inside: bool = False):
         self.kind: Kind | None = "reasoning" if inside else None
-        self._held = ""
-        self._bare = True  # nothing of the current kind has come out yet
+        self._pending = ""
+        self._at_start = True  # no text of the current kind was emitted yet
 
     @property
     def thinking(self) -> bool:
@@ -34,44 +34,44 @@ class ThinkingParser:
         return self.kind == "reasoning"
 
     def feed(self, text: str) -> list[Piece]:
-        """Return the next piece of the stream → what can be shown now."""
-        self._held += text
+        """Add the next piece of the stream; return the pieces that can be shown now."""
+        self._pending += text
         pieces: list[Piece] = []
         if self.kind is None:
-            start = self._held.lstrip()
+            start = self._pending.lstrip()
             if OPEN.startswith(start) and start != OPEN:
                 return pieces
             self.kind = "answer"
             if start.startswith(OPEN):
-                self.kind, self._held = "reasoning", start[len(OPEN) :]
+                self.kind, self._pending = "reasoning", start[len(OPEN) :]
         if self.kind == "reasoning":
-            before, tag, after = self._held.partition(CLOSE)
+            before, tag, after = self._pending.partition(CLOSE)
             if not tag:
-                return self._out(pieces, len(self._held) - _tail(self._held))
-            self._held = before.rstrip("\n")
-            self._out(pieces, len(self._held))
-            self.kind, self._held, self._bare = "answer", after, True
-        return self._out(pieces, len(self._held))
+                return self._emit(pieces, len(self._pending) - _count_pending(self._pending))
+            self._pending = before.rstrip("\n")
+            self._emit(pieces, len(self._pending))
+            self.kind, self._pending, self._at_start = "answer", after, True
+        return self._emit(pieces, len(self._pending))
 
     def flush(self) -> list[Piece]:
-        """Return the text held back at the end of the stream."""
+        """Return the remaining text at the end of the stream."""
         if self.kind is None:
             self.kind = "answer"
-        return self._out([], len(self._held))
+        return self._emit([], len(self._pending))
 
-    def _out(self, pieces: list[Piece], size: int) -> list[Piece]:
-        text, self._held = self._held[:size], self._held[size:]
-        if self._bare:
+    def _emit(self, pieces: list[Piece], size: int) -> list[Piece]:
+        text, self._pending = self._pending[:size], self._pending[size:]
+        if self._at_start:
             text = text.lstrip("\n")
         if text:
-            self._bare = False
+            self._at_start = False
             assert self.kind is not None
             pieces.append(Piece(self.kind, text))
         return pieces
 
 
-def _tail(text: str) -> int:
-    """Return how much of the end may yet turn out to be newlines and the closing tag."""
+def _count_pending(text: str) -> int:
+    """Return the number of characters at the end that may belong to newlines and a closing tag."""
     size = next((n for n in range(min(len(text), len(CLOSE) - 1), 0, -1) if text.endswith(CLOSE[:n])), 0)
     body = text[: len(text) - size]
     return size + len(body) - len(body.rstrip("\n"))

@@ -1,4 +1,4 @@
-"""One answer of a conversation while it is being generated."""
+"""Generate one answer of a conversation."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -31,10 +31,14 @@ PartKind = Literal["reasoning", "answer", "tool_call", "tool_result"]
 
 @dataclass(frozen=True)
 class ChatPart:
-    """A piece of an answer as it comes.
+    """A part of a streamed answer.
 
-    kind: "reasoning", "answer", "tool_call" or "tool_result". text: of the piece; of a call, its arguments as JSON.
-    response: the numbers so far. name, arguments: of a call; a result has the name too.
+    Attributes:
+        kind: "reasoning", "answer", "tool_call" or "tool_result".
+        text: text of the part; for a call, its arguments as JSON.
+        response: the generation response with the statistics so far.
+        name: name of the tool, for calls and results.
+        arguments: arguments of a call.
     """
 
     kind: PartKind
@@ -46,7 +50,15 @@ class ChatPart:
 
 @dataclass(frozen=True)
 class TurnStats:
-    """What a turn cost. Tokens of the prompt that were cached and computed; the last response; bytes of the cache."""
+    """Statistics of a turn.
+
+    Attributes:
+        reused_tokens: prompt tokens taken from the cache.
+        response: the last generation response, with token counts and speeds.
+        reasoning_tokens: generated reasoning tokens.
+        cache_bytes: size of the cache in bytes.
+        sampling: sampling parameters of the answer.
+    """
 
     reused_tokens: int
     response: GenerationResponse
@@ -56,7 +68,7 @@ class TurnStats:
 
 
 class Turn:
-    """One answer while it is being made."""
+    """The state of one answer during its generation."""
 
     def __init__(self, session: "ChatSession", messages: list[dict[str, Any]], prompt: str, rules: AnswerRules):
         self.session, self.messages, self.prompt, self.rules = session, messages, prompt, rules
@@ -65,7 +77,7 @@ class Turn:
             self.call_parser.opened = 0
         self._opening = token_tables(session.tokenizer).tokens_by_text.get(OPEN_CALL) if rules.tools else None
         self.calls: list[ToolCall] = []
-        self.ids = session._ids(prompt)
+        self.ids = session._encode(prompt)
         self.parser = ThinkingParser(opens_thinking(prompt))
         self.text: dict[Kind, list[str]] = {"reasoning": [], "answer": []}
         self.known = list(self.ids)
@@ -74,6 +86,7 @@ class Turn:
         self.sampling = session.sampling
 
     def run(self, progress: Any) -> Generator[ChatPart, None, None]:
+        """Generate the answer part by part; force the answer when the thinking budget is exhausted."""
         session = self.session
         left = tokens_left(session.model.config, 0, len(self.ids), session._token_budget(len(self.ids)))
         self.reused = session._keep_common(self.ids, self.messages, progress)
@@ -83,7 +96,7 @@ class Turn:
         if self.rules.watches:
             matcher = self.rules.matcher(session.model, session.tokenizer, self.prompt, session.thinking, thinks)
         if self.parser.thinking and session.thinking_budget == 0:
-            matcher = self._force()
+            matcher = self._force_answer()
         while True:
             responses = stream_generate(
                 session.model,
@@ -98,14 +111,14 @@ class Turn:
                 matcher=matcher,
                 **session._stream_options(thinks),
             )
-            over_budget = yield from self._take(responses)
+            over_budget = yield from self._forward(responses)
             if not over_budget or self.generated >= left:
                 return
-            matcher = self._force()
+            matcher = self._force_answer()
             progress = None
 
-    def _take(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
-        """Pass a stream on; return whether it was left because the thinking budget is exhausted."""
+    def _forward(self, responses: Generator[GenerationResponse, None, None]) -> Generator[ChatPart, None, bool]:
+        """Yield the parts of a stream; return whether it was stopped because the thinking budget is exhausted."""
         budget = self.session.thinking_budget
         try:
             for response in responses:
@@ -118,7 +131,7 @@ class Turn:
                 if response.finish_reason is not None:
                     pieces += self.parser.flush()
                 self.reasoning_tokens += self.parser.thinking
-                yield from self._parts(pieces or [Piece(self.parser.kind or "answer", "")])
+                yield from self._make_parts(pieces or [Piece(self.parser.kind or "answer", "")])
                 if response.finish_reason is not None:
                     return False
                 if budget is not None and self.parser.thinking and self.reasoning_tokens >= budget:
@@ -127,15 +140,15 @@ class Turn:
             responses.close()
         return False
 
-    def _force(self) -> TokenMatcher | None:
-        """End the reasoning in the model's place; what follows the rest of the answer."""
-        self.known += self.session._ids(ENOUGH)
+    def _force_answer(self) -> TokenMatcher | None:
+        """End the reasoning on behalf of the model; return the matcher of the rest of the answer."""
+        self.known += self.session._encode(ENOUGH)
         for piece in self.parser.feed(ENOUGH):
             self.text[piece.kind].append(piece.text)
         session = self.session
         return self.rules.inner_matcher(session.model, session.tokenizer) if self.rules.watches else None
 
-    def _parts(self, pieces: Sequence[Piece]) -> Generator[ChatPart, None, None]:
+    def _make_parts(self, pieces: Sequence[Piece]) -> Generator[ChatPart, None, None]:
         response = self.response
         assert response is not None
         parts: list[ChatPart] = []
@@ -145,12 +158,12 @@ class Turn:
                 self.text[piece.kind].append(piece.text)
                 parts.append(ChatPart(piece.kind, piece.text, response))
                 continue
-            parts += [self._part(found, response) for found in self.call_parser.feed(piece.text)]
+            parts += [self._make_part(found, response) for found in self.call_parser.feed(piece.text)]
         if final and self.call_parser is not None:
-            parts += [self._part(found, response) for found in self.call_parser.feed("", final=True)]
+            parts += [self._make_part(found, response) for found in self.call_parser.feed("", final=True)]
         yield from parts or [ChatPart(self.parser.kind or "answer", "", response)]
 
-    def _part(self, found: str | ToolCall, response: GenerationResponse) -> ChatPart:
+    def _make_part(self, found: str | ToolCall, response: GenerationResponse) -> ChatPart:
         if isinstance(found, str):
             self.text["answer"].append(found)
             return ChatPart("answer", found, response)
@@ -159,7 +172,7 @@ class Turn:
         return ChatPart("tool_call", shown, response, found.name, found.arguments)
 
     def finish(self) -> None:
-        """Put what was said into the conversation."""
+        """Append the answer to the conversation and update the statistics."""
         session = self.session
         if session.cache is not None:
             session.cached_ids = self.known[: session.cache.offset]
@@ -176,5 +189,5 @@ class Turn:
         if self.text["reasoning"]:
             message["reasoning_content"] = "".join(self.text["reasoning"])
         session.messages = [*self.messages, message]
-        held = 0 if session.cache is None else session.cache.nbytes
-        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, held, self.sampling)
+        cache_bytes = 0 if session.cache is None else session.cache.nbytes
+        session.stats = TurnStats(self.reused, self.response, self.reasoning_tokens, cache_bytes, self.sampling)

@@ -1,4 +1,4 @@
-"""Random conversations with a random model: what is reused never changes a greedy answer."""
+"""Random conversations with a random model: reusing the cache never changes a greedy answer."""
 
 import mlx.core as mx
 import pytest
@@ -27,7 +27,7 @@ turns = st.lists(
 
 
 def converse(kind, thinking, script, step):
-    """Play a script; every answer must be one that a whole pass over the same ids could give."""
+    """Run a script; every answer must be greedy for a forward pass over all of its ids."""
     model = MODELS[kind]
     chat = ChatSession(
         model,
@@ -52,7 +52,7 @@ def converse(kind, thinking, script, step):
             if action == "stop" and len(tokens) == 3:
                 break
         parts.close()
-        prompt = TOKENIZER.encode(chat._rendered(chat.messages[:-1]), add_special_tokens=False)
+        prompt = TOKENIZER.encode(chat._render(chat.messages[:-1]), add_special_tokens=False)
         logits = model(mx.array([[*prompt, *tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
         margins = mx.max(logits, axis=-1) - mx.take_along_axis(logits, mx.array(tokens)[:, None], axis=-1)[:, 0]
         assert mx.max(margins).item() < 1e-4
@@ -71,12 +71,12 @@ long = settings(max_examples=2000, deadline=None, suppress_health_check=list(Hea
 
 @quick
 @given(**strategies)
-def test_reuse_changes_no_answer(kind, thinking, script, step):
+def test_reuse_does_not_change_answers(kind, thinking, script, step):
     converse(kind, thinking, script, step)
 
 
 @pytest.mark.slow
 @long
 @given(**strategies)
-def test_reuse_changes_no_answer_in_many_conversations(kind, thinking, script, step):
+def test_reuse_does_not_change_answers_in_many_conversations(kind, thinking, script, step):
     converse(kind, thinking, script, step)

@@ -1,4 +1,4 @@
-"""A conversation: parts, history, budgets, modes, and nothing computed twice."""
+"""Chat sessions: parts, history, thinking budgets, modes, and reuse of the cache."""
 
 import itertools
 
@@ -19,16 +19,16 @@ def session(*answers, window=None, template=CHAT_TEMPLATE, **options):
     return ChatSession(ScriptedModel(saying(tokenizer, *answers), window=window), tokenizer, **options)
 
 
-def said(parts):
-    """Both kinds of text of an answer."""
+def collect(parts):
+    """Return the reasoning and the answer of a stream of parts."""
     parts = list(parts)
     return tuple("".join(p.text for p in parts if p.kind == kind) for kind in ("reasoning", "answer"))
 
 
 def test_reasoning_and_answers_are_separated_and_history_drops_reasoning():
     chat = session("<think>\nhm, 1+1\n</think>\n\nTwo.", "<think>\nagain\n</think>\n\nThree.")
-    assert said(chat.send("1+1?")) == ("hm, 1+1", "Two.")
-    assert said(chat.send("1+2?")) == ("again", "Three.")
+    assert collect(chat.send("1+1?")) == ("hm, 1+1", "Two.")
+    assert collect(chat.send("1+2?")) == ("again", "Three.")
     assert chat.messages == [
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "content": "Two.", "reasoning_content": "hm, 1+1"},
@@ -45,15 +45,15 @@ def test_reasoning_and_answers_are_separated_and_history_drops_reasoning():
     ("template", "thinking"),
     [(CHAT_TEMPLATE, None), (CHAT_TEMPLATE, False), (INSTRUCT_2507, None), (THINKING_2507, None)],
 )
-def test_a_turn_computes_only_what_is_new(window, template, thinking):
+def test_a_turn_computes_only_new_tokens(window, template, thinking):
     answers = ["<think>\nlong thought here\n</think>\n\nFirst answer.", "Second answer."]
     if template is THINKING_2507:
         answers = ["long thought here\n</think>\n\nFirst answer.", "thought\n</think>\n\nSecond answer."]
     chat = session(*answers, window=window, template=template, thinking=thinking, system="Be brief. " * 80)
-    said(chat.send("one"))
+    collect(chat.send("one"))
     model = chat.model
     model.computed = 0
-    answer = said(chat.send("two"))
+    answer = collect(chat.send("two"))
     assert answer[1] == "Second answer."
     assert chat.stats.reused_tokens > 820
     new_text = (
@@ -65,35 +65,35 @@ def test_a_turn_computes_only_what_is_new(window, template, thinking):
 
 def test_retry_undo_and_clear():
     chat = session("First.", "Second.", thinking=False)
-    said(chat.send("one"))
-    said(chat.send("two"))
-    assert said(chat.retry()) == ("", "Second.")
+    collect(chat.send("one"))
+    collect(chat.send("two"))
+    assert collect(chat.retry()) == ("", "Second.")
     assert len(chat.messages) == 4
     assert chat.undo() == "two"
     assert [m["content"] for m in chat.messages] == ["one", "First."]
-    assert said(chat.send("other")) == ("", "Second.")
+    assert collect(chat.send("other")) == ("", "Second.")
     chat.clear()
     assert chat.messages == []
     assert chat.undo() is None
     with pytest.raises(InputError, match="nothing to answer"):
         chat.retry()
-    assert said(chat.send("one")) == ("", "First.")
+    assert collect(chat.send("one")) == ("", "First.")
 
 
-def test_stopping_an_answer_keeps_what_was_said_and_the_cache_in_order():
+def test_a_stopped_answer_is_kept_and_the_cache_matches_it():
     chat = session("A very long answer.", "Next.", thinking=False)
     parts = chat.send("one")
-    got = said(itertools.islice(parts, 6))
+    got = collect(itertools.islice(parts, 6))
     parts.close()
     assert chat.messages[-1]["content"] == got[1] == "A very"
     assert chat.cached_ids[-3:] == TOKENIZER.encode("A very")[-3:]
     assert len(chat.cached_ids) == chat.cache.offset
-    assert said(chat.send("two")) == ("", "Next.")
+    assert collect(chat.send("two")) == ("", "Next.")
 
 
-def test_a_turn_without_a_token_leaves_no_trace():
+def test_a_turn_without_a_token_changes_nothing():
     chat = session("First.", "Second.", thinking=False)
-    said(chat.send("one"))
+    collect(chat.send("one"))
     before = list(chat.messages)
 
     def interrupt(done, total):
@@ -103,13 +103,13 @@ def test_a_turn_without_a_token_leaves_no_trace():
         with pytest.raises(KeyboardInterrupt):
             list(turn)
         assert chat.messages == before
-    chat.send("never begun")
+    chat.send("never started")
     assert chat.messages == before
-    assert said(chat.send("two")) == ("", "Second.")
+    assert collect(chat.send("two")) == ("", "Second.")
 
 
 def writing(text_so_far_to_rest):
-    """Return a reply that writes the text which the function gives for the text so far, then ends."""
+    """Return a reply that generates the text that the function returns for the text so far, then ends."""
     return lambda seen: [*TOKENIZER.encode(text_so_far_to_rest(TOKENIZER.decode(seen))), TOKENIZER.eos_token_id][0]
 
 
@@ -120,7 +120,7 @@ def test_a_thinking_budget_ends_the_reasoning():
         return "x" if "<think>\n" in text else "<think>\n"[len(text.rpartition("assistant\n")[2]) :]
 
     chat = ChatSession(ScriptedModel(writing(rest)), TOKENIZER, thinking_budget=12)
-    reasoning, answer = said(chat.send("hard question"))
+    reasoning, answer = collect(chat.send("hard question"))
     assert set(reasoning) == {"x"}
     assert answer == "Done."
     assert chat.stats.reasoning_tokens == 12
@@ -128,13 +128,13 @@ def test_a_thinking_budget_ends_the_reasoning():
     assert chat.messages[-1]["content"] == "Done."
 
 
-def test_a_budget_of_nothing_opens_with_the_answer_where_the_template_thinks():
+def test_a_thinking_budget_of_zero_skips_the_reasoning():
     chat = session("ignored", template=THINKING_2507, thinking_budget=0)
     chat.model.reply = writing(lambda text: "OK"[len(text.rpartition("</think>\n\n")[2]) :])
-    assert said(chat.send("quick")) == ("", "OK")
+    assert collect(chat.send("quick")) == ("", "OK")
 
 
-def test_what_checkpoints_can_do():
+def test_thinking_support_is_detected():
     kinds = {CHAT_TEMPLATE: "optional", THINKING_2507: "always", INSTRUCT_2507: "never"}
     for template, kind in kinds.items():
         assert thinking_support(byte_tokenizer(template)) is ThinkingSupport(kind)
@@ -148,9 +148,9 @@ def test_what_checkpoints_can_do():
         session("", template=None)
 
 
-def test_always_thinking_templates_begin_inside_the_reasoning():
+def test_templates_that_always_think_begin_inside_the_reasoning():
     chat = session("plan\n</think>\n\nGo.", template=THINKING_2507)
-    assert said(chat.send("?")) == ("plan", "Go.")
+    assert collect(chat.send("?")) == ("plan", "Go.")
 
 
 def test_sampling_follows_the_mode():
@@ -180,22 +180,26 @@ def test_soft_switches_change_the_sampling():
     assert not thinks("hello /think")
 
 
-def test_transcripts_come_back(tmp_path):
+def test_saved_conversations_can_be_continued(tmp_path):
     chat = session("First.", "Second.", system="Be kind.", thinking=False)
-    said(chat.send("one"))
+    collect(chat.send("one"))
     chat.save(tmp_path / "chat.json")
     other = session("First.", "Second.", thinking=False)
     other.load(tmp_path / "chat.json")
     assert (other.system, other.messages) == (chat.system, chat.messages)
-    assert said(other.send("two")) == ("", "Second.")
+    assert collect(other.send("two")) == ("", "Second.")
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("nonsense", "not valid JSON"), ("[]", "not contain a mapping"), ('{"format": "mlx_qwen3.chat"}', "no messages")],
+    [
+        ("nonsense", "not valid JSON"),
+        ("[]", "not contain a mapping"),
+        ('{"format": "mlx_qwen3.chat"}', "no list of messages"),
+    ],
 )
-def test_files_that_are_no_transcripts(tmp_path, content, words):
+def test_files_that_are_not_conversations_are_rejected(tmp_path, content, words):
     (tmp_path / "chat.json").write_text(content)
     with pytest.raises(InputError, match=words) as caught:
         session("").load(tmp_path / "chat.json")
@@ -206,14 +210,14 @@ def test_files_that_are_no_transcripts(tmp_path, content, words):
         session("").save(tmp_path / "none" / "chat.json")
     other = tmp_path / "table.csv"
     other.write_text("a,b", encoding="utf-8")
-    with pytest.raises(InputError, match="is no saved conversation"):
+    with pytest.raises(InputError, match="is not a saved conversation"):
         session("").save(other)
     assert other.read_text(encoding="utf-8") == "a,b"
     with pytest.raises(InputError, match="nobody-of-that-name"):
         session("").save("~nobody-of-that-name/x")
 
 
-def test_messages_that_cannot_be():
+def test_invalid_messages_and_budgets_are_rejected():
     chat = session("x")
     with pytest.raises(InputError, match="empty"):
         chat.send("  \n")
@@ -224,7 +228,7 @@ def test_messages_that_cannot_be():
     assert chat.messages == []
 
 
-def test_the_cache_goes_from_one_process_to_the_next(tmp_path):
+def test_a_saved_cache_is_reused_by_another_session(tmp_path):
     def random_chat(seed=0):
         model = tiny_model(vocab_size=261, max_position_embeddings=512, seed=seed)
         return ChatSession(model, TOKENIZER, system="Be kind. " * 20, sampling=Sampling(0.0), max_tokens=5)
@@ -233,18 +237,18 @@ def test_the_cache_goes_from_one_process_to_the_next(tmp_path):
     first = random_chat()
     with pytest.raises(InputError, match="nothing is cached"):
         first.save_cache(path)
-    answer = said(first.send("one"))
+    answer = collect(first.send("one"))
     first.save_cache(path)
     second = random_chat()
     assert second.load_cache(path) == first.cache.offset
-    assert said(second.send("one")) == answer
-    assert second.stats.reused_tokens == len(TOKENIZER.encode(second._rendered(second.messages[:1]))) - 1
+    assert collect(second.send("one")) == answer
+    assert second.stats.reused_tokens == len(TOKENIZER.encode(second._render(second.messages[:1]))) - 1
     with pytest.raises(CacheError, match="weights"):
         random_chat(seed=1).load_cache(path)
 
 
 @pytest.mark.parametrize("message", [None, 3, b"hi", ["hi"]])
-def test_a_message_is_text(message):
+def test_a_message_that_is_not_text_is_rejected(message):
     chat = session("One.")
     with pytest.raises(InputError, match="expected text"):
         chat.send(message)

@@ -1,4 +1,4 @@
-"""Reasoning are found wherever the stream is cut."""
+"""Reasoning and answer are separated however the stream is split into pieces."""
 
 import pytest
 
@@ -19,7 +19,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "inside", "reasoning", "answer"), TEXTS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_any_cut(text, inside, reasoning, answer, size):
+def test_the_result_does_not_depend_on_the_pieces(text, inside, reasoning, answer, size):
     parser = ThinkingParser(inside)
     pieces = [piece for at in range(0, len(text), size) for piece in parser.feed(text[at : at + size])]
     pieces += parser.flush()
@@ -27,7 +27,7 @@ def test_any_cut(text, inside, reasoning, answer, size):
     assert got == (reasoning, answer)
 
 
-def test_answers_are_not_held_back():
+def test_answer_text_is_emitted_at_once():
     parser = ThinkingParser()
     assert [p.text for p in parser.feed("Hel")] == ["Hel"]
     assert [p.text for p in parser.feed("lo <")] == ["lo <"]

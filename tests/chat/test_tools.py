@@ -1,4 +1,4 @@
-"""Tools of a conversation: calls are valid, functions run a bounded number of times, what fails is said."""
+"""Tools of a chat session: valid calls, a bounded number of runs, and reported failures."""
 
 import json
 from typing import Literal
@@ -31,7 +31,7 @@ def session(bundled, **options):
     return mlx_qwen3.ChatSession(*bundled, **options)
 
 
-def test_a_required_call_runs_and_the_conversation_goes_on(bundled):
+def test_a_required_call_is_run_and_answered(bundled):
     chat = session(bundled, tools=[lamp], max_tool_rounds=1)
     parts = list(chat.send("Light, please."))
     (call,) = [part for part in parts if part.kind == "tool_call"]
@@ -47,20 +47,20 @@ def test_a_required_call_runs_and_the_conversation_goes_on(bundled):
     assert not chat.messages
 
 
-def test_a_call_that_is_not_confirmed_does_not_run(bundled):
-    asked = []
-    chat = session(bundled, tools=[lamp], max_tool_rounds=1, confirm=lambda *call: asked.append(call))
+def test_a_call_that_is_not_confirmed_is_not_run(bundled):
+    requests = []
+    chat = session(bundled, tools=[lamp], max_tool_rounds=1, confirm=lambda *call: requests.append(call))
     results = [part.text for part in chat.send("Light, please.") if part.kind == "tool_result"]
-    assert len(asked) == 1
+    assert len(requests) == 1
     assert "not allow" in results[0]
 
 
-def test_tools_and_an_answer_by_constraint(bundled):
+def test_a_constraint_applies_to_the_answer_of_a_session_with_tools(bundled):
     chat = session(bundled, tools=[lamp], tool_choice="none", choices=["yes", "no"])
     assert "".join(part.text for part in chat.send("Light?")) in ("yes", "no")
 
 
-def test_bad_tools_are_one_line(bundled):
+def test_invalid_tools_are_rejected(bundled):
     bad = {"name": "find", "parameters": {"properties": {"tags": {"type": "array", "uniqueItems": True}}}}
     with pytest.raises(ConstraintError, match=r"find.*uniqueItems"):
         session(bundled, tools=[bad])
@@ -80,7 +80,7 @@ def test_bad_tools_are_one_line(bundled):
         make_tools([lamp, lamp])
 
 
-def test_what_goes_wrong_in_a_function_is_its_result():
+def test_an_error_in_a_function_is_returned_as_its_result():
     def fail():
         raise ValueError("no\nlight")
 
@@ -89,7 +89,7 @@ def test_what_goes_wrong_in_a_function_is_its_result():
     assert run_tool(Tool("good", {}, {}, lambda: {"a": 1}), {}) == '{"a": 1}'
 
 
-def test_calls_are_split_from_text_wherever_it_is_cut():
+def test_calls_are_separated_from_text_however_it_is_split():
     body = '{"name": "lamp", "arguments": {"on": true}}'
     text = f"Well.\n<tool_call>\n{body}\n</tool_call>\n<tool_call>\n{body}\n</tool_call>"
     for size in (1, 3, 7, len(text)):
@@ -101,7 +101,7 @@ def test_calls_are_split_from_text_wherever_it_is_cut():
         assert "".join(part for part in found if isinstance(part, str)) == "Well."
 
 
-def test_a_tag_that_no_token_opened_is_text():
+def test_a_tag_spelled_with_other_tokens_is_text():
     body = '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>'
     for size in (1, 5, len(body)):
         parser = CallParser()
@@ -110,7 +110,7 @@ def test_a_tag_that_no_token_opened_is_text():
         assert "".join(map(str, [*found, *parser.feed("", final=True)])) == body
 
 
-def test_a_call_that_is_spelled_in_the_answer_does_not_run(bundled):
+def test_a_call_that_is_spelled_in_the_answer_is_not_run(bundled):
     text = '<tool_call> {"name": "lamp", "arguments": {"room": "hall", "on": true}} </tool_call>'
     chat = session(bundled, tools=[lamp], tool_choice="none", choices=[text])
     parts = list(chat.send("Light?"))
@@ -118,7 +118,7 @@ def test_a_call_that_is_spelled_in_the_answer_does_not_run(bundled):
     assert "".join(part.text for part in parts) == text
 
 
-def test_a_function_may_end_the_program_or_return_bad_text():
+def test_functions_that_exit_or_return_invalid_text_are_reported():
     def leave():
         raise SystemExit(3)
 
@@ -139,7 +139,7 @@ def test_a_function_may_end_the_program_or_return_bad_text():
         make_tools([later])
 
 
-def test_several_calls_of_one_answer_run_in_their_order(bundled):
+def test_several_calls_of_one_answer_are_run_in_order(bundled):
     ran = []
 
     def note(n: Literal[1, 2, 3]) -> str:
@@ -151,7 +151,7 @@ def test_several_calls_of_one_answer_run_in_their_order(bundled):
         ran.append(n)
         return "noted"
 
-    bias = {bundled[1].encode("\n<tool_call>", add_special_tokens=False)[0]: 30.0}  # goes on with another call
+    bias = {bundled[1].encode("\n<tool_call>", add_special_tokens=False)[0]: 30.0}  # continues with another call
     chat = session(bundled, tools=[note], max_tool_rounds=3, logit_bias=bias, max_tokens=300)
     parts = list(chat.send("Note."))
     calls = [(part.arguments or {})["n"] for part in parts if part.kind == "tool_call"]
@@ -160,7 +160,7 @@ def test_several_calls_of_one_answer_run_in_their_order(bundled):
     assert max(len(message.get("tool_calls", ())) for message in chat.messages) > 1
 
 
-def test_public_functions_of_a_file(tmp_path):
+def test_the_public_functions_of_a_file_are_loaded(tmp_path):
     path = tmp_path / "tools.py"
     path.write_text('from os.path import join\ndef _hidden(): pass\ndef shown(a: int):\n    "x"\n')
     assert [function.__name__ for function in load_functions(str(path))] == ["shown"]
