@@ -129,7 +129,7 @@ class ChatSession:
             raise InputError(f"generation_config is {type_name(user)}, expected a GenerationConfig")
         self._options, self.sampling = _split_sampling(options, self.sampling)
         self._seed: int | None = self._options.get("seed")
-        self._running: Turn | None = None
+        self._running = False
         resolve_options(model, {**self._options, **self.sampling_for(self.thinking).keywords()}, streaming=True)
         new_cache(model.config, **_check_cache_options(self._cache_options))
 
@@ -205,6 +205,7 @@ class ChatSession:
         Raises:
             InputError: an answer is being generated.
         """
+        self._check_idle()
         while self.messages:
             message = self.messages.pop()
             if message["role"] == "user":
@@ -217,6 +218,7 @@ class ChatSession:
         Raises:
             InputError: an answer is being generated.
         """
+        self._check_idle()
         self.messages.clear()
         self.stats = None
 
@@ -247,6 +249,7 @@ class ChatSession:
             InputError: the file is missing or not a conversation, the model does not support its settings, or an
                 answer is being generated.
         """
+        self._check_idle()
         content = load_transcript(path)
         messages = content["messages"]
         self.tokenizer.apply_chat_template(messages or [{"role": "user", "content": "?"}], tokenize=False)
@@ -273,6 +276,7 @@ class ChatSession:
             InputError: nothing is cached yet, or an answer is being generated.
             CacheError: the file cannot be written.
         """
+        self._check_idle()
         if self.cache is None or not self.cache.offset:
             raise InputError("nothing is cached yet. Send a message first")
         path, identity = check_path(path), {"weights": fingerprint(self.model)}
@@ -285,6 +289,7 @@ class ChatSession:
             CacheError: the file is missing, or was saved with another model or other weights.
             InputError: an answer is being generated.
         """
+        self._check_idle()
         path = check_path(path)
         cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
         if len(info.token_ids) != cache.offset:
@@ -306,6 +311,11 @@ class ChatSession:
         return self.sampling.over(requested.over(mode_sampling(thinks, self.support, own)))
 
     # turns
+
+    def _check_idle(self) -> None:
+        """Raise `InputError` while an answer is being generated: its end would overwrite the change."""
+        if self._running:
+            raise InputError("an answer is being generated. Read it to its end or close it first")
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -333,14 +343,21 @@ class ChatSession:
         self, messages: list[dict[str, Any]], progress: Any, rules: AnswerRules
     ) -> Generator[ChatPart, None, None]:
         """Answer, run the called tools, and continue with their results until an answer has no calls."""
+        self._check_idle()
+        self._running = True
+        try:
+            yield from self._run_turns(messages, progress, rules)
+        finally:
+            self._running = False
+
+    def _run_turns(
+        self, messages: list[dict[str, Any]], progress: Any, rules: AnswerRules
+    ) -> Generator[ChatPart, None, None]:
         while True:
-            if self._running is not None:
-                raise InputError("an answer is being generated. Read it to its end or close it first")
-            turn = self._running = Turn(self, messages, self._render(messages), rules)
+            turn = Turn(self, messages, self._render(messages), rules)
             try:
                 yield from turn.run(progress)
             finally:
-                self._running = None
                 turn.finish()
             tools = {tool.name: tool for tool in rules.tools}
             if not turn.calls or any(tools[call.name].function is None for call in turn.calls):

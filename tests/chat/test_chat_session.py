@@ -108,6 +108,39 @@ def test_a_turn_without_a_token_changes_nothing():
     assert collect(chat.send("two")) == ("", "Second.")
 
 
+def test_changes_during_an_answer_are_rejected(tmp_path):
+    chat = session("First.", "Second.", thinking=False)
+    collect(chat.send("one"))
+    chat.save(tmp_path / "chat.json")
+    parts = chat.send("two")
+    first = next(parts)
+    changes = [
+        chat.clear,
+        chat.undo,
+        lambda: chat.load(tmp_path / "chat.json"),
+        lambda: chat.load_cache(tmp_path / "cache.safetensors"),
+        lambda: chat.save_cache(tmp_path / "other.safetensors"),
+        lambda: next(chat.send("three")),
+        lambda: next(chat.retry()),
+    ]
+    for change in changes:
+        with pytest.raises(InputError, match="an answer is being generated"):
+            change()
+    assert collect([first, *parts]) == ("", "Second.")
+    assert [message["content"] for message in chat.messages] == ["one", "First.", "two", "Second."]
+    chat.clear()
+    assert chat.messages == []
+
+
+def test_a_session_can_be_changed_after_an_answer_was_closed():
+    chat = session("First.", "Second.", thinking=False)
+    parts = chat.send("one")
+    next(parts)
+    parts.close()
+    chat.clear()
+    assert collect(chat.send("one")) == ("", "First.")
+
+
 def writing(text_so_far_to_rest):
     """Return a reply that generates the text that the function returns for the text so far, then ends."""
     return lambda seen: [*TOKENIZER.encode(text_so_far_to_rest(TOKENIZER.decode(seen))), TOKENIZER.eos_token_id][0]

@@ -55,6 +55,15 @@ def test_a_call_that_is_not_confirmed_is_not_run(bundled):
     assert "not allow" in results[0]
 
 
+def test_changes_between_a_call_and_its_answer_are_rejected(bundled):
+    chat = session(bundled, tools=[lamp], max_tool_rounds=1)
+    for part in chat.send("Light, please."):
+        if part.kind == "tool_result":
+            with pytest.raises(InputError, match="an answer is being generated"):
+                chat.clear()
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+
+
 def test_a_constraint_applies_to_the_answer_of_a_session_with_tools(bundled):
     chat = session(bundled, tools=[lamp], tool_choice="none", choices=["yes", "no"])
     assert "".join(part.text for part in chat.send("Light?")) in ("yes", "no")
