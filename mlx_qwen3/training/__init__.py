@@ -1,4 +1,4 @@
-"""Fine-tuning: heads on frozen features, LoRA, DoRA and full training, and merging adapters."""
+"""Fine-tuning: heads on frozen features, LoRA, DoRA, full training, and merging of adapters."""
 
 from .adapter_set import AdapterSet
 from .estimators import TextClassifier, TextRegressor

@@ -1,4 +1,4 @@
-"""Several adapters over one base model, chosen per call, without a copy of the base."""
+"""Several adapters over one base model, selected per call, without copying the base."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ..tokenizer import Tokenizer
 
 
 class AdapterSet:
-    """Adapters by name over one base model.
+    """Several adapters by name over one base model.
 
-    Every adapter has a model of its own class, with its own head and its own low-rank matrices; the arrays of the base
-    are shared by all, so that one more adapter costs what its file holds. Calls for different adapters do not disturb
-    one another.
+    Each adapter has its own model with its own class, head and low-rank matrices. All models share the arrays of the
+    base, so an additional adapter needs only the memory of its own weights. Calls with different adapters are
+    independent.
 
     Args:
-        adapters: name -> folder or Hub repository of an adapter.
-        model: the base; by default the one that the first adapter names.
-        **options: what `mlx_qwen3.load` takes for the base, such as `dtype`.
+        adapters: folders or Hub repositories of adapters, by name.
+        model: the base; default: the base of the first adapter.
+        **options: arguments of `mlx_qwen3.load` for the base, such as `dtype`.
 
     Raises:
-        InputError: no adapters.
-        CheckpointError, UnsupportedModelError: an adapter that does not fit the base.
+        InputError: no adapters are given.
+        CheckpointError, UnsupportedModelError: an adapter does not fit the base.
 
     >>> adapters = AdapterSet({"mood": "mood-adapter", "topic": "topic-adapter"})  # doctest: +SKIP
     >>> adapters("mood", input_ids).logits  # doctest: +SKIP
@@ -49,7 +49,7 @@ class AdapterSet:
         self._models: dict[str, Any] = {}
         self._tasks: dict[tuple[str, str], Any] = {}
         for name, adapter in found.items():
-            self._models[name] = self._adapted(adapter)
+            self._models[name] = self._build_model(adapter)
 
     def __len__(self) -> int:
         return len(self._models)
@@ -61,48 +61,49 @@ class AdapterSet:
         """Return the model with an adapter, or the base for None.
 
         Raises:
-            InputError: no adapter has this name.
+            InputError: the name is unknown.
         """
         if adapter is None:
             return self.base
         if adapter not in self._models:
-            raise InputError(f"there is no adapter {adapter!r}. Expected one of {', '.join(self._models)}")
+            raise InputError(f"there is no adapter {adapter!r}. Use one of {', '.join(self._models)}")
         return self._models[adapter]
 
     def __call__(self, adapter: str | None = None, *arguments: Any, **keywords: Any) -> Any:
-        """Call the model with an adapter, as the model itself is called."""
+        """Call the model with an adapter; the arguments are those of the model."""
         return self.model(adapter)(*arguments, **keywords)
 
     def pipeline(self, task: str, inputs: Any, *, adapter: str | None = None, **options: Any) -> Any:
-        """Return the results of a task with an adapter; tasks are kept for later calls.
+        """Run a task with an adapter and return its results; the task is kept for later calls.
 
         Args:
-            task: as for `mlx_qwen3.pipeline`. inputs, **options: as for the task.
+            task: name of the task, as for `mlx_qwen3.pipeline`.
+            inputs, **options: arguments of the task.
         """
         from ..tasks import pipeline
 
         key = task, adapter or ""
         if key not in self._tasks:
-            make: Any = pipeline  # its overloads want the name of a task, which is known at run time only
+            make: Any = pipeline  # its overloads need the name of the task as a literal
             self._tasks[key] = make(task, self.model(adapter), self.tokenizer)
         return self._tasks[key](inputs, **options)
 
     def add(self, name: str, adapter: str | Path) -> None:
-        """Read one more adapter; an adapter of the same name is replaced."""
-        self._models[name] = self._adapted(read_adapter(adapter))
+        """Load another adapter; replace an adapter of the same name."""
+        self._models[name] = self._build_model(read_adapter(adapter))
         self._tasks = {key: task for key, task in self._tasks.items() if key[1] != name}
 
     def remove(self, name: str) -> None:
-        """Drop an adapter.
+        """Remove an adapter.
 
         Raises:
-            InputError: no adapter has this name.
+            InputError: the name is unknown.
         """
         self.model(name)
         del self._models[name]
         self._tasks = {key: task for key, task in self._tasks.items() if key[1] != name}
 
-    def _adapted(self, adapter: Adapter) -> Any:
+    def _build_model(self, adapter: Adapter) -> Any:
         cls = getattr(models, adapter.class_name or type(self.base).__name__)
         config = self.base.config
         labels = config.num_labels if "id2label" in config.__dict__ else None
@@ -126,18 +127,18 @@ class AdapterSet:
 
 
 def share(module: Any) -> Any:
-    """Return a copy of a module's tree whose arrays are the same ones: layers can be replaced in it alone."""
+    """Copy a tree of modules that shares its arrays, so that layers can be replaced in the copy only."""
     copied = copy.copy(module)
     for name, value in list(copied.items()):
-        copied[name] = _shared(value)
+        copied[name] = _share_value(value)
     return copied
 
 
-def _shared(value: Any) -> Any:
+def _share_value(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return share(value)
     if isinstance(value, list):
-        return [_shared(entry) for entry in value]
+        return [_share_value(entry) for entry in value]
     if isinstance(value, dict):
-        return {name: _shared(entry) for name, entry in value.items()}
+        return {name: _share_value(entry) for name, entry in value.items()}
     return value

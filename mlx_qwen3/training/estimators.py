@@ -1,4 +1,4 @@
-"""`TextClassifier` and `TextRegressor`: estimators in the manner of scikit-learn, which is not needed."""
+"""`TextClassifier` and `TextRegressor`: estimators with the API of scikit-learn, which need not be installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CheckpointError, InputError
 from ..files import read_json_object
-from .datasets import encode_texts, same_labels
+from .datasets import encode_texts, match_labels
 from .files import rows_hash
 from .fitting import Base, Fitted, fit, load_base, make_objective, token_limit
 from .frozen_features import BATCH_TOKENS
@@ -25,7 +25,7 @@ from .labels import (
     check_numbers,
     check_texts,
     class_weights,
-    imbalance,
+    describe_imbalance,
 )
 from .metrics import regression_metrics
 from .options import TrainingOptions
@@ -35,20 +35,21 @@ from .train import label_fields, text_examples, training_options
 
 
 class NotFittedError(InputError, AttributeError):
-    """An estimator is used before it was fitted."""
+    """An estimator was used before `fit`."""
 
 
 class _TextEstimator:
-    """What both estimators share: parameters, fitting, saving.
+    """Base of both estimators: parameters, fitting, saving.
 
     Args:
         model: a folder or Hub repository; None for the bundled model.
         method: "head" fits a linear head on frozen features, in one pass over the texts; "lora" and "dora" train an
             adapter, "full" all weights.
-        pooling: what the head sees: "last" for the last token, as transformers reads it, "mean" for the mean over the
-            tokens; "auto" for the better one in cross-validation with "head", and the last token with the others.
+        pooling: input of the head: the hidden state of the last token with "last", as in transformers, or the mean over
+            the tokens with "mean". "auto" selects the better one by cross-validation for "head", and "last" for the
+            other methods.
         random_state: the seed; None for 0.
-        The others: see `TrainingOptions`.
+        The other arguments are those of `TrainingOptions`.
     """
 
     _estimator_type = ""
@@ -94,23 +95,23 @@ class _TextEstimator:
     # parameters
 
     @classmethod
-    def _names(cls) -> list[str]:
+    def _list_parameters(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name."""
-        return {name: getattr(self, name) for name in self._names()}
+        return {name: getattr(self, name) for name in self._list_parameters()}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change parameters.
+        """Set parameters.
 
         Raises:
             InputError: an unknown name.
         """
         for name in parameters:
-            if name not in self._names():
-                known = ", ".join(self._names())
-                raise InputError(f"unknown parameter {name!r} of {type(self).__name__}. Expected one of {known}")
+            if name not in self._list_parameters():
+                known = ", ".join(self._list_parameters())
+                raise InputError(f"unknown parameter {name!r} of {type(self).__name__}. Use one of {known}")
         for name, value in parameters.items():
             setattr(self, name, value)
         return self
@@ -121,7 +122,7 @@ class _TextEstimator:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn asks of an estimator; called by scikit-learn alone."""
+        """Return the estimator tags that scikit-learn requires."""
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
 
         classifier = self._estimator_type == "classifier"
@@ -136,7 +137,7 @@ class _TextEstimator:
 
     # fitting
 
-    def _options(self) -> TrainingOptions:
+    def _make_options(self) -> TrainingOptions:
         names = ("method", "epochs", "batch_size", "accumulation", "learning_rate", "rank", "alpha", "dropout")
         names = (*names, "weight_decay", "patience", "max_length", "class_weights")
         if self.pooling not in ("auto", "last", "mean"):
@@ -144,7 +145,7 @@ class _TextEstimator:
         seed = 0 if self.random_state is None else self.random_state
         return training_options({**{name: getattr(self, name) for name in names}, "seed": seed})
 
-    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
         raise NotImplementedError
 
     def fit(self, X: Any, y: Any, eval_set: Any = None) -> Self:  # noqa: N803
@@ -153,27 +154,32 @@ class _TextEstimator:
         Args:
             X: a list, NumPy array or pandas Series of N texts.
             y: N labels (strings or ints), N collections of labels, or N numbers.
-            eval_set: (X, y) that are held out: figures are measured on them, and training keeps the weights with the
-                lowest loss there.
+            eval_set: held-out (X, y). Metrics are measured on them, and training keeps the weights with the lowest
+                held-out loss.
 
         Raises:
-            InputError: rows that cannot be used; names the first by its index.
+            InputError: a row is invalid; the message has the index of the first one.
         """
-        options = self._options()
+        options = self._make_options()
         texts = check_texts(X)
-        labels = self._targets(y, len(texts))
+        labels = self._check_targets(y, len(texts))
         weights = class_weights(labels, options.class_weights)
         held = None
         if eval_set is not None:
             held_texts = check_texts(eval_set[0], "eval_set")
-            held = held_texts, same_labels(self._targets(eval_set[1], len(held_texts), least=1), labels, "eval_set")
+            held = (
+                held_texts,
+                match_labels(self._check_targets(eval_set[1], len(held_texts), least=1), labels, "eval_set"),
+            )
         base = load_base(self.model, self._task, options.method, self.dtype, **label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
         valid = [] if held is None else text_examples(base, held[0], held[1], None, limit)
         report = TrainingReport(self._task, options.method, base.source, len(train))
         report.labels = labels.names if labels.problem != REGRESSION else []
-        report.remarks += [remark for remark in [imbalance(labels, options.class_weights is not None)] if remark]
+        report.remarks += [
+            remark for remark in [describe_imbalance(labels, options.class_weights is not None)] if remark
+        ]
         report.data_sha256 = rows_hash([texts, labels.targets])
         objective = make_objective(base, self._task, labels.names, labels.problem)
         fitted = fit(base, objective, train, valid, options, report, pooling=self.pooling)
@@ -190,20 +196,20 @@ class _TextEstimator:
         """Return whether `fit` has been called."""
         return hasattr(self, "_fitted")
 
-    def _base(self) -> Base:
+    def _check_fitted(self) -> Base:
         if not hasattr(self, "_fitted"):
             message = f"this {type(self).__name__} is not fitted yet. Call fit(X, y) first"
-            raise _not_fitted(message)
+            raise _make_not_fitted_error(message)
         return self._fitted.base
 
-    def _logits(self, X: Any) -> np.ndarray:  # noqa: N803
-        base = self._base()
+    def _compute_logits(self, X: Any) -> np.ndarray:  # noqa: N803
+        base = self._check_fitted()
         texts = check_texts(X)
         if not texts:
             return np.zeros((0, base.model.config.num_labels), np.float32)
         from ..tasks.batches import Piece, Runner
 
-        rows = encode_texts(base.tokenizer, texts, token_limit(base, self._options()))
+        rows = encode_texts(base.tokenizer, texts, token_limit(base, self._make_options()))
         mean = getattr(base.model.config, "classifier_pooling", None) == "mean"
         runner = Runner(base.model, shares_prefix=not mean)
 
@@ -217,28 +223,28 @@ class _TextEstimator:
     # files
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted model: a checkpoint folder for "head" and "full", a PEFT adapter for "lora" and "dora".
+        """Save the fitted model as a checkpoint folder ("head", "full") or a PEFT adapter ("lora", "dora").
 
-        `mlx_qwen3.load`, `pipeline` and the command line read it as any other.
+        `mlx_qwen3.load`, `pipeline` and the command line can load it.
 
         Raises:
             NotFittedError: `fit` has not been called.
             CheckpointError: the folder exists or cannot be written.
         """
-        self._base()
+        self._check_fitted()
         parameters = {name: value for name, value in self.get_params().items() if name != "model"}
         extra = {"classes": self._labels, "problem_type": self._problem, "parameters": parameters}
         write_output(self._fitted, path, extra=extra)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Self:
-        """Return the estimator in a folder that `save` or `mlx-qwen3 train` wrote.
+        """Load an estimator from a folder written by `save` or `mlx-qwen3 train`.
 
         Args:
-            **options: what `mlx_qwen3.load` takes, such as `dtype`.
+            **options: arguments of `mlx_qwen3.load`, such as `dtype`.
 
         Raises:
-            CheckpointError: the folder holds no text classifier, or none with what a training records.
+            CheckpointError: the folder has no record of a training of this estimator's task.
         """
         from ..loading import load
 
@@ -250,10 +256,10 @@ class _TextEstimator:
         elif (folder / "config.json").is_file():
             training = read_json_object(folder / "config.json").get("training")
         if not isinstance(training, dict) or training.get("task") != cls._task:
-            raise CheckpointError(f"{path} holds no {cls.__name__}. Load it with mlx_qwen3.load or pipeline")
+            raise CheckpointError(f"{path} is not a saved {cls.__name__}. Load it with mlx_qwen3.load or pipeline")
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         model, tokenizer = load(path, **{"unpack": on_cpu, **options})
-        parameters = {k: v for k, v in (training.get("parameters") or {}).items() if k in cls._names()}
+        parameters = {k: v for k, v in (training.get("parameters") or {}).items() if k in cls._list_parameters()}
         self = cls(**{"method": training["method"], **parameters})
         base = Base(model, tokenizer, str(training.get("base_model")), folder, False)
         report = TrainingReport(cls._task, training["method"], base.source, training.get("rows", 0))
@@ -262,8 +268,8 @@ class _TextEstimator:
         return self
 
 
-def _not_fitted(message: str) -> Exception:
-    """Return the error of an estimator without a model; where scikit-learn is in use, it is also scikit-learn's."""
+def _make_not_fitted_error(message: str) -> Exception:
+    """Create the error of an unfitted estimator; if scikit-learn is imported, it is also scikit-learn's error."""
     import sys
 
     if "sklearn" not in sys.modules:
@@ -271,13 +277,13 @@ def _not_fitted(message: str) -> Exception:
     from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
     class BothNotFittedError(NotFittedError, SklearnNotFittedError):
-        """The error of both packages."""
+        """NotFittedError of both packages."""
 
     return BothNotFittedError(message)
 
 
 class TextClassifier(_TextEstimator):
-    """Labels texts. An estimator of scikit-learn's kind: it works in pipelines, grid searches and cross-validation.
+    """Classify texts; a scikit-learn estimator for pipelines, grid searches and cross-validation.
 
     >>> classifier = TextClassifier().fit(["good", "bad", "fine", "poor"], [1, 0, 1, 0])  # doctest: +SKIP
     >>> classifier.predict(["great"])  # doctest: +SKIP
@@ -288,51 +294,53 @@ class TextClassifier(_TextEstimator):
     _task = "text-classification"
     classes_: np.ndarray
 
-    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
         return check_labels(y, rows, least=least)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the probability of each label, (N, labels); with several labels per text each for itself."""
-        logits = self._logits(X).astype(np.float64)
+        """Return probabilities (N, labels): softmax, or independent sigmoids with several labels per text."""
+        logits = self._compute_logits(X).astype(np.float64)
         if self._problem == MULTI:
             return np.exp(-np.logaddexp(0, -logits))
         powers = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
         return powers / powers.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the label of each text; with several labels per text, zeros and ones (N, labels)."""
-        chances = self.predict_proba(X)
+        """Return the label of each text (N,), or zeros and ones (N, labels) with several labels per text."""
+        probabilities = self.predict_proba(X)
         if self._problem == MULTI:
-            return (chances > 0.5).astype(np.int64)
-        return self.classes_[chances.argmax(axis=1)]
+            return (probabilities > 0.5).astype(np.int64)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return the accuracy; with several labels per text, the share of texts with exactly the right ones."""
-        said = self.predict(X)
+        """Return the accuracy; with several labels per text, the share of texts with exactly the right labels."""
+        predicted = self.predict(X)
         if self._problem == SINGLE:
             expected = np.array(list(y))
-            if len(expected) != len(said):
-                raise InputError(f"X has {len(said)} rows and y has {len(expected)}. Give one label per row")
-            return float(np.mean(said == expected))
+            if len(expected) != len(predicted):
+                raise InputError(f"X has {len(predicted)} rows and y has {len(expected)}. Give one label per row")
+            return float(np.mean(predicted == expected))
         expected = np.array([[label in labels for label in self._labels] for labels in y])
-        return float(np.mean((said == 1).all(axis=1) if not len(expected) else ((said == 1) == expected).all(axis=1)))
+        return float(
+            np.mean((predicted == 1).all(axis=1) if not len(expected) else ((predicted == 1) == expected).all(axis=1))
+        )
 
 
 class TextRegressor(_TextEstimator):
-    """Predicts a number for each text; otherwise as `TextClassifier`."""
+    """Predict a number for each text; a scikit-learn estimator like `TextClassifier`."""
 
     _estimator_type = "regressor"
     _task = "text-regression"
 
-    def _targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
         return check_numbers(y, rows)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the number of each text, (N,)."""
-        return self._logits(X)[:, 0].astype(np.float64)
+        """Return the predicted numbers (N,)."""
+        return self._compute_logits(X)[:, 0].astype(np.float64)
 
     def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return R²."""
-        said = self.predict(X)
-        expected = np.array([row[0] for row in check_numbers(y, len(said)).targets])
-        return regression_metrics(expected[:, None], said[:, None])["r2"]
+        """Return the coefficient of determination R²."""
+        predicted = self.predict(X)
+        expected = np.array([row[0] for row in check_numbers(y, len(predicted)).targets])
+        return regression_metrics(expected[:, None], predicted[:, None])["r2"]

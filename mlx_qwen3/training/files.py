@@ -1,4 +1,4 @@
-"""Rows of training files: csv, tsv, jsonl, json, parquet, CoNLL, and folders of them."""
+"""Read the rows of training files: csv, tsv, jsonl, json, parquet, CoNLL, and folders of them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ MAX_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file: where it stands, for messages, and its fields."""
+    """One row of a file: its fields, and its location for messages, such as "line 3"."""
 
-    place: str
+    location: str
     fields: dict[str, Any]
 
 
 def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path | None]:
-    """Return the training file and the validation file; a folder holds train.* and perhaps valid.*.
+    """Return the training file and the validation file, if any; a folder contains train.* and optionally valid.*.
 
     Raises:
-        InputError: there is no such file.
+        InputError: a file does not exist.
     """
     path = Path(os.path.expanduser(data))
     if not path.exists():
         raise InputError(f"there is no file or folder {data}. Check the path")
     if not path.is_dir():
-        return path, _existing(valid)
-    train = _named(path, ("train",))
+        return path, _check_exists(valid)
+    train = _find_stem(path, ("train",))
     if train is None:
-        raise InputError(f"{data} is a folder without train.jsonl, train.csv or the like. Name the file itself")
-    return train, _existing(valid) or _named(path, ("valid", "validation", "dev"))
+        raise InputError(f"{data} is a folder without train.jsonl, train.csv or similar. Give the path of the file")
+    return train, _check_exists(valid) or _find_stem(path, ("valid", "validation", "dev"))
 
 
-def _existing(path: str | Path | None) -> Path | None:
+def _check_exists(path: str | Path | None) -> Path | None:
     if path is None:
         return None
     found = Path(os.path.expanduser(path))
@@ -55,7 +55,7 @@ def _existing(path: str | Path | None) -> Path | None:
     return found
 
 
-def _named(folder: Path, stems: Sequence[str]) -> Path | None:
+def _find_stem(folder: Path, stems: Sequence[str]) -> Path | None:
     for stem in stems:
         for suffix in (*JSON_LINES, ".json", *TABLES, ".parquet", *CONLL):
             if (folder / f"{stem}{suffix}").is_file():
@@ -67,25 +67,25 @@ def read_rows(path: Path) -> list[Row]:
     """Return the rows of a csv, tsv, jsonl, json or parquet file.
 
     Raises:
-        InputError: a file that cannot be read, of another kind, or without rows; names the line.
+        InputError: the file cannot be read, has another format, or has no rows; the message names the line.
     """
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        rows = list(_table(path, TABLES[suffix]))
+        rows = list(_read_table(path, TABLES[suffix]))
     elif suffix in JSON_LINES:
-        rows = list(_json_lines(path))
+        rows = list(_read_json_lines(path))
     elif suffix == ".json":
-        rows = list(_json_array(path))
+        rows = list(_read_json_array(path))
     elif suffix == ".parquet":
-        rows = list(_parquet(path))
+        rows = list(_read_parquet(path))
     else:
-        raise InputError(f"{path}: files of the kind {suffix or 'without a suffix'} are not read. Give {READ}")
+        raise InputError(f"{path}: unsupported file type: {suffix or 'no suffix'}. Give {READ}")
     if not rows:
-        raise InputError(f"{path} holds no rows. Give a file with data")
+        raise InputError(f"{path} has no rows. Give a file with data")
     return rows
 
 
-def _table(path: Path, delimiter: str) -> Iterator[Row]:
+def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
     text = read_text(path, error=InputError, max_bytes=MAX_BYTES)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
@@ -94,68 +94,70 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
                 raise InputError(f"{path}: line {reader.line_num} has more cells than the header. Quote its text")
             yield Row(f"line {reader.line_num}", row)
     except csv.Error as problem:
-        raise InputError(f"{path}: line {reader.line_num} cannot be read ({problem}). Try a jsonl file") from None
+        raise InputError(f"{path}: line {reader.line_num} cannot be read: {problem}. Try a jsonl file") from None
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _read_json_lines(path: Path) -> Iterator[Row]:
     text = read_text(path, error=InputError, max_bytes=MAX_BYTES)
     for number, line in enumerate(io.StringIO(text), 1):
         if line.strip():
-            place = f"line {number}"
-            yield _object(path, place, parse_json(line, f"{path}: {place}", error=InputError))
+            location = f"line {number}"
+            yield _make_row(path, location, parse_json(line, f"{path}: {location}", error=InputError))
 
 
-def _json_array(path: Path) -> Iterator[Row]:
+def _read_json_array(path: Path) -> Iterator[Row]:
     content = parse_json(read_text(path, error=InputError, max_bytes=MAX_BYTES), str(path), error=InputError)
     if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = list(_squad(path, content["data"]))
+        content = list(_read_squad(path, content["data"]))
     if not isinstance(content, list):
-        raise InputError(f"{path} holds no JSON array. Write [row, row, …], or one row per line in a .jsonl file")
+        raise InputError(f"{path} is not a JSON array. Write [row, row, …], or one row per line in a .jsonl file")
     for index, entry in enumerate(content):
-        yield _object(path, f"row {index}", entry)
+        yield _make_row(path, f"row {index}", entry)
 
 
-def _object(path: Path, place: str, entry: Any) -> Row:
+def _make_row(path: Path, location: str, entry: Any) -> Row:
     if isinstance(entry, str):
         entry = {"text": entry}
     if not isinstance(entry, dict):
-        raise InputError(f'{path}: {place} is no JSON object. Write {{"text": …, "label": …}}')
-    return Row(place, entry)
+        raise InputError(f'{path}: {location} is not a JSON object. Write {{"text": …, "label": …}}')
+    return Row(location, entry)
 
 
-def _squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the questions of a file in SQuAD's nested form."""
+def _read_squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the questions of a file in the nested SQuAD format."""
     for index, article in enumerate(articles):
         if not (isinstance(article, dict) and isinstance(article.get("paragraphs"), list)):
             if isinstance(article, dict):
                 yield article
                 continue
-            raise InputError(f"{path}: entry {index} of 'data' is no article with paragraphs. Use SQuAD's form")
+            raise InputError(f"{path}: entry {index} of 'data' is not an article with paragraphs. Use the SQuAD format")
         for paragraph in article["paragraphs"]:
             for question in paragraph.get("qas", []):
                 yield {"context": paragraph.get("context"), **question}
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise InputError(f"{path}: reading parquet needs pyarrow (pip install pyarrow). Or give a jsonl file") from None
+        raise InputError(f"{path}: parquet needs pyarrow. Run pip install pyarrow, or give a jsonl file") from None
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as problem:
-        raise InputError(f"{path} cannot be read as parquet ({str(problem).splitlines()[0]})") from None
+        raise InputError(
+            f"{path} is not a valid parquet file: {str(problem).splitlines()[0]}. Check the file"
+        ) from None
     for index, row in enumerate(rows):
         yield Row(f"row {index}", row)
 
 
 def read_conll(path: Path) -> list[Row]:
-    """Return the sentences of a CoNLL file as rows of `tokens` and `labels`: the first and the last column of a line.
+    """Return the sentences of a CoNLL file as rows with `tokens` and `labels`, the first and the last column.
 
-    Blank lines end a sentence; lines of `#` and `-DOCSTART-` are left out.
+    Blank lines separate sentences; lines that begin with `#` or `-DOCSTART-` are skipped.
 
     Raises:
-        InputError: a line with one column, or a file without sentences.
+        InputError: a line has only one column, or the file has no sentences.
     """
     rows: list[Row] = []
     tokens: list[str] = []
@@ -176,7 +178,9 @@ def read_conll(path: Path) -> list[Row]:
         tokens.append(cells[0])
         labels.append(cells[-1])
     if not rows:
-        raise InputError(f"{path} holds no sentences. Write a token and its label per line, a blank line between them")
+        raise InputError(
+            f"{path} has no sentences. Write a token and its label per line, and a blank line between sentences"
+        )
     return rows
 
 
@@ -184,16 +188,16 @@ def field(row: Row, name: str, path: Path, flag: str) -> Any:
     """Return a field of a row.
 
     Raises:
-        InputError: the file has no such column; names those that it has.
+        InputError: the file has no such column; the message lists its columns.
     """
     if name not in row.fields:
         known = ", ".join(map(repr, row.fields)) or "none"
-        raise InputError(f"{path}: {row.place} has no column {name!r}, only {known}. Name one with {flag}")
+        raise InputError(f"{path}: {row.location} has no column {name!r}, only {known}. Name one with {flag}")
     return row.fields[name]
 
 
 def data_hash(*paths: Path | None) -> str:
-    """Return the SHA-256 of the content of some files."""
+    """Return the SHA-256 of the contents of files."""
     import hashlib
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Fit one model to examples: load the base, fit or train the head and the layers, measure, and write the result."""
+"""Train one model on examples: load the base, fit or train its head and layers, and measure the result."""
 
 from __future__ import annotations
 
@@ -42,14 +42,16 @@ CLASSES = {
 
 @dataclass
 class Base:
-    """A base model as it is trained, with its tokenizer.
+    """A base model with its tokenizer.
 
     Attributes:
-        source: the folder or repository, as adapters name it.
-        folder: where its files are.
-        packed: whether its weights are quantized in the files.
-        fields: what was changed in its configuration.
-        revision: of the repository, where one was named.
+        model: the model to train.
+        tokenizer: its tokenizer.
+        source: folder or repository, as recorded in adapters.
+        folder: folder of its files.
+        packed: whether the weights in the files are quantized.
+        fields: configuration fields that were changed.
+        revision: revision of the repository, or None.
     """
 
     model: Any
@@ -64,16 +66,17 @@ class Base:
 def load_base(
     model: str | Path | None, task: str, method: str, dtype: str | None, revision: str | None = None, **fields: Any
 ) -> Base:
-    """Load a base model under the head of a task; a head of another size starts fresh.
+    """Load a base model with the head of a task; initialize the head if its size differs.
 
     Args:
-        model: a folder or Hub repository; None for the bundled model. revision: of the Hub repository.
-        fields: of the configuration: labels and problem type.
+        model: a folder or Hub repository; None for the bundled model.
+        revision: revision of the Hub repository.
+        fields: configuration fields: labels and problem type.
 
     Raises:
-        QuantizationError: full training of a quantized base.
-        InputError: the folder of an adapter.
-        CheckpointError, UnsupportedModelError, HubError: as `from_pretrained`.
+        QuantizationError: `method` is "full" and the base is quantized.
+        InputError: the folder contains an adapter.
+        CheckpointError, UnsupportedModelError, HubError: see `from_pretrained`.
     """
     if model is None:
         from ..bundled import bundled_model_path
@@ -84,7 +87,7 @@ def load_base(
         folder = resolve_checkpoint(model, revision)
         source = str(folder.resolve()) if Path(os.path.expanduser(model)).is_dir() else str(model)
     if is_adapter_folder(folder):
-        raise InputError(f"{model} is an adapter, on which nothing is trained. Merge it first (mlx-qwen3 merge)")
+        raise InputError(f"{model} is an adapter, not a base model. Merge it first: mlx-qwen3 merge")
     packed = bool(read_config_file(folder).get("quantization")) if folder.is_dir() else True
     if packed and method == "full":
         raise QuantizationError(
@@ -93,9 +96,9 @@ def load_base(
         )
     cls = getattr(models, CLASSES[task])
     if dtype is None and method == "full":
-        dtype = "float32"  # small steps are lost in 16 bits
+        dtype = "float32"  # small updates are rounded away in 16 bits
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    with without_warning("the head is initialized with random weights"):
+    with suppress_warning("the head is initialized with random weights"):
         loaded = cls.from_pretrained(
             folder, dtype=dtype, unpack=packed and on_cpu, ignore_mismatched_sizes=True, **fields
         )
@@ -107,8 +110,8 @@ def load_base(
 
 
 @contextlib.contextmanager
-def without_warning(text: str) -> Iterator[None]:
-    """Drop a warning that does not apply: the head that is fresh is about to be trained."""
+def suppress_warning(text: str) -> Iterator[None]:
+    """Suppress a warning of the loader that does not apply, because the new head is trained next."""
     log = logging.getLogger("mlx_qwen3.models.pretrained")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -122,13 +125,13 @@ def without_warning(text: str) -> Iterator[None]:
 
 
 def token_limit(base: Base, options: TrainingOptions) -> int:
-    """Return how many tokens a row may have."""
+    """Return the maximum number of tokens per row."""
     context = min(base.model.config.max_position_embeddings, base.tokenizer.model_max_length)
     return min(context, options.max_length or context)
 
 
 def make_objective(base: Base, task: str, labels: list[str], problem: str) -> Objective:
-    """Return the objective of a task."""
+    """Create the objective of a task."""
     pad = base.tokenizer.pad_token_id
     pad = 0 if pad is None or pad >= base.model.config.vocab_size else pad
     if task in ("text-classification", "text-regression"):
@@ -142,7 +145,7 @@ def make_objective(base: Base, task: str, labels: list[str], problem: str) -> Ob
 
 @dataclass
 class Fitted:
-    """A trained model with its report."""
+    """A trained model with its report and the final state of the training."""
 
     base: Base
     report: TrainingReport
@@ -165,19 +168,20 @@ def fit(
     """Train `base` in place and fill `report`.
 
     Args:
-        pooling: what the head of a text classifier sees: "last" for the last token, "mean" for the mean over the
-            tokens. "auto" is the better one for "head"; for the others the last token, as PEFT and transformers
-            read it, unless the base has a head of the mean.
-        folder: where the state of the training is saved, for resuming.
-        progress: called with rows of the log.
+        pooling: input of a text classifier's head: "last" for the last token, "mean" for the mean over the tokens.
+            "auto" selects the better one for the method "head". For other methods it means the last token, as in PEFT
+            and transformers, unless the base has a head on the mean.
+        folder: folder of the saved state, from which an interrupted training resumes; None to save none.
+        identity: hash of data, model and options, saved with the state.
+        progress: called with each entry of the log.
 
     Raises:
-        MemoryFitError: the training needs more memory than there is.
-        TrainingError: the loss became infinite at once.
+        MemoryFitError: the training needs more memory than the machine has.
+        TrainingError: the loss became infinite before there were weights to keep.
     """
     started = time.perf_counter()
     mx.random.seed(options.seed)
-    _draw_head(base.model)
+    _initialize_head(base.model)
     report.rows, report.valid_rows, report.held_out = len(train), len(valid), bool(valid)
     measured = valid or train
     if isinstance(objective, SequenceObjective):
@@ -189,13 +193,13 @@ def fit(
         report.stopped = next((row["stopped"] for row in state.log if "stopped" in row), None)
         report.metrics = evaluate(base.model, objective, measured, options.batch_size)
         if valid and "head" in report.baselines:
-            report.remarks += _compared(options.method, report)
+            report.remarks += _compare_with_head(options.method, report)
     report.seconds = time.perf_counter() - started
     return Fitted(base, report, state)
 
 
-def _draw_head(model: Any) -> None:
-    """Draw a fresh head from the seed; loading has drawn it from whatever state there was."""
+def _initialize_head(model: Any) -> None:
+    """Initialize a new head from the seed; loading used the current random state, not the seed."""
     deviation = model.config.initializer_range
     for name in sorted(model.fresh_weights):
         path, _, leaf = name.rpartition(".")
@@ -216,7 +220,7 @@ def _fit_frozen_head(
     pooling: str,
     progress: Progress | None,
 ) -> None:
-    """Fit the head on frozen features: the result of the method "head", the baseline and first values of the others."""
+    """Fit the head on frozen features: the result of "head", else the baseline and the initial head."""
     classes = base.model.score.weight.shape[0]
     same = measured is train
     rows = [example.ids for example in train] + ([] if same else [example.ids for example in measured])
@@ -236,7 +240,7 @@ def _fit_frozen_head(
         targets = np.array([example.target for example in train])
         majority = int(np.bincount(targets, minlength=classes).argmax())
         constant = np.eye(classes, dtype=np.float32)[[majority] * len(measured)]
-        report.baselines["majority"] = _plain(objective.metrics(measured, [(row,) for row in constant]))
+        report.baselines["majority"] = _select_numbers(objective.metrics(measured, [(row,) for row in constant]))
     weight = head.weight
     if options.method == "head":
         report.metrics = found
@@ -245,8 +249,8 @@ def _fit_frozen_head(
             f"{head.penalty:g} by cross-validation"
         )
     else:
-        report.baselines["head"] = _plain(found)
-        best, chosen = chosen, _trained_pooling(base, pooling)
+        report.baselines["head"] = _select_numbers(found)
+        best, chosen = chosen, _choose_pooling(base, pooling)
         if chosen != best:
             weight = fit_head(of_train, train, objective.problem, classes, chosen, options.seed)[1].weight
     if chosen == "mean" or getattr(base.model.config, "classifier_pooling", None) is not None:
@@ -254,24 +258,24 @@ def _fit_frozen_head(
     if chosen == "mean":
         file = "training.json" if options.method in ("lora", "dora") else "config.json"
         report.remarks.append(
-            f"{file} says classifier_pooling: mean, which transformers and PEFT do not read: load the model with "
-            "mlx-qwen3, or train with --pooling last"
+            f"{file} has classifier_pooling: mean, which transformers and PEFT ignore. Load the model with mlx-qwen3, "
+            "or train with --pooling last"
         )
     base.model.score.weight = mx.array(weight).astype(base.model.score.weight.dtype)
 
 
-def _trained_pooling(base: Base, pooling: str) -> str:
-    """Return what the head of a trained model sees: by default what it saw before, else the last token."""
+def _choose_pooling(base: Base, pooling: str) -> str:
+    """Return the pooling of a trained model: by default that of the base, else the last token."""
     if pooling != "auto":
         return pooling
     return getattr(base.model.config, "classifier_pooling", None) or "last"
 
 
-def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+def _select_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
-def _compared(method: str, report: TrainingReport) -> list[str]:
+def _compare_with_head(method: str, report: TrainingReport) -> list[str]:
     name = next((n for n in ("accuracy", "r2", "exact_match") if n in report.metrics), None)
     if name is None or name not in report.baselines["head"]:
         return []
@@ -279,8 +283,8 @@ def _compared(method: str, report: TrainingReport) -> list[str]:
     if difference > 0:
         return [f"{method} is {difference:.4f} better in {name} than a linear head on frozen features"]
     return [
-        f"{method} did not beat a linear head on frozen features ({name} {difference:+.4f}): use --method head, or "
-        "train longer or on more rows"
+        f"{method} is not better than a linear head on frozen features ({name} {difference:+.4f}). Use --method "
+        "head, or train longer or on more rows"
     ]
 
 

@@ -1,6 +1,6 @@
-"""The forward pass and the losses of training: no cache, checks done beforehand, little memory.
+"""Forward pass and losses for training: without cache and input checks, with low memory use.
 
-Losses are sums over what counts, so that accumulated minibatches of different sizes give the mean of their union.
+Losses are sums, so that accumulated minibatches of different sizes give the mean over all of their rows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..adapters.layers import KeyedDropout
 from ..layers.masks import Mask, decoder_mask
 
 ROWS_PER_CHUNK = 256
-"""Rows whose logits over the vocabulary exist at one time."""
+"""Number of rows whose logits over the vocabulary are in memory at the same time."""
 
 
 def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.array:
-    """Return the last hidden states (B, L, M) of rows that are padded on the right, ids (B, L).
+    """Compute the last hidden states (B, L, M) of ids (B, L) that are padded on the right.
 
     Args:
-        checkpoint: keep only the layers' inputs for the backward pass, and recompute everything else. Recomputing
-            parts of every layer otherwise saved no memory on an H100 and cost a quarter of the speed.
+        checkpoint: keep only the inputs of the layers for the backward pass and recompute everything else. Recomputing
+            parts of every layer without this option saved no memory on an H100 and cost a quarter of the speed.
     """
     x = base.embed_tokens(ids)
     length = ids.shape[1]
@@ -34,43 +34,43 @@ def hidden_states(base: Any, ids: mx.array, checkpoint: bool = False) -> mx.arra
         window = base.config.sliding_window if layer.self_attn.sliding else None
         if window not in masks:
             masks[window] = decoder_mask(length, 0, ((0, length),), window, None, None, 0, x.dtype)
-        x = _layer(layer, x, rotation, masks[window], checkpoint)
+        x = _run_layer(layer, x, rotation, masks[window], checkpoint)
     return base.norm(x)
 
 
-def _layer(layer: Any, x: mx.array, rotation: Any, mask: Mask, checkpoint: bool) -> mx.array:
-    """Return the output of a decoder layer, recomputed in the backward pass with `checkpoint`."""
-    # dropped attention weights could not be drawn again
+def _run_layer(layer: Any, x: mx.array, rotation: Any, mask: Mask, checkpoint: bool) -> mx.array:
+    """Compute the output of a decoder layer; with `checkpoint` recompute it in the backward pass."""
+    # attention dropout has no keys, so it could not be repeated
     if checkpoint and layer.training and not layer.self_attn.dropout:
-        return _recomputed([layer], lambda x: layer(x, rotation, mask)[0])(x)
+        return _make_recomputed([layer], lambda x: layer(x, rotation, mask)[0])(x)
     return layer(x, rotation, mask)[0]
 
 
-def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` such that its intermediates are recomputed in the backward pass, with the same dropout.
+def _make_recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with intermediates that are recomputed in the backward pass, with the same dropout.
 
-    What the backward pass does not use is not recomputed: of y = W·f(x) only f(x), because MLX is lazy.
+    Values that the backward pass does not use are not recomputed, because MLX is lazy: of y = W·f(x) only f(x) is.
 
     Args:
-        modules: those whose parameters `function` uses.
+        modules: modules whose parameters `function` uses.
     """
     inner = [m for module in modules for m in module.modules()] if modules[0].training else []
     dropouts = [m for m in inner if isinstance(m, KeyedDropout) and m.drops]
     keys = [mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32) for _ in dropouts]  # drawn outside the call
 
     def call(parameters: Sequence[mx.array], *arrays: mx.array) -> Any:
-        for module, names, first in places:
+        for module, names, first in groups:
             held = zip(names, parameters[first : first + len(names)], strict=True)
             module.update(tree_unflatten(list(held)))
         for dropout, key in zip(dropouts, keys, strict=True):
             dropout.set_key(key)
         return function(*arrays)
 
-    places: list[tuple[nn.Module, list[str], int]] = []
+    groups: list[tuple[nn.Module, list[str], int]] = []
     values: list[mx.array] = []
     for module in modules:
         named: Any = tree_flatten(module.trainable_parameters())
-        places.append((module, [name for name, _ in named], len(values)))
+        groups.append((module, [name for name, _ in named], len(values)))
         values += [value for _, value in named]
 
     def recomputed(*arrays: mx.array) -> Any:
@@ -84,12 +84,12 @@ def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> C
         def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
             given = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)
 
-            def again(*leaves: mx.array) -> list[mx.array]:
+            def compute_again(*leaves: mx.array) -> list[mx.array]:
                 found = call(leaves[count:], *leaves[:count])
                 return [found] if isinstance(found, mx.array) else list(found)
 
-            # not before the gradient arrives: recomputed at once, all layers' intermediates would be in memory
-            return tuple(mx.vjp(again, mx.depends(list(primals), given), given)[1])
+            # Wait for the gradient: otherwise the intermediates of all layers would be in memory at the same time.
+            return tuple(mx.vjp(compute_again, mx.depends(list(primals), given), given)[1])
 
         return run(*arrays, *values)
 
@@ -97,7 +97,7 @@ def _recomputed(modules: Sequence[nn.Module], function: Callable[..., Any]) -> C
 
 
 def summed_cross_entropy(logits: mx.array, labels: mx.array, weights: mx.array) -> mx.array:
-    """Return the sum of weights · −log softmax(logits)[label]; logits (N, C), labels and weights (N,)."""
+    """Compute the sum of weights · −log softmax(logits)[label]; logits (N, C), labels and weights (N,)."""
     logits = logits.astype(mx.float32)
     losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
     return mx.sum(losses * weights)
@@ -110,40 +110,42 @@ def chunked_cross_entropy(
     weights: mx.array,
     trained: nn.Module | None = None,
 ) -> mx.array:
-    """Return the summed cross entropy of head(rows) without ever holding the logits of all rows.
+    """Compute the summed cross entropy of head(rows) without keeping the logits of all rows in memory.
 
-    With a frozen head the gradient of the rows is computed together with the loss, chunk by chunk, so that nothing is
-    computed twice; with a trained one each chunk is computed again in the backward pass.
+    With a frozen head, the gradient of the rows is computed together with the loss, chunk by chunk, and nothing is
+    recomputed. With a trained head, each chunk is recomputed in the backward pass.
 
     Args:
-        head: rows (n, M) -> logits (n, V).
-        rows: (N, M). labels, weights: (N,).
-        trained: the layer whose parameters `head` uses, where it is trained; None for a frozen head.
+        head: maps rows (n, M) to logits (n, V).
+        rows: hidden states (N, M).
+        labels: label ids (N,).
+        weights: weights (N,).
+        trained: the layer whose parameters `head` uses if it is trained; None for a frozen head.
     """
     if trained is None:
-        return _frozen_head_loss(head, rows, labels, weights)
+        return _compute_frozen_head_loss(head, rows, labels, weights)
     total = mx.array(0.0)
-    for x, y, w in _chunks(rows, labels, weights):
+    for x, y, w in _split_chunks(rows, labels, weights):
 
         def chunk(x: mx.array, y: mx.array = y, w: mx.array = w) -> mx.array:
             return summed_cross_entropy(head(x), y, w)
 
-        total = total + _recomputed([trained], chunk)(x)
+        total = total + _make_recomputed([trained], chunk)(x)
     return total
 
 
-def _chunks(*arrays: mx.array) -> list[tuple[mx.array, ...]]:
+def _split_chunks(*arrays: mx.array) -> list[tuple[mx.array, ...]]:
     count = arrays[0].shape[0]
     return [tuple(a[i : i + ROWS_PER_CHUNK] for a in arrays) for i in range(0, count, ROWS_PER_CHUNK)]
 
 
-def _frozen_head_loss(
+def _compute_frozen_head_loss(
     head: Callable[[mx.array], mx.array], rows: mx.array, labels: mx.array, weights: mx.array
 ) -> mx.array:
     def loss_and_gradient(rows: mx.array) -> tuple[mx.array, mx.array]:
         total, gradients = mx.array(0.0), []
-        for x, y, w in _chunks(rows, labels, weights):
-            if gradients:  # one chunk after the other: side by side all their logits would be in memory
+        for x, y, w in _split_chunks(rows, labels, weights):
+            if gradients:  # compute chunks sequentially, so that the logits of only one are in memory
                 x = mx.depends([x], [gradients[-1]])[0]
             logits = head(x)
             scores = logits.astype(mx.float32)

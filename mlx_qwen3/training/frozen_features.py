@@ -1,4 +1,4 @@
-"""Features of texts from a frozen model, and a head fitted on them."""
+"""Compute features of texts with a frozen model, and fit a head on them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ BATCH_TOKENS = {"cpu": 512, "gpu": 16384}
 def embed(
     model: Any, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, np.ndarray]:
-    """Return pooling -> features (N, M) float32 of rows of ids: the last token's state and the mean over the tokens.
+    """Compute float32 features (N, M) of N rows of ids, for each pooling, in one pass over the data.
 
-    One pass over the data gives both.
+    Args:
+        progress: called with the number of rows in each finished batch.
+
+    Returns:
+        The hidden states of the last tokens as "last", and the means over the tokens as "mean".
     """
     base = model.base_model
     runner = Runner(base, shares_prefix=False)
@@ -47,10 +51,10 @@ def embed(
 def fit_head(
     features: dict[str, np.ndarray], examples: Sequence[Example], problem: str, classes: int, pooling: str, seed: int
 ) -> tuple[str, LinearHead]:
-    """Fit a head, and choose the pooling where it is "auto": the better cross-validated loss, or "last" in a tie.
+    """Fit a head; with pooling "auto", use the one with the lower cross-validated loss, or "last" in a tie.
 
     Returns:
-        The pooling and the head.
+        The selected pooling and the head.
     """
     targets = np.array([example.target for example in examples])
     weights = np.array([example.weight for example in examples], dtype=np.float32)
@@ -59,7 +63,7 @@ def fit_head(
         name: cross_validate(features[name], targets, problem, classes=classes, weights=weights, seed=seed)
         for name in candidates
     }
-    best = min(candidates, key=lambda name: validations[name].score)  # "last" stands first
+    best = min(candidates, key=lambda name: validations[name].score)  # "last" is the first candidate
     head = fit_linear_head(
         features[best], targets, problem, classes=classes, weights=weights, validation=validations[best]
     )

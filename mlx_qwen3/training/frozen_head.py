@@ -1,8 +1,8 @@
-"""A linear head on frozen features, fitted to convergence: logistic and ridge regression, their L2 by cross-validation.
+"""Fit a linear head on frozen features: logistic or ridge regression with an L2 penalty from cross-validation.
 
-The problems are convex, so that one run finds the optimum: L-BFGS from a start at zero, preconditioned by the features'
-second moments, which bound the curvature of the logistic loss (Böhning 1992). There is no intercept, because the head
-of a Qwen3 has none.
+The problems are convex, so one run of L-BFGS from zero finds the optimum. It is preconditioned by the second moments of
+the features, which bound the curvature of the logistic loss (Böhning 1992). There is no intercept, because the heads of
+Qwen3 models have none.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import numpy as np
 
 PENALTIES = tuple(10.0**power for power in (-5, -4, -3, -2, -1, 0))
-"""L2 penalties that are compared, in units of the features' mean square."""
+"""Candidate L2 penalties, in units of the features' mean square."""
 FOLDS, FEWER_FOLDS = 5, 3
-"""Folds of cross-validation, up to 200 rows and beyond."""
+"""Number of folds of cross-validation: up to 200 rows, and with more rows."""
 CROSS_VALIDATED_ROWS = 512
-"""Rows that penalty and pooling are chosen on, at most."""
+"""Maximum number of rows for the choice of penalty and pooling."""
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The L2 penalty that cross-validation chose.
+    """Result of cross-validation.
 
     Attributes:
-        penalty: for as many rows as were cross-validated.
-        rows: how many those were.
-        score: the mean held-out loss per row: cross entropy in nats, or half the squared error; NaN below 4 rows.
-        accuracy: the share of held-out rows that are right; None for numbers.
+        penalty: selected L2 penalty, for this number of rows.
+        rows: number of rows used.
+        score: mean held-out loss per row: cross entropy in nats, or half the squared error; NaN below 4 rows.
+        accuracy: share of correctly predicted held-out rows; None for regression.
     """
 
     penalty: float
@@ -41,12 +41,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A fitted head.
+    """A fitted linear head.
 
     Attributes:
-        weight: (labels, M).
-        penalty: the L2 penalty of the mean loss.
-        validation: how it was chosen.
+        weight: weight matrix (labels, M).
+        penalty: L2 penalty of the mean loss.
+        validation: the cross-validation that selected the penalty.
     """
 
     weight: Array
@@ -65,23 +65,23 @@ def fit_linear_head(
     validation: Validation | None = None,
     seed: int = 0,
 ) -> LinearHead:
-    """Fit a head to features (N, M).
+    """Fit a linear head to features (N, M).
 
     Args:
-        targets: (N,) label ids, (N, classes) zeros and ones, or (N,) or (N, classes) numbers, as `problem` says.
+        targets: depending on `problem`, (N,) label ids, (N, classes) zeros and ones, or (N,) or (N, classes) numbers.
         problem: "single_label_classification", "multi_label_classification" or "regression".
-        classes: rows of the head.
+        classes: number of rows of the head.
         weights: (N,) weights of the rows.
-        penalty: of the mean loss, in units of the features' mean square; by default what `validation` chose.
-        validation: what `cross_validate` returned for these rows; by default it is called.
-        seed: of the folds.
+        penalty: L2 penalty of the mean loss, in units of the features' mean square; default: that of `validation`.
+        validation: result of `cross_validate` for these rows; default: call it.
+        seed: seed of the sample of rows that are cross-validated.
     """
-    x, scale, y, rows = _arrays(features, targets, problem, classes, weights)
+    x, scale, y, rows = _prepare_arrays(features, targets, problem, classes, weights)
     if penalty is None:
         validation = validation or cross_validate(
             features, targets, problem, classes=classes, weights=weights, seed=seed
         )
-        # the penalty of the summed loss is a prior, which more rows do not change
+        # The penalty of the summed loss acts as a prior, so it does not depend on the number of rows.
         penalty = validation.penalty * validation.rows / len(x)
     weight = _fit(x, y, rows, penalty, problem)
     return LinearHead((weight / scale).T.astype(np.float32), penalty, validation or Validation(penalty, len(x)))
@@ -97,26 +97,28 @@ def cross_validate(
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
 ) -> Validation:
-    """Return the penalty with the lowest held-out loss, on a sample of the rows; arguments as `fit_linear_head`.
+    """Select the penalty with the lowest held-out loss on a sample of the rows; see `fit_linear_head` for arguments.
 
-    All penalties of a fold are fitted at the same time, in the basis of the principal components of the rows that
-    are not held out, in which their second moments are diagonal.
+    All penalties of a fold are fitted at the same time in the basis of the principal components of the training rows,
+    in which their second moments are diagonal.
     """
     chosen = np.random.default_rng(seed).permutation(len(features))[:CROSS_VALIDATED_ROWS]
     weights = None if weights is None else np.asarray(weights)[chosen]
-    x, _, y, rows = _arrays(np.asarray(features)[chosen], np.asarray(targets)[chosen], problem, classes, weights)
+    x, _, y, rows = _prepare_arrays(
+        np.asarray(features)[chosen], np.asarray(targets)[chosen], problem, classes, weights
+    )
     if len(x) < 4 or len(penalties) == 1:
         return Validation(penalties[len(penalties) // 2], len(x))
     strengths = np.array(penalties, np.float32)
     losses, right = np.zeros(len(strengths)), np.zeros(len(strengths))
     products = x @ x.T if len(x) < x.shape[1] else None
-    folds = _folds(y, problem)
+    folds = _assign_folds(y, problem)
     for fold in np.unique(folds):
         held = folds == fold
-        train_x, held_x, squares = _principal_components(x, products, held)
-        weight = _fit_together(train_x, y[~held], rows[~held], strengths, problem, squares)
+        train_x, held_x, squares = _project(x, products, held)
+        weight = _fit_penalties(train_x, y[~held], rows[~held], strengths, problem, squares)
         logits = (held_x @ weight.reshape(len(weight), -1)).reshape(len(held_x), len(strengths), -1)
-        losses += (_losses(logits, y[held][:, None], problem)[0] * rows[held][:, None]).sum(0)
+        losses += (_compute_losses(logits, y[held][:, None], problem)[0] * rows[held][:, None]).sum(0)
         if problem == "single_label_classification":
             right += (logits.argmax(-1) == y[held].argmax(1)[:, None]).sum(0)
         elif problem == "multi_label_classification":
@@ -126,24 +128,25 @@ def cross_validate(
     return Validation(float(penalties[best]), len(x), float(losses[best] / rows.sum()), accuracy)
 
 
-def _arrays(
+def _prepare_arrays(
     features: Array, targets: Array, problem: str, classes: int, weights: Array | None
 ) -> tuple[Array, float, Array, Array]:
     """Return features with a mean square of 1, their scale, targets (N, classes) and row weights (N,), in float32."""
     x = np.ascontiguousarray(features, dtype=np.float32)
     scale = float(np.sqrt(np.vdot(x, x) / max(x.size, 1))) or 1.0
     rows = np.ones(len(x), np.float32) if weights is None else np.asarray(weights, np.float32)
-    return x / scale, scale, _targets(targets, problem, classes), rows
+    return x / scale, scale, _encode_targets(targets, problem, classes), rows
 
 
-def _principal_components(x: Array, products: Array | None, held: Array) -> tuple[Array, Array, Array]:
-    """Return rows (N, M) in the basis of the principal components of those that are not held out.
+def _project(x: Array, products: Array | None, held: Array) -> tuple[Array, Array, Array]:
+    """Project rows (N, M) on the principal components of the rows that are not held out.
 
     Args:
-        products: x·xᵀ (N, N) where that is smaller than xᵀ·x; None otherwise.
+        products: x·xᵀ (N, N) if it is smaller than xᵀ·x, else None.
+        held: (N,) whether a row is held out.
 
     Returns:
-        The rows that are not held out, those that are, and the squared length of each component.
+        The projected training rows and held-out rows, and the squared length of each component.
     """
     if products is None:
         train = x[~held]
@@ -157,15 +160,15 @@ def _principal_components(x: Array, products: Array | None, held: Array) -> tupl
     return train, products[held][:, ~held] @ (vectors / lengths).astype(np.float32), squares
 
 
-def _targets(targets: Array, problem: str, classes: int) -> Array:
+def _encode_targets(targets: Array, problem: str, classes: int) -> Array:
     targets = np.asarray(targets)
     if problem == "single_label_classification":
         return np.eye(classes, dtype=np.float32)[targets.astype(np.int64)]
     return targets.reshape(len(targets), -1).astype(np.float32)
 
 
-def _folds(y: Array, problem: str) -> Array:
-    """Return the fold of each row, labels spread evenly over the folds."""
+def _assign_folds(y: Array, problem: str) -> Array:
+    """Return the fold of each row; labels are distributed evenly over the folds."""
     count = min(FOLDS if len(y) <= 200 else FEWER_FOLDS, len(y))
     if problem != "single_label_classification":
         return np.arange(len(y)) % count
@@ -175,8 +178,8 @@ def _folds(y: Array, problem: str) -> Array:
     return folds
 
 
-def _losses(logits: Array, y: Array, problem: str) -> tuple[Array, Array]:
-    """Return the loss of each row and its gradient with respect to the logits (..., classes)."""
+def _compute_losses(logits: Array, y: Array, problem: str) -> tuple[Array, Array]:
+    """Return the loss of each row, and its gradient with respect to the logits (..., classes)."""
     if problem == "single_label_classification":
         shifted = logits - logits.max(-1, keepdims=True)
         powers = np.exp(shifted)
@@ -197,12 +200,12 @@ def _fit(x: Array, y: Array, rows: Array, penalty: float, problem: str) -> Array
     total = float(rows.sum()) or 1.0
     equal = bool((rows == rows[0]).all())
     weighted = x if equal else x * np.sqrt(rows)[:, None]
-    solve = _solver(weighted, CURVATURES[problem] / total * (float(rows[0]) if equal else 1), penalty)
+    solve = _make_solver(weighted, CURVATURES[problem] / total * (float(rows[0]) if equal else 1), penalty)
     if problem == "regression":
         return solve(x.T @ (y * rows[:, None]) / total)
 
     def value_and_gradient(weight: Array) -> tuple[Array, Array]:
-        losses, change = _losses(x @ weight[:, 0], y, problem)
+        losses, change = _compute_losses(x @ weight[:, 0], y, problem)
         value = losses @ rows / total + penalty / 2 * np.square(weight).sum()
         gradient = x.T @ (change * rows[:, None]) / total + penalty * weight[:, 0]
         return np.array([value]), gradient[:, None]
@@ -211,11 +214,11 @@ def _fit(x: Array, y: Array, rows: Array, penalty: float, problem: str) -> Array
     return minimize(value_and_gradient, start, lambda g: solve(g[:, 0])[:, None])[:, 0]
 
 
-def _fit_together(x: Array, y: Array, rows: Array, penalties: Array, problem: str, squares: Array) -> Array:
-    """Return the weights (M, P, classes) of one fit per penalty (P,).
+def _fit_penalties(x: Array, y: Array, rows: Array, penalties: Array, problem: str, squares: Array) -> Array:
+    """Fit one head for each of P penalties at the same time; return the weights (M, P, classes).
 
     Args:
-        x: (N, M) with orthogonal columns of squared length `squares` (M,).
+        x: (N, M) with orthogonal columns of squared lengths `squares` (M,).
     """
     total = float(rows.sum()) or 1.0
     count, width, problems = len(x), x.shape[1], len(penalties)
@@ -223,7 +226,7 @@ def _fit_together(x: Array, y: Array, rows: Array, penalties: Array, problem: st
 
     def value_and_gradient(weight: Array) -> tuple[Array, Array]:
         logits = (x @ weight.reshape(width, -1)).reshape(count, problems, -1)
-        losses, change = _losses(logits, y[:, None], problem)
+        losses, change = _compute_losses(logits, y[:, None], problem)
         values = rows @ losses / total + penalties / 2 * np.square(weight).sum((0, 2))
         change *= rows[:, None, None] / total
         gradient = (x.T @ change.reshape(count, -1)).reshape(weight.shape)
@@ -233,8 +236,8 @@ def _fit_together(x: Array, y: Array, rows: Array, penalties: Array, problem: st
     return minimize(value_and_gradient, start, lambda g: scales * g, tolerance=1e-2, max_steps=30)
 
 
-def _solver(x: Array, scale: float, penalty: float) -> Callable[[Array], Array]:
-    """Return g -> (scale·xᵀx + penalty·I)⁻¹·g, by way of the smaller of the two Gram matrices."""
+def _make_solver(x: Array, scale: float, penalty: float) -> Callable[[Array], Array]:
+    """Return the function g -> (scale·xᵀx + penalty·I)⁻¹·g, using the smaller of both Gram matrices."""
     count, width = x.shape
     if width <= count:
         moments = scale * (x.T @ x).astype(np.float64) + penalty * np.eye(width)
@@ -258,9 +261,12 @@ def minimize(
     """Minimize P independent smooth convex functions by L-BFGS with backtracking, all at the same time.
 
     Args:
-        value_and_gradient: points (M, P, classes) -> values (P,) and gradients.
-        precondition: gradient -> step of a rough inverse of the curvature.
-        tolerance: a problem ends when the largest entry of its gradient has shrunk by this share of its start.
+        value_and_gradient: maps points (M, P, classes) to values (P,) and gradients.
+        start: initial points (M, P, classes).
+        precondition: multiplies a gradient with an approximate inverse of the curvature.
+        memory: number of steps whose curvature is used.
+        tolerance: a problem is finished when the largest entry of its gradient is below this share of the initial one.
+        max_steps: maximum number of steps.
 
     Source: Nocedal and Wright, Numerical Optimization, algorithms 7.4 and 3.1.
     """
@@ -277,7 +283,7 @@ def minimize(
         active &= np.abs(gradient).max((0, 2)) > limit
         if not active.any():
             break
-        step = -_direction(gradient, pairs, precondition, dot)
+        step = -_compute_direction(gradient, pairs, precondition, dot)
         slope = dot(step, gradient)
         uphill = slope >= 0
         if uphill.any():
@@ -293,7 +299,7 @@ def minimize(
                 break
             length = np.where(too_long, length / 2, length)
         else:
-            active &= ~too_long  # rounding: no step makes it smaller
+            active &= ~too_long  # rounding errors: no step reduces the value
             length = np.where(too_long, 0, length)
             candidate = point + length[:, None] * step
             new_value, new_gradient = value_and_gradient(candidate)
@@ -305,13 +311,13 @@ def minimize(
     return point
 
 
-def _direction(
+def _compute_direction(
     gradient: Array,
     pairs: list[tuple[Array, Array, Array]],
     precondition: Callable[[Array], Array],
     dot: Callable[[Array, Array], Array],
 ) -> Array:
-    """Return the product of the gradient and the inverse curvature; a pair with an infinite product is left out."""
+    """Multiply the gradient with the inverse curvature; pairs with an infinite product have no effect."""
     result = gradient
     shares = []
     for moved, change, product in reversed(pairs):

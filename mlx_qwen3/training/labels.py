@@ -1,4 +1,4 @@
-"""Labels as people give them, checked, and what they mean: one label, several, or numbers."""
+"""Check labels of users, and detect the problem: one label per row, several labels, or numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InputError
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 MANY_VALUES = 20
-"""Different floats from which on a label column looks like numbers to predict."""
+"""Number of different numeric labels above which they are taken for numbers to predict."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Labels:
     """The labels of a data set.
 
     Attributes:
-        problem: the configuration's `problem_type`.
-        classes: the sorted labels, as they were given: strings, ints or booleans; empty for regression.
-        targets: one per row: a label id, zeros and ones, or a number.
+        problem: `problem_type` of the configuration.
+        classes: sorted labels in their original type (strings, ints or booleans); empty for regression.
+        targets: one target per row: a label id, zeros and ones, or a number.
     """
 
     problem: str
@@ -32,15 +32,15 @@ class Labels:
 
     @property
     def names(self) -> list[str]:
-        """The labels as strings, as they stand in config.json."""
+        """The labels as strings, for config.json."""
         return [str(label) for label in self.classes] or ["LABEL_0"]
 
 
 def as_list(values: Any, name: str) -> list[Any]:
-    """Return a list, a tuple, an array or a pandas Series as a list.
+    """Convert a list, a tuple, an array or a pandas Series to a list.
 
     Raises:
-        InputError: something else, such as a single text.
+        InputError: another type, such as a single text.
     """
     if isinstance(values, str | bytes | dict) or values is None:
         raise InputError(f"{name} is {type(values).__name__}, expected a list of rows. Put it in a list")
@@ -54,51 +54,53 @@ def as_list(values: Any, name: str) -> list[Any]:
         raise InputError(f"{name} is {type(values).__name__}, expected a list of rows. Put it in a list") from None
 
 
-def check_texts(texts: Any, name: str = "X", places: Sequence[str] | None = None) -> list[str]:
-    """Return the texts as a list.
+def check_texts(texts: Any, name: str = "X", locations: Sequence[str] | None = None) -> list[str]:
+    """Check texts and return them as a list.
 
     Args:
-        places: what each row is called in messages; by default its index.
+        locations: location of each row for messages; default: its index.
 
     Raises:
-        InputError: a row that is empty, missing or no text; names it.
+        InputError: a row is empty, missing or not a text; the message has its location.
     """
     rows = as_list(texts, name)
     for index, text in enumerate(rows):
-        place = places[index] if places else f"row {index}"
+        location = locations[index] if locations else f"row {index}"
         if text is None or (isinstance(text, float) and math.isnan(text)):
-            raise InputError(f"{place} of {name} is missing. Remove the row, or give its text")
+            raise InputError(f"{location} of {name} is missing. Remove the row, or give its text")
         if not isinstance(text, str):
-            raise InputError(f"{place} of {name} is {type(text).__name__}, not a text: {text!r}. Give a string")
+            raise InputError(f"{location} of {name} is {type(text).__name__}, not a text: {text!r}. Give a string")
         if not text.strip():
-            raise InputError(f"{place} of {name} is empty. Remove the row, or give its text")
+            raise InputError(f"{location} of {name} is empty. Remove the row, or give its text")
     return rows
 
 
 def check_labels(
-    values: Any, rows: int, name: str = "y", places: Sequence[str] | None = None, least: int = 2
+    values: Any, rows: int, name: str = "y", locations: Sequence[str] | None = None, least: int = 2
 ) -> Labels:
-    """Decide what labels mean, and number them in sorted order.
+    """Detect the problem that labels define, and assign label ids in sorted order.
 
     Args:
-        least: how many different labels there must be, unless rows have several.
+        rows: number of texts.
+        least: minimum number of different labels, unless rows have several labels.
 
     Raises:
-        InputError: as many labels as rows are not there, one is missing, there is only one, or they look like numbers.
+        InputError: the number of labels differs from that of the rows, a label is missing, there are too few different
+            labels, or the labels look like numbers to predict.
     """
     given = as_list(values, name)
     if len(given) != rows:
         raise InputError(f"X has {rows} rows and {name} has {len(given)}. Give one label per row")
     if not given:
-        raise InputError("there are no rows to train on. Give at least two labels with a text each")
-    where = [places[i] if places else f"row {i}" for i in range(rows)]
+        raise InputError("there are no rows to train on. Give at least two texts with different labels")
+    where = [locations[i] if locations else f"row {i}" for i in range(rows)]
     if any(isinstance(label, list | tuple | set | frozenset) for label in given):
-        return _several(given, where, name)
-    for place, label in zip(where, given, strict=True):
+        return _check_label_lists(given, where, name)
+    for location, label in zip(where, given, strict=True):
         if label is None or (isinstance(label, float) and math.isnan(label)) or label == "":
-            raise InputError(f"{place} of {name} has no label. Remove the row, or give its label")
+            raise InputError(f"{location} of {name} has no label. Remove the row, or give its label")
         if not isinstance(label, str | int | float | bool):
-            raise InputError(f"{place} of {name} is {type(label).__name__}, expected a string or a whole number")
+            raise InputError(f"{location} of {name} is {type(label).__name__}, expected a string or a whole number")
     fractions = [label for label in given if isinstance(label, float) and not label.is_integer()]
     if fractions:
         raise InputError(
@@ -110,22 +112,24 @@ def check_labels(
         raise InputError(f"{name} mixes strings and numbers. Give labels of one type")
     classes = sorted(set(given))
     if len(classes) < least:
-        raise InputError(f"there is only one label: {classes[0]!r}. Give rows of at least two labels")
+        raise InputError(f"there is only one label: {classes[0]!r}. Give rows with at least two labels")
     if len(classes) > MANY_VALUES and len(classes) == len(given) and not isinstance(classes[0], str):
         raise InputError(
-            f"every row has another number as its label ({len(classes)} values). Use TextRegressor or --regression to "
-            "predict numbers"
+            f"every row has a different number as its label ({len(classes)} values). Use TextRegressor or --regression "
+            "to predict numbers"
         )
     number = {label: index for index, label in enumerate(classes)}
     return Labels(SINGLE, classes, [number[label] for label in given])
 
 
-def _several(given: list[Any], where: list[str], name: str) -> Labels:
-    for place, labels in zip(where, given, strict=True):
+def _check_label_lists(given: list[Any], where: list[str], name: str) -> Labels:
+    for location, labels in zip(where, given, strict=True):
         if not isinstance(labels, list | tuple | set | frozenset):
-            raise InputError(f"{place} of {name} is {labels!r}, others are sets of labels. Give a list for each row")
+            raise InputError(
+                f"{location} of {name} is {labels!r}, other rows have lists of labels. Give a list for each row"
+            )
         if not all(isinstance(label, str | int) for label in labels):
-            raise InputError(f"{place} of {name} holds something other than strings and whole numbers: {labels!r}")
+            raise InputError(f"{location} of {name} has an invalid label: {labels!r}. Use strings or whole numbers")
     classes = sorted({label for labels in given for label in labels}, key=lambda label: (str(type(label)), label))
     if not classes:
         raise InputError("no row has a label. Give rows with labels")
@@ -133,26 +137,26 @@ def _several(given: list[Any], where: list[str], name: str) -> Labels:
     return Labels(MULTI, classes, targets)
 
 
-def check_numbers(values: Any, rows: int, name: str = "y", places: Sequence[str] | None = None) -> Labels:
-    """Return numbers to predict.
+def check_numbers(values: Any, rows: int, name: str = "y", locations: Sequence[str] | None = None) -> Labels:
+    """Check numbers to predict.
 
     Raises:
-        InputError: as many as rows are not there, or one is missing or not finite.
+        InputError: the number of values differs from that of the rows, or a value is missing or not finite.
     """
     given = as_list(values, name)
     if len(given) != rows:
         raise InputError(f"X has {rows} rows and {name} has {len(given)}. Give one number per row")
     if not given:
-        raise InputError("there are no rows to train on. Give texts with a number each")
+        raise InputError("there are no rows to train on. Give texts with one number each")
     numbers = []
     for index, value in enumerate(given):
-        place = places[index] if places else f"row {index}"
+        location = locations[index] if locations else f"row {index}"
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise InputError(f"{place} of {name} is {value!r}, expected a number") from None
+            raise InputError(f"{location} of {name} is {value!r}, expected a number") from None
         if not math.isfinite(number):
-            raise InputError(f"{place} of {name} is {value!r}. Remove the row, or give its number")
+            raise InputError(f"{location} of {name} is {value!r}. Remove the row, or give its number")
         numbers.append([number])
     return Labels(REGRESSION, [], numbers)
 
@@ -161,10 +165,10 @@ def class_weights(labels: Labels, option: Any) -> list[float]:
     """Return the weight of each row.
 
     Args:
-        option: None for equal ones, "balanced" for N / (labels · rows of the label), or label -> weight.
+        option: None for equal weights, "balanced" for N / (labels · rows of the label), or a dict of weights by label.
 
     Raises:
-        InputError: another word, an unknown label, or labels that have no weights.
+        InputError: an invalid option, an unknown label, or a problem without class weights.
     """
     count = len(labels.targets)
     if option is None:
@@ -176,23 +180,23 @@ def class_weights(labels: Labels, option: Any) -> list[float]:
         by_label = count / (len(sizes) * np.maximum(sizes, 1))
         return [float(by_label[target]) for target in labels.targets]
     if not isinstance(option, dict):
-        raise InputError(f"class_weights is {option!r}, expected 'balanced' or a map of labels to weights")
+        raise InputError(f"class_weights is {option!r}, expected 'balanced' or a dict of weights by label")
     named = {str(label): index for index, label in enumerate(labels.classes)}
     weights = np.ones(len(sizes))
     for label, weight in option.items():
         if str(label) not in named:
-            raise InputError(f"class_weights names {label!r}, which no row has. Its labels are {', '.join(named)}")
+            raise InputError(f"class_weights has the label {label!r}, which no row has. Use {', '.join(named)}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-            raise InputError(f"class_weights gives {label!r} the weight {weight!r}, expected a number above 0")
+            raise InputError(f"class_weights: the weight of {label!r} is {weight!r}, expected a number above 0")
         weights[named[str(label)]] = weight
     return [float(weights[target]) for target in labels.targets]
 
 
-def imbalance(labels: Labels, weighted: bool) -> str:
-    """Return a remark on labels with few rows or very different numbers of them; "" where there is none.
+def describe_imbalance(labels: Labels, weighted: bool) -> str:
+    """Return a remark on labels with only one row or very different numbers of rows; "" if there is nothing to report.
 
     Args:
-        weighted: whether rows have weights by label already.
+        weighted: whether rows are already weighted by label.
     """
     if labels.problem != SINGLE:
         return ""

@@ -1,4 +1,4 @@
-"""How much memory a training needs, estimated before it starts."""
+"""Estimate the memory of a training before it starts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ TIGHT = 0.95
 
 
 def training_bytes(model: Any, names: list[str], longest: int, options: TrainingOptions) -> int:
-    """Return about how many bytes a training needs: weights, gradients, moments and intermediates.
+    """Estimate the bytes of a training: weights, gradients, moments and intermediates.
 
-    Every layer keeps what `hidden_states` says for the backward pass; one layer's intermediates exist at a time.
+    Per layer, the arrays that the backward pass needs are kept; see `hidden_states`. The other intermediates exist for
+    one layer at a time.
 
     Args:
-        names: the trained parameters. longest: tokens of the longest row.
+        names: names of the trained parameters.
+        longest: number of tokens of the longest row.
     """
     config = model.config
-    held = flatten(model.parameters())
-    weights = sum(array.nbytes for array in held.values())
-    # the gradient, two moments and the next value of each trained number; the best weights so far
-    trained = sum(held[name].size for name in names) * (4 * 4 + 4)
+    arrays = flatten(model.parameters())
+    weights = sum(array.nbytes for array in arrays.values())
+    # Float32 gradient, two moments and next value of each trained parameter, and the best weights so far.
+    trained = sum(arrays[name].size for name in names) * (4 * 4 + 4)
     tokens = options.batch_size * longest
     itemsize = 2 if model.dtype in (mx.float16, mx.bfloat16) else 4
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
@@ -41,10 +43,10 @@ def training_bytes(model: Any, names: list[str], longest: int, options: Training
 
 
 def check_training_fits(model: Any, names: list[str], longest: int, options: TrainingOptions, source: str) -> int:
-    """Return the estimate of `training_bytes`.
+    """Return the estimated bytes of a training if they fit into memory.
 
     Raises:
-        MemoryFitError: it is more than the machine has; the message says what to change.
+        MemoryFitError: the estimate exceeds the machine's memory; the message suggests options.
     """
     needed, memory = training_bytes(model, names, longest, options), machine_memory()
     if needed > TIGHT * memory:

@@ -1,4 +1,4 @@
-"""Merge an adapter into its base model and write an ordinary checkpoint, in floats or quantized."""
+"""Merge an adapter into its base model and save an ordinary checkpoint, in floating point or quantized."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..folders import check_target_free, replace_folder
 from ..loading import load
 
 NOT_COPIED = ("adapter_config.json", "training.json", "log.jsonl", "trainer_state.json")
-"""Files of an adapter folder that mean nothing beside a merged model."""
+"""Files of an adapter folder that do not apply to a merged model."""
 
 
 def merge(
@@ -37,31 +37,31 @@ def merge(
     command: str | None = None,
     **quantization: Any,
 ) -> Conversion | None:
-    """Write base plus adapter as an ordinary checkpoint folder with its tokenizer.
+    """Merge an adapter into its base model and save the result as a checkpoint folder with the tokenizer.
 
     Args:
-        adapter: the folder or Hub repository of an adapter.
-        output: the folder to write.
-        model: the base, instead of the one that the adapter names.
-        revision: of the base on the Hub, instead of the one that the adapter names.
-        dtype: of the weights; default the base's own.
-        quantize: pack the merged weights and measure what that costs: without, weights are floats.
+        adapter: folder or Hub repository of the adapter.
+        output: folder to write.
+        model: base model to use instead of the one in the adapter's configuration.
+        revision: Hub revision of the base to use instead of the one in the adapter's configuration.
+        dtype: dtype of the weights; default: the base's.
+        quantize: quantize the merged weights and measure the loss of quality; otherwise weights stay floating point.
         force: replace an existing folder.
-        progress, measuring, command, **quantization: what `convert` takes, such as `q_bits` and `report_text`.
+        progress, measuring, command, **quantization: arguments of `convert`, such as `q_bits` and `report_text`.
 
     Returns:
-        What quantizing did, with the quality report; None without it.
+        The conversion with its quality report if `quantize` is set, else None.
 
     Raises:
         CheckpointError: the output exists or cannot be written, or the adapter does not fit its base.
-        UnsupportedModelError: an adapter that cannot be merged.
+        UnsupportedModelError: the adapter cannot be merged.
     """
     target = Path(os.path.abspath(os.path.expanduser(output)))
     check_target_free(target, force)
     if quantization and not quantize:
-        asked = {name: value for name, value in quantization.items() if value not in (None, [], (), "affine", False)}
-        if asked:
-            raise InputError(f"{next(iter(asked))} needs quantize (-q). Add it, or leave {next(iter(asked))} out")
+        given = {name: value for name, value in quantization.items() if value not in (None, [], (), "affine", False)}
+        if given:
+            raise InputError(f"{next(iter(given))} needs quantize (-q). Add it, or leave {next(iter(given))} out")
     found = read_adapter(adapter)
     base_name = str(model) if model is not None else found.needs_base()
     named = revision if revision is not None or model is not None else found.config.get("revision")
@@ -76,7 +76,7 @@ def merge(
     def write(folder: Path) -> None:
         _copy_companions(base, found.folder, folder)
         loaded.save_pretrained(folder)
-        (folder / "README.md").write_text(_card(target.name, base_name, type(loaded).__name__), encoding="utf-8")
+        (folder / "README.md").write_text(_build_card(target.name, base_name, type(loaded).__name__), encoding="utf-8")
 
     if not quantize:
         with replace_folder(target, force=force) as folder:
@@ -86,7 +86,7 @@ def merge(
         make_folders(target.parent)
         merged = Path(tempfile.mkdtemp(prefix=".merged-", dir=target.parent))
     try:
-        named = merged / found.folder.name  # the card of the converted model names its source
+        named = merged / found.folder.name  # the model card of the converted model contains this name
         with disk_errors(named):
             named.mkdir()
         write(named)
@@ -105,7 +105,7 @@ def merge(
 
 
 def _copy_companions(base: Path, adapter: Path, folder: Path) -> None:
-    """Copy tokenizer and generation settings: the adapter's own where it has them, else the base's."""
+    """Copy tokenizer and generation settings of the adapter, or those of the base if the adapter has none."""
     for source in (base, adapter):
         for file in copied_files(source):
             if file.name in NOT_COPIED or file.name.endswith(".safetensors") or file.parent != source:
@@ -114,7 +114,7 @@ def _copy_companions(base: Path, adapter: Path, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def _card(name: str, base: str, class_name: str) -> str:
+def _build_card(name: str, base: str, class_name: str) -> str:
     from ..conversion.card import pipeline_tag
 
     named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""

@@ -1,4 +1,4 @@
-"""Accuracy, macro F1, confusion matrix and the like, from labels and predictions."""
+"""Metrics of predictions: accuracy, macro F1, confusion matrix, regression errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def classification_metrics(expected: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Return accuracy, macro F1 over the labels that occur, and the confusion matrix (rows: expected).
+    """Compute accuracy, macro F1 over the labels that occur, and the confusion matrix (rows: expected).
 
     Args:
         expected, predicted: (N,) label ids.
@@ -16,9 +16,9 @@ def classification_metrics(expected: np.ndarray, predicted: np.ndarray, labels: 
     count = len(labels)
     matrix = np.zeros((count, count), dtype=np.int64)
     np.add.at(matrix, (expected, predicted), 1)
-    right, of_label, said = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    occurs = (of_label + said) > 0
-    f1 = 2 * right[occurs] / (of_label[occurs] + said[occurs])
+    right, expected_counts, predicted_counts = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    occurs = (expected_counts + predicted_counts) > 0
+    f1 = 2 * right[occurs] / (expected_counts[occurs] + predicted_counts[occurs])
     return {
         "accuracy": float(right.sum() / max(matrix.sum(), 1)),
         "macro_f1": float(f1.mean()) if len(f1) else 0.0,
@@ -28,7 +28,7 @@ def classification_metrics(expected: np.ndarray, predicted: np.ndarray, labels: 
 
 
 def multi_label_metrics(expected: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Return the share of rows with exactly the right labels, and macro F1; (N, labels) booleans."""
+    """Compute the share of rows with exactly the right labels, and macro F1; inputs are (N, labels) booleans."""
     right = (expected & predicted).sum(0)
     total = expected.sum(0) + predicted.sum(0)
     f1 = 2 * right[total > 0] / total[total > 0]
@@ -39,7 +39,7 @@ def multi_label_metrics(expected: np.ndarray, predicted: np.ndarray) -> dict[str
 
 
 def regression_metrics(expected: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Return the mean absolute error, the root of the mean squared error, and R²."""
+    """Compute the mean absolute error, the root mean squared error, and R²; inputs are (N, outputs)."""
     error = predicted - expected
     spread = float(np.square(expected - expected.mean(0)).sum())
     return {
@@ -50,7 +50,7 @@ def regression_metrics(expected: np.ndarray, predicted: np.ndarray) -> dict[str,
 
 
 def confusion_table(matrix: list[list[int]], labels: list[str]) -> str:
-    """Return a confusion matrix as text: a row per expected label, a column per predicted one."""
+    """Format a confusion matrix as text: one row per expected label, one column per predicted label."""
     names = [label if len(label) <= 16 else f"{label[:15]}…" for label in labels]
     width = max(max(map(len, names), default=1), 5)
     lines = [" " * width + "  " + " ".join(f"{name:>{width}}" for name in names)]

@@ -1,4 +1,4 @@
-"""The options of a training, checked when they are made."""
+"""Options of a training, validated on creation."""
 
 from __future__ import annotations
 
@@ -11,31 +11,39 @@ from ..errors import InputError
 METHODS = ("head", "lora", "dora", "full")
 SCHEDULES = ("cosine", "linear", "constant")
 LEARNING_RATES = {"lora": 5e-4, "dora": 5e-4, "full": 5e-5}
-"""Peaks of the learning rate by method, where none is given."""
+"""Default peak learning rate of each method."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model is trained.
+    """Options of a training.
 
     Args:
-        method: "head" fits a linear head on frozen features; "lora" and "dora" train an adapter, "full" every weight.
-        epochs: passes over the data. max_steps: fewer steps than they have.
-        batch_size: rows per minibatch. accumulation: minibatches per step of the optimizer.
-        learning_rate: its peak; by default 5e-4 for LoRA and DoRA, 5e-5 for full training.
+        method: "head" fits a linear head on frozen features; "lora" and "dora" train an adapter, "full" all weights.
+        epochs: number of passes over the data.
+        max_steps: maximum number of optimizer steps; None for all of the epochs.
+        batch_size: rows per minibatch.
+        accumulation: minibatches per optimizer step.
+        learning_rate: peak learning rate; default: 5e-4 for LoRA and DoRA, 5e-5 for full training.
         schedule: "cosine", "linear" or "constant" after the warm-up.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of matrices. clip: largest norm of the gradient, 0 for none.
-        rank, alpha, dropout: of LoRA; the change is scaled by alpha / rank.
-        targets: names of the layers that LoRA adapts; by default every linear layer of a block.
-        max_length: tokens of a row; longer ones are cut.
-        grad_checkpoint: compute intermediates again instead of keeping them, for less memory.
-        compiled: whether steps are compiled; by default on a GPU.
-        evaluate_every: steps between evaluations; by default once per epoch.
-        patience: evaluations without a better loss after which training stops; None for all epochs.
+        warmup: share of the steps with a rising learning rate.
+        weight_decay: weight decay of matrices.
+        clip: maximum norm of the gradient; 0 for no clipping.
+        rank: rank of LoRA.
+        alpha: scaling of LoRA; the change of a weight is multiplied by alpha / rank.
+        dropout: dropout probability of LoRA.
+        targets: names of the layers that LoRA adapts; default: all linear layers of the blocks.
+        max_length: maximum tokens per row; longer rows are truncated.
+        grad_checkpoint: recompute intermediates in the backward pass to save memory.
+        compiled: whether steps are compiled; default: on a GPU.
+        evaluate_every: steps between evaluations; default: once per epoch.
+        patience: number of evaluations without a lower loss after which training stops; None for no early stopping.
         save_every: steps between saved states, from which an interrupted training resumes.
-        class_weights: "balanced", or label -> weight; None for equal ones.
-        seed: of the first values, the order of the rows and dropout.
+        class_weights: "balanced", or a dict of weights by label; None for equal weights.
+        seed: seed of initialization, order of rows and dropout.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     method: str = "head"
@@ -79,11 +87,11 @@ class TrainingOptions:
 
     @property
     def peak_rate(self) -> float:
-        """The learning rate that is used."""
+        """The peak learning rate: the given one, or the default of the method."""
         return LEARNING_RATES.get(self.method, 5e-4) if self.learning_rate is None else self.learning_rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options by name, for logs and cards."""
+        """Return the options as a dict."""
         return dataclasses.asdict(self)
 
 

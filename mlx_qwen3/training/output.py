@@ -1,4 +1,4 @@
-"""Write what was trained: an ordinary checkpoint, or an adapter as PEFT writes it."""
+"""Save a trained model as an ordinary checkpoint, or as an adapter in the format of PEFT."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .. import __version__
 from ..files import disk_errors
 from ..folders import replace_folder
 from .fitting import Fitted
-from .report import card, write_log
+from .report import build_card, write_log
 
 ADAPTER_FIELDS = ("id2label", "problem_type", "pad_token_id", "classifier_pooling")
-"""Fields of the configuration that an adapter keeps in training.json, because PEFT's files have none for them."""
+"""Configuration fields that are saved in training.json, because PEFT's files cannot store them."""
 
 
 def write_output(
@@ -27,24 +27,24 @@ def write_output(
     """Write a folder: a checkpoint for "head" and "full", an adapter for "lora" and "dora".
 
     Args:
-        extra: what else belongs to the training, such as the labels with their types.
+        extra: further fields to record, such as the labels with their types.
 
     Raises:
-        CheckpointError: the folder exists and `force` is off, cannot be written, or the disk is full.
+        CheckpointError: the folder exists and `force` is false, cannot be written, or the disk is full.
     """
     target = Path(os.path.expanduser(folder))
     report, base = fitted.report, fitted.base
     report.output = str(folder)
     adapter = base.model.adapter
     summary = {**report.summary(), **extra, "mlx_qwen3_version": __version__, "command": command}
-    text = card(report, target.name, adapter=adapter is not None, command=command)
+    text = build_card(report, target.name, adapter=adapter is not None, command=command)
     with replace_folder(target, force=force) as staging, disk_errors(target):
         if adapter is not None:
             fields = {name: value for name, value in base.fields.items() if name in ADAPTER_FIELDS}
-            adapter.training = {"config": _jsonable(fields), **summary}
+            adapter.training = {"config": _to_jsonable(fields), **summary}
             base.model.save_pretrained(staging)
         else:
-            with _packed_again(base) as model:
+            with _restore_packed(base) as model:
                 model.config.training = summary
                 try:
                     model.save_pretrained(staging)
@@ -55,7 +55,7 @@ def write_output(
         (staging / "README.md").write_text(text, encoding="utf-8")
 
 
-def _jsonable(fields: dict[str, Any]) -> dict[str, Any]:
+def _to_jsonable(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         name: {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -63,16 +63,16 @@ def _jsonable(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _packed_again(base: Any) -> Iterator[Any]:
-    """Yield the model to save: where the base was unpacked for speed, its packed weights with the trained head."""
+def _restore_packed(base: Any) -> Iterator[Any]:
+    """Yield the model to save: if the base was unpacked for speed, its packed weights with the trained head."""
     model = base.model
     if not base.packed or "quantization" in model.config.__dict__:
         yield model
         return
     fields = {name: value for name, value in base.fields.items() if name != "classifier_pooling"}
-    from .fitting import without_warning
+    from .fitting import suppress_warning
 
-    with without_warning("the head is initialized with random weights"):
+    with suppress_warning("the head is initialized with random weights"):
         packed = type(model).from_pretrained(base.folder, ignore_mismatched_sizes=True, **fields)
     for name in ("score", "qa_outputs"):
         if name in model:
@@ -83,8 +83,8 @@ def _packed_again(base: Any) -> Iterator[Any]:
     yield packed
 
 
-def identity_of(*parts: Any) -> str:
-    """Return what a saved state is compared by: data, model and options."""
+def compute_identity(*parts: Any) -> str:
+    """Return a hash of data, model and options, by which a saved state is matched to its training."""
     import hashlib
     import json
 

@@ -1,4 +1,4 @@
-"""What a training leaves for people: a log, a loss curve, a model card, and a few lines of text."""
+"""Report the result of a training: log, loss curve, model card, and a summary as text."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ TAGS = {
 
 @dataclass
 class TrainingReport:
-    """What a training did.
+    """Result of a training.
 
     Attributes:
-        task, method: what was trained, and how.
-        model: the base model.
-        output: the folder that was written, or None.
-        rows, valid_rows: numbers of examples.
-        labels: names, where there are some.
-        metrics: figures on the held-out examples; on the training examples where none are held out.
-        held_out: whether the metrics are of held-out examples.
-        baselines: "majority" and "head" -> their figures on the same examples.
-        best_step: the step whose weights were kept; 0 for those before the first step. None for a head.
-        stopped: why training ended early, or None.
-        remarks: what a user should know.
-        seconds: of the whole training.
-        log: a row per step and per evaluation.
+        task: task of the model.
+        method: training method.
+        model: base model.
+        output: folder that was written, or None.
+        rows, valid_rows: number of training and held-out examples.
+        labels: names of the labels, if any.
+        metrics: metrics on the held-out examples, or on the training examples if none are held out.
+        held_out: whether the metrics were measured on held-out examples.
+        baselines: metrics of "majority" and "head" on the same examples.
+        best_step: step whose weights were kept; 0 for those before the first step, None for a head.
+        stopped: reason why training stopped early, or None.
+        remarks: remarks for the user.
+        seconds: duration of the training.
+        data_sha256: SHA-256 of the data.
+        log: one entry per step and per evaluation.
     """
 
     task: str
@@ -57,7 +59,7 @@ class TrainingReport:
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Return what is written into configuration and card."""
+        """Return the fields that are saved in the configuration."""
         return {
             "task": self.task,
             "method": self.method,
@@ -71,10 +73,10 @@ class TrainingReport:
         }
 
     def __str__(self) -> str:
-        """Return the report as lines of text."""
+        """Format the report as lines of text."""
         where = f"{self.valid_rows} held-out rows" if self.held_out else "the training rows (none are held out)"
         lines = [f"{self.task}, {self.method} on {self.model}: {self.rows} rows, {self.seconds:.1f} s", f"on {where}:"]
-        columns = _figures(self.metrics, self.baselines)
+        columns = _list_columns(self.metrics, self.baselines)
         for name, figures in [*self.baselines.items(), (self.method, self.metrics)]:
             shown = ", ".join(f"{column} {figures[column]:.4f}" for column in columns if column in figures)
             title = {"majority": "majority class", "head": "frozen features + linear head"}.get(name, name)
@@ -84,17 +86,17 @@ class TrainingReport:
             lines += ["confusion matrix (rows: expected):", confusion_table(matrix, self.metrics["labels"])]
         lines += self.remarks
         if self.stopped:
-            lines.append(f"stopped early: {self.stopped}; the weights of step {self.best_step} are kept")
+            lines.append(f"stopped early: {self.stopped}; the weights of step {self.best_step} were kept")
         return "\n".join(lines)
 
 
-def _figures(metrics: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> list[str]:
+def _list_columns(metrics: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> list[str]:
     names = [name for figures in (metrics, *baselines.values()) for name in figures]
     return [n for n in dict.fromkeys(names) if isinstance(metrics.get(n, 0.0), int | float)]
 
 
 def write_log(folder: Path, log: Sequence[dict[str, Any]]) -> None:
-    """Write log.jsonl and, where losses were logged, loss.svg."""
+    """Write log.jsonl and loss.svg, unless the log is empty."""
     if not log:
         return
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in log]
@@ -103,7 +105,7 @@ def write_log(folder: Path, log: Sequence[dict[str, Any]]) -> None:
 
 
 def loss_curve(log: Sequence[dict[str, Any]]) -> str:
-    """Return an SVG of the training loss per step and the loss of each evaluation."""
+    """Draw the training loss per step and the loss of each evaluation as SVG."""
     train = [(row["step"], row["loss"]) for row in log if "loss" in row and abs(row["loss"]) < 1e30]
     valid = [(row["step"], row["evaluation"]["loss"]) for row in log if "evaluation" in row]
     points = [*train, *valid]
@@ -113,7 +115,7 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> str:
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
     high = high if high > low else low + 1
 
-    def place(point: tuple[float, float]) -> str:
+    def to_coordinates(point: tuple[float, float]) -> str:
         return f"{60 + 560 * point[0] / right:.1f},{320 - 290 * (point[1] - low) / (high - low):.1f}"
 
     lines = [
@@ -127,15 +129,17 @@ def loss_curve(log: Sequence[dict[str, Any]]) -> str:
     ]
     for name, color in ((train, "#888"), (valid, "#15c")):
         if name:
-            lines.append(f'<polyline points="{" ".join(map(place, name))}" fill="none" stroke="{color}"/>')
+            lines.append(f'<polyline points="{" ".join(map(to_coordinates, name))}" fill="none" stroke="{color}"/>')
     for point in valid:
-        x, y = place(point).split(",")
+        x, y = to_coordinates(point).split(",")
         lines.append(f'<circle cx="{x}" cy="{y}" r="3" fill="#15c"/>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def card(report: TrainingReport, name: str, *, adapter: bool, command: str | None, remarks: Sequence[str] = ()) -> str:
-    """Return README.md with the Hub's metadata."""
+def build_card(
+    report: TrainingReport, name: str, *, adapter: bool, command: str | None, remarks: Sequence[str] = ()
+) -> str:
+    """Return the text of README.md, with metadata for the Hub."""
     import yaml
 
     base = report.model if "/" in report.model and not Path(report.model).exists() else None
@@ -153,8 +157,8 @@ def card(report: TrainingReport, name: str, *, adapter: bool, command: str | Non
     if report.labels:
         lines += [f"Labels: {', '.join(f'`{label}`' for label in report.labels)}.", ""]
     where = f"{report.valid_rows} held-out rows" if report.held_out else "the training rows"
-    lines += ["## Results", "", f"Trained on {report.rows} rows; figures on {where}.", ""]
-    columns = _figures(report.metrics, report.baselines)
+    lines += ["## Results", "", f"Trained on {report.rows} rows; metrics on {where}.", ""]
+    columns = _list_columns(report.metrics, report.baselines)
     lines += [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for title, figures in [*report.baselines.items(), (report.method, report.metrics)]:
         cells = [f"{figures[column]:.4f}" if column in figures else "" for column in columns]

@@ -1,4 +1,4 @@
-"""The saved state of a training: everything that the next step depends on, in one file that appears whole."""
+"""Save and load the state of a training: everything that the next step depends on, in one atomically written file."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ STATE_NAME, LOG_NAME = "state.safetensors", "log.jsonl"
 
 @dataclass
 class TrainingState:
-    """Where a training stands after a number of steps.
+    """State of a training after a number of steps.
 
     Attributes:
-        step: steps done.
-        parameters, first, second: what is trained, and the optimizer's moments.
-        best: the parameters of the best evaluation so far; empty before the first.
-        best_loss, best_step: of that evaluation.
-        stale: evaluations since then.
-        smooth_loss, lowest_loss: of the training, for the detection of divergence.
-        tokens: seen so far.
-        evaluation: the figures of the best evaluation.
-        log: what has been logged.
+        step: number of completed steps.
+        parameters: trained parameters.
+        first, second: moments of the optimizer.
+        best: parameters of the best evaluation so far; empty before the first one.
+        best_loss, best_step: loss and step of that evaluation.
+        stale: number of evaluations since then.
+        smooth_loss, lowest_loss: smoothed training loss and its minimum, to detect divergence.
+        tokens: number of tokens trained on.
+        evaluation: metrics of the best evaluation.
+        log: log entries.
     """
 
     step: int = 0
@@ -60,10 +61,10 @@ class TrainingState:
     )
 
     def save(self, folder: Path, identity: str) -> None:
-        """Write the state into `folder`; an older one is replaced at once.
+        """Save the state in `folder`, replacing an older one atomically.
 
         Args:
-            identity: names data, model and options; another training does not resume from it.
+            identity: hash of data, model and options, so that no other training resumes from the state.
 
         Raises:
             CheckpointError: the folder cannot be written, or the disk is full.
@@ -89,10 +90,10 @@ class TrainingState:
 
     @classmethod
     def load(cls, folder: Path, identity: str) -> TrainingState | None:
-        """Return the state in `folder`, or None where there is none.
+        """Load the state in `folder`; return None if there is none.
 
         Raises:
-            CheckpointError: a damaged file, or the state of another training.
+            CheckpointError: the file is damaged, or belongs to another training.
         """
         file = folder / STATE_NAME
         if not file.is_file():
@@ -100,7 +101,7 @@ class TrainingState:
         entries, metadata = read_header(file)
         if metadata.get("identity") != identity:
             raise CheckpointError(
-                f"{folder} holds the state of a training with other data, another model or other options. Use the same "
+                f"{folder} has the state of a training with other data, another model or other options. Use the same "
                 "ones to resume it, or delete the folder"
             )
         arrays = Checkpoint(folder, entries, metadata, [file]).read_all()

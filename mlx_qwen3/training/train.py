@@ -1,4 +1,4 @@
-"""`train()`: from files of data to a trained model or adapter in a folder."""
+"""`train()`: train a model or an adapter on data files and save it in a folder."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..errors import InputError
 from ..files import remove
 from ..folders import check_target_free
 from .datasets import (
-    classification_rows,
+    collect_token_labels,
     encode_texts,
-    language_examples,
-    question_examples,
-    same_labels,
-    token_examples,
-    token_labels,
-    token_rows,
+    make_token_examples,
+    match_labels,
+    read_classification_rows,
+    read_language_examples,
+    read_question_examples,
+    read_token_rows,
 )
 from .files import data_hash, find_files
 from .fitting import Base, fit, load_base, make_objective, token_limit
-from .labels import REGRESSION, Labels, class_weights, imbalance
+from .labels import REGRESSION, Labels, class_weights, describe_imbalance
 from .objectives import Example
 from .options import TrainingOptions
-from .output import identity_of, write_output
+from .output import compute_identity, write_output
 from .report import TrainingReport
 from .trainer import Progress
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
 HELD_OUT_FROM = 50
-"""Rows from which on a tenth is held out where no validation file is given."""
+"""Minimum number of rows to hold out `validation_split` of them if there is no validation file."""
 
 
 def train(
@@ -59,34 +59,40 @@ def train(
     command: str | None = None,
     **options: Any,
 ) -> TrainingReport:
-    """Fine-tune a model on files and write the result into a folder.
+    """Fine-tune a model on data files and save the result in a folder.
 
     Args:
         task: "text-classification", "token-classification", "question-answering" or "text-generation".
-        data: a file, or a folder with train.* and perhaps valid.*: csv, tsv, jsonl, json, parquet; CoNLL for tokens.
-        output: the folder to write: a checkpoint for "head" and "full", a PEFT adapter for "lora" and "dora".
-        model: a folder or Hub repository; None for the bundled model. revision: of the Hub repository.
-        valid: a file of held-out rows; without one, `validation_split` of 50 rows or more is held out.
+        data: a file (csv, tsv, jsonl, json, parquet; CoNLL for token classification), or a folder with train.* and
+            optionally valid.*.
+        output: folder to write: a checkpoint for "head" and "full", a PEFT adapter for "lora" and "dora".
+        model: a folder or Hub repository; None for the bundled model.
+        revision: revision of the Hub repository.
+        valid: a file with held-out rows. Without it, `validation_split` of the rows is held out if there are at least
+            50.
         method: "head", "lora", "dora" or "full".
-        text_column, label_column: their names in tables.
+        text_column, label_column: names of the columns.
         regression: whether the labels are numbers to predict.
-        mask_prompt: whether only completions, or last messages, count in text generation.
-        pooling: what the head of a text classifier sees: "last" for the last token, "mean" for the mean over the
-            tokens, "auto" for the better one with the method "head" and the last token with the others.
-        dtype: to compute in.
-        resume: go on from the state of a training that was interrupted.
+        mask_prompt: for text generation, compute the loss of completions or last messages only.
+        validation_split: share of the rows to hold out.
+        pooling: input of a text classifier's head: "last" for the last token, "mean" for the mean over the tokens,
+            "auto" for the better one with the method "head" and the last token with other methods.
+        dtype: dtype of the computation.
+        resume: resume an interrupted training from its saved state.
         force: replace an existing output.
-        progress: called with rows of the log.
-        command: the command line, for the card.
+        progress: called with each entry of the log.
+        command: the command line, for the model card.
         **options: see `TrainingOptions`.
 
     Returns:
         The report, with metrics and baselines.
 
     Raises:
-        InputError: an unknown option, or data that cannot be used; names the file and the line.
-        CheckpointError: the output exists, or cannot be written.
-        MemoryFitError, TrainingError, QuantizationError: see there.
+        InputError: an unknown option, or invalid data; the message names the file and the line.
+        CheckpointError: the output exists or cannot be written.
+        MemoryFitError: the training needs more memory than the machine has.
+        TrainingError: the training diverged before there were weights to keep.
+        QuantizationError: `method` is "full" and the base is quantized.
     """
     if task not in TASKS:
         raise InputError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
@@ -111,7 +117,7 @@ def train(
     report.data_sha256 = data_hash(train_file, valid_file)
     report.remarks += prepared.remarks
     state_folder = target.parent / f".{target.name}.training"
-    identity = identity_of(
+    identity = compute_identity(
         chosen, task, report.data_sha256, prepared.base.source, mask_prompt, validation_split, pooling
     )
     if not resume and state_folder.exists():
@@ -138,20 +144,20 @@ def train(
 
 
 def training_options(options: dict[str, Any]) -> TrainingOptions:
-    """Return checked options.
+    """Create training options from keyword arguments.
 
     Raises:
-        InputError: an unknown name or a wrong value.
+        InputError: an unknown name or an invalid value.
     """
     known = [field.name for field in dataclasses.fields(TrainingOptions)]
     for name in options:
         if name not in known:
-            raise InputError(f"unknown option {name!r}. Expected one of {', '.join(known)}")
+            raise InputError(f"unknown option {name!r}. Use one of {', '.join(known)}")
     return TrainingOptions(**options)
 
 
 @dataclasses.dataclass
-class _Prepared:
+class _PreparedData:
     base: Base
     train: list[Example]
     valid: list[Example] | None
@@ -171,59 +177,61 @@ def _prepare(
     label_column: str,
     mask_prompt: bool,
     dtype: str | None,
-) -> _Prepared:
-    """Read the data before the model, so that what is wrong with them is said at once."""
+) -> _PreparedData:
+    """Load the data and the base; read the data first, so that errors in them are reported at once."""
     load = partial(load_base, model, task, options.method, dtype, revision)
     if task in ("text-classification", "text-regression"):
         regression = task == "text-regression"
-        texts, labels = classification_rows(train_file, text_column, label_column, regression)
+        texts, labels = read_classification_rows(train_file, text_column, label_column, regression)
         weights = class_weights(labels, options.class_weights)
         held = None
         if valid_file is not None:
-            held_texts, held_labels = classification_rows(valid_file, text_column, label_column, regression, least=1)
-            held = held_texts, same_labels(held_labels, labels, valid_file)
+            held_texts, held_labels = read_classification_rows(
+                valid_file, text_column, label_column, regression, least=1
+            )
+            held = held_texts, match_labels(held_labels, labels, valid_file)
         base = load(**label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
         valid = None if held is None else text_examples(base, held[0], held[1], None, limit)
         names = labels.names if labels.problem != REGRESSION else []
-        remarks = [remark for remark in [imbalance(labels, options.class_weights is not None)] if remark]
-        return _Prepared(base, train, valid, names, labels, remarks)
+        remarks = [remark for remark in [describe_imbalance(labels, options.class_weights is not None)] if remark]
+        return _PreparedData(base, train, valid, names, labels, remarks)
     if options.class_weights is not None:
-        raise InputError(f"class_weights is for text classification, not for {task}. Leave it out")
+        raise InputError(f"class_weights is not supported for {task}. Omit it")
     if task == "token-classification":
-        rows = token_rows(train_file, text_column, label_column)
-        held_rows = None if valid_file is None else token_rows(valid_file, text_column, label_column)
-        names = token_labels(rows)
+        rows = read_token_rows(train_file, text_column, label_column)
+        held_rows = None if valid_file is None else read_token_rows(valid_file, text_column, label_column)
+        names = collect_token_labels(rows)
         if len(names) < 2:
             raise InputError(f"{train_file}: all tokens have the label {names[0]!r}. Give rows with other labels")
         base = load(id2label=dict(enumerate(names)))
         limit = token_limit(base, options)
-        train = token_examples(rows, base.tokenizer, names, limit, train_file)
+        train = make_token_examples(rows, base.tokenizer, names, limit, train_file)
         valid = None
         if held_rows is not None and valid_file is not None:
-            valid = token_examples(held_rows, base.tokenizer, names, limit, valid_file)
-        return _Prepared(base, train, valid, names)
+            valid = make_token_examples(held_rows, base.tokenizer, names, limit, valid_file)
+        return _PreparedData(base, train, valid, names)
     base = load()
     limit = token_limit(base, options)
 
     def read(path: Path) -> list[Example]:
         if task == "question-answering":
-            return question_examples(path, base.tokenizer, min(limit, options.max_length or 384))
-        return language_examples(path, base.tokenizer, min(limit, options.max_length or 2048), mask_prompt)
+            return read_question_examples(path, base.tokenizer, min(limit, options.max_length or 384))
+        return read_language_examples(path, base.tokenizer, min(limit, options.max_length or 2048), mask_prompt)
 
-    return _Prepared(base, read(train_file), None if valid_file is None else read(valid_file), [])
+    return _PreparedData(base, read(train_file), None if valid_file is None else read(valid_file), [])
 
 
 def label_fields(labels: Labels) -> dict[str, Any]:
-    """Return the fields of a configuration that labels decide."""
+    """Return the configuration fields that depend on the labels."""
     return {"id2label": dict(enumerate(labels.names)), "problem_type": labels.problem}
 
 
 def text_examples(
     base: Base, texts: list[str], labels: Labels, weights: list[float] | None, limit: int
 ) -> list[Example]:
-    """Return the examples of texts with their labels."""
+    """Create examples of texts and their labels."""
     rows = encode_texts(base.tokenizer, texts, limit)
     weights = weights or [1.0] * len(rows)
     return [Example(ids, target, w) for ids, target, w in zip(rows, labels.targets, weights, strict=True)]
@@ -232,7 +240,7 @@ def text_examples(
 def _split(
     examples: list[Example], labels: Labels | None, share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Hold out a share of the examples, of each label alike; a label with one example stays in training."""
+    """Hold out a share of the examples of each label; a single example of a label is not held out."""
     if len(examples) < HELD_OUT_FROM or not share:
         return examples, []
     rng = np.random.default_rng([seed, 1])

@@ -1,7 +1,7 @@
 """The training loop: minibatches of similar length, accumulation, evaluation, early stopping, and resuming.
 
-Whatever the next step depends on is either in the saved state or follows from the options, so that a training that is
-killed and resumed ends with the same weights, bit by bit.
+Everything that the next step depends on is either in the saved state or follows from the options. A training that is
+killed and resumed therefore ends with bit-identical weights.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from .options import TrainingOptions
 from .state import TrainingState
 
 BATCHES_PER_POOL = 32
-"""Minibatches whose rows are sorted by length together: enough to avoid padding, few enough to stay mixed."""
+"""Number of minibatches whose rows are sorted by length together: a compromise between padding and shuffling."""
 SMOOTHING = 0.9
+"""Factor of the exponential moving average of the training loss."""
 DIVERGED = 3.0
-"""Training stops when the smoothed loss is this many times its lowest value, and well above its first value and the
-loss of random choice."""
+"""Training stops if the smoothed loss exceeds this multiple of its minimum, and 1.5 times both the first loss and the
+loss of random predictions."""
 
 SMALL = 10_000_000
-"""Up to so many trained numbers, or a tenth of the model's, the weights before a step are kept for a while."""
+"""Below this number of trained parameters, or a tenth of all, the weights before each step are kept for a while."""
 
 Progress = Callable[[dict[str, Any]], object]
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the rows of each minibatch of an epoch, in their order: similar lengths together, otherwise shuffled."""
+    """Return the row indices of each minibatch of an epoch: rows of similar length together, otherwise shuffled."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     batches: list[list[int]] = []
@@ -49,15 +50,18 @@ def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
 
 
 class Trainer:
-    """Trains some parameters of a model.
+    """Train some parameters of a model.
 
     Args:
-        model: a Qwen3 model with a head. names: the parameters to train.
-        objective: batches, loss and figures of the task.
-        train, valid: examples; without `valid` nothing is evaluated and the last weights count.
-        folder: where the state is saved; None for nowhere.
-        identity: names data, model and options in the state.
-        progress: called after every step and evaluation with a row of the log.
+        model: a Qwen3 model with a head.
+        names: names of the parameters to train.
+        objective: batches, loss and metrics of the task.
+        train: training examples.
+        valid: arrays-out examples; without any, there are no evaluations and the last weights are kept.
+        options: options of the training.
+        folder: folder of the saved state; None to save none.
+        identity: hash of data, model and options, saved with the state.
+        progress: called with the log entry of every step and evaluation.
     """
 
     def __init__(
@@ -88,21 +92,21 @@ class Trainer:
         self.warmup = math.ceil(self.total * options.warmup)
         self.evaluate_every = options.evaluate_every or per_epoch
         self.optimizer = AdamW(options.weight_decay, options.clip)
-        held = flatten(model.parameters())
-        self.state = TrainingState(parameters={name: held[name] for name in names})
+        arrays = flatten(model.parameters())
+        self.state = TrainingState(parameters={name: arrays[name] for name in names})
         self.optimizer.prepare(self.state.parameters)
         self.state.first, self.state.second = self.optimizer.first, self.optimizer.second
-        self._gradients, self._update = self._functions()
-        self._noted = time.perf_counter()
+        self._gradients, self._update = self._make_functions()
+        self._last_time = time.perf_counter()
         self._lowest: tuple[Parameters, int] = ({}, 0)
         self._lowest_loss = math.inf
         self._chance = objective.chance(train)
-        trained = sum(held[name].size for name in names)
-        self._keeps_previous = trained < max(SMALL, 0.1 * sum(array.size for array in held.values()))
+        trained = sum(arrays[name].size for name in names)
+        self._keeps_previous = trained < max(SMALL, 0.1 * sum(array.size for array in arrays.values()))
 
     # one step
 
-    def _functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def _make_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         model, objective = self.model, self.objective
 
         def loss(parameters: Parameters, batch: Batch) -> tuple[mx.array, mx.array]:
@@ -116,11 +120,11 @@ class Trainer:
         return mx.compile(gradients, inputs=random, outputs=random), mx.compile(update)
 
     def _step(self, batches: list[list[int]]) -> tuple[mx.array, mx.array, int]:
-        """Do one step of the optimizer; return the lazy loss and norm, and the tokens it saw."""
+        """Do one optimizer step; return its unevaluated loss and gradient norm, and its number of tokens."""
         state, options = self.state, self.options
         total: Any = None
         tokens = 0
-        # dropout follows from the step alone: the random state itself cannot be restored
+        # Derive dropout from the step, because the random state cannot be saved and restored.
         mx.random.seed((options.seed * 1_000_003 + state.step) % 2**63)
         for rows in batches:
             batch = self.objective.batch([self.train[row] for row in rows])
@@ -147,10 +151,10 @@ class Trainer:
     # the loop
 
     def run(self) -> TrainingState:
-        """Train, or go on from the saved state; the model holds the best weights afterwards.
+        """Train, resuming from a saved state if there is one. Afterwards the model has the best weights.
 
         Raises:
-            TrainingError: the loss became infinite before anything was worth keeping.
+            TrainingError: the loss became infinite before there were weights to keep.
             CheckpointError: the state cannot be written.
         """
         if self.folder is not None:
@@ -171,11 +175,11 @@ class Trainer:
             batches = planned[1][position * accumulated : (position + 1) * accumulated]
             before = dict(state.parameters) if self._keeps_previous and not state.best else {}
             previous, pending = pending, (*self._step(batches), state.step, before)
-            stopped = self._note(previous)  # while the device computes the step that was just started
+            stopped = self._log_step(previous)  # while the device computes the step started above
             saves = self.folder is not None and (state.step % self.options.save_every == 0 or state.step == self.total)
-            evaluates = bool(self.valid) and self._evaluates()
+            evaluates = bool(self.valid) and self._should_evaluate()
             if stopped is None and (saves or evaluates or state.step == self.total):
-                pending, stopped = None, self._note(pending)
+                pending, stopped = None, self._log_step(pending)
             if stopped is None and evaluates:
                 stopped = self._evaluate()
             if stopped is not None:
@@ -185,23 +189,23 @@ class Trainer:
         self._finish()
         return state
 
-    def _evaluates(self) -> bool:
+    def _should_evaluate(self) -> bool:
         return self.state.step % self.evaluate_every == 0 or self.state.step == self.total
 
     def save(self) -> None:
-        """Write the state of the training."""
+        """Save the state of the training."""
         assert self.folder is not None
         self.state.save(self.folder, self.identity)
 
-    def _note(self, pending: Any) -> str | None:
-        """Wait for a step and log it; return why training must stop, or None."""
+    def _log_step(self, pending: Any) -> str | None:
+        """Wait for a step and log it; return the reason to stop the training, or None."""
         if pending is None:
             return None
         state, options = self.state, self.options
         loss, norm = (float(np.array(array)) for array in pending[:2])
         tokens, step, before = pending[2:]
         now = time.perf_counter()
-        seconds, self._noted = now - self._noted, now
+        seconds, self._last_time = now - self._last_time, now
         row = {
             "step": step,
             "epoch": round(step / self.steps_per_epoch, 4),
@@ -216,7 +220,7 @@ class Trainer:
             self._keep_lowest()
             what = f"the loss became {loss}" if not math.isfinite(loss) else f"the loss has a gradient norm of {norm}"
             return f"{what} in step {step}"
-        if loss < self._lowest_loss:  # the loss is that of the weights before the step
+        if loss < self._lowest_loss:  # the loss belongs to the weights before the step
             self._lowest_loss, self._lowest = loss, (before, step - 1)
         smooth = loss if state.smooth_loss is None else SMOOTHING * state.smooth_loss + (1 - SMOOTHING) * loss
         first = next(entry["loss"] for entry in state.log if "loss" in entry)
@@ -229,7 +233,7 @@ class Trainer:
         return None
 
     def _freeze(self) -> None:
-        """Freeze what is not trained: a checkpointed layer would compute its gradients as well."""
+        """Freeze all other parameters, because recomputed layers would compute their gradients too."""
         self.model.freeze()
         modules = dict(self.model.named_modules())
         for name in self.state.parameters:
@@ -237,7 +241,7 @@ class Trainer:
             modules[path].unfreeze(recurse=False, keys=[leaf])
 
     def _keep_lowest(self) -> None:
-        """Without an evaluation so far, keep the weights whose training loss was the lowest."""
+        """Keep the weights with the lowest training loss if there was no evaluation so far."""
         parameters, step = self._lowest
         if parameters and not self.state.best:
             self.state.best, self.state.best_step = parameters, step
@@ -256,11 +260,11 @@ class Trainer:
             return None
         state.stale += 1
         if self.options.patience is not None and state.stale >= self.options.patience:
-            return f"{state.stale} evaluations brought no lower loss"
+            return f"no lower loss in {state.stale} evaluations"
         return None
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the loss and the figures of the task on the held-out examples, with the present weights."""
+        """Return the loss and the metrics of the current weights on the arrays-out examples."""
         return evaluate(self.model, self.objective, self.valid, self.options.batch_size, self.state.parameters)
 
     def _finish(self) -> None:
@@ -278,7 +282,7 @@ class Trainer:
 def evaluate(
     model: Any, objective: Objective, examples: Sequence[Example], batch_size: int, parameters: Parameters | None = None
 ) -> dict[str, Any]:
-    """Return the mean loss and the figures of the task on some examples, in evaluation mode."""
+    """Return the mean loss and the metrics of a model on examples, in evaluation mode."""
     if parameters is not None:
         model.update(tree_unflatten(list(parameters.items())))
     was_training = model.training

@@ -1,4 +1,4 @@
-"""Several adapters over one base: each gives its own results, and the base is there once."""
+"""Several adapters over one base: each has its own results, and the base exists once."""
 
 from pathlib import Path
 
@@ -27,36 +27,36 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def test_each_adapter_gives_its_own_results_and_the_base_its_own(adapters: dict[str, Path]):
+def test_each_adapter_and_the_base_have_their_own_results(adapters: dict[str, Path]):
     ids = mx.array([[5, 9, 14, 3]])
-    together = AdapterSet(adapters)
+    adapter_set = AdapterSet(adapters)
     for _ in range(2):
         for name, path in adapters.items():
             expected = np.array(load(path)[0](ids).logits)
-            np.testing.assert_allclose(np.array(together(name, ids).logits), expected, atol=1e-5)
-    bare = np.array(load(adapters["first"].parent / "base")[0](ids).logits)
-    np.testing.assert_allclose(np.array(together(None, ids).logits), bare, atol=1e-5)
-    assert list(together) == ["first", "second"]
+            np.testing.assert_allclose(np.array(adapter_set(name, ids).logits), expected, atol=1e-5)
+    base_logits = np.array(load(adapters["first"].parent / "base")[0](ids).logits)
+    np.testing.assert_allclose(np.array(adapter_set(None, ids).logits), base_logits, atol=1e-5)
+    assert list(adapter_set) == ["first", "second"]
 
 
 def test_the_arrays_of_the_base_are_shared(adapters: dict[str, Path]):
-    together = AdapterSet(adapters)
-    base = together.base.model
+    adapter_set = AdapterSet(adapters)
+    base = adapter_set.base.model
     for name in adapters:
-        model = together.model(name).model
+        model = adapter_set.model(name).model
         assert model.embed_tokens.weight is base.embed_tokens.weight
         assert model.layers[1].self_attn.q_proj.base_layer.weight is base.layers[1].self_attn.q_proj.weight
         assert model.layers[0].mlp.up_proj.base_layer.weight is base.layers[0].mlp.up_proj.weight
 
 
-def test_adapters_come_and_go(adapters: dict[str, Path]):
-    together = AdapterSet({"first": adapters["first"]})
-    together.add("other", adapters["second"])
-    assert len(together) == 2
-    text = together.pipeline("text-generation", "north", adapter="other", max_new_tokens=2)
+def test_adapters_can_be_added_and_removed(adapters: dict[str, Path]):
+    adapter_set = AdapterSet({"first": adapters["first"]})
+    adapter_set.add("other", adapters["second"])
+    assert len(adapter_set) == 2
+    text = adapter_set.pipeline("text-generation", "north", adapter="other", max_new_tokens=2)
     assert text
-    together.remove("other")
+    adapter_set.remove("other")
     with pytest.raises(InputError, match="other"):
-        together("other", mx.array([[1]]))
+        adapter_set("other", mx.array([[1]]))
     with pytest.raises(InputError, match="at least one"):
         AdapterSet({})

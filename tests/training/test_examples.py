@@ -1,4 +1,4 @@
-"""The example of training runs and says what it should."""
+"""The example of training runs and prints the expected labels."""
 
 import subprocess
 import sys
@@ -8,9 +8,9 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_example_of_a_classifier_runs():
+def test_the_classifier_example_runs():
     script = Path(__file__).parents[2] / "examples" / "train_classifier.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "['file' 'thread']" in done.stdout
-    assert "'label': 'thread'" in done.stdout
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "['file' 'thread']" in result.stdout
+    assert "'label': 'thread'" in result.stdout

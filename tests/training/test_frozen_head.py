@@ -1,4 +1,4 @@
-"""The convex fit of a head: at its optimum, and as other solvers find it."""
+"""Fitting a linear head: the result is the optimum and equals that of other solvers."""
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ def test_the_gradient_is_zero_at_the_fitted_weights(width: int):
     head = fit_linear_head(x, y, "single_label_classification", classes=3, penalty=1e-2)
     scale = np.sqrt(np.mean(x**2))
     logits = x @ head.weight.T
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    gradient = (x / scale).T @ (chances - np.eye(3)[y]) / len(x) + 1e-2 * head.weight.T * scale
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    gradient = (x / scale).T @ (probabilities - np.eye(3)[y]) / len(x) + 1e-2 * head.weight.T * scale
     start = np.abs((x / scale).T @ (1 / 3 - np.eye(3)[y]) / len(x)).max()
     assert np.abs(gradient).max() < 2e-3 * start
 
 
-def test_ridge_regression_is_the_closed_form():
+def test_ridge_regression_equals_the_closed_form():
     x, _ = data()
     y = x @ np.arange(12.0) + 3
     head = fit_linear_head(x, y, "regression", classes=1, penalty=1e-3)
@@ -34,12 +34,12 @@ def test_ridge_regression_is_the_closed_form():
     np.testing.assert_allclose(head.weight[0] * np.sqrt(np.mean(x**2)), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_several_labels_are_fitted_each_for_itself():
+def test_several_labels_are_fitted_independently():
     x, y = data()
     several = np.eye(3)[y]
-    together = fit_linear_head(x, several, "multi_label_classification", classes=3, penalty=1e-2)
+    joint = fit_linear_head(x, several, "multi_label_classification", classes=3, penalty=1e-2)
     alone = fit_linear_head(x, several[:, :1], "multi_label_classification", classes=1, penalty=1e-2)
-    np.testing.assert_allclose(together.weight[0], alone.weight[0], atol=2e-2)
+    np.testing.assert_allclose(joint.weight[0], alone.weight[0], atol=2e-2)
 
 
 def test_weights_count_as_repeated_rows():

@@ -1,4 +1,4 @@
-"""`train` for every task on tiny models: what it writes loads, learns and says; bad data are named."""
+"""`train` for every task on tiny models: saved models load and predict; invalid data are reported."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_train_classify_merge_quantize_and_reload(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_commands_train_classify_merge_and_quantize(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     data, adapter, merged = write_table(tmp_path / "rows.csv"), tmp_path / "adapter", tmp_path / "merged"
     flags = ["--epochs", "6", "--batch-size", "4", "--rank", "4"]
     common = ["--task", "text-classification", "--model", str(base), "--data", str(data)]
@@ -51,8 +51,8 @@ def test_train_classify_merge_quantize_and_reload(tmp_path: Path, base: Path, ca
     assert "library_name: peft" in (adapter / "README.md").read_text()
     texts = ["apple is number 3", "stone is number 2"]
     assert main(["classify", "--model", str(adapter), "--format", "json", *texts]) == 0
-    said = [json.loads(line)["labels"][0]["label"] for line in capsys.readouterr().out.splitlines()]
-    assert said == ["apple", "stone"]
+    found_labels = [json.loads(line)["labels"][0]["label"] for line in capsys.readouterr().out.splitlines()]
+    assert found_labels == ["apple", "stone"]
     packing = ["-q", "--q-bits", "8", "--q-group-size", "32"]
     assert main(["merge", "--adapter", str(adapter), "--output", str(merged), *packing]) == 0
     assert "same label" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_train_classify_merge_quantize_and_reload(tmp_path: Path, base: Path, ca
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_a_head_is_an_ordinary_checkpoint_with_what_the_training_was(tmp_path: Path, base: Path):
+def test_a_trained_head_is_a_checkpoint_that_records_its_training(tmp_path: Path, base: Path):
     data = write_table(tmp_path / "rows.csv")
     report = train("text-classification", data, tmp_path / "head", model=base, command="mlx-qwen3 train …")
     config = json.loads((tmp_path / "head" / "config.json").read_text())
@@ -83,7 +83,7 @@ def test_a_head_is_an_ordinary_checkpoint_with_what_the_training_was(tmp_path: P
         train("text-classification", data, tmp_path / "head", model=base)
 
 
-def test_the_mean_over_tokens_is_one_for_every_padding(tmp_path: Path, base: Path):
+def test_the_mean_over_tokens_does_not_depend_on_padding(tmp_path: Path, base: Path):
     data = write_table(tmp_path / "rows.csv")
     train("text-classification", data, tmp_path / "head", model=base, pooling="mean")
     model, tokenizer = load(tmp_path / "head")
@@ -103,8 +103,8 @@ def test_info_describes_an_adapter(tmp_path: Path, base: Path, capsys: pytest.Ca
     data = write_table(tmp_path / "rows.csv")
     train("text-classification", data, tmp_path / "a", model=base, method="dora", epochs=1, rank=2)
     assert main(["info", str(tmp_path / "a")]) == 0
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("DoRA", str(base), "SequenceClassification", "q_proj", "apple, stone"))
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("DoRA", str(base), "SequenceClassification", "q_proj", "apple, stone"))
     assert main(["info", str(tmp_path / "a"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     weights = mx.load(str(tmp_path / "a" / "adapter_model.safetensors"))
@@ -113,7 +113,7 @@ def test_info_describes_an_adapter(tmp_path: Path, base: Path, capsys: pytest.Ca
     assert (found["rank"], found["saved"], found["labels"]) == (2, ["score"], ["apple", "stone"])
 
 
-def test_validation_rows_may_have_one_label_but_none_that_is_new(tmp_path: Path, base: Path):
+def test_validation_rows_may_have_one_label_but_no_new_label(tmp_path: Path, base: Path):
     data, valid = write_table(tmp_path / "rows.csv"), tmp_path / "valid.csv"
     valid.write_text("text,label\napple is red,apple\n")
     report = train("text-classification", data, tmp_path / "one", model=base, valid=valid)
@@ -125,7 +125,7 @@ def test_validation_rows_may_have_one_label_but_none_that_is_new(tmp_path: Path,
         TextClassifier(base).fit(["a b", "c d"], ["x", "y"], eval_set=(["e f"], [["x"]]))
 
 
-def test_a_rate_that_diverges_keeps_the_best_weights(tmp_path: Path, base: Path):
+def test_a_diverging_training_keeps_the_best_weights(tmp_path: Path, base: Path):
     data = write_table(tmp_path / "rows.csv")
     options: Any = {"model": base, "method": "lora", "learning_rate": 1e5, "epochs": 30, "batch_size": 4}
     report = train("text-classification", data, tmp_path / "a", **options)
@@ -136,7 +136,7 @@ def test_a_rate_that_diverges_keeps_the_best_weights(tmp_path: Path, base: Path)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_trained_models_may_pool_the_mean(tmp_path: Path, base: Path, method: str):
+def test_lora_and_full_training_support_mean_pooling(tmp_path: Path, base: Path, method: str):
     data = write_table(tmp_path / "rows.csv")
     options: Any = {"model": base, "method": method, "epochs": 1, "pooling": "mean"}
     report = train("text-classification", data, tmp_path / "mean", **options)
@@ -152,7 +152,7 @@ def test_trained_models_may_pool_the_mean(tmp_path: Path, base: Path, method: st
     np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), atol=1e-5)
 
 
-def test_tokens_of_conll_files_and_of_spans(tmp_path: Path, base: Path):
+def test_token_classification_learns_from_conll_files_and_spans(tmp_path: Path, base: Path):
     conll = tmp_path / "train.conll"
     conll.write_text("".join(f"{name} B-PER\nruns O\n{i} O\n\n" for i in range(6) for name in ("Ann", "Bob")))
     train("token-classification", conll, tmp_path / "a", model=base, method="lora", **FAST)
@@ -168,7 +168,7 @@ def test_tokens_of_conll_files_and_of_spans(tmp_path: Path, base: Path):
     assert report.metrics["accuracy"] > 0.95
 
 
-def test_answers_in_squads_form(tmp_path: Path, base: Path):
+def test_question_answering_learns_from_the_squad_format(tmp_path: Path, base: Path):
     paragraphs = [
         {
             "context": f"The box {i} is {color}.",
@@ -189,14 +189,14 @@ def test_answers_in_squads_form(tmp_path: Path, base: Path):
         train("question-answering", write_json_lines(tmp_path / "bad.jsonl", bad), tmp_path / "b", model=base)
 
 
-@pytest.mark.parametrize("form", ["text", "completion", "messages"])
-def test_text_generation_learns_what_it_reads(tmp_path: Path, base: Path, form: str):
+@pytest.mark.parametrize("row_format", ["text", "completion", "messages"])
+def test_text_generation_learns_from_every_row_format(tmp_path: Path, base: Path, row_format: str):
     rows: list[dict[str, Any]] = []
     for word in ("north", "south"):
         prompt, answer = f"go {word}", f"I went {word}"
-        if form == "text":
+        if row_format == "text":
             rows.append({"text": f"{prompt} {answer}"})
-        elif form == "completion":
+        elif row_format == "completion":
             rows.append({"prompt": prompt, "completion": answer})
         else:
             talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -207,7 +207,13 @@ def test_text_generation_learns_what_it_reads(tmp_path: Path, base: Path, form: 
     write_json_lines(folder / "valid.jsonl", rows)
     options = {**FAST, "epochs": 12}
     report = train(
-        "text-generation", folder, tmp_path / "a", model=base, method="lora", mask_prompt=form != "text", **options
+        "text-generation",
+        folder,
+        tmp_path / "a",
+        model=base,
+        method="lora",
+        mask_prompt=row_format != "text",
+        **options,
     )
     assert report.valid_rows == 2
     first = next(row["loss"] for row in report.log if "loss" in row)
@@ -215,7 +221,7 @@ def test_text_generation_learns_what_it_reads(tmp_path: Path, base: Path, form: 
     assert type(load(tmp_path / "a")[0]).__name__ == "Qwen3ForCausalLM"
 
 
-def test_qlora_trains_over_a_packed_base_and_full_training_of_it_is_refused(tmp_path: Path, base: Path):
+def test_qlora_trains_on_a_quantized_base_and_full_training_rejects_it(tmp_path: Path, base: Path):
     data, packed = write_table(tmp_path / "rows.csv"), tmp_path / "packed"
     mlx_qwen3.convert(base, packed, quantize=True, q_bits=4, q_group_size=32, report=False)
     options = {"epochs": 2, "batch_size": 4}
@@ -243,7 +249,7 @@ def test_full_training_writes_a_checkpoint(tmp_path: Path, base: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "expected"),
     [
         ("text,kind\na b,x\nb c,y\n", "'label'"),
         ("text,label\na,x\nb,x\n", "only one label"),
@@ -254,16 +260,16 @@ def test_full_training_writes_a_checkpoint(tmp_path: Path, base: Path):
         ("", "no rows"),
     ],
 )
-def test_bad_tables_are_named(tmp_path: Path, base: Path, content: str, named: str):
+def test_invalid_tables_are_reported(tmp_path: Path, base: Path, content: str, expected: str):
     data = tmp_path / "rows.csv"
     data.write_text(content)
     with pytest.raises(InputError) as caught:
         train("text-classification", data, tmp_path / "out", model=base)
-    assert named in str(caught.value)
+    assert expected in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_other_bad_input_is_named(tmp_path: Path, base: Path):
+def test_other_invalid_input_is_reported(tmp_path: Path, base: Path):
     data = write_table(tmp_path / "rows.csv")
     valid = tmp_path / "valid.csv"
     valid.write_text("text,label\nwater,water\nstone,stone\n")
@@ -276,8 +282,8 @@ def test_other_bad_input_is_named(tmp_path: Path, base: Path):
         ({"pooling": "max"}, "pooling"),
         ({"valid": tmp_path / "none.csv"}, "none.csv"),
     ]
-    for options, named in cases:
-        with pytest.raises(InputError, match=named):
+    for options, expected in cases:
+        with pytest.raises(InputError, match=expected):
             train("text-classification", data, tmp_path / "out", model=base, **options)
     with pytest.raises(InputError, match="text generation has no head"):
         train("text-generation", data, tmp_path / "out", model=base)
@@ -290,7 +296,7 @@ def test_other_bad_input_is_named(tmp_path: Path, base: Path):
     assert train("text-classification", numbers, tmp_path / "n", model=base, regression=True).metrics["r2"] > 0.2
 
 
-def _trained_by_command(folder: Path, base: Path, data: Path, *flags: str) -> subprocess.Popen[bytes]:
+def _start_training(folder: Path, base: Path, data: Path, *flags: str) -> subprocess.Popen[bytes]:
     words = ["train", "--task", "text-classification", "--model", str(base), "--data", str(data), "--method", "lora"]
     words += ["--output", str(folder), "--epochs", "25", "--batch-size", "2", "--save-every", "3", *flags]
     return subprocess.Popen([sys.executable, "-m", "mlx_qwen3", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -298,7 +304,7 @@ def _trained_by_command(folder: Path, base: Path, data: Path, *flags: str) -> su
 
 def _kill_and_resume(tmp_path: Path, base: Path, kills: int) -> None:
     data = write_table(tmp_path / "rows.csv")
-    whole = _trained_by_command(tmp_path / "whole", base, data)
+    whole = _start_training(tmp_path / "whole", base, data)
     started = time.perf_counter()
     assert whole.wait() == 0
     whole.communicate()
@@ -306,12 +312,12 @@ def _kill_and_resume(tmp_path: Path, base: Path, kills: int) -> None:
     rng = np.random.default_rng(0)
     for number in range(kills):
         folder = tmp_path / f"killed-{number}"
-        running = _trained_by_command(folder, base, data)
+        running = _start_training(folder, base, data)
         time.sleep(float(rng.uniform(0.3, 1.0)) * seconds)
         os.kill(running.pid, signal.SIGKILL)
         running.communicate()
         if not folder.exists():
-            resumed = _trained_by_command(folder, base, data, "--resume")
+            resumed = _start_training(folder, base, data, "--resume")
             _, errors = resumed.communicate()
             assert resumed.returncode == 0, errors
         expected = mx.load(str(tmp_path / "whole" / "adapter_model.safetensors"))
@@ -321,10 +327,10 @@ def _kill_and_resume(tmp_path: Path, base: Path, kills: int) -> None:
         assert not (tmp_path / f".killed-{number}.training").exists()
 
 
-def test_a_training_that_is_killed_resumes_to_the_same_weights(tmp_path: Path, base: Path):
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, base: Path):
     _kill_and_resume(tmp_path, base, 2)
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_at_many_moments_resumes_to_the_same_weights(tmp_path: Path, base: Path):
+def test_a_training_killed_at_many_moments_resumes_to_the_same_weights(tmp_path: Path, base: Path):
     _kill_and_resume(tmp_path, base, 20)

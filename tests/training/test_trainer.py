@@ -47,7 +47,7 @@ def trainer(options: TrainingOptions = OPTIONS, valid: bool = False, folder: Pat
     return Trainer(model, model.adapter.names, objective, rows, rows[:6] if valid else [], options, folder, "same")
 
 
-def test_the_rate_rises_and_falls_along_a_cosine():
+def test_the_learning_rate_warms_up_and_follows_a_cosine():
     rates = [learning_rate(step, 100, 1.0, 10) for step in range(1, 101)]
     assert rates[4] == 0.5
     assert rates[9] == 1.0
@@ -56,7 +56,7 @@ def test_the_rate_rises_and_falls_along_a_cosine():
     assert learning_rate(50, 100, 1.0, 10, "constant") == 1.0
 
 
-def test_batches_hold_every_row_once_and_similar_lengths_together():
+def test_batches_contain_every_row_once_and_group_similar_lengths():
     lengths = np.random.default_rng(0).integers(1, 100, 333).tolist()
     batches = plan_batches(lengths, 8, 0, 0)
     assert sorted(row for batch in batches for row in batch) == list(range(333))
@@ -74,7 +74,7 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_accumulated_minibatches_are_one_large_one():
+def test_accumulated_minibatches_equal_one_large_minibatch():
     large = dataclasses.replace(OPTIONS, batch_size=16, epochs=1)
     small = dataclasses.replace(OPTIONS, batch_size=4, accumulation=4, epochs=1)
     one, four = trainer(large).run(), trainer(small).run()
@@ -91,21 +91,21 @@ def test_compiled_steps_and_checkpointed_layers_give_the_same_weights(compiled: 
         np.testing.assert_allclose(np.array(array), np.array(other.parameters[name]), atol=2e-4)
 
 
-def test_the_best_weights_are_kept_and_patience_ends_the_training():
+def test_the_best_weights_are_kept_and_patience_stops_the_training():
     options = dataclasses.replace(OPTIONS, learning_rate=0.3, epochs=20, patience=2, evaluate_every=1, clip=0.0)
     work = trainer(options, valid=True)
     state = work.run()
     evaluations = {row["step"]: row["evaluation"]["loss"] for row in state.log if "evaluation" in row}
     assert state.best_loss == min(evaluations.values())
     assert evaluations[state.best_step] == state.best_loss
-    held = dict(tree_flatten(work.model.parameters()))
+    arrays = dict(tree_flatten(work.model.parameters()))
     for name, array in state.best.items():
-        assert mx.array_equal(held[name], array)
+        assert mx.array_equal(arrays[name], array)
     if state.step < work.total:
         assert "no lower loss" in state.log[-1]["stopped"]
 
 
-def test_a_rate_that_diverges_is_detected_and_the_best_weights_are_kept():
+def test_divergence_is_detected_and_the_best_weights_are_kept():
     options = dataclasses.replace(OPTIONS, learning_rate=300.0, epochs=30, clip=0.0, warmup=0.9)
     work = trainer(options)
     state = work.run()
@@ -115,14 +115,14 @@ def test_a_rate_that_diverges_is_detected_and_the_best_weights_are_kept():
     assert state.best_step == min(state.log[:-1], key=lambda row: row["loss"])["step"] - 1
 
 
-def test_a_training_that_never_was_finite_is_an_error():
+def test_a_training_without_a_finite_loss_raises():
     work = trainer()
     work.state.parameters = {name: array * float("nan") for name, array in work.state.parameters.items()}
     with pytest.raises(TrainingError, match="learning rate"):
         work.run()
 
 
-def test_a_training_that_is_interrupted_and_resumed_ends_with_the_same_weights(tmp_path: Path):
+def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path: Path):
     whole = trainer(valid=True).run()
     for stop in (3, 8):
         folder = tmp_path / str(stop)
@@ -144,13 +144,13 @@ def test_a_training_that_is_interrupted_and_resumed_ends_with_the_same_weights(t
         assert [row.get("loss") for row in resumed.log] == [row.get("loss") for row in whole.log]
 
 
-def test_the_state_of_another_training_is_refused(tmp_path: Path):
+def test_the_state_of_another_training_is_rejected(tmp_path: Path):
     trainer(folder=tmp_path).run()
     with pytest.raises(Exception, match="other data"):
         TrainingState.load(tmp_path, "another")
 
 
-def test_dropout_follows_from_the_seed():
+def test_dropout_depends_on_the_seed_only():
     def weights(seed: int) -> dict[str, mx.array]:
         model = tiny.model("Qwen3ForTokenClassification", num_labels=2)
         mx.random.seed(0)
@@ -167,7 +167,7 @@ def test_dropout_follows_from_the_seed():
 
 
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
-def test_recomputed_layers_drop_the_same_entries_again(grad_checkpoint: bool):
+def test_recomputed_layers_repeat_the_same_dropout(grad_checkpoint: bool):
     model = tiny.model("Qwen3ForSequenceClassification", num_labels=2)
     mx.random.seed(0)
     add_adapter(model, r=2, alpha=4, dropout=0.4)
@@ -176,22 +176,22 @@ def test_recomputed_layers_drop_the_same_entries_again(grad_checkpoint: bool):
     batch = work.objective.batch(examples(4))
     model.train()
     work._freeze()
-    held = work.state.parameters
-    held = {n: a + 0.3 * mx.random.normal(a.shape, key=mx.random.key(i)) for i, (n, a) in enumerate(held.items())}
-    name = next(n for n in held if n.endswith("layers.0.self_attn.q_proj.lora_A.weight"))
+    arrays = work.state.parameters
+    arrays = {n: a + 0.3 * mx.random.normal(a.shape, key=mx.random.key(i)) for i, (n, a) in enumerate(arrays.items())}
+    name = next(n for n in arrays if n.endswith("layers.0.self_attn.q_proj.lora_A.weight"))
 
     def loss(change: mx.array) -> mx.array:
         mx.random.seed(3)
-        model.update(tree_unflatten(list({**held, name: held[name] + change}.items())))
+        model.update(tree_unflatten(list({**arrays, name: arrays[name] + change}.items())))
         return work.objective.loss(model, batch)[0]
 
-    gradient = mx.grad(loss)(mx.zeros_like(held[name]))
+    gradient = mx.grad(loss)(mx.zeros_like(arrays[name]))
     direction = gradient / mx.linalg.norm(gradient)
     slope = (loss(5e-3 * direction) - loss(-5e-3 * direction)) / 1e-2
     np.testing.assert_allclose(np.array(slope), np.array(mx.linalg.norm(gradient)), rtol=2e-2)
 
 
-def test_the_forward_pass_of_training_is_the_model(monkeypatch: pytest.MonkeyPatch):
+def test_the_forward_pass_of_training_equals_the_model(monkeypatch: pytest.MonkeyPatch):
     model = tiny.model("Qwen3Model")
     ids = tiny.ids()
     expected = model(ids).last_hidden_state
@@ -201,7 +201,7 @@ def test_the_forward_pass_of_training_is_the_model(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_chunked_cross_entropy_has_the_loss_and_gradients_of_the_whole(frozen: bool, monkeypatch: pytest.MonkeyPatch):
+def test_chunked_cross_entropy_equals_the_unchunked_loss_and_gradients(frozen: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mlx_qwen3.training.forward.ROWS_PER_CHUNK", 4)
     mx.random.seed(1)
     weight, rows = mx.random.normal((23, 8)), mx.random.normal((10, 8))
@@ -224,7 +224,7 @@ def test_chunked_cross_entropy_has_the_loss_and_gradients_of_the_whole(frozen: b
         np.testing.assert_allclose(np.array(gradient), np.array(other), atol=1e-5)
 
 
-def test_the_language_objective_counts_only_what_follows_the_prompt():
+def test_the_language_objective_ignores_the_prompt():
     model = tiny.model("Qwen3ForCausalLM")
     ids = [5, 6, 7, 8, 9, 10]
     objective = LanguageObjective()
@@ -240,6 +240,6 @@ def test_the_language_objective_counts_only_what_follows_the_prompt():
     ("name", "value"),
     [("method", "sparkle"), ("epochs", 0), ("warmup", 2), ("learning_rate", -1), ("rank", 1.5), ("seed", -1)],
 )
-def test_wrong_options_are_named(name: str, value: Any):
+def test_invalid_options_are_reported(name: str, value: Any):
     with pytest.raises(InputError, match=name):
         TrainingOptions(**{name: value})
