@@ -1,4 +1,4 @@
-"""Measure how fast a model runs on this machine, beside mlx-lm on the same weights, and what its variants cost."""
+"""Benchmark a model on this machine: speed and memory beside mlx-lm on the same weights, and the kernel variants."""
 
 from .comparison import Benchmark, Outcome, compare
 from .encoding import EncodingRow, measure_encoding

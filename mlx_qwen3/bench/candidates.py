@@ -1,5 +1,6 @@
-"""The models to benchmark: from a checkpoint or with random weights, here and in mlx-lm, sharing arrays where dtypes
-agree.
+"""The models to benchmark: from a checkpoint or with random weights, in this package and in mlx-lm.
+
+Both models share their arrays if they compute in the same dtype.
 """
 
 import importlib.util
@@ -27,32 +28,43 @@ def benchmark_candidates(
     dtype: str | None = None,
     beside_mlx_lm: bool = True,
 ) -> Iterator[Benchmark]:
-    """Yield a benchmark for each number of bits of a random size, or the one for a checkpoint.
+    """Yield one benchmark per entry of `bits` for a random model, or a single one for a checkpoint.
 
-    Without `dtype` each package computes in its own default: mlx-lm in the checkpoint's (bfloat16 for random
-    weights), this package in that too on a GPU and in float32 on a CPU.
+    Without `dtype` each package computes in its own default. For mlx-lm that is the checkpoint's dtype (bfloat16 for
+    random weights). For this package it is the same dtype on a GPU, and float32 on a CPU.
+
+    Args:
+        model: folder or Hub repository; None for the bundled model.
+        size: a key of `SIZES`, for random weights instead of a checkpoint.
+        bits, group_size: quantization of the random weights; 16 bits leaves them unquantized.
+        beside_mlx_lm: measure mlx-lm too, if it is installed.
+
+    Raises:
+        InputError: the checkpoint is not a causal language model, or `size` is unknown.
     """
-    together = beside_mlx_lm and importlib.util.find_spec("mlx_lm") is not None
+    with_mlx_lm = beside_mlx_lm and importlib.util.find_spec("mlx_lm") is not None
     if size is None:
-        yield _from_checkpoint(model, revision, dtype, together)
+        yield _load_benchmark(model, revision, dtype, with_mlx_lm)
         return
     for width in bits:
         stored = computing_dtype(dtype, "bfloat16") if dtype else mx.bfloat16
-        made = random_model(size, stored, width, group_size)
-        yield _make_benchmark(made, f"{size} random, {_precision(width)}", dtype, together)
+        loaded = random_model(size, stored, width, group_size)
+        yield _make_benchmark(loaded, f"{size} random, {_describe_precision(width)}", dtype, with_mlx_lm)
 
 
-def _from_checkpoint(path: str | None, revision: str | None, dtype: str | None, together: bool) -> Benchmark:
-    # in the type that is stored, as mlx-lm takes it; what this package would make of it comes after
-    made, _ = load(path, revision=revision, dtype=dtype or _stored_dtype(path, revision))
-    if not isinstance(made, Qwen3ForCausalLM):
-        raise InputError(f"bench measures generation; {path} is a {type(made).__name__}")
-    mx.eval(made.parameters())
+def _load_benchmark(path: str | None, revision: str | None, dtype: str | None, with_mlx_lm: bool) -> Benchmark:
+    # load in the stored dtype, which mlx-lm uses; _make_benchmark casts to the dtype of this package
+    loaded, _ = load(path, revision=revision, dtype=dtype or _read_stored_dtype(path, revision))
+    if not isinstance(loaded, Qwen3ForCausalLM):
+        raise InputError(
+            f"bench requires a causal language model: {path} is a {type(loaded).__name__}. Pass another --model"
+        )
+    mx.eval(loaded.parameters())
     name = path or "bundled model"
-    return _make_benchmark(made, str(name).rstrip("/").rpartition("/")[2], dtype, together)
+    return _make_benchmark(loaded, str(name).rstrip("/").rpartition("/")[2], dtype, with_mlx_lm)
 
 
-def _stored_dtype(path: str | None, revision: str | None) -> str:
+def _read_stored_dtype(path: str | None, revision: str | None) -> str:
     from ..checkpoint import resolve_checkpoint
     from ..config.pretrained import read_config_file
 
@@ -65,27 +77,29 @@ def _stored_dtype(path: str | None, revision: str | None) -> str:
     return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
-def _make_benchmark(made: Qwen3ForCausalLM, label: str, dtype: str | None, together: bool) -> Benchmark:
-    stored = made.dtype
+def _make_benchmark(loaded: Qwen3ForCausalLM, label: str, dtype: str | None, with_mlx_lm: bool) -> Benchmark:
+    stored = loaded.dtype
     own = computing_dtype(dtype, str(stored).rpartition(".")[2])
     notes = []
     if own != stored:
-        with_dtype(made, own)
-    runners = {OWN: own_runner(made)}
-    if together:
-        runners[OTHER] = mlx_lm_runner(mlx_lm_model(made, stored))
+        with_dtype(loaded, own)
+    runners = {OWN: own_runner(loaded)}
+    if with_mlx_lm:
+        runners[OTHER] = mlx_lm_runner(mlx_lm_model(loaded, stored))
     elif dtype is None:
         notes.append("mlx-lm was not measured")
     if own == stored:
-        notes.append(f"Computed in {_name(own)}")
+        notes.append(f"Computed in {_get_dtype_name(own)}")
     else:
-        notes.append(f"{OWN} computed in {_name(own)}, {OTHER} in {_name(stored)}: each its default")
-    return Benchmark(label, made, runners, notes)
+        notes.append(
+            f"{OWN} computed in {_get_dtype_name(own)}, {OTHER} in {_get_dtype_name(stored)} (the default of each)"
+        )
+    return Benchmark(label, loaded, runners, notes)
 
 
-def _precision(bits: int) -> str:
+def _describe_precision(bits: int) -> str:
     return "unpacked" if bits >= 16 else f"{bits} bits"
 
 
-def _name(dtype: mx.Dtype) -> str:
+def _get_dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).rpartition(".")[2]

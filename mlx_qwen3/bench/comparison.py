@@ -1,4 +1,7 @@
-"""This package and mlx-lm on the same weights, in turns, so that both see the same state of the machine."""
+"""Compare this package with mlx-lm on the same weights, in interleaved rounds.
+
+Interleaving exposes both to the same state of the machine (temperature, clock, other load).
+"""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -18,7 +21,14 @@ OWN, OTHER = "mlx-qwen3", "mlx-lm"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the rounds of one model gave, a list of measurements by name, the rounds in order."""
+    """The measurements of one model.
+
+    Args:
+        label: name of the model in tables.
+        bytes_per_token: bytes that decoding one token reads from memory.
+        rounds: implementation name -> measurements, one per round, in order.
+        notes: sentences printed below the table.
+    """
 
     label: str
     prompt_tokens: int
@@ -28,11 +38,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def median(self, name: str, figure: str) -> float:
-        """Return the median of a figure over the rounds."""
+        """Return the median over the rounds of a field of `Measurement`."""
         return statistics.median(getattr(one, figure) for one in self.rounds[name])
 
     def ratio(self, figure: str) -> float | None:
-        """This package over mlx-lm, the median of the rounds' ratios; None without mlx-lm."""
+        """Return the median of the per-round ratios of this package to mlx-lm, or None if mlx-lm was not measured."""
         if OTHER not in self.rounds:
             return None
         pairs = zip(self.rounds[OWN], self.rounds[OTHER], strict=True)
@@ -41,12 +51,13 @@ class Outcome:
 
 @dataclass
 class Benchmark:
-    """Runners over the same weights.
+    """Implementations to compare on the same weights.
 
     Args:
-        label: what the table calls the model.
-        model: the model here.
-        runners: by name.
+        label: name of the model in tables.
+        model: the model of this package.
+        runners: implementation name -> runner.
+        notes: sentences printed below the table.
     """
 
     label: str
@@ -56,7 +67,7 @@ class Benchmark:
 
 
 def own_runner(model: Any) -> Runner:
-    """This package's `generate_step` as a `Runner`."""
+    """Return a `Runner` that calls this package's `generate_step`."""
 
     def run(prompt: list[int], max_tokens: int) -> Iterator[int]:
         return generate_step(model, prompt, max_tokens=max_tokens)
@@ -72,13 +83,16 @@ def compare(
     rounds: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Run everyone in turns and give back the figures; the first round warms up and does not count.
+    """Measure all implementations in interleaved rounds. The first round warms up and is discarded.
 
     Args:
-        prompt_tokens: length of the random prompt. max_tokens: tokens to generate. rounds: rounds that count.
+        prompt_tokens: length of the random prompt.
+        max_tokens: number of tokens to generate, at least 2.
+        rounds: measured rounds, after one warm-up round.
+        progress: called with one line per measurement.
 
     Raises:
-        InputError: a length or a number of rounds that gives no figure.
+        InputError: `prompt_tokens`, `max_tokens` or `rounds` is too small, or the context too short for the tokens.
     """
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
@@ -91,19 +105,21 @@ def compare(
     if prompt_tokens + max_tokens > config.max_position_embeddings:
         raise InputError(
             f"{prompt_tokens} prompt and {max_tokens} new tokens do not fit the model's context of "
-            f"{config.max_position_embeddings}"
+            f"{config.max_position_embeddings} tokens. Reduce one of the two numbers"
         )
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, prompt_tokens).tolist()
     results: dict[str, list[Measurement]] = {name: [] for name in benchmark.runners}
-    for turn in range(rounds + 1):
-        # alternate the order between rounds
-        names = list(benchmark.runners) if turn % 2 else list(benchmark.runners)[::-1]
+    for index in range(rounds + 1):
+        # alternate the order, so that neither always runs on the warmer machine
+        names = list(benchmark.runners) if index % 2 else list(benchmark.runners)[::-1]
         for name in names:
-            found = measure(benchmark.runners[name], prompt, max_tokens)
-            if turn:
-                results[name].append(found)
+            measurement = measure(benchmark.runners[name], prompt, max_tokens)
+            if index:
+                results[name].append(measurement)
                 if progress is not None:
-                    progress(f"{benchmark.label}, round {turn} of {rounds}, {name}: {found.decode_tps:.1f} tokens/s")
+                    progress(
+                        f"{benchmark.label}, round {index} of {rounds}, {name}: {measurement.decode_tps:.1f} tokens/s"
+                    )
     return Outcome(
         benchmark.label,
         prompt_tokens,
@@ -115,19 +131,17 @@ def compare(
 
 
 def bytes_per_token(model: Any, cached: int) -> float:
-    """Return bytes that decoding one token must read: every weight that is used, and keys and values of `cached`
-    tokens.
-    """
+    """Return the bytes that decoding one token reads: all weights in use, and keys and values of `cached` tokens."""
     config = model.config
-    weights = _bytes(model)
+    weights = _count_bytes(model)
     if not config.tie_word_embeddings:
-        # the embedding gives one row; tied, the same matrix is read whole as the output head
-        weights -= _bytes(model.get_input_embeddings())
+        # only one row of an untied embedding is read; a tied one is read completely as the output head
+        weights -= _count_bytes(model.get_input_embeddings())
     width = 4 if model.dtype == mx.float32 else 2
     per_slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     return float(weights + per_slot * cached)
 
 
-def _bytes(module: Any) -> int:
+def _count_bytes(module: Any) -> int:
     arrays: Any = tree_flatten(module.parameters())
     return sum(array.nbytes for _, array in arrays)

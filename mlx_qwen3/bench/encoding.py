@@ -1,4 +1,4 @@
-"""Speed and memory of reading texts without generating: classification and embeddings, in batches and one by one."""
+"""Benchmark classification and embedding: speed and memory in batches and one text at a time."""
 
 import statistics
 import time
@@ -13,22 +13,25 @@ from ..models import Qwen3ForSequenceClassification
 from ..tasks.batches import Piece, Runner
 
 SHAPES = ((32, 128), (256, 32), (8, 1024), (1, 128))
-"""Texts in a batch, tokens in each."""
+"""(texts per batch, tokens per text) measured on a GPU."""
 
 CPU_SHAPES = ((8, 32), (1, 32))
-"""The same for a CPU, where the others would take minutes."""
+"""Shapes measured on a CPU, where `SHAPES` would take minutes."""
 
 ONE_AT_A_TIME = 16
-"""Texts that are measured where each is a batch of its own."""
+"""Number of texts measured with a batch size of 1."""
 
 
 @dataclass(frozen=True)
 class EncodingRow:
-    """Medians of one task and one shape.
+    """Medians for one task and one shape.
 
     Args:
-        task: "classification" or "embedding". rows, tokens: of a batch.
-        texts_per_second: with results on the host. working: bytes of the peak above what was in memory before.
+        task: "classification" or "embedding".
+        rows: texts per batch.
+        tokens: tokens per text.
+        texts_per_second: includes copying the results to the host.
+        working: peak memory in bytes, minus the memory in use before the run.
     """
 
     task: str
@@ -39,13 +42,13 @@ class EncodingRow:
 
 
 def classifier_over(model: Any) -> Any:
-    """Return a sequence classifier with a random head over the decoder of a causal model, which it shares."""
-    made = Qwen3ForSequenceClassification(model.config)
-    made.model = model.base_model
-    made.score.weight = made.score.weight.astype(model.dtype)
-    mx.eval(made.score.parameters())
-    made.eval()
-    return made
+    """Return a sequence classifier with a random head that shares the decoder of a causal model."""
+    classifier = Qwen3ForSequenceClassification(model.config)
+    classifier.model = model.base_model
+    classifier.score.weight = classifier.score.weight.astype(model.dtype)
+    mx.eval(classifier.score.parameters())
+    classifier.eval()
+    return classifier
 
 
 def measure_encoding(
@@ -58,11 +61,13 @@ def measure_encoding(
     compiled: bool | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[EncodingRow]:
-    """Measure a causal model's decoder on random texts; the first round warms up and does not count.
+    """Measure a causal model's decoder on random texts. The first round warms up and is discarded.
 
     Args:
-        shapes: (texts in a batch, tokens in each); by default those of the device. batches: batches per round.
-        compiled: as in `Runner`; None for what the device takes.
+        shapes: (texts per batch, tokens per text); default: `CPU_SHAPES` on a CPU, `SHAPES` on a GPU.
+        rounds: measured rounds, after one warm-up round.
+        batches: batches per round.
+        compiled: as in `Runner`; None for the device's default.
     """
     classifier = classifier_over(model)
     runner = Runner(classifier, compiled=compiled)
@@ -76,7 +81,7 @@ def measure_encoding(
 
     if shapes is None:
         shapes = CPU_SHAPES if mx.default_device().type == mx.DeviceType.cpu else SHAPES
-    found = []
+    results = []
     for rows, tokens in shapes:
         count = ONE_AT_A_TIME if rows == 1 else rows * batches
         ids = np.random.default_rng(0).integers(1, model.config.vocab_size, (count, tokens)).tolist()
@@ -97,6 +102,6 @@ def measure_encoding(
                 seconds.append(time.perf_counter() - start)
                 peaks.append(mx.get_peak_memory() - before)
             speed = count / statistics.median(seconds[1:])
-            found.append(EncodingRow(task, rows, tokens, speed, int(statistics.median(peaks[1:]))))
+            results.append(EncodingRow(task, rows, tokens, speed, int(statistics.median(peaks[1:]))))
             progress(f"{task}, {rows} x {tokens} tokens: {speed:.1f} texts/s")
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on: chip, GPU cores, memory, system, power state and versions."""
+"""Describe the machine of a benchmark: chip, GPU cores, memory, operating system, power state and versions."""
 
 import importlib.metadata
 import os
@@ -33,22 +33,28 @@ BANDWIDTHS: dict[str, tuple[float, ...]] = {
     "NVIDIA H100 80GB HBM3": (3350,),
     "NVIDIA H200": (4800,),
 }
-"""Peak memory bandwidth in 1e9 bytes/s; two where a chip is sold with two. Sources: Apple's specification pages as
-collected by llmcheck.net (M5 Pro and Max: news.ycombinator.com/item?id=47296378); NVIDIA's datasheets."""
+"""Peak memory bandwidth in 1e9 bytes/s; two values for chips that are sold in two variants.
+
+Sources: Apple's specification pages as collected by llmcheck.net (M5 Pro and Max:
+news.ycombinator.com/item?id=47296378); NVIDIA's datasheets.
+"""
 
 LARGER_GPU = {"Apple M3 Max": 40, "Apple M4 Max": 40}
-"""GPU cores of the variant with the larger bandwidth, for chips that are sold with two."""
+"""Number of GPU cores of the variant with the larger bandwidth, for chips that are sold in two variants."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a figure depends on.
+    """The properties of a machine that affect speed.
 
     Args:
-        chip: as the system names it. device: "Metal", "CUDA" or "CPU".
-        bandwidths: peaks in 1e9 bytes/s, empty where they are not known.
-        gpu_cores: of a Mac's GPU. memory, working_set: bytes of the machine, and what a GPU may use of them.
-        power: "AC Power" or "Battery Power", and low power mode, as a Mac names them.
+        chip: name reported by the operating system.
+        device: "Metal", "CUDA" or "CPU".
+        bandwidths: possible peak memory bandwidths in 1e9 bytes/s; empty if unknown.
+        gpu_cores: number of GPU cores; None except on a Mac.
+        memory: physical memory in bytes.
+        working_set: bytes of it that the GPU may use.
+        power: "AC Power" or "Battery Power", and "low power mode" if active; "" except on a Mac.
     """
 
     chip: str
@@ -73,31 +79,31 @@ class Machine:
 
 
 def this_machine(device: mx.Device) -> Machine:
-    """Return what is known of this machine, seen from an MLX device."""
+    """Return a description of this machine with `device` as the device that computes."""
     on_gpu = device.type == mx.DeviceType.gpu
-    chip, cores = _chip(device), gpu_cores()
+    chip, cores = _get_chip_name(device), gpu_cores()
     backend = "CPU"
     if on_gpu:
         backend = "Metal" if mx.metal.is_available() else "CUDA"
     info = gpu_info() if on_gpu else {}
     return Machine(
         chip=chip,
-        system=_system(),
+        system=_describe_system(),
         device=backend,
         mlx_version=installed_version("mlx") or "",
         mlx_lm_version=installed_version("mlx-lm"),
         python_version=platform.python_version(),
-        # a CPU shares the memory but does not reach the bandwidth that the vendor names
+        # the published bandwidth is that of the GPU; a CPU does not reach it
         bandwidths=bandwidths(chip, cores) if on_gpu else (),
         gpu_cores=cores,
-        memory=_physical_memory(),
+        memory=_get_physical_memory(),
         working_set=info.get("max_recommended_working_set_size") or info.get("total_memory"),
         power=power_state(),
     )
 
 
 def bandwidths(chip: str, cores: int | None) -> tuple[float, ...]:
-    """Return the peak bandwidths that a chip may have: one where its GPU cores tell which variant it is."""
+    """Return the possible peak bandwidths of a chip in 1e9 bytes/s; a single one if `cores` identifies the variant."""
     known = BANDWIDTHS.get(chip, ())
     if len(known) == 2 and cores:
         return (max(known),) if cores >= LARGER_GPU[chip] else (min(known),)
@@ -105,50 +111,54 @@ def bandwidths(chip: str, cores: int | None) -> tuple[float, ...]:
 
 
 def gpu_cores() -> int | None:
-    """Return the number of cores of a Mac's GPU, or None."""
+    """Return the number of GPU cores of a Mac, or None on other systems."""
     if platform.system() != "Darwin":
         return None
-    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', _output("/usr/sbin/ioreg", "-rc", "IOAccelerator", "-d", "1"))
+    found = re.search(
+        r'"gpu-core-count"\s*=\s*(\d+)', _run_command("/usr/sbin/ioreg", "-rc", "IOAccelerator", "-d", "1")
+    )
     if found is None:
-        found = re.search(r"Total Number of Cores:\s*(\d+)", _output("/usr/sbin/system_profiler", "SPDisplaysDataType"))
+        found = re.search(
+            r"Total Number of Cores:\s*(\d+)", _run_command("/usr/sbin/system_profiler", "SPDisplaysDataType")
+        )
     return int(found[1]) if found else None
 
 
 def power_state() -> str:
-    """Return what a Mac draws power from, and whether it is in low power mode; "" elsewhere."""
+    """Return the power source of a Mac, and whether low power mode is active; "" on other systems."""
     if platform.system() != "Darwin":
         return ""
-    source = re.search(r"drawing from '([^']+)'", _output("/usr/bin/pmset", "-g", "batt"))
-    low = re.search(r"lowpowermode\s+1", _output("/usr/bin/pmset", "-g"))
+    source = re.search(r"drawing from '([^']+)'", _run_command("/usr/bin/pmset", "-g", "batt"))
+    low = re.search(r"lowpowermode\s+1", _run_command("/usr/bin/pmset", "-g"))
     return f"{source[1] if source else 'power source unknown'}{', low power mode' if low else ''}"
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
+    """Return the version of an installed package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _chip(device: mx.Device) -> str:
+def _get_chip_name(device: mx.Device) -> str:
     if platform.system() == "Darwin":
-        named = _output("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string").strip()
+        named = _run_command("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string").strip()
         if named:
             return named
     return str(mx.device_info(device).get("device_name") or platform.processor() or platform.machine())
 
 
-def _system() -> str:
+def _describe_system() -> str:
     system = f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system()
     return f"{system} {platform.machine()}"
 
 
-def _physical_memory() -> int:
+def _get_physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _output(*command: str) -> str:
+def _run_command(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""One run of a generator of tokens, timed: prompt, first token, and the tokens after it."""
+"""Time one generation: prompt processing, time to first token and decoding."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 Runner = Callable[[list[int], int], Iterator[int]]
-"""Prompt ids and a number of tokens → that many greedy tokens, one after the other."""
+"""Function of prompt ids and `max_tokens` that yields `max_tokens` greedily decoded tokens."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run.
+    """The figures of one generation.
 
     Args:
-        prompt_tps, decode_tps: tokens per second. first_token: seconds until it.
-        peak_memory: bytes, weights included. working: bytes of the peak above what was in memory before.
+        prompt_tps: prompt tokens per second, up to the first generated token.
+        first_token: seconds to the first token.
+        decode_tps: tokens per second after the first token.
+        peak_memory: peak memory in bytes, including the weights.
+        working: peak memory in bytes, minus the memory in use before the run.
     """
 
     prompt_tps: float
@@ -27,7 +30,7 @@ class Measurement:
 
 
 def measure(run: Runner, prompt: list[int], max_tokens: int) -> Measurement:
-    """Time one run: the time to the first token covers the whole prompt, the others are the decode."""
+    """Time one generation. The time to the first token covers the whole prompt; decoding starts after it."""
     mx.synchronize()
     mx.clear_cache()
     before = mx.get_active_memory()

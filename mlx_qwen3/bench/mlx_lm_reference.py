@@ -1,4 +1,7 @@
-"""mlx-lm's own Qwen3 over the very arrays of a model here. Imports mlx_lm, which takes seconds, when it is called."""
+"""mlx-lm's Qwen3 on the arrays of a model of this package.
+
+mlx_lm is imported inside the functions, because the import takes seconds.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -12,13 +15,14 @@ from .measure import Runner
 
 
 def mlx_lm_model(own: Any, dtype: mx.Dtype | None = None) -> Any:
-    """mlx-lm's model over the arrays of a causal model here.
+    """Return mlx-lm's model on the arrays of a causal model of this package.
 
-    Its matrices are joined for inference first: joined later, both the joined and the single ones would stay in memory.
+    The projections of `own` are joined for inference first. If they were joined later, mlx-lm would keep the separate
+    matrices in memory as well.
 
     Args:
         own: a `Qwen3ForCausalLM`.
-        dtype: what numbers are brought to; by default they stay as they are, and are shared.
+        dtype: dtype of mlx-lm's floating-point arrays; None shares the arrays of `own`.
 
     Raises:
         ImportError: mlx-lm is not installed.
@@ -47,11 +51,11 @@ def mlx_lm_model(own: Any, dtype: mx.Dtype | None = None) -> Any:
 
 
 def mlx_lm_runner(model: Any) -> Runner:
-    """mlx-lm's `generate_step` as a `Runner`."""
+    """Return a `Runner` that calls mlx-lm's `generate_step`."""
     generate = importlib.import_module("mlx_lm.generate")
 
     def run(prompt: list[int], max_tokens: int) -> Iterator[int]:
-        # its own stream was made for the device that was the default when mlx_lm was first imported
+        # mlx_lm creates its stream at import, for the default device of that moment
         stream = mx.default_stream(mx.default_device())
         for token, _ in generate.generate_step(mx.array(prompt), model, stream, max_tokens=max_tokens):
             yield int(token)

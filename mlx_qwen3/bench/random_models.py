@@ -1,6 +1,6 @@
-"""Random weights in the shape of any Qwen3, so that speed can be measured without a download.
+"""Models with random weights in the shapes of Qwen3, to measure speed without a download.
 
-Source of the sizes: config.json of Qwen/Qwen3-0.6B, -1.7B, -4B, -8B, -14B and -32B.
+Source of the shapes: config.json of Qwen/Qwen3-0.6B, -1.7B, -4B, -8B, -14B and -32B.
 """
 
 from typing import Any
@@ -51,47 +51,48 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 2048,
     },
 }
-"""Name -> configuration fields; `small` and `tiny` are shapes for a slow machine and no released models."""
+"""Name -> configuration fields. `small` and `tiny` are not released models, but shapes for a slow machine."""
 
 
 def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group_size: int = 64) -> Qwen3ForCausalLM:
-    """Return a causal model of that size with random weights, in evaluation mode.
+    """Return a causal model of the given size with random weights, in evaluation mode.
 
     Args:
         size: a key of `SIZES`.
-        dtype: the type of the weights, or of the scales of packed ones.
-        bits: 16 for weights as they are; 8, 6, 5, 4, 3 or 2 to pack them.
+        dtype: dtype of the weights; of the scales, if they are quantized.
+        bits: 16 for unquantized weights; 8, 6, 5, 4, 3 or 2 to quantize them.
+        group_size: weights that share a scale.
 
     Raises:
-        InputError: an unknown size.
-        MemoryFitError: a size that this machine cannot hold.
-        QuantizationError: bits or a group size that MLX does not have.
+        InputError: `size` is unknown.
+        MemoryFitError: the weights do not fit the memory of this machine.
+        QuantizationError: MLX does not support `bits` or `group_size`.
     """
     if size not in SIZES:
         raise InputError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
     mx.random.seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES[size]))
     model.set_dtype(dtype)
-    everything: Any = tree_flatten(model.parameters())  # lazy so far: nothing has been drawn
-    numbers = sum(array.size for _, array in everything)
-    per_number = dtype.size if bits >= 16 else PackedFormat(bits, group_size).bits_per_weight(dtype.size) / 8
-    needed, memory = numbers * per_number / 1e9, machine_memory() / 1e9
+    parameters: Any = tree_flatten(model.parameters())  # lazy: no memory is allocated yet
+    count = sum(array.size for _, array in parameters)
+    bytes_each = dtype.size if bits >= 16 else PackedFormat(bits, group_size).bits_per_weight(dtype.size) / 8
+    needed, memory = count * bytes_each / 1e9, machine_memory() / 1e9
     if needed > memory:
         raise MemoryFitError(
-            f"{size} in {min(bits, 16)} bits has {needed:.1f} GB of weights, and this machine has {memory:.1f} GB: "
-            "take a smaller size or fewer --bits"
+            f"{size} in {min(bits, 16)} bits has {needed:.1f} GB of weights, and this machine has {memory:.1f} GB. "
+            "Choose a smaller size or fewer --bits"
         )
     if bits < 16:
         quantize_model(model, PackedFormat(bits, group_size))
     for _, array in tree_flatten(model.parameters()):
-        mx.eval(array)  # one at a time: all at once would hold every random float32 matrix
+        mx.eval(array)  # one at a time, or all float32 matrices would be in memory at once
     model.config.dtype = str(dtype).rpartition(".")[2]
     model.eval()
     return model
 
 
 def with_dtype(model: Qwen3ForCausalLM, dtype: mx.Dtype) -> None:
-    """Cast weights and scales in place; codes of packed weights stay."""
+    """Cast weights and scales to `dtype` in place; quantized codes stay as they are."""
     model.set_dtype(dtype)
     for module in model.modules():
         if getattr(module, "output_dtype", None) is not None:

@@ -1,4 +1,4 @@
-"""The figures as Markdown that can be pasted or appended to a file of results, and as JSON."""
+"""Format the results as Markdown, to paste or append to a file, and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +27,10 @@ def markdown_report(
     """Return the machine, the command, the tables and the notes as Markdown.
 
     Args:
-        encodings: (model, figures) of classification and embeddings. variants: (model, figures).
+        outcomes: one per model and prompt length.
+        command: the command line that produced the results.
+        encodings: (model label, row) of classification and embedding.
+        variants: (model label, rows).
     """
     lm = f", mlx-lm {machine.mlx_lm_version}" if machine.mlx_lm_version else ""
     lines = [
@@ -40,12 +43,12 @@ def markdown_report(
     ]
     for outcome in outcomes:
         for name in outcome.rounds:
-            lines.append(_row(machine, outcome, name))
+            lines.append(_format_row(machine, outcome, name))
         if OTHER in outcome.rounds:
-            lines.append(_ratio_row(outcome))
+            lines.append(_format_ratio_row(outcome))
     notes = dict.fromkeys(note for outcome in outcomes for note in outcome.notes)
     rounds = len(outcomes[0].rounds[OWN])
-    lines += ["", f"Medians of {rounds} rounds taken in turns; a ratio is the median of the rounds' ratios."]
+    lines += ["", f"Medians of {rounds} interleaved rounds; a ratio is the median of the per-round ratios."]
     lines += [f"{note}." for note in notes]
     if encodings:
         lines += ["", "| model | task | texts × tokens | texts/s | tokens/s | peak above weights GB |"]
@@ -66,7 +69,10 @@ def json_report(
     encodings: Sequence[tuple[str, EncodingRow]] = (),
     variants: Sequence[tuple[str, Sequence[VariantRow]]] = (),
 ) -> dict[str, Any]:
-    """Return everything that was measured, every round of it, as JSON can hold it; arguments as `markdown_report`."""
+    """Return all results, including every round, as a JSON-serializable dictionary.
+
+    The arguments are those of `markdown_report`.
+    """
     return {
         "date": date.today().isoformat(),
         "command": command,
@@ -89,7 +95,7 @@ def json_report(
 
 
 def append_report(path: Path, report: str) -> None:
-    """Add a report to the end of a file, which is made if it does not exist."""
+    """Append a report to a file, and create the file and its folder if necessary."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     gap = "" if not before else "\n" if before.endswith("\n") else "\n\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +103,10 @@ def append_report(path: Path, report: str) -> None:
 
 
 def limit_share(machine: Machine, outcome: Outcome, name: str) -> str:
-    """Return decoding's share of what the memory's bandwidth allows, in percent."""
+    """Return the share of the peak memory bandwidth that decoding reaches, in percent.
+
+    It is a range if the chip has two possible bandwidths.
+    """
     if not machine.bandwidths:
         return UNKNOWN
     rate = outcome.median(name, "decode_tps") * outcome.bytes_per_token / 1e9
@@ -105,7 +114,7 @@ def limit_share(machine: Machine, outcome: Outcome, name: str) -> str:
     return "–".join(map(str, shares)) + " %"
 
 
-def _row(machine: Machine, outcome: Outcome, name: str) -> str:
+def _format_row(machine: Machine, outcome: Outcome, name: str) -> str:
     cells = [
         outcome.label,
         f"{outcome.prompt_tokens}+{outcome.generated_tokens}",
@@ -119,7 +128,7 @@ def _row(machine: Machine, outcome: Outcome, name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _ratio_row(outcome: Outcome) -> str:
+def _format_ratio_row(outcome: Outcome) -> str:
     figures = [outcome.ratio(name) for name in ("prompt_tps", "first_token", "decode_tps", "peak_memory")]
     prompt, first, decode, peak = (f"{figure:.2f}×" for figure in figures if figure is not None)
     return f"| | | **ratio** | {prompt} | {first} | **{decode}** | | {peak} |"

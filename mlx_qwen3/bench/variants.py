@@ -1,4 +1,4 @@
-"""Measure the variants of `layers/devices.py` on this machine, so that a device's defaults can be chosen."""
+"""Measure the variants of `layers/devices.py` on this machine, to choose the defaults of a device."""
 
 import statistics
 import time
@@ -22,10 +22,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
 }
-"""Variant -> values to measure; drafts and dtypes come on top."""
+"""Variant -> values to measure. Draft lengths and dtypes are measured separately."""
 
 DRAFTS = (0, 4, 6, 9, 16)
-"""Tokens proposed at once; 0 is a plain step."""
+"""Draft lengths of speculative decoding; 0 is a plain decoding step."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class VariantRow:
     """Medians of one value of one variant.
 
     Args:
-        variant, value: what was varied. default: whether it is this device's default.
-        prompt_tps, decode_tps: tokens per second. working: bytes of the peak above what was in memory before.
+        variant, value: name and value of the setting.
+        default: whether the value is this device's default.
+        prompt_tps, decode_tps: tokens per second; None if not measured.
+        working: peak memory in bytes, minus the memory in use before the run; None if not measured.
     """
 
     variant: str
@@ -53,38 +55,43 @@ def measure_variants(
     rounds: int = 3,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[VariantRow]:
-    """Measure every variant on a causal model, the values of each in turns; the first round does not count."""
+    """Measure every variant on a causal model, the values of each interleaved. The first round is discarded.
+
+    Args:
+        rounds: measured rounds per value, after one warm-up round.
+        progress: called with one line per value.
+    """
     prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt_tokens).tolist()
-    found: list[VariantRow] = []
+    table: list[VariantRow] = []
     for variant, values in CHOICES.items():
         options = {"kv_bits": 8} if variant == "packed_values" else {}
         if variant == "packed_values" and model.config.head_dim % 64:
             continue
         results: dict[Any, list[Measurement]] = {value: [] for value in values}
-        for turn in range(rounds + 1):
+        for index in range(rounds + 1):
             for value in values:
                 with using(**{variant: value}):
-                    one = measure(_runner(model, options), prompt, max_tokens)
-                if turn:
+                    one = measure(_make_runner(model, options), prompt, max_tokens)
+                if index:
                     results[value].append(one)
         default = getattr(variants(), variant)
         for value, rows in results.items():
-            found.append(_row(variant, value, value == default, rows))
-            progress(_told(found[-1]))
-    found += _drafts(model, prompt[: min(prompt_tokens, 512)], rounds)
-    if mx.default_device().type == mx.DeviceType.gpu:  # a CPU computes both by way of float32
-        found += _dtypes(model, prompt, max_tokens, rounds)
-    return found
+            table.append(_make_row(variant, value, value == default, rows))
+            progress(_format_row(table[-1]))
+    table += _measure_drafts(model, prompt[: min(prompt_tokens, 512)], rounds)
+    if mx.default_device().type == mx.DeviceType.gpu:  # a CPU computes both dtypes in float32
+        table += _measure_dtypes(model, prompt, max_tokens, rounds)
+    return table
 
 
-def _runner(model: Any, options: dict[str, Any]) -> Any:
+def _make_runner(model: Any, options: dict[str, Any]) -> Any:
     def run(prompt: list[int], max_tokens: int) -> Iterator[int]:
         return generate_step(model, prompt, max_tokens=max_tokens, **options)
 
     return run
 
 
-def _row(variant: str, value: Any, default: bool, rows: Sequence[Measurement]) -> VariantRow:
+def _make_row(variant: str, value: Any, default: bool, rows: Sequence[Measurement]) -> VariantRow:
     return VariantRow(
         variant,
         str(value),
@@ -95,46 +102,46 @@ def _row(variant: str, value: Any, default: bool, rows: Sequence[Measurement]) -
     )
 
 
-def _told(row: VariantRow) -> str:
+def _format_row(row: VariantRow) -> str:
     return f"{row.variant} {row.value}: prompt {row.prompt_tps or 0:.0f}, decode {row.decode_tps or 0:.1f} tokens/s"
 
 
-def _drafts(model: Any, prompt: list[int], rounds: int) -> list[VariantRow]:
-    """Return tokens per second of verifying passes, where every proposed token is right."""
+def _measure_drafts(model: Any, prompt: list[int], rounds: int) -> list[VariantRow]:
+    """Measure verification passes of each draft length, in tokens per second if every draft token is accepted."""
     path, cache = model.for_inference(), model.make_cache()
     mx.eval(path.step_logits(mx.array([prompt]), cache))
     seconds: dict[int, list[float]] = {count: [] for count in DRAFTS}
-    for turn in range(3 * rounds + 2):
+    for index in range(3 * rounds + 2):
         for count in DRAFTS:
             ids = mx.array([(prompt * (count + 1))[: count + 1]])
             mx.synchronize()
             start = time.perf_counter()
             mx.eval(mx.argmax(path.step_logits(ids, cache, count + 1), axis=-1))
-            if turn > 1:
+            if index > 1:
                 seconds[count].append(time.perf_counter() - start)
             cache.trim(count + 1)
     rows = []
-    for count, taken in seconds.items():
-        speed = (count + 1) / statistics.median(taken)
+    for count, times in seconds.items():
+        speed = (count + 1) / statistics.median(times)
         rows.append(VariantRow("longest_draft", str(count), count == variants().longest_draft, None, speed, None))
     return rows
 
 
-def _dtypes(model: Any, prompt: list[int], max_tokens: int, rounds: int) -> list[VariantRow]:
-    """float16 against bfloat16; the model comes back in its own dtype."""
+def _measure_dtypes(model: Any, prompt: list[int], max_tokens: int, rounds: int) -> list[VariantRow]:
+    """Measure float16 and bfloat16, then cast the model back to its dtype."""
     stored = model.dtype
     results: dict[mx.Dtype, list[Measurement]] = {mx.bfloat16: [], mx.float16: []}
     for dtype, rows in results.items():
         with_dtype(model, dtype)
-        found = [measure(_runner(model, {}), prompt, max_tokens) for _ in range(rounds + 1)]
-        rows.extend(found[1:])
+        measurements = [measure(_make_runner(model, {}), prompt, max_tokens) for _ in range(rounds + 1)]
+        rows.extend(measurements[1:])
     with_dtype(model, stored)
     named = {dtype: str(dtype).rpartition(".")[2] for dtype in results}
-    return [_row("dtype", named[dtype], dtype == stored, rows) for dtype, rows in results.items()]
+    return [_make_row("dtype", named[dtype], dtype == stored, rows) for dtype, rows in results.items()]
 
 
 def variants_table(rows: Sequence[VariantRow]) -> str:
-    """Return the rows as a Markdown table; the defaults are bold."""
+    """Return the rows as a Markdown table with the defaults in bold."""
     lines = [
         "| variant | value | prompt tok/s | decode tok/s | peak above weights GB |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -147,6 +154,6 @@ def variants_table(rows: Sequence[VariantRow]) -> str:
         lines.append(f"| {row.variant} | {value} | {prompt} | {decode} | {working} |")
     lines += [
         "",
-        "Bold: this device's default. Drafts: tokens/s of verifying passes in which every proposed token is right.",
+        "Bold: this device's default. longest_draft: tokens/s of verification passes if every draft token is accepted.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""mlx-qwen3 bench: figures that are sums of what was run, a table that can be pasted, clear refusals."""
+"""mlx-qwen3 bench: figures, ratios, reports and error messages."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios():
     assert outcome().median("mlx-qwen3", "decode_tps") == 110.0
 
 
-def test_the_share_of_the_limit_covers_both_chips_of_a_name():
+def test_the_share_of_the_limit_is_a_range_for_chips_with_two_bandwidths():
     assert limit_share(MACHINE, outcome(), "mlx-qwen3") == "40–54 %"
     unknown = Machine("Some chip", "Linux", "CUDA", "0.32.4", None, "3.12.3")
     assert limit_share(unknown, outcome(), "mlx-qwen3") == "not known"
@@ -61,7 +61,7 @@ def test_the_table_can_be_pasted_and_appended(tmp_path: Path):
     assert path.read_text(encoding="utf-8") == f"{report}\n{report}"
 
 
-def test_bytes_of_a_token_are_all_weights_and_the_cache():
+def test_bytes_per_token_include_all_weights_and_the_cache():
     model = random_model("tiny", mx.float32)
     weights = model.num_parameters() * 4
     assert bytes_per_token(model, 10) == weights + 10 * 2 * 4 * 2 * 32 * 4
@@ -69,7 +69,7 @@ def test_bytes_of_a_token_are_all_weights_and_the_cache():
     assert bytes_per_token(packed, 0) < weights / 4
 
 
-def test_everyone_runs_as_often_and_gives_what_was_asked():
+def test_all_implementations_run_equally_often_with_the_requested_lengths():
     calls = []
 
     def runner(name):
@@ -109,7 +109,7 @@ def test_a_size_that_the_machine_cannot_hold_is_refused_at_once(monkeypatch, cap
     assert len(said.splitlines()) == 1
 
 
-def test_a_cpu_has_no_limit_that_anybody_named():
+def test_a_cpu_has_no_bandwidth_limit():
     assert this_machine(mx.Device(mx.cpu, 0)).bandwidths == ()
 
 
@@ -123,7 +123,7 @@ def test_mlx_lm_runs_on_the_same_arrays():
 
 
 @pytest.mark.reference
-def test_the_joined_matrices_are_what_mlx_lm_gets():
+def test_mlx_lm_shares_the_joined_matrices():
     from mlx_qwen3.bench.candidates import benchmark_candidates
 
     mx.clear_cache()
@@ -137,17 +137,17 @@ def test_the_joined_matrices_are_what_mlx_lm_gets():
 
 
 @pytest.mark.reference
-def test_each_package_computes_in_its_own_default():
+def test_each_package_computes_in_its_default_dtype():
     from mlx_qwen3.bench.candidates import benchmark_candidates
     from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model
 
     (benchmark,) = benchmark_candidates(size="tiny", bits=[4], group_size=32)
     assert benchmark.model.dtype == mx.float32  # on the CPU, where these tests run
     assert mlx_lm_model(benchmark.model, mx.bfloat16).layers[0].input_layernorm.weight.dtype == mx.bfloat16
-    assert benchmark.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16: each its default"]
+    assert benchmark.notes == ["mlx-qwen3 computed in float32, mlx-lm in bfloat16 (the default of each)"]
 
 
-# what a Mac user sees
+# output on a Mac
 
 
 OUTPUTS = {
@@ -160,13 +160,13 @@ OUTPUTS = {
 
 @pytest.fixture
 def mac(monkeypatch):
-    """The commands of a Mac, answered from `OUTPUTS`."""
+    """Replace the commands of a Mac by the outputs in `OUTPUTS`."""
     answers = dict(OUTPUTS)
 
     def output(*command):
         return next((text for word, text in answers.items() if word in command[0] or word == command[-1]), "")
 
-    monkeypatch.setattr(machine_module, "_output", output)
+    monkeypatch.setattr(machine_module, "_run_command", output)
     monkeypatch.setattr(machine_module.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(machine_module.platform, "mac_ver", lambda: ("26.1", ("", "", ""), "arm64"))
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -183,7 +183,7 @@ def test_a_mac_is_described_with_cores_memory_and_power(mac):
     assert all(part in text for part in ("40 GPU cores", "GiB", "working set 48.0 GB", "macOS 26.1", "Battery Power"))
 
 
-def test_the_cores_choose_between_two_bandwidths(mac):
+def test_the_number_of_gpu_cores_selects_the_bandwidth(mac):
     mac["ioreg"] = ""
     mac["system_profiler"] = "      Total Number of Cores: 32\n"
     found = this_machine(mx.Device(mx.gpu, 0))
@@ -208,7 +208,7 @@ def test_the_full_command_measures_texts_and_a_long_prompt(tmp_path, capsys, mon
     assert {row["task"] for row in values["encoding"]} == {"classification", "embedding"}
 
 
-def test_variants_are_measured_in_turns_and_restored():
+def test_variants_are_measured_and_the_defaults_restored():
     model = random_model("tiny", mx.float32)
     before = variants()
     rows = measure_variants(model, prompt_tokens=8, max_tokens=2, rounds=1)
