@@ -1,4 +1,7 @@
-"""Checks of this machine and self-tests of every kernel family, with a report to paste. Importing it needs no MLX."""
+"""Check this machine and test every kernel family. The report can be pasted into an issue.
+
+Importing this package does not import MLX, so that a broken MLX can be diagnosed.
+"""
 
 from .machine import Check, check_machine
 from .report import doctor_report, status_line

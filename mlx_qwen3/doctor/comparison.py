@@ -1,7 +1,7 @@
-"""Comparisons of what the default device computes with what it must give, and families of them.
+"""Compare results of the default device with reference results, and run families of comparisons.
 
-A comparison fails when the norm of its error, over the norm of what is expected, exceeds the limit of its dtype, or
-when it is not a number.
+A comparison fails if its relative error (norm of the difference over norm of the expected array) is NaN or exceeds the
+limit of its dtype.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +16,21 @@ from .machine import FAILED, OK, Check
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 LIMITS = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 4e-2, "exact": 0.0}
-"""Largest relative error of each dtype: some units in the last place, times the few products behind a value. Float32
-leaves room for devices that multiply in more than one precision."""
+"""Largest allowed relative error per dtype: a few units in the last place, accumulated over the products of a value.
+
+The limit of float32 leaves room for devices that multiply float32 with reduced precision.
+"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was computed and what is expected; `dtype` names a limit."""
+    """One computed result with its expected value.
+
+    Args:
+        label: what was computed, for the report.
+        dtype: a key of `LIMITS`.
+        got, want: arrays of equal shape.
+    """
 
     label: str
     dtype: str
@@ -31,7 +39,7 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """The norm of the difference over the norm of what is expected; infinite for NaN."""
+        """Norm of the difference over norm of the expected array; infinite for NaN or different shapes."""
         got, want = as_numpy(self.got), as_numpy(self.want)
         if got.shape != want.shape:
             return float("inf")
@@ -43,20 +51,20 @@ Family = Callable[[], Iterator[Comparison]]
 
 
 def as_numpy(array: Any) -> np.ndarray[Any, Any]:
-    """Return an array as float64."""
+    """Return an array as a float64 NumPy array."""
     if isinstance(array, mx.array):
         array = np.array(array.astype(mx.float32))
     return np.asarray(array, dtype=np.float64)
 
 
 def draw(seed: int, *shape: int, dtype: str = "float32") -> tuple[mx.array, np.ndarray[Any, Any]]:
-    """Return random numbers in a dtype, and what they are exactly."""
+    """Return normally distributed numbers in a dtype, and the same rounded values as float64."""
     array = mx.array(np.random.default_rng(seed).standard_normal(shape).astype(np.float32)).astype(DTYPES[dtype])
     return array, as_numpy(array)
 
 
 def run_family(name: str, family: Family) -> Check:
-    """Run one family: ok with its largest errors, or failed with the first comparison that is off."""
+    """Run one family. The result is "ok" with the largest errors, or "failed" with the first failed comparison."""
     worst: dict[str, float] = {}
     count = 0
     try:
@@ -75,7 +83,7 @@ def run_family(name: str, family: Family) -> Check:
 
 
 def on_cpu(function: Callable[[], Any]) -> Any:
-    """Return what a function gives with the CPU as the default device."""
+    """Call a function with the CPU as the default device, and return its evaluated result."""
     before = mx.default_device()
     mx.set_default_device(mx.Device(mx.cpu, 0))
     try:

@@ -1,4 +1,4 @@
-"""Self-tests of every kernel family that the product uses, on the default device, against NumPy and the CPU."""
+"""Test every kernel family that the package uses, on the default device, against NumPy and the CPU."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,22 +18,24 @@ from .machine import Check
 from .models import caches_family, generation_family, masks_of_models, models_family, training_family
 
 LENGTHS = (1, 7, 9, 64)
-"""Queries: Metal has one attention kernel for up to 8 of them and another one for more."""
+"""Numbers of queries. Metal has one attention kernel for up to 8 queries and another one for more."""
 HEADS, KV_HEADS, HEAD_DIM, PAST = 4, 2, 128, 5
 
 
 def masks_family() -> Iterator[Comparison]:
-    """Yield causal order, hidden keys and windows; boolean masks and masks to add; rows that see nothing."""
+    """Compare attention under every type of mask: boolean, additive, causal, windowed, and with fully masked rows."""
     for dtype in DTYPES:
         for length in LENGTHS:
             queries, q = draw(1, 1, HEADS, length, HEAD_DIM, dtype=dtype)
             keys, k = draw(2, 1, KV_HEADS, PAST + length, HEAD_DIM, dtype=dtype)
             values, v = draw(3, 1, KV_HEADS, PAST + length, HEAD_DIM, dtype=dtype)
-            seen = reference.allowed_keys(length, PAST, hidden=2)
-            blind = seen & (np.arange(length) != length // 2)[:, None]
+            visible = reference.allowed_keys(length, PAST, hidden=2)
+            with_masked_row = visible & (np.arange(length) != length // 2)[:, None]
             itself = np.arange(PAST, PAST + length)[:, None] == np.arange(PAST + length)[None]
-            want = reference.attention(q, k, v, HEAD_DIM**-0.5, np.where(blind.any(-1, keepdims=True), blind, itself))
-            allowed = mx.array(blind[None, None])
+            want = reference.attention(
+                q, k, v, HEAD_DIM**-0.5, np.where(with_masked_row.any(-1, keepdims=True), with_masked_row, itself)
+            )
+            allowed = mx.array(with_masked_row[None, None])
             given = {
                 "booleans": allowed,
                 "float32 to add": mx.where(allowed, 0.0, mx.finfo(mx.float32).min),
@@ -45,12 +47,12 @@ def masks_family() -> Iterator[Comparison]:
                 made = masks.decoder_mask(length, PAST, ranges, attention_mask=mask, dtype=DTYPES[dtype])
                 got = attention.attend(queries, keys, values, HEAD_DIM**-0.5, made)
                 yield Comparison(f"{kind}, {length} queries", dtype, got, want)
-    yield from _made_masks()
+    yield from _compare_created_masks()
     yield from masks_of_models()
 
 
-def _made_masks() -> Iterator[Comparison]:
-    """Yield masks that the package makes itself, in all three ways to attend."""
+def _compare_created_masks() -> Iterator[Comparison]:
+    """Compare the masks that `decoder_mask` creates, with and without returned attention weights."""
     for length in LENGTHS:
         queries, q = draw(1, 1, HEADS, length, HEAD_DIM)
         keys, k = draw(2, 1, KV_HEADS, PAST + length, HEAD_DIM)
@@ -71,7 +73,7 @@ def _made_masks() -> Iterator[Comparison]:
 
 
 def attention_family() -> Iterator[Comparison]:
-    """Yield attention without a mask, and in causal order, in every dtype."""
+    """Compare attention without a mask and with the causal mask, in every dtype."""
     for dtype in DTYPES:
         for length in LENGTHS:
             queries, q = draw(1, 2, HEADS, length, HEAD_DIM, dtype=dtype)
@@ -87,7 +89,7 @@ def attention_family() -> Iterator[Comparison]:
 
 
 def rope_family() -> Iterator[Comparison]:
-    """Rotary positions: each variant for consecutive positions, one position, and given positions."""
+    """Compare every RoPE variant, for consecutive positions and for explicit position ids."""
     theta = 1e6
     positions = rotary.RotaryPositions({"rope_type": "default", "rope_theta": theta}, HEAD_DIM, 40960)
     for dtype in DTYPES:
@@ -105,7 +107,7 @@ def rope_family() -> Iterator[Comparison]:
 
 
 def norms_family() -> Iterator[Comparison]:
-    """RMS norms with and without weights, and layer norms."""
+    """Compare RMSNorm with and without weights, and LayerNorm."""
     weight, w = draw(6, 256)
     bias, b = draw(7, 256)
     for dtype in DTYPES:
@@ -122,9 +124,9 @@ def norms_family() -> Iterator[Comparison]:
 
 
 def packed_products_family() -> Iterator[Comparison]:
-    """Products with packed weights of every format, for one row, a few, and many.
+    """Compare products with packed weights of every format, for 1, 5 and 33 rows.
 
-    On CUDA many rows are multiplied for one format only: MLX compiles each of those kernels, for half a minute.
+    On CUDA 33 rows are tested for one format only, because MLX compiles each of those kernels for half a minute.
     """
     compiles = device_kind() == "cuda"
     formats = [PackedFormat(bits, 64) for bits in AFFINE_BITS]
@@ -132,12 +134,12 @@ def packed_products_family() -> Iterator[Comparison]:
         PackedFormat.of(mode) for mode in MODES if mode != "affine"
     ]
     weight = np.random.default_rng(8).standard_normal((96, 512)).astype(np.float32)
-    for form in formats:
+    for fmt in formats:
         for dtype in ("float32", "bfloat16"):
-            packed = on_cpu(lambda form=form, dtype=dtype: form.quantize(mx.array(weight).astype(DTYPES[dtype])))
-            exact = as_numpy(on_cpu(lambda form=form, packed=packed: form.dequantize(packed)))
+            packed = on_cpu(lambda fmt=fmt, dtype=dtype: fmt.quantize(mx.array(weight).astype(DTYPES[dtype])))
+            exact = as_numpy(on_cpu(lambda fmt=fmt, packed=packed: fmt.dequantize(packed)))
             for rows in (1, 5, 33):
-                if compiles and rows > 5 and (form != PackedFormat(4, 64) or dtype == "float32"):
+                if compiles and rows > 5 and (fmt != PackedFormat(4, 64) or dtype == "float32"):
                     continue
                 x, given = draw(9, rows, 512, dtype=dtype)
                 got = mx.quantized_matmul(
@@ -146,31 +148,31 @@ def packed_products_family() -> Iterator[Comparison]:
                     packed["scales"],
                     packed.get("biases"),
                     transpose=True,
-                    group_size=form.group_size,
-                    bits=form.bits,
-                    mode=form.mode,
+                    group_size=fmt.group_size,
+                    bits=fmt.bits,
+                    mode=fmt.mode,
                 )
-                yield Comparison(f"{form.mode} {form.bits} bits, {rows} rows", dtype, got, given @ exact.T)
+                yield Comparison(f"{fmt.mode} {fmt.bits} bits, {rows} rows", dtype, got, given @ exact.T)
 
 
 def packed_caches_family() -> Iterator[Comparison]:
-    """Yield attention over packed keys and values, with one row per head and with the heads of a group together."""
+    """Compare attention over packed keys and values, per query head and per group of query heads."""
     for bits in (8, 4):
-        form = KVFormat(bits, 64)
+        fmt = KVFormat(bits, 64)
         for length in LENGTHS:
             queries, q = draw(1, 1, 8, length, HEAD_DIM)
-            keys = form.pack(draw(2, 1, 2, 40 + length, HEAD_DIM)[0])
-            values = form.pack(draw(3, 1, 2, 40 + length, HEAD_DIM)[0])
-            k, v = as_numpy(form.unpack(keys)), as_numpy(form.unpack(values))
+            keys = fmt.pack(draw(2, 1, 2, 40 + length, HEAD_DIM)[0])
+            values = fmt.pack(draw(3, 1, 2, 40 + length, HEAD_DIM)[0])
+            k, v = as_numpy(fmt.unpack(keys)), as_numpy(fmt.unpack(values))
             want = reference.attention(q, k, v, HEAD_DIM**-0.5, reference.allowed_keys(length, 40))
             for rows in ("group", "single"):
                 with using(packed_values=rows):
-                    got = form.attend(queries, keys, values, HEAD_DIM**-0.5, "causal" if length > 1 else None)
+                    got = fmt.attend(queries, keys, values, HEAD_DIM**-0.5, "causal" if length > 1 else None)
                 yield Comparison(f"{bits} bits, {length} queries, rows by {rows}", "float32", got, want)
 
 
 def fake_quantizers_family() -> Iterator[Comparison]:
-    """Fake quantizers of QDQBERT, with one range and one per row, and their gradients."""
+    """Compare the fake quantizers of QDQBERT and their gradients, with one range per tensor and one per row."""
     x, _ = draw(10, 32, 64)
     exact = np.array(x)
     for bits in (8, 4):
@@ -195,14 +197,14 @@ FAMILIES: dict[str, Family] = {
     "generation": generation_family,
     "training step": training_family,
 }
-"""Name -> comparisons, in the order in which they run: what others are built of comes first."""
+"""Name -> comparisons, in the order in which they run: basic kernels first, so that the first failure is the cause."""
 
 
 def run_all(progress: Callable[[Check], None] = lambda check: None) -> list[Check]:
     """Run all families on the default device.
 
     Args:
-        progress: called with the result of each.
+        progress: called with the result of each family.
     """
     results = []
     for name, family in FAMILIES.items():

@@ -1,4 +1,4 @@
-"""Checks of the machine: Python, macOS, MLX, GPU, memory, the Hub and its offline cache; each with a remedy."""
+"""Check the machine: Python, macOS, MLX, GPU, memory, the Hugging Face Hub and its cache; each with a remedy."""
 
 import importlib
 import importlib.metadata
@@ -17,10 +17,10 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 LEAST_PYTHON = (3, 11)
 LEAST_MACOS = 14
 LEAST_MEMORY = 4e9
-"""Bytes below which only the smallest models fit: Qwen3-0.6B in 4 bits with a cache takes about 1 GB."""
+"""Bytes below which only the smallest models fit. Qwen3-0.6B in 4 bits needs about 1 GB with its cache."""
 
 HUB_SECONDS = 5
-"""Seconds after which the Hub counts as unreachable."""
+"""Timeout of a request to the Hub in seconds."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Check:
     """The result of one check.
 
     Args:
-        name: what was checked. status: "ok", "warning" or "failed".
-        detail: what was found. remedy: what to do about it; empty where nothing is wrong.
+        name: name of the check.
+        status: "ok", "warning" or "failed".
+        detail: the finding.
+        remedy: how to repair it; empty if the status is "ok".
     """
 
     name: str
@@ -42,7 +44,7 @@ def check_machine(network: bool = True) -> list[Check]:
     """Run all checks of the machine.
 
     Args:
-        network: whether to ask the Hugging Face Hub for a sign of life.
+        network: also check that the Hugging Face Hub is reachable.
     """
     checks: list[Callable[[], Check]] = [check_python, check_system, check_mlx, check_gpu, check_memory, check_packages]
     checks += [check_hub] if network else []
@@ -56,19 +58,19 @@ def check_python() -> Check:
     native = "Install a native arm64 Python 3.11 or newer (uv, python.org or Homebrew in /opt/homebrew)"
     if sys.version_info[:2] < LEAST_PYTHON:
         return Check("python", FAILED, detail, f"{native}; /usr/bin/python3 is older.")
-    if platform.system() == "Darwin" and (platform.machine() != "arm64" or _translated()):
+    if platform.system() == "Darwin" and (platform.machine() != "arm64" or _runs_under_rosetta()):
         return Check("python", FAILED, f"{detail}, under Rosetta", f"{native}: MLX has no wheel for Intel Pythons.")
     return Check("python", OK, detail)
 
 
 def check_system() -> Check:
-    """Check that the operating system is one for which MLX has wheels."""
+    """Check that MLX has wheels for the operating system."""
     if platform.system() != "Darwin":
         return Check("system", OK, f"{platform.system()} {platform.release()} {platform.machine()}")
     release = platform.mac_ver()[0]
     detail = f"macOS {release}, {sysctl('machdep.cpu.brand_string') or 'unknown chip'}"
     if int(release.split(".")[0] or 0) < LEAST_MACOS:
-        return Check("system", FAILED, detail, f"Update to macOS {LEAST_MACOS} or newer: MLX needs its Metal.")
+        return Check("system", FAILED, detail, f"Update to macOS {LEAST_MACOS} or newer, which MLX requires.")
     return Check("system", OK, detail)
 
 
@@ -84,12 +86,12 @@ def check_mlx() -> Check:
 
 def check_gpu() -> Check:
     """Check that MLX sees a GPU, and that it is the default device."""
-    mx = _mlx()
+    mx = _import_mlx()
     if mx is None:
         return Check("gpu", FAILED, "not known without MLX", "Repair MLX first.")
     backend = "Metal" if mx.metal.is_available() else "CUDA" if mx.cuda.is_available() else ""
     if not backend:
-        remedy = "Computing on the CPU works, and is slow."
+        remedy = "Computing on the CPU works, but is slow."
         if platform.system() == "Darwin":
             return Check("gpu", FAILED, "no Metal device", f"Use a Mac with Apple Silicon. {remedy}")
         return Check("gpu", WARNING, "no GPU that MLX can use", remedy)
@@ -101,7 +103,7 @@ def check_gpu() -> Check:
 
 def check_memory() -> Check:
     """Check how much memory models may use."""
-    if _mlx() is None:
+    if _import_mlx() is None:
         return Check("memory", FAILED, "not known without MLX", "Repair MLX first.")
     from ..memory import gpu_info, machine_memory
 
@@ -110,12 +112,12 @@ def check_memory() -> Check:
     if info.get("max_buffer_length"):
         detail += f", largest array {int(info['max_buffer_length']) / 1e9:.1f} GB"
     if memory < LEAST_MEMORY:
-        return Check("memory", WARNING, detail, "Take Qwen3-0.6B in 4 bits, and close other programs.")
+        return Check("memory", WARNING, detail, "Use Qwen3-0.6B in 4 bits, and close other programs.")
     return Check("memory", OK, detail)
 
 
 def check_packages() -> Check:
-    """Check that the packages that the product needs are installed."""
+    """Check that all required packages are installed."""
     needed = ("mlx-lm", "tokenizers", "safetensors", "huggingface_hub", "numpy")
     missing = [name for name in needed if installed(name) is None]
     found = ", ".join(f"{name} {installed(name)}" for name in needed if name not in missing)
@@ -125,12 +127,12 @@ def check_packages() -> Check:
 
 
 def check_hub() -> Check:
-    """Check that the Hugging Face Hub answers, or that it is switched off on purpose."""
+    """Check that the Hugging Face Hub responds, unless HF_HUB_OFFLINE is set."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return Check("hub", OK, "offline by HF_HUB_OFFLINE: only models in the cache are found")
+        return Check("hub", OK, "offline (HF_HUB_OFFLINE is set): only cached models are available")
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        answered = _reach(address)
+        answered = _request_status(address)
     except (OSError, ValueError) as error:
         remedy = "Check the network and HTTPS_PROXY; cached models and local folders work without it."
         return Check("hub", WARNING, f"{address} cannot be reached ({error})", remedy)
@@ -138,7 +140,7 @@ def check_hub() -> Check:
 
 
 def check_cache() -> Check:
-    """Check the folder where downloaded models are kept: what it holds, and the free space on its disk."""
+    """Check the folder of downloaded models: number of Qwen3 models, free disk space and write access."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE)
@@ -151,12 +153,12 @@ def check_cache() -> Check:
     if free < 2:
         return Check("cache", WARNING, detail, "Free some space, or set HF_HOME to a folder on another disk.")
     if folder.exists() and not os.access(folder, os.W_OK):
-        return Check("cache", FAILED, f"{detail}, not writable", "Set HF_HOME to a folder that you may write.")
+        return Check("cache", FAILED, f"{detail}, not writable", "Set HF_HOME to a folder with write access.")
     return Check("cache", OK, detail)
 
 
 def installed(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
+    """Return the version of an installed package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -164,7 +166,7 @@ def installed(package: str) -> str | None:
 
 
 def sysctl(name: str) -> str:
-    """Return a value of macOS's sysctl, or "" where there is none."""
+    """Return a value of macOS's sysctl, or "" if it does not exist."""
     try:
         found = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
     except OSError:
@@ -172,18 +174,18 @@ def sysctl(name: str) -> str:
     return found.stdout.strip()
 
 
-def _translated() -> bool:
+def _runs_under_rosetta() -> bool:
     return sysctl("sysctl.proc_translated") == "1"
 
 
-def _mlx() -> Any:
+def _import_mlx() -> Any:
     try:
         return importlib.import_module("mlx.core")
     except ImportError:
         return None
 
 
-def _reach(address: str) -> int:
+def _request_status(address: str) -> int:
     import urllib.error
     import urllib.request
 
@@ -191,5 +193,5 @@ def _reach(address: str) -> int:
     try:
         with urllib.request.urlopen(request, timeout=HUB_SECONDS) as answer:
             return int(answer.status)
-    except urllib.error.HTTPError as error:  # it answers, whatever it says
+    except urllib.error.HTTPError as error:  # an HTTP error is a response too
         return error.code

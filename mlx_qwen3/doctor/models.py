@@ -1,4 +1,4 @@
-"""Self-tests of whole models: padding, caches, generation and a training step, against NumPy and the CPU."""
+"""Test whole models against NumPy and the CPU: padding, caches, generation and a training step."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from .comparison import DTYPES, Comparison, as_numpy, on_cpu
 
 
 def small_config(**fields: Any) -> Qwen3Config:
-    """Return the shape of a model that takes milliseconds and uses the real kernels."""
+    """Return the config of a model that runs in milliseconds and still uses the kernels of large models."""
     shape: dict[str, Any] = {
         "vocab_size": 256,
         "hidden_size": 128,
@@ -36,7 +36,7 @@ def small_config(**fields: Any) -> Qwen3Config:
 
 
 def small_model(dtype: str = "float32", **fields: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-    """Return a causal model with random weights, and these by name."""
+    """Return a causal model with random weights, and its weights by name as float64."""
     model = Qwen3ForCausalLM(small_config(**fields))
     random = np.random.default_rng(7)
     weights = []
@@ -54,12 +54,12 @@ def small_model(dtype: str = "float32", **fields: Any) -> tuple[Any, dict[str, n
 
 
 def token_ids(length: int, seed: int = 3) -> np.ndarray[Any, Any]:
-    """Return random ids (L,) of the small model."""
+    """Return random token ids (length,) for the small model."""
     return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
 
 
 def masks_of_models() -> Iterator[Comparison]:
-    """Padding changes no token's logits, and no token sees what comes after it."""
+    """Check that padding does not change the logits of other tokens, and that attention is causal."""
     model, _ = small_model()
     ids = token_ids(9)
     alone = model(mx.array(ids[None])).logits
@@ -72,11 +72,11 @@ def masks_of_models() -> Iterator[Comparison]:
         yield Comparison(f"padding on the {side}", "float32", as_numpy(output.logits)[:, real], alone)
     for path in (model, model.for_inference()):
         longer = path.step_logits(mx.array(np.r_[ids, 1, 2][None]), model.make_cache(), 11)
-        yield Comparison("tokens see only earlier ones", "float32", longer[:, :9], alone)
+        yield Comparison("causal attention", "float32", longer[:, :9], alone)
 
 
 def caches_family() -> Iterator[Comparison]:
-    """Yield a model in parts behind its caches gives what NumPy gives for the whole: growing and sliding."""
+    """Compare a sequence computed in parts, with a growing and a sliding cache, with NumPy's result for the whole."""
     ids = token_ids(40)
     for kind, fields, window in (
         ("growing", {}, None),
@@ -93,8 +93,9 @@ def caches_family() -> Iterator[Comparison]:
 
 
 def models_family() -> Iterator[Comparison]:
-    """Yield a whole model against NumPy: plain and fused, each dtype, whole and evaluated layer by layer, packed
-    weights.
+    """Compare a whole model with NumPy.
+
+    Covers the plain and the fused model, every dtype, evaluation at once and layer by layer, and packed weights.
     """
     ids = token_ids(33)
     for dtype in DTYPES:
@@ -105,7 +106,9 @@ def models_family() -> Iterator[Comparison]:
                 with using(layers_per_step=layers):
                     got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
                 yield Comparison(f"{name}, {layers} layers per step", dtype, got, want)
-    dtype = "bfloat16" if device_kind() == "cuda" else "float32"  # as in the packed products: what is compiled there
+    dtype = (
+        "bfloat16" if device_kind() == "cuda" else "float32"
+    )  # limits the kernels to compile, as in packed_products_family
     for bits in (4,) if device_kind() == "cuda" else (8, 4):
         model, weights = small_model(dtype)
         quantize_model(model, PackedFormat(bits, 64))
@@ -116,18 +119,18 @@ def models_family() -> Iterator[Comparison]:
 
 
 def unpacked_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what the packed weights of a model stand for, by name, computed in float32 on the CPU."""
+    """Return the packed weights of a model by name, dequantized on the CPU."""
     found = {}
     for path, layer in model.named_modules():
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            form = PackedFormat(layer.bits, layer.group_size, layer.mode)
+            fmt = PackedFormat(layer.bits, layer.group_size, layer.mode)
             packed = {name: layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None}
-            found[f"{path}.weight"] = as_numpy(on_cpu(lambda form=form, packed=packed: form.dequantize(packed)))
+            found[f"{path}.weight"] = as_numpy(on_cpu(lambda fmt=fmt, packed=packed: fmt.dequantize(packed)))
     return found
 
 
 def generation_family() -> Iterator[Comparison]:
-    """Greedy tokens against NumPy: one by one, by prompt lookup, and in a batch."""
+    """Compare greedy tokens with NumPy: one at a time, with prompt-lookup decoding, and in a batch."""
     model, weights = small_model()
     prompts = [token_ids(12), token_ids(7, seed=5)]
     wanted = [greedy(weights, model.config, prompt, 8) for prompt in prompts]
@@ -135,7 +138,7 @@ def generation_family() -> Iterator[Comparison]:
         yield Comparison("one by one", "exact", list(generate_step(model, prompt, max_tokens=8)), want)
         ahead = generate_step(model, prompt, max_tokens=8, decoding=prompt_lookup(patience=0))
         yield Comparison("prompt lookup", "exact", list(ahead), want)
-    tokenizer: Any = _NoText()
+    tokenizer: Any = _TextlessTokenizer()
     found = batch_generate(
         model, tokenizer, [prompt.tolist() for prompt in prompts], 8, temperature=0, eos_token_ids=[]
     )
@@ -146,15 +149,15 @@ def generation_family() -> Iterator[Comparison]:
 def greedy(
     weights: Mapping[str, np.ndarray[Any, Any]], config: Any, prompt: np.ndarray[Any, Any], count: int
 ) -> list[int]:
-    """Return the tokens that NumPy takes for the best ones."""
+    """Return `count` tokens decoded greedily in NumPy."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(reference.decoder_logits(weights, config, np.array(ids))[-1].argmax()))
     return ids[len(prompt) :]
 
 
-class _NoText:
-    """A tokenizer for ids alone."""
+class _TextlessTokenizer:
+    """A tokenizer without text, for models without a vocabulary."""
 
     eos_token_id = None
 
@@ -162,19 +165,20 @@ class _NoText:
         last_segment = ""
 
         def add_token(self, token: int) -> None:
-            """Ignore it."""
+            """Ignore the token."""
 
         def finalize(self) -> None:
             """Do nothing."""
 
     def make_detokenizer(self) -> Any:
-        """Return a detokenizer that gives no text."""
+        """Return a detokenizer that returns no text."""
         return self._Detokenizer()
 
 
 def training_family() -> Iterator[Comparison]:
-    """Yield a training step: loss against NumPy, gradients against the CPU, and along a direction against
-    differences.
+    """Compare a training step: the loss with NumPy, the gradients with the CPU.
+
+    The derivative along a random direction is compared with finite differences in NumPy.
     """
     model, weights = small_model()
     model.train()

@@ -1,4 +1,4 @@
-"""What the kernels must give, in NumPy and float64, written without this package's layers."""
+"""Reference implementations of the kernels in NumPy and float64, independent of this package's layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ Array = np.ndarray[Any, Any]
 
 
 def rotate(x: Array, positions: Array, theta: float) -> Array:
-    """Rotate x (..., L, D) by rotary positions (L,) or (..., L)."""
+    """Apply RoPE to x (..., L, D) at positions (L,) or (..., L)."""
     half = x.shape[-1] // 2
     angles = positions[..., None] / theta ** (np.arange(half) / half)
     cos, sin = np.cos(angles), np.sin(angles)
@@ -18,18 +18,18 @@ def rotate(x: Array, positions: Array, theta: float) -> Array:
 
 
 def rms_norm(x: Array, weight: Array | float, eps: float) -> Array:
-    """Divide x by the root of its mean square along the last axis, times `weight`."""
+    """Divide x by its root mean square along the last axis, and multiply by `weight`."""
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """Normalize x to mean 0 and variance 1 along the last axis, times `weight` plus `bias`."""
+    """Normalize x to mean 0 and variance 1 along the last axis, multiply by `weight` and add `bias`."""
     centered = x - x.mean(axis=-1, keepdims=True)
     return centered / np.sqrt((centered * centered).mean(axis=-1, keepdims=True) + eps) * weight + bias
 
 
 def attention(queries: Array, keys: Array, values: Array, scale: float, allowed: Array) -> Array:
-    """Return softmax(q·kᵀ·scale)·v (B, H, L, D) over the allowed keys; query head h reads key head h // (H/K)."""
+    """Return softmax(q·kᵀ·scale)·v (B, H, L, D) over the allowed keys. Query head h uses key head h // (H/K)."""
     groups = queries.shape[1] // keys.shape[1]
     keys, values = np.repeat(keys, groups, axis=1), np.repeat(values, groups, axis=1)
     scores = np.where(allowed, queries @ keys.swapaxes(-1, -2) * scale, -1e300)
@@ -38,23 +38,25 @@ def attention(queries: Array, keys: Array, values: Array, scale: float, allowed:
 
 
 def allowed_keys(length: int, past: int, window: int | None = None, hidden: int = 0) -> Array:
-    """Return which keys (L, past + L) each query sees: causal, a window, the first `hidden` keys never.
+    """Return a boolean mask (L, past + L), true for the keys that each query attends to.
 
-    A query that would see nothing sees itself.
+    The mask is causal, limited to `window` keys if given, and excludes the first `hidden` keys. A query without any
+    key attends to itself.
     """
     queries, keys = np.arange(past, past + length)[:, None], np.arange(past + length)[None]
-    seen = (keys <= queries) & (keys >= hidden)
+    visible = (keys <= queries) & (keys >= hidden)
     if window is not None:
-        seen &= keys > queries - window
-    return seen | (~seen.any(axis=-1, keepdims=True) & (keys == queries))
+        visible &= keys > queries - window
+    return visible | (~visible.any(axis=-1, keepdims=True) & (keys == queries))
 
 
 def decoder_logits(weights: Mapping[str, Array], config: Any, ids: Array, window: int | None = None) -> Array:
     """Return the logits (L, V) of a Qwen3 causal model for ids (L,).
 
     Args:
-        weights: the parameters by their Hugging Face names. config: a `Qwen3Config`.
-        window: of all layers; None for full attention.
+        weights: parameters by their Hugging Face names.
+        config: a `Qwen3Config`.
+        window: sliding window of all layers; None for full attention.
     """
     heads, kv_heads, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     theta, eps = float(config.rope_parameters["rope_theta"]), config.rms_norm_eps
@@ -87,7 +89,7 @@ def decoder_logits(weights: Mapping[str, Array], config: Any, ids: Array, window
 
 
 def next_token_loss(logits: Array, ids: Array) -> float:
-    """Return the mean cross entropy of logits (L, V) that predict the next of ids (L,)."""
+    """Return the mean cross entropy of logits (L, V) as predictions of the next token of ids (L,)."""
     scores = logits[:-1]
     highest = scores.max(axis=-1)
     log_sum = np.log(np.exp(scores - highest[:, None]).sum(axis=-1)) + highest
@@ -95,6 +97,6 @@ def next_token_loss(logits: Array, ids: Array) -> float:
 
 
 def fake_quantize(x: Array, amax: Array, low: float, high: float) -> Array:
-    """Round float32 x to the levels low…high of the step amax/high, half to even."""
+    """Round float32 x to multiples of amax/high (half to even), clipped to `low`…`high` steps."""
     scale = (np.float32(high) / amax.astype(np.float32)).astype(np.float32)
     return (np.clip(np.rint(x * scale), low, high) / scale).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The report of a doctor's run, as lines for a terminal and as Markdown to paste into an issue."""
+"""Format the results of `mlx-qwen3 doctor`: lines for a terminal, Markdown for an issue."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -9,13 +9,13 @@ MARKS = {"ok": "ok     ", WARNING: "WARNING", FAILED: "FAILED "}
 
 
 def status_line(check: Check) -> str:
-    """Return one line for a check, with its remedy where there is one."""
+    """Return one line for a check, including its remedy if there is one."""
     remedy = f" -> {check.remedy}" if check.remedy else ""
     return f"{MARKS[check.status]}  {check.name:<22} {check.detail}{remedy}"
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """Return one line about all checks."""
+    """Return one line that summarizes all checks."""
     failed = [check.name for check in checks if check.status == FAILED]
     warned = [check.name for check in checks if check.status == WARNING]
     warnings = f", {len(warned)} with a warning ({', '.join(warned)})" if warned else ""
@@ -28,8 +28,9 @@ def doctor_report(machine: Sequence[Check], kernels: Sequence[Check], device: st
     """Return a report in Markdown.
 
     Args:
-        machine: checks of the machine. kernels: self-tests, on `device`.
-        version: of this package.
+        machine: checks of the machine.
+        kernels: results of the kernel tests on `device`.
+        version: version of this package.
     """
     lines = [f"### mlx-qwen3 doctor {version}, {device} ({date.today().isoformat()})", ""]
     lines += ["| check | result | found |", "| --- | --- | --- |"]

@@ -1,4 +1,4 @@
-"""The doctor passes where all is right, and names what is wrong: on the machine, or in a kernel."""
+"""mlx-qwen3 doctor passes on a working machine, and names the check that fails on a broken one."""
 
 import importlib
 import platform
@@ -26,34 +26,34 @@ def failed(name):
     return run_family(name, FAMILIES[name]).status == "failed"
 
 
-def everything(length, past, *_, **__):
+def unmasked(length, past, *_, **__):
     return mx.ones((1, 1, length, past + length), mx.bool_)
 
 
-def shifted(made):
+def shift(method):
     def rotation(self, start, length, dtype=mx.float32):
-        return made(self, start + 1, length, dtype)
+        return method(self, start + 1, length, dtype)
 
     return rotation
 
 
 @pytest.mark.parametrize("where", [masks, qwen3, qwen3_fused], ids=["itself", "plain model", "fused model"])
 def test_a_wrong_mask_fails_by_name(monkeypatch, where):
-    monkeypatch.setattr(where, "decoder_mask", everything)
+    monkeypatch.setattr(where, "decoder_mask", unmasked)
     check = run_family("masks", FAMILIES["masks"])
     assert check.status == "failed"
     assert "error" in check.detail
     assert check.remedy
 
 
-def test_a_mask_that_is_not_clipped_fails_by_name(monkeypatch):
+def test_an_overflowing_mask_fails_by_name(monkeypatch):
     monkeypatch.setattr(masks, "additive", lambda mask, dtype: mask.astype(dtype))
     monkeypatch.setattr("mlx_qwen3.layers.attention.additive", lambda mask, dtype: mask.astype(dtype) * 1e9)
     assert failed("masks")
 
 
 def test_a_wrong_rope_fails_by_name(monkeypatch):
-    monkeypatch.setattr(RotaryPositions, "at", shifted(RotaryPositions.at))
+    monkeypatch.setattr(RotaryPositions, "at", shift(RotaryPositions.at))
     assert failed("rope")
 
 
@@ -116,7 +116,7 @@ def test_wrong_tokens_fail_by_name(monkeypatch):
     assert failed("generation")
 
 
-def test_not_a_number_and_an_exception_fail_by_name(monkeypatch):
+def test_nan_and_an_exception_fail_by_name(monkeypatch):
     monkeypatch.setattr(mx.fast, "layer_norm", lambda x, *rest: x * float("nan"))
     assert failed("norms")
 
@@ -145,7 +145,7 @@ def test_the_command_prints_a_line_per_check_and_a_report(tmp_path, capsys):
 
 
 def test_the_command_fails_with_a_fault(monkeypatch, capsys):
-    monkeypatch.setattr(RotaryPositions, "at", shifted(RotaryPositions.at))
+    monkeypatch.setattr(RotaryPositions, "at", shift(RotaryPositions.at))
     for name in FAMILIES.keys() - {"masks", "rope"}:
         monkeypatch.delitem(FAMILIES, name)
     assert main(["doctor", "--no-network", "--device", "cpu"]) == 1
@@ -155,7 +155,7 @@ def test_the_command_fails_with_a_fault(monkeypatch, capsys):
     assert "checks failed: rope" in out
 
 
-def test_a_folder_that_is_missing_is_refused_before_anything_runs(capsys, tmp_path):
+def test_a_missing_output_folder_is_an_error_before_any_check(capsys, tmp_path):
     assert main(["doctor", "--output", str(tmp_path / "no" / "report.md")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
@@ -165,7 +165,7 @@ def test_a_folder_that_is_missing_is_refused_before_anything_runs(capsys, tmp_pa
 
 @pytest.fixture
 def mac(monkeypatch):
-    """What Python says on a Mac with Apple Silicon; the tests change it."""
+    """Make Python report a Mac with Apple Silicon; tests change its properties."""
     facts = SimpleNamespace(machine="arm64", release="26.1", translated="0")
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "machine", lambda: facts.machine)
@@ -180,20 +180,20 @@ def mac(monkeypatch):
     return facts
 
 
-def test_a_mac_that_is_right(mac):
+def test_a_supported_mac_passes(mac):
     assert machine.check_python().status == "ok"
     assert machine.check_system() == Check("system", "ok", "macOS 26.1, Apple M4")
 
 
 @pytest.mark.parametrize(("field", "value"), [("translated", "1"), ("machine", "x86_64")])
-def test_a_python_under_rosetta_is_told_to_be_replaced(mac, field, value):
+def test_a_python_under_rosetta_fails(mac, field, value):
     setattr(mac, field, value)
     check = machine.check_python()
     assert check.status == "failed"
     assert "native arm64 Python" in check.remedy
 
 
-def test_an_old_python_and_an_old_macos(mac, monkeypatch):
+def test_an_old_python_and_an_old_macos_fail(mac, monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 6))
     assert "/usr/bin/python3 is older" in machine.check_python().remedy
     mac.release = "13.7"
@@ -201,7 +201,7 @@ def test_an_old_python_and_an_old_macos(mac, monkeypatch):
     assert "macOS 14" in machine.check_system().remedy
 
 
-def test_a_gpu_that_is_there_missing_or_not_in_use(mac, monkeypatch):
+def test_a_gpu_that_is_missing_unused_or_working(mac, monkeypatch):
     assert machine.check_gpu().status == "failed"
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda device=None: {"device_name": "Apple M4"})
@@ -235,15 +235,15 @@ def test_importing_the_checks_needs_no_mlx():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_hub_answers_is_away_or_is_switched_off(monkeypatch):
+def test_the_hub_is_reachable_unreachable_or_offline(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(machine, "_reach", lambda address: 200)
+    monkeypatch.setattr(machine, "_request_status", lambda address: 200)
     assert machine.check_hub() == Check("hub", "ok", "https://huggingface.co answered 200")
 
-    def away(address):
+    def unreachable(address):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(machine, "_reach", away)
+    monkeypatch.setattr(machine, "_request_status", unreachable)
     assert machine.check_hub().status == "warning"
     assert "HTTPS_PROXY" in machine.check_hub().remedy
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -266,12 +266,12 @@ def test_missing_packages_are_named(monkeypatch):
     assert (check.status, check.remedy) == ("failed", "pip install tokenizers")
 
 
-def test_all_checks_of_the_machine_run_here():
+def test_check_machine_runs_all_checks():
     names = [check.name for check in check_machine(network=False)]
     assert names == ["python", "system", "mlx", "gpu", "memory", "packages", "cache"]
 
 
-def test_lines_and_reports():
+def test_status_lines_reports_and_verdicts():
     good, bad = Check("mlx", "ok", "MLX 1"), Check("gpu", "failed", "a | b", "Buy one.")
     assert status_line(bad) == f"FAILED   {'gpu':<22} a | b -> Buy one."
     report = doctor_report([good], [bad], "Apple M4, Metal", "1.0")
