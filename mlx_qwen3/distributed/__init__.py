@@ -1,8 +1,9 @@
 """Tensor-parallel models over several processes, agreement between ranks, and distribution of rows.
 
-The rows of q, k, v, gate and up and the columns of o and down are divided, so that a layer needs one sum over the ranks
-for its attention and one for its MLP (Megatron-LM, Shoeybi et al. 2019). Embedding and output head are divided by
-vocabulary where the number of ranks divides it. Every rank reads only its own shard of each tensor.
+The rows of q, k, v, gate and up and the columns of o and down are sharded. Each layer then needs one all-reduce for its
+attention and one for its MLP (Megatron-LM, Shoeybi et al. 2019). Embedding and output head are sharded along the
+vocabulary if they are large and the number of ranks divides the vocabulary. Every rank reads only its own shard of each
+tensor.
 """
 
 from .agreement import agree_on_seed, check_same, raise_if_stopped, request_stop, same_outcome, stoppable

@@ -1,4 +1,4 @@
-"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
+"""Agreement between ranks: shared errors, seeds, stop requests and comparison of content."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 @contextmanager
 def same_outcome(group: Group | None) -> Iterator[None]:
-    """Run a block that needs no other rank, and let it fail on every rank once it fails on one.
+    """Run a block without communication, and raise on every rank if it raises on one.
 
-    Without this the others would wait for the rank that failed, and nobody would read why it did.
+    Otherwise the other ranks would wait forever for the failed one, and its error might never be printed.
 
     Raises:
-        DistributedError: on a rank where the block succeeded; the message names the rank that failed, and why.
+        DistributedError: on the ranks where the block succeeded; the message contains the failed rank and its error.
     """
     if group is None:
         yield
@@ -46,11 +46,13 @@ def agree_on_seed(group: Group) -> int:
 
 
 TOKENS_BETWEEN_CHECKS = 8
+"""Tokens between two checks for a stop request, because each check is an all-reduce."""
+
 _stop_requested = False
 
 
 def request_stop() -> None:
-    """Ask all ranks to stop generating: within eight tokens each raises `KeyboardInterrupt`; see `stoppable`."""
+    """Request all ranks to stop generating. Each raises `KeyboardInterrupt` within eight tokens; see `stoppable`."""
     global _stop_requested
     _stop_requested = True
 
@@ -67,7 +69,7 @@ def stoppable(steps: Generator[T, None, None], group: Group | None) -> Generator
 
 
 def raise_if_stopped(group: Group) -> None:
-    """Raise `KeyboardInterrupt` on every rank if one of them was asked to stop; every rank must ask."""
+    """Raise `KeyboardInterrupt` on every rank if any of them has a stop request. Every rank must call this."""
     global _stop_requested
     if any_rank(_stop_requested, group):
         _stop_requested = False
@@ -75,15 +77,19 @@ def raise_if_stopped(group: Group) -> None:
 
 
 def check_same(group: Group, what: str, *content: Any) -> None:
-    """Compare `content` (JSON) over the ranks.
+    """Check that `content` is the same on all ranks. Every rank must call this.
+
+    Args:
+        what: name of the content for the error message.
+        content: JSON-serializable values.
 
     Raises:
-        CheckpointError: the contents differ.
+        CheckpointError: the content differs between ranks.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).digest()
     others = [rank for rank, found in enumerate(gather_bytes(digest, group)) if found != digest]
     if others:
         raise CheckpointError(
-            f"process {others[0]} has another {what} than process {group.rank()}. Copy the same files and install the "
-            "same version on every machine"
+            f"process {others[0]} has another {what} than process {group.rank()}. Copy the same files to every "
+            "machine, and install the same version"
         )

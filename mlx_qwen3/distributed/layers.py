@@ -1,4 +1,4 @@
-"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
+"""Sharded linear layers, embedding and output head."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,33 +8,33 @@ import mlx.nn as nn
 from .group import Group, part_of
 
 
-def _summed_product(product: mx.array, layer: Any) -> mx.array:
+def _sum_product(product: mx.array, layer: Any) -> mx.array:
     total = mx.distributed.all_sum(product, group=layer._group)
     return total + layer["bias"] if "bias" in layer else total
 
 
 class SummedLinear(nn.Linear):
-    """A linear layer that holds this rank's columns: the products are summed over the ranks, then the bias added."""
+    """A linear layer that holds this rank's columns. It sums the products over the ranks, then adds the bias."""
 
     _group: Group
 
     def __call__(self, x: mx.array) -> mx.array:
-        return _summed_product(x @ self["weight"].T, self)
+        return _sum_product(x @ self["weight"].T, self)
 
 
 class SummedQuantizedLinear(nn.QuantizedLinear):
-    """The same with packed weights."""
+    """`SummedLinear` with packed weights."""
 
     _group: Group
 
     def __call__(self, x: mx.array) -> mx.array:
         parts = (self["weight"], self["scales"], self.get("biases"))
         settings = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return _summed_product(mx.quantized_matmul(x, *parts, transpose=True, **settings), self)
+        return _sum_product(mx.quantized_matmul(x, *parts, transpose=True, **settings), self)
 
 
 class VocabularyHead(nn.Module):
-    """The output head's rows of this rank: x (..., M) → the logits (..., V) of all ranks."""
+    """An output head that holds this rank's rows, and maps x (..., M) to the logits (..., V) of all ranks."""
 
     def __init__(self, layer: Any, group: Group):
         super().__init__()
@@ -47,13 +47,16 @@ class VocabularyHead(nn.Module):
 
 
 def gathered(part: mx.array, group: Group) -> mx.array:
-    """Join the last axis (..., V/N) of all ranks: (..., V)."""
+    """Concatenate the last axis (..., V/N) of all ranks to (..., V)."""
     columns = mx.contiguous(part.reshape(-1, part.shape[-1]).T)
     return mx.distributed.all_gather(columns, group=group).T.reshape(*part.shape[:-1], -1)
 
 
 class VocabularyEmbedding(nn.Module):
-    """The embedding's rows of this rank: ids are looked up where they lie, and the vectors summed over the ranks."""
+    """An embedding that holds this rank's rows.
+
+    Each rank returns zeros for ids outside its rows, so that the sum over the ranks is the embedding.
+    """
 
     def __init__(self, layer: Any, group: Group):
         super().__init__()
@@ -77,17 +80,17 @@ class VocabularyEmbedding(nn.Module):
 
 @runtime_checkable
 class Divisible(Protocol):
-    """A layer that knows how to keep a rank's part of what it holds beside its base layer."""
+    """A layer with parameters beside its base layer, such as an adapter, that can be sharded."""
 
     @property
     def outputs(self) -> int:
-        """Number of outputs of the whole layer."""
+        """Number of outputs of the unsharded layer."""
         ...
 
     def keep_rows(self, first: int, last: int) -> None:
-        """Keep these outputs, in place; the base layer has them already."""
+        """Keep the outputs `first` to `last` - 1, in place. The base layer is already sharded."""
         ...
 
     def divide_columns(self, group: Group) -> nn.Module:
-        """Return a layer of this rank's inputs whose product is summed over the ranks."""
+        """Return a layer for this rank's inputs that sums its product over the ranks."""
         ...

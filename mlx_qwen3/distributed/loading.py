@@ -1,4 +1,4 @@
-"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
+"""Load the shard of a checkpoint that belongs to this rank."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,43 +13,43 @@ from .group import Group, part_of
 from .layers import Divisible, SummedLinear, SummedQuantizedLinear, VocabularyEmbedding, VocabularyHead
 
 ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers whose outputs are divided."""
+"""Layers that are sharded along their outputs."""
 
 COLUMNS = ("o_proj", "down_proj")
-"""Layers whose inputs are divided; their products are summed over the ranks."""
+"""Layers that are sharded along their inputs; their products are summed over the ranks."""
 
 VOCABULARY = ("embed_tokens", "lm_head")
 VOCABULARY_BYTES = 64 << 20
-"""Bytes of an embedding above which it is sharded: below, two more reductions per token cost more than they save."""
+"""Size in bytes from which an embedding is sharded. Below, two more reductions per token cost more than they save."""
 
 BYTES_AT_ONCE = 64 << 20
-"""Bytes of a layer that are read, or decoded, before the columns of other ranks are dropped."""
+"""Bytes of a layer that are read, or decoded, at once before the columns of other ranks are dropped."""
 
 
 def check_divides(config: Any, group: Group, groups: Iterable[int] = ()) -> None:
-    """Check that every rank gets as many heads and columns as the others; key/value heads may be shared by ranks.
+    """Check that heads and columns can be divided equally among the ranks. Several ranks may share a key/value head.
 
     Args:
-        groups: how many groups of packed columns the layers have whose columns are divided.
+        groups: numbers of quantization groups per row of the packed layers in `COLUMNS`.
 
     Raises:
-        InputError: the number of processes does not divide them; the message says which numbers do.
+        InputError: the number of processes does not divide them; the message lists the numbers that do.
     """
     kv_heads = int(config.num_key_value_heads)
     sizes = {name: int(getattr(config, name)) for name in ("num_attention_heads", "intermediate_size")}
     if packed := math.gcd(*groups):
         sizes["the groups of packed columns"] = packed
 
-    def wrong_with(count: int) -> str | None:
+    def find_undivided(count: int) -> str | None:
         if kv_heads % count and count % kv_heads:
             return "num_key_value_heads"
         return next((name for name, size in sizes.items() if size % count), None)
 
-    wrong = wrong_with(group.size())
+    wrong = find_undivided(group.size())
     if wrong is None:
         return
-    most = math.gcd(*sizes.values())
-    fitting = " or ".join([f"{n}" for n in range(2, most + 1) if wrong_with(n) is None]) or "1"
+    largest = math.gcd(*sizes.values())
+    fitting = " or ".join([f"{n}" for n in range(2, largest + 1) if find_undivided(n) is None]) or "1"
     smaller = ", or convert it with a smaller group size" if "packed" in wrong else ""
     raise InputError(
         f"{group.size()} processes do not divide {wrong} {sizes.get(wrong, kv_heads)} of this model. Start {fitting} "
@@ -58,37 +58,37 @@ def check_divides(config: Any, group: Group, groups: Iterable[int] = ()) -> None
 
 
 def rows_of(name: str, rows: int, kv_heads: int, group: Group) -> tuple[int, int]:
-    """Return the first and the last row, of `rows`, that this rank has of a layer whose rows are divided.
+    """Return the first row of this rank's shard of a layer with `rows` rows, and the row after its last.
 
-    Where there are more ranks than key/value heads, several ranks have the same head.
+    If there are more ranks than key/value heads, several ranks hold the same head.
     """
-    if _layer_of(name) in ("k_proj", "v_proj") and group.size() > kv_heads:
+    if _get_layer_name(name) in ("k_proj", "v_proj") and group.size() > kv_heads:
         head, share = group.rank() * kv_heads // group.size(), rows // kv_heads
         return head * share, (head + 1) * share
     return part_of(rows, group)
 
 
 def packed_groups(checkpoint: Checkpoint, weights: Mapping[str, str]) -> set[int]:
-    """Return how many groups a row has, for each packed layer whose columns are divided.
+    """Return the numbers of quantization groups per row that occur in the packed layers of `COLUMNS`.
 
     Args:
         weights: name in memory → name on disk.
     """
-    found = {disk for name, disk in weights.items() if name.endswith(".scales") and _layer_of(name) in COLUMNS}
+    found = {disk for name, disk in weights.items() if name.endswith(".scales") and _get_layer_name(name) in COLUMNS}
     return {checkpoint.shape(disk)[1] for disk in found}
 
 
-def _layer_of(name: str) -> str:
+def _get_layer_name(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def divided_by(name: str, vocabulary: bool) -> str | None:
-    """Return how a weight of this name is divided: "rows", "columns", or None for whole on every rank.
+    """Return axis a weight is sharded: "rows", "columns", or None if every rank holds all of it.
 
     Args:
-        vocabulary: whether embedding and output head are divided.
+        vocabulary: whether embedding and output head are sharded.
     """
-    layer = _layer_of(name)
+    layer = _get_layer_name(name)
     if layer in ROWS:
         return "rows"
     if layer in COLUMNS:
@@ -99,16 +99,16 @@ def divided_by(name: str, vocabulary: bool) -> str | None:
 def read_parts(
     checkpoint: Checkpoint, disks: Mapping[str, str], rows: tuple[int, int], columns: Group | None, dtype: mx.Dtype
 ) -> dict[str, mx.array]:
-    """Read a rank's part of a layer's matrices, which have as many rows each.
+    """Read this rank's shard of the matrices of a layer, which have equal numbers of rows.
 
     Args:
         disks: name of the parameter ("weight", "scales", "biases") → name on disk.
-        rows: the first one, and the one after the last.
-        columns: the ranks that divide the columns, None for all columns.
-        dtype: what floats become.
+        rows: first row, and the row after the last.
+        columns: group that the columns are divided among; None for all columns.
+        dtype: dtype of floating-point arrays after loading.
     """
     first, last = rows
-    row_bytes = sum(_row_bytes(checkpoint, disk) for disk in disks.values())
+    row_bytes = sum(_count_row_bytes(checkpoint, disk) for disk in disks.values())
     whole = columns is None and not any(checkpoint.is_decoded(disk) for disk in disks.values())
     step = max(last - first, 1) if whole else max(1, BYTES_AT_ONCE // max(row_bytes, 1))
     blocks: dict[str, list[mx.array]] = {leaf: [] for leaf in disks}
@@ -129,7 +129,7 @@ def read_parts(
     return parts
 
 
-def _row_bytes(checkpoint: Checkpoint, disk: str) -> int:
+def _count_row_bytes(checkpoint: Checkpoint, disk: str) -> int:
     return math.prod(checkpoint.shape(disk)[1:]) * checkpoint.dtype(disk).size
 
 
@@ -138,20 +138,20 @@ def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str], dtype: mx.Dtype, group: Group) -> None:
-    """Read this rank's part of every weight into `model`, one layer at a time, and divide its layers.
+    """Read this rank's shard of every weight into `model`, one layer at a time, and shard its layers.
 
     Args:
-        model: a Qwen3 model with plain or packed layers, under an adapter or not; its arrays are replaced.
+        model: a Qwen3 model with plain or packed layers, with or without an adapter. It is changed in place.
         weights: name in memory → name on disk.
-        dtype: what floats become.
+        dtype: dtype of floating-point arrays after loading.
     """
     sizes = [checkpoint.nbytes(disk) for name, disk in weights.items() if name.endswith("embed_tokens.weight")]
     vocabulary = sum(sizes) >= VOCABULARY_BYTES and model.config.vocab_size % group.size() == 0
     vocabulary = vocabulary and model.adapter is None
     modules, kv_heads = dict(model.named_modules()), model.config.num_key_value_heads
-    for path, disks in _by_layer(checkpoint, weights):
+    for path, disks in _group_by_layer(checkpoint, weights):
         module = modules[path]
-        while "base_layer" in module:  # under an adapter
+        while "base_layer" in module:  # the layer is wrapped by an adapter
             module = module.base_layer
         for leaf, disk in disks.items():
             if len(checkpoint.shape(disk)) == 1:
@@ -163,26 +163,26 @@ def load_divided(model: Any, checkpoint: Checkpoint, weights: Mapping[str, str],
         matrices = {leaf: disk for leaf, disk in disks.items() if len(checkpoint.shape(disk)) > 1}
         if matrices:
             name = f"{path}.{next(iter(matrices))}"
-            how, count = divided_by(name, vocabulary), checkpoint.shape(next(iter(matrices.values())))[0]
-            rows = rows_of(name, count, kv_heads, group) if how == "rows" else (0, count)
-            columns = group if how == "columns" else None
+            axis, count = divided_by(name, vocabulary), checkpoint.shape(next(iter(matrices.values())))[0]
+            rows = rows_of(name, count, kv_heads, group) if axis == "rows" else (0, count)
+            columns = group if axis == "columns" else None
             module.update(read_parts(checkpoint, matrices, rows, columns, dtype))
         mx.eval(module.parameters())
     _divide_layers(model, group, vocabulary)
 
 
-def _by_layer(checkpoint: Checkpoint, weights: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Return (path of a layer, {parameter: name on disk}), in the order of the file."""
+def _group_by_layer(checkpoint: Checkpoint, weights: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Return (path of a layer, {parameter: name on disk}), sorted by file and offset, to read sequentially."""
     found: dict[str, dict[str, str]] = {}
     for name, disk in weights.items():
         path, _, leaf = name.rpartition(".")
         found.setdefault(path, {})[leaf] = disk
 
-    def position(item: tuple[str, dict[str, str]]) -> tuple[str, int]:
+    def find_position(item: tuple[str, dict[str, str]]) -> tuple[str, int]:
         entries = [checkpoint.entry(disk) for disk in item[1].values()]
         return min((str(entry.file), entry.offset) for entry in entries)
 
-    return sorted(found.items(), key=position)
+    return sorted(found.items(), key=find_position)
 
 
 def _divide_layers(model: Any, group: Group, vocabulary: bool) -> None:
@@ -193,17 +193,17 @@ def _divide_layers(model: Any, group: Group, vocabulary: bool) -> None:
         attention.kv_heads = max(kv_heads // group.size(), 1)
         for owner, names in ((attention, ("q_proj", "k_proj", "v_proj")), (mlp, ("gate_proj", "up_proj"))):
             for name in names:
-                layer_here = owner[name]
-                if isinstance(layer_here, Divisible):
-                    layer_here.keep_rows(*rows_of(f"{name}.weight", layer_here.outputs, kv_heads, group))
-        attention.o_proj, mlp.down_proj = _with_sum(attention.o_proj, group), _with_sum(mlp.down_proj, group)
+                projection = owner[name]
+                if isinstance(projection, Divisible):
+                    projection.keep_rows(*rows_of(f"{name}.weight", projection.outputs, kv_heads, group))
+        attention.o_proj, mlp.down_proj = _make_summed(attention.o_proj, group), _make_summed(mlp.down_proj, group)
     if vocabulary:
         decoder.embed_tokens = VocabularyEmbedding(decoder.embed_tokens, group)
         if "lm_head" in model:
             model.lm_head = VocabularyHead(model.lm_head, group)
 
 
-def _with_sum(layer: Any, group: Group) -> nn.Module:
+def _make_summed(layer: Any, group: Group) -> nn.Module:
     if isinstance(layer, Divisible):
         return layer.divide_columns(group)
     cls = SummedQuantizedLinear if isinstance(layer, nn.QuantizedLinear) else SummedLinear

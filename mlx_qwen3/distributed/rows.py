@@ -1,4 +1,4 @@
-"""Tensor-parallel models over several processes, agreement between ranks, and distribution of rows."""
+"""Distribute rows of data over the ranks, and gather their results."""
 
 import base64
 import json
@@ -13,16 +13,17 @@ from ..errors import InputError, MlxQwen3Error
 from .group import Group, gather_bytes, send_bytes
 
 ROWS_AT_ONCE = 512
+"""Rows per broadcast."""
 
 
 def rows_of_first(rows: Iterable[Any], group: Group) -> Iterator[Any]:
     """Yield rank 0's rows on every rank, so that the others need no copy of the file.
 
     Args:
-        rows: of the types of JSON; read on rank 0 alone, as they are needed.
+        rows: JSON-serializable rows; read lazily, and only on rank 0.
 
     Raises:
-        MlxQwen3Error: on every rank, where reading fails on rank 0.
+        MlxQwen3Error: on every rank, if reading fails on rank 0.
     """
     own = iter(rows)
     while True:
@@ -43,16 +44,17 @@ def rows_of_first(rows: Iterable[Any], group: Group) -> Iterator[Any]:
 
 
 def shared_rows(lengths: list[int], group: Group) -> list[int]:
-    """Return the indices of this rank's rows, assigned by length so that the ranks have equal work."""
+    """Return the indices of this rank's rows. They are assigned by length, so that the ranks have equal work."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return sorted(order[group.rank() :: group.size()])
 
 
 def gather_rows(own: Mapping[int, Any], count: int, group: Group) -> list[Any]:
-    """Return the results of all rows in their order, on every rank.
+    """Gather the results of all rows on every rank, and return them in row order.
 
     Args:
-        own: index → this rank's result, of the types of JSON.
+        own: row index → JSON-serializable result of this rank.
+        count: number of rows of all ranks together.
     """
     packed = json.dumps(list(own.items())).encode()
     results: list[Any] = [None] * count
@@ -63,7 +65,7 @@ def gather_rows(own: Mapping[int, Any], count: int, group: Group) -> list[Any]:
 
 
 def to_json(result: Any) -> Any:
-    """Convert a result to JSON values: arrays as their bytes."""
+    """Convert a result to JSON values; arrays become base64-encoded float32."""
     if isinstance(result, mx.array | np.ndarray):
         array = np.asarray(result, np.float32)
         kind = "mlx" if isinstance(result, mx.array) else "numpy"
@@ -72,7 +74,7 @@ def to_json(result: Any) -> Any:
 
 
 def from_json(result: Any) -> Any:
-    """Restore the argument of `to_json`."""
+    """Restore a result from the return value of `to_json`."""
     if not (isinstance(result, dict) and "__array__" in result):
         return result
     array = np.frombuffer(base64.b64decode(result["__array__"]), np.float32).reshape(result["shape"])

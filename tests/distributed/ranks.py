@@ -1,4 +1,4 @@
-"""What one rank does: it loads models divided and whole, and writes down whether they agree."""
+"""Script of one rank: load models sharded and whole, and write to a file whether their results agree."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def compare(name):
 
 
 def memory(name):
-    """Bytes beyond the model's own that loading needs, MLX's and NumPy's, and the largest tensor of a rank."""
+    """Return the peak memory of loading beyond the model's own, in MLX and NumPy, and the largest tensor of a rank."""
     loading.BYTES_AT_ONCE, loading.VOCABULARY_BYTES = 1 << 18, 0
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -91,7 +91,7 @@ def _flat(model) -> Any:
 
 
 def only_rank(number, name, other):
-    """The name of a checkpoint that only one rank gets."""
+    """Return `name` on rank `number`, and `other` on the other ranks."""
     return name if number == RANK else other
 
 

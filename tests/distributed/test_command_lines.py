@@ -1,4 +1,4 @@
-"""Verbs that several processes run together: what they print, how they end, and what is left of their output."""
+"""Commands run by several processes: their output, exit status and partial results."""
 
 import json
 import os
@@ -29,8 +29,8 @@ def rows_file(path, count):
     return path
 
 
-def test_rows_are_read_by_the_first_process_alone(models, tmp_path):
-    """The second process runs in a folder that has no such file."""
+def test_only_the_first_process_reads_the_rows(models, tmp_path):
+    """Run the second process in a folder without the file."""
     rows_file(tmp_path / "rows.txt", 23)
     words = [*VERB, "classify", "--model", str(models / "labels"), "--file", "rows.txt", "--format", "json"]
     (tmp_path / "elsewhere").mkdir()
@@ -40,7 +40,7 @@ def test_rows_are_read_by_the_first_process_alone(models, tmp_path):
     assert [json.loads(line)["text"] for line in out.splitlines()] == (tmp_path / "rows.txt").read_text().splitlines()
 
 
-def test_rows_come_from_the_first_process_s_input(models, tmp_path):
+def test_rows_are_read_from_stdin_of_the_first_process(models, tmp_path):
     words = [*VERB, "classify", "--model", str(models / "labels"), "--format", "json"]
     (out, err, code), (other, _, _) = finish(start(tmp_path, *words, given=["one\ntwo\n\nthree", ""]))
     assert (code, other) == (0, ""), err
@@ -56,7 +56,7 @@ def test_rows_come_from_the_first_process_s_input(models, tmp_path):
         (["classify", "--model", "labels", "--resume", "hello"], "--resume continues a .jsonl file"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_of_the_first_process(models, tmp_path, words, message):
+def test_invalid_input_is_a_one_line_error_of_the_first_process(models, tmp_path, words, message):
     words = [str(models / word) if word in ("labels", "plain", "missing") else word for word in words]
     (out, err, code), (other, other_err, other_code) = finish(start(tmp_path, *VERB, *words))
     assert (code, out, other, other_err) == (2, "", "", "")
@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_one_line_of_the_first_process(models, tmp_path, 
     assert message in err
 
 
-def test_a_model_that_one_process_lacks_is_told_by_the_first(models, tmp_path):
+def test_a_model_missing_on_one_process_is_reported_by_the_first(models, tmp_path):
     words = [*VERB, "generate", "--model", "plain", "-m", "3", "hello"]
     (tmp_path / "elsewhere").mkdir()
     (_, err, code), (*_, other_code) = finish(start(tmp_path, *words, folders=[models, tmp_path / "elsewhere"]))
@@ -75,7 +75,7 @@ def test_a_model_that_one_process_lacks_is_told_by_the_first(models, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_verb_with_nothing_to_divide_runs_on_the_first_process(models, tmp_path):
+def test_a_command_without_a_distributed_part_runs_on_the_first_process(models, tmp_path):
     (out, err, code), (other, other_err, other_code) = finish(start(tmp_path, *VERB, "info", str(models / "plain")))
     assert (code, other_code, other, other_err) == (0, 0, "", ""), err
     assert "Qwen3ForCausalLM" in out
@@ -86,11 +86,11 @@ def test_a_verb_with_nothing_to_divide_runs_on_the_first_process(models, tmp_pat
     [
         (None, "cannot read the host file"),
         ("{", "is not valid JSON"),
-        ('{"a": 1}', "is no list of lists of addresses"),
+        ('{"a": 1}', "is not a list of lists of addresses"),
         ('[["127.0.0.1:1"]]', "MLX_RANK is '1' and the host file"),
     ],
 )
-def test_host_files_that_cannot_be_used(models, tmp_path, content, message):
+def test_an_invalid_host_file_is_a_one_line_error(models, tmp_path, content, message):
     file = tmp_path / "other.json"
     if content is not None:
         file.write_text(content)
@@ -105,7 +105,7 @@ def test_host_files_that_cannot_be_used(models, tmp_path, content, message):
     assert other_code != 0
 
 
-def test_a_port_in_use_is_one_line(models, tmp_path):
+def test_a_port_in_use_is_a_one_line_error(models, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         hosts = tmp_path / "taken.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{taken.getsockname()[1]}"], ["127.0.0.1:1"]]))
@@ -116,7 +116,7 @@ def test_a_port_in_use_is_one_line(models, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_processes_that_do_not_come_are_not_waited_for(models, tmp_path):
+def test_waiting_for_other_processes_times_out(models, tmp_path):
     words = [*VERB, "generate", "--model", str(models / "plain"), "-m", "3", "hello"]
     ranks = start(tmp_path, *words, **{CONNECT_SECONDS: "4"})
     ranks[1].kill()
@@ -126,7 +126,7 @@ def test_processes_that_do_not_come_are_not_waited_for(models, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_only_the_first_process_prints_and_a_dead_one_ends_the_other(models, tmp_path):
+def test_only_the_first_process_prints_and_both_exit_if_one_is_killed(models, tmp_path):
     words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "60000", "hello"]
     ranks = start(tmp_path, *words, PYTHONUNBUFFERED="1")
     assert ranks[0].stdout.read(1)
@@ -138,7 +138,7 @@ def test_only_the_first_process_prints_and_a_dead_one_ends_the_other(models, tmp
     assert (out, other) == ("", "")
 
 
-def test_an_output_cut_short_by_a_death_is_continued(models, tmp_path):
+def test_an_output_interrupted_by_a_killed_process_is_resumed(models, tmp_path):
     rows = rows_file(tmp_path / "rows.txt", 4000)
     words = [*VERB, "classify", "--model", str(models / "labels"), "--file", str(rows), "--output", "out.jsonl"]
     words += ["--batch-size", "4"]
@@ -162,7 +162,7 @@ def test_an_output_cut_short_by_a_death_is_continued(models, tmp_path):
     assert not partial.exists()
 
 
-def test_ctrl_c_ends_the_answer_of_all_processes(models, tmp_path):
+def test_ctrl_c_stops_generation_on_all_processes(models, tmp_path):
     words = [*VERB, "generate", "--model", str(models / "plain"), "--temp", "0", "-m", "60000", "hello"]
     ranks = start(tmp_path, *words, PYTHONUNBUFFERED="1")
     assert ranks[0].stdout.read(1)

@@ -1,4 +1,4 @@
-"""Two processes compute what one computes, each with its part of the weights."""
+"""Two processes with sharded weights compute the same results as one process."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def on_two_ranks(folder, *words):
-    """What both ranks wrote down."""
+    """Run ranks.py in two processes, and return the results of both."""
     ended = finish(start(folder, str(RANKS), str(folder), *words), 120)
     assert [code for *_, code in ended] == [0, 0], ended[0][1][-2000:] + ended[1][1][-2000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -51,7 +51,7 @@ def check_same_as_one(one, share=0.51):
     assert one["refused"]
 
 
-def test_two_processes_compute_what_one_computes(folder):
+def test_two_processes_give_the_results_of_one(folder):
     ranks = on_two_ranks(folder, "models")
     for found in ranks:
         for kind in ("plain", "packed", "vocabulary", "packed vocabulary"):
@@ -129,14 +129,14 @@ def sources(folder):
     ]
 
 
-def test_sources_of_every_format_and_adapters_are_divided(folder, sources):
+def test_checkpoints_of_every_format_and_adapters_are_sharded(folder, sources):
     for found in on_two_ranks(folder, "sources", *sources):
         for name in sources:
-            # of an adapter's two matrices per layer one is whole on every rank
+            # one of the two matrices of an adapted layer is not sharded
             check_same_as_one(found[name], 0.7 if "ora" in name or "one" in name else 0.51)
 
 
-def test_loading_needs_little_more_memory_than_the_share_of_a_rank(folder, sources):
+def test_loading_needs_little_more_memory_than_the_shard_of_a_rank(folder, sources):
     sizes = {"hidden_size": 256, "intermediate_size": 2048, "head_dim": 32, "vocab_size": 8192}
     write_qwen3(folder / "large", "Qwen3ForCausalLM", tie_word_embeddings=True, **sizes)
     convert(folder / "large", folder / "large packed", quantize=True, q_bits=4, q_group_size=32, report=False)
@@ -150,7 +150,7 @@ def test_loading_needs_little_more_memory_than_the_share_of_a_rank(folder, sourc
             assert one["numpy"] <= one["largest"] + (4 << 20), (name, one)
 
 
-def test_an_error_of_one_process_is_every_process_s(folder, sources):
+def test_an_error_of_one_process_is_raised_on_every_process(folder, sources):
     first, second = on_two_ranks(folder, "errors")
     assert "process 1 has another checkpoint" in first["another checkpoint"]
     assert "process 0 has another checkpoint" in second["another checkpoint"]
@@ -180,7 +180,9 @@ class Processes:
         (8, 8, 8, 64, (12, 76), "columns 4 of this model. Start 2 or 4 processes, or convert it with a smaller group"),
     ],
 )
-def test_a_number_of_processes_that_does_not_fit_names_those_that_do(count, heads, kv_heads, inner, groups, message):
+def test_an_invalid_number_of_processes_is_an_error_that_lists_the_valid_ones(
+    count, heads, kv_heads, inner, groups, message
+):
     config = Qwen3Config(num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=inner)
     processes: Any = Processes(count)
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""A server whose model two processes divide answers as a server of one process."""
+"""A server with a model sharded over two processes gives the same responses as one with a single process."""
 
 import re
 import signal
@@ -48,7 +48,7 @@ REQUESTS = [
 
 
 def answers(client):
-    """The answers to all requests, sent at once, without what is new in every response."""
+    """Send all requests concurrently, and return the responses without the fields that differ in every response."""
     found = [None] * len(REQUESTS)
 
     def ask(index, path, body):
@@ -68,7 +68,7 @@ def answers(client):
 
 
 def close(a, b):
-    """Whether two answers are equal, numbers up to rounding."""
+    """Return whether two responses are equal, with a tolerance for numbers."""
     if isinstance(a, float) and isinstance(b, float):
         return a == pytest.approx(b, abs=2e-3)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -86,7 +86,7 @@ def serve(folder, model):
     return ranks, httpx.Client(base_url=found[0], timeout=60, trust_env=False)
 
 
-def test_answers_are_those_of_one_process_and_the_end_is_everybody_s(model, tmp_path):
+def test_responses_equal_those_of_one_process_and_sigterm_stops_both(model, tmp_path):
     alone = Running("--model", str(model))
     try:
         expected = answers(alone.client)
@@ -104,7 +104,7 @@ def test_answers_are_those_of_one_process_and_the_end_is_everybody_s(model, tmp_
     assert (code, other_code, out, other_err) == (0, 0, "", ""), err
 
 
-def test_a_server_ends_with_its_processes(model, tmp_path):
+def test_a_server_exits_if_one_of_its_processes_is_killed(model, tmp_path):
     ranks, client = serve(tmp_path, model)
     client.close()
     ranks[1].kill()
