@@ -1,4 +1,4 @@
-"""Text generation: sampling, decode loops, `model.generate`, streamed and batched answers. Knows models by protocol."""
+"""Text generation: sampling, decode loops, `model.generate`, streaming and batches. Models are accessed by protocol."""
 
 from .batching import BatchResponse, BatchStats, batch_generate
 from .config import GenerationConfig

@@ -1,4 +1,4 @@
-"""Checks of numbers that users give; every message names the argument, the value and what is expected."""
+"""Checks of arguments; every error message has the argument's name, its value and the expected values."""
 
 import math
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from ..errors import InputError
 
 LARGEST_NUMBER = 1e300
-"""Larger numbers are treated as infinite: every computation is in float32 at most."""
+"""Larger numbers count as infinite, because nothing is computed in more than float32."""
 
 
 def plain(value: Any) -> Any:
-    """Return the numbers of an array, or of a NumPy scalar, as Python has them; other values as they are."""
+    """Convert an array or a NumPy scalar to Python numbers; return other values unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def type_name(value: Any) -> str:
-    """Return the type of a value with its article, for messages about values that are too long to show."""
+    """Return the name of a value's type with an article, for messages about values that are too long to show."""
     name = "None" if value is None else type(value).__name__
     return name if value is None else f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def check_callable(name: str, value: Any, expected: str) -> None:
-    """Raise `InputError` unless `value` is None or can be called."""
+    """Raise `InputError` unless `value` is None or callable."""
     if value is not None and not callable(value):
         raise InputError(f"{name} is {type_name(value)}, expected {expected}")
 
@@ -66,7 +66,7 @@ def check_whole_number(name: str, value: Any, *, least: int = 0, hint: str = "")
 
 
 def check_seed(seed: Any) -> None:
-    """Raise `InputError` unless `seed` is None or a whole number of 64 bits."""
+    """Raise `InputError` unless `seed` is None or an unsigned 64-bit integer."""
     if seed is None or (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 1 << 64):
         return
     raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")

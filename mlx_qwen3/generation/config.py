@@ -1,4 +1,4 @@
-"""`GenerationConfig`: the fields of a generation_config.json, and which of them are not supported.
+"""`GenerationConfig`: the fields of a generation_config.json, and the fields that are not supported.
 
 Source: transformers 5.23 `generation/configuration_utils.py`.
 """
@@ -39,44 +39,44 @@ NOT_SUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "constraints": ((), BEAMS),
     "force_words_ids": ((), BEAMS),
     "penalty_alpha": ((0,), "Contrastive search is not available; sample with do_sample=True"),
-    "dola_layers": ((), "Leave it out"),
-    "guidance_scale": ((1,), "Leave it out"),
+    "dola_layers": ((), "Omit it"),
+    "guidance_scale": ((1,), "Omit it"),
     "encoder_repetition_penalty": ((1,), "Use repetition_penalty"),
     "encoder_no_repeat_ngram_size": ((0,), "Use no_repeat_ngram_size"),
-    "watermarking_config": ((), "Leave it out"),
-    "token_healing": ((False,), "Leave it out"),
+    "watermarking_config": ((), "Omit it"),
+    "token_healing": ((False,), "Omit it"),
     "cache_implementation": (("dynamic",), "Pass a cache as past_key_values or prompt_cache"),
     "assistant_early_exit": ((), "Pass a small model as assistant_model"),
-    "assistant_ensemble_weight": ((), "Leave it out: a draft never changes the answer"),
+    "assistant_ensemble_weight": ((), "Omit it: a draft never changes the answer"),
     "speculation_type": ((), "Pass a small model as assistant_model"),
     "use_mtp": ((False,), "Pass a small model as assistant_model"),
 }
-"""Fields of the reference that are not computed here: the values that ask for nothing, and advice."""
+"""Unsupported field of the reference → its neutral values, which are accepted, and what to do instead."""
 
 IGNORED = {
     "disable_compile": "nothing is compiled",
     "compile_config": "nothing is compiled",
     "cache_config": "it belongs to cache_implementation",
-    "max_cache_len": "it sizes static caches; these grow",
-    "return_legacy_cache": "there is one kind of cache",
+    "max_cache_len": "it sets the size of static caches; caches grow here",
+    "return_legacy_cache": "there is only one cache format",
     "is_assistant": "the reference sets it on its own copies",
-    "num_assistant_tokens_schedule": "drafts are as long as they pay",
-    "assistant_confidence_threshold": "drafts are as long as they pay",
+    "num_assistant_tokens_schedule": "the length of drafts adapts to their measured benefit",
+    "assistant_confidence_threshold": "the length of drafts adapts to their measured benefit",
     "assistant_lookbehind": "it translates between tokenizers; a draft model has the same vocabulary",
     "target_lookbehind": "it translates between tokenizers; a draft model has the same vocabulary",
-    "max_matching_ngram_size": "it changes how drafts are found, not the tokens",
+    "max_matching_ngram_size": "it changes how drafts are found, not the output",
     "low_memory": "it belongs to contrastive search",
     "decoder_start_token_id": "it belongs to encoder-decoder models",
     "continuous_batching_config": "it belongs to another function of the reference",
-    "transformers_version": "it says who wrote the file",
+    "transformers_version": "it records which version wrote the file",
 }
-"""Fields of the reference that do not change which tokens are chosen, and why."""
+"""Field of the reference that does not affect the output → the reason; these fields are ignored."""
 
 SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"})
-"""Fields that count only where tokens are sampled."""
+"""Fields that have an effect only if tokens are sampled."""
 
 NO_LIMIT_TOP_K = -1
-"""What vLLM and llama.cpp write for "no limit"; 0 here."""
+"""The value for "no limit" in vLLM and llama.cpp; it is read as 0."""
 
 
 def _texts(value: Any) -> str | None:
@@ -89,15 +89,16 @@ def _number(value: Any) -> str | None:
 
 
 class GenerationConfig:
-    """How `model.generate`, `stream_generate` and `batch_generate` continue a text.
+    """Options of `model.generate`, `stream_generate` and `batch_generate`.
 
-    A field that is None is not set: the model's own generation_config decides, then the reference's default.
+    A field that is None is not set: the model's own generation_config applies, then the reference's default.
 
     Args:
-        **fields: by their Hugging Face names; unknown ones are kept, so that a file loses nothing when written again.
+        **fields: values by Hugging Face field name. Unknown fields are kept, so that saving a loaded file preserves
+            all of its content.
 
     Raises:
-        ConfigError: an impossible value; the message names the field.
+        ConfigError: a value is invalid; the message names the field.
     """
 
     fields: ClassVar[dict[str, Check]] = {
@@ -187,17 +188,17 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None
 
     def __init__(self, **fields: Any):
-        self._take(fields)
+        self._set_fields(fields)
         for name in self.fields:
             expected = self.expected(name)
             if expected:
                 raise ConfigError(f"generation field {name!r} is {shown(getattr(self, name))}, expected {expected}")
 
-    def _take(self, fields: Mapping[str, Any]) -> None:
+    def _set_fields(self, fields: Mapping[str, Any]) -> None:
         self._source: str | None = None
         self._hidden: dict[str, Any] = {}
         for name in self.fields:
-            setattr(self, name, _normalized(name, fields.get(name)))
+            setattr(self, name, _normalize(name, fields.get(name)))
         for name, value in fields.items():
             if name in self.fields:
                 continue
@@ -208,38 +209,43 @@ class GenerationConfig:
 
     @classmethod
     def unchecked(cls, fields: Mapping[str, Any], source: str | None = None) -> Self:
-        """Return a configuration whose values are checked when they are used: what stands in a file.
+        """Return a configuration, such as one read from a file, whose values are checked only when they are used.
 
-        source: the file's name, for messages.
+        Args:
+            source: name of the file, for error messages.
         """
         made = cls.__new__(cls)
-        made._take(fields)
+        made._set_fields(fields)
         made._source = source
         return made
 
     @property
     def source(self) -> str | None:
-        """The file that the values come from, if they come from one."""
+        """The file that the values were read from, or None."""
         return self._source
 
     def expected(self, name: str) -> str | None:
-        """Return what a field should hold if it holds something else, or None."""
+        """Return a description of valid values if the value of a field is invalid, else None."""
         value = getattr(self, name)
         return optional(self.fields[name])(value)
 
     @classmethod
     def knows(cls, name: str) -> bool:
-        """Return whether the reference has a generation field of this name."""
+        """Return whether the reference has a generation field with this name."""
         return name in cls.fields or name in NOT_SUPPORTED or name in IGNORED
 
     def with_changes(self, **changes: Any) -> Self:
-        """Return a copy with other values; None leaves a field as it is."""
+        """Return a copy with changed fields; a change to None is ignored.
+
+        Raises:
+            ConfigError: a value is invalid.
+        """
         values = {**self.to_dict(), **{k: v for k, v in changes.items() if v is not None}}
         return type(self)(**values)
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """The ids that end a text, none or several."""
+        """Ids that end a text, as a list; empty if none is set."""
         ids = self.eos_token_id
         return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
@@ -247,19 +253,22 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: Any) -> Self:
-        """Return the special ids of a model's configuration, and generation fields that older files keep there."""
+        """Return a configuration with the special ids of a config.json and the generation fields in older ones."""
         names = ("pad_token_id", "bos_token_id", "eos_token_id", *_LEGACY_FIELDS)
         return cls.unchecked({name: getattr(config, name, None) for name in names}, "config.json")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: Any) -> Self:
-        """Return the configuration in a folder's generation_config.json, with `changes` on top.
+        """Load the generation_config.json of a folder and override fields with `changes`.
 
-        A value that cannot be used is reported when it is used, so that it does not keep a model from loading.
+        Invalid values in the file are reported when they are used, so that the model can still be loaded.
+
+        Args:
+            folder: folder with a generation_config.json, or the path of such a file.
 
         Raises:
-            CheckpointError: no such file, or no JSON object in it.
-            ConfigError: a change with an impossible value.
+            CheckpointError: the file does not exist or is not a JSON object.
+            ConfigError: a value in `changes` is invalid.
         """
         path = Path(folder)
         path = path / FILE_NAME if path.is_dir() else path
@@ -267,12 +276,16 @@ class GenerationConfig:
         return cls.unchecked({**read_json_object(path), **changes}, str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field that is set."""
+        """Return the fields that are set."""
         values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {name: value for name, value in {**values, **self._hidden}.items() if value is not None}
 
     def save_pretrained(self, folder: str | Path, **keywords: Any) -> None:
-        """Write generation_config.json. `keywords` may be those of transformers that ask for what happens anyway."""
+        """Write generation_config.json to a folder, which is created if needed.
+
+        Args:
+            **keywords: saving options of transformers; accepted only with values that have no effect here.
+        """
         check_saving_options(keywords, "GenerationConfig.save_pretrained")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -290,13 +303,13 @@ class GenerationConfig:
         return f"GenerationConfig({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items())})"
 
 
-def _normalized(name: str, value: Any) -> Any:
-    """Return arrays as lists, and as numbers what a file writes as 20.0, or as -1 for "no limit"."""
+def _normalize(name: str, value: Any) -> Any:
+    """Convert arrays to lists, integral floats of integer fields to int, and a top_k of -1 ("no limit") to 0."""
     check, value = GenerationConfig.fields.get(name), plain(value)
     if isinstance(value, float) and value.is_integer() and check in (positive_int, natural_int):
         value = int(value)
     if check in _NUMBERS and isinstance(value, int) and 1 << 53 < abs(value) <= LARGEST_NUMBER:
-        value = float(value)  # MLX takes integers of 64 bits
+        value = float(value)  # larger integers do not fit in the 64 bits of MLX
     return 0 if name == "top_k" and value == NO_LIMIT_TOP_K and not isinstance(value, bool) else value
 
 

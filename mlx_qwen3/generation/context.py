@@ -1,4 +1,4 @@
-"""How many tokens a model can hold, and the cache for them."""
+"""The context length of a model, and caches for it."""
 
 from typing import Any
 
@@ -9,16 +9,14 @@ from ..layers.devices import variants
 from .checks import check_whole_number
 
 SLACK = 32
-"""Tokens that a window which has moved on can still give back: the one computed ahead, and rejected drafts."""
+"""Newest tokens that a sliding-window cache can remove again: the one computed ahead, and rejected drafts."""
 
 MOVING_FREQUENCIES = ("dynamic", "longrope")
-"""Rotary types whose frequencies follow the length of the pass."""
+"""RoPE types whose frequencies depend on the length of the forward pass."""
 
 
 def context_length(config: Any) -> int:
-    """Return the tokens that a model was made for: `max_position_embeddings`, or what its rotary scaling extends it
-    to.
-    """
+    """Return the context length in tokens: `max_position_embeddings`, extended by the RoPE scaling factor if any."""
     limit = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
     factor = rope.get("factor")
@@ -32,26 +30,29 @@ def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -
     """Return how many tokens may be generated after `cached` and `prompt` tokens, at most `max_tokens`.
 
     Raises:
-        ContextError: the prompt fills the model's context already.
-        InputError: `max_tokens` is negative and not −1, which stands for no limit.
+        ContextError: the prompt fills the model's context.
+        InputError: `max_tokens` is below −1, which means no limit.
     """
     if max_tokens is not None:
-        check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 for what the context holds")
+        check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 to use the remaining context")
     limit = context_length(config)
     left = limit - cached - prompt
     if left < 1:
         raise ContextError(
-            f"the prompt has {cached + prompt} tokens and the model holds {limit}, which leaves none for the answer; "
-            "shorten the prompt"
+            f"the prompt has {cached + prompt} tokens and the model holds {limit}, so no token can be "
+            "generated. Shorten the prompt"
         )
     return left if max_tokens is None or max_tokens < 0 else min(left, max_tokens)
 
 
-def prefill_step_for(config: Any, asked: int | None) -> int | None:
-    """Return the tokens of a prompt per pass: `asked`, else 2048, or all where the length changes the frequencies."""
-    if asked is not None:
-        check_whole_number("prefill_step_size", asked, least=1)
-        return asked
+def prefill_step_for(config: Any, requested: int | None) -> int | None:
+    """Return the prompt tokens per forward pass, or None for all.
+
+    The default is 2048, and None for RoPE types whose frequencies depend on the length of the pass.
+    """
+    if requested is not None:
+        check_whole_number("prefill_step_size", requested, least=1)
+        return requested
     rope = getattr(config, "rope_parameters", None) or {}
     return None if rope.get("rope_type") in MOVING_FREQUENCIES else variants().prefill_step_size
 
@@ -64,15 +65,16 @@ def new_cache(
     kv_group_size: int = 64,
     quantized_kv_start: int | None = 0,
 ) -> Cache:
-    """Return an empty cache for a decoder of this configuration, which can take back a few tokens.
+    """Return an empty cache for a decoder, from which the newest `SLACK` tokens can always be removed.
 
     Args:
-        max_kv_size: keep the first few and this many of the newest tokens; None for all.
-        kv_bits: 8 or 4 to pack keys and values, once more than `quantized_kv_start` tokens are held.
-        kv_group_size: numbers that share a scale.
+        max_kv_size: keep the first few tokens and this many of the newest ones; None for all.
+        kv_bits: 8 or 4 to quantize keys and values; None not to.
+        kv_group_size: quantization group size.
+        quantized_kv_start: quantize once the cache has more than this many tokens.
 
     Raises:
-        InputError: a value that no cache can have.
+        InputError: a value is out of range or not supported.
     """
     quantized_kv_start = 0 if quantized_kv_start is None else quantized_kv_start
     check_whole_number("quantized_kv_start", quantized_kv_start)

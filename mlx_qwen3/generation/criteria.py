@@ -1,8 +1,8 @@
-"""When a sequence is finished, besides ending tokens and lengths: stop strings, time, and criteria of the user's.
+"""Stopping criteria besides ending tokens and lengths: stop strings, time limits and user-defined criteria.
 
-A criterion is a function of ids (B, S), prompt included, and the scores so far (a tuple of (B, V), or None where they
-are not kept); it returns one boolean, or one per row (B,), true where the row is finished. `stream_generate` and
-`batch_generate` call it for each sequence alone, B = 1.
+A criterion is a function of ids (B, S), including the prompt, and the scores so far (a tuple of (B, V), or None if they
+are not kept). It returns one boolean, or one per row (B,), true if the row is finished. `stream_generate` and
+`batch_generate` call it per sequence, with B = 1.
 
 Source: transformers 5.23 `generation/stopping_criteria.py`.
 """
@@ -21,18 +21,18 @@ Criterion = Callable[..., Any]
 
 
 class StoppingCriteria:
-    """A criterion as a class; see the module's description."""
+    """Base class of stopping criteria; see the module docstring."""
 
     def __call__(self, input_ids: mx.array, scores: Any = None, **options: Any) -> Any:
-        """Return which rows are finished."""
+        """Return which rows of ids (B, S) are finished: one boolean, or one per row (B,)."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
 
 class StoppingCriteriaList(list[Any]):
-    """Criteria of which one is enough."""
+    """A list of criteria; a row is finished as soon as one of them says that it is."""
 
     def __call__(self, input_ids: mx.array, scores: Any = None, **options: Any) -> np.ndarray:
-        """Return which rows (B,) are finished by any of them."""
+        """Return which rows (B,) are finished according to any criterion."""
         finished = np.zeros(input_ids.shape[0], dtype=bool)
         for criterion in self:
             finished |= rows_of(criterion(input_ids, scores, **options), input_ids.shape[0])
@@ -40,7 +40,7 @@ class StoppingCriteriaList(list[Any]):
 
 
 class MaxTime(StoppingCriteria):
-    """True once `seconds` have passed since it was made."""
+    """Finish all rows once `seconds` have passed since the criterion was created."""
 
     def __init__(self, seconds: float):
         check_number("max_time", seconds, above=0)
@@ -51,16 +51,16 @@ class MaxTime(StoppingCriteria):
 
     @property
     def passed(self) -> bool:
-        """Whether the time is over."""
+        """Whether the time limit has been reached."""
         return time.monotonic() > self.deadline
 
 
 class EndsWithStopString(StoppingCriteria):
-    """True for rows whose newest token completes one of the strings, which may begin in the prompt."""
+    """Finish rows whose newest token completes one of the strings; a string may begin in the prompt."""
 
     def __init__(self, strings: Sequence[str], tokenizer: Any):
         self.strings, self.tokenizer = list(strings), tokenizer
-        # a token has at least one byte
+        # a token has at least one byte, so this many tokens cover the longest string
         self._window = max(len(text.encode()) for text in self.strings) + 1
 
     def __call__(self, input_ids: mx.array, scores: Any = None, **options: Any) -> np.ndarray:
@@ -68,25 +68,25 @@ class EndsWithStopString(StoppingCriteria):
         texts = zip(
             self.tokenizer.batch_decode([row[:-1] for row in rows]), self.tokenizer.batch_decode(rows), strict=True
         )
-        return np.array([self._completed(before.rstrip("\ufffd"), text) for before, text in texts])
+        return np.array([self._completes(before.rstrip("\ufffd"), text) for before, text in texts])
 
-    def _completed(self, before: str, text: str) -> bool:
+    def _completes(self, before: str, text: str) -> bool:
         return any(text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0 for stop in self.strings)
 
 
 def rows_of(finished: Any, rows: int) -> np.ndarray:
-    """Return what a criterion said as one boolean per row (B,)."""
+    """Convert the result of a criterion to one boolean per row (B,)."""
     values = np.asarray(finished).reshape(-1).astype(bool)
     if values.size not in (1, rows):
-        raise InputError(f"a stopping criterion returned {values.size} values for {rows} rows; return one per row")
+        raise InputError(f"a stopping criterion returned {values.size} values for {rows} rows. Return one per row")
     return np.broadcast_to(values, (rows,))
 
 
 def checked_criteria(criteria: Any) -> list[Criterion]:
-    """Return a list of criteria from one, several or none.
+    """Return a list of criteria from None, one criterion or several.
 
     Raises:
-        InputError: something that cannot be called.
+        InputError: a criterion is not callable.
     """
     if criteria is None:
         return []
@@ -98,14 +98,14 @@ def checked_criteria(criteria: Any) -> list[Criterion]:
 
 
 def checked_stop_strings(strings: Any, name: str = "stop") -> list[str]:
-    """Return a list of stop strings from one, several or none.
+    """Return a list of stop strings from None, one string or several.
 
     Raises:
-        InputError: an empty string, or something that is none.
+        InputError: a string is empty, or the value is neither a string nor a list of strings.
     """
     found = [strings] if isinstance(strings, str) else strings
     if found is None:
         return []
     if not isinstance(found, list | tuple) or any(not isinstance(text, str) or not text for text in found):
-        raise InputError(f"{name} is {strings!r}, expected a text or a list of texts that are not empty")
+        raise InputError(f"{name} is {strings!r}, expected a non-empty text or a list of non-empty texts")
     return list(found)

@@ -1,4 +1,4 @@
-"""The keywords of every way to generate, for type checkers."""
+"""The keywords of all generation functions, for type checkers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -8,7 +8,7 @@ from .restrictions import AllowedTokens
 
 
 class GenerationKeywords(TypedDict, total=False):
-    """What every way to generate takes as keywords: the fields of `GenerationConfig`, and what no file can hold.
+    """Keywords of all generation functions: the fields of `GenerationConfig`, and options that files cannot contain.
 
     The types of the fields are those of `GenerationConfig`; a test compares them.
     """

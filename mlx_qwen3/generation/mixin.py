@@ -1,4 +1,4 @@
-"""`model.generate(…)`: the reference's batch generation, for any model that is called as the Hugging Face classes are.
+"""`model.generate(…)`: batch generation as in transformers, for any model whose call follows the Hugging Face classes.
 
 Source: transformers 5.23 `generation/utils.py` (`generate`, `_sample`).
 """
@@ -35,22 +35,22 @@ Processor = Callable[[mx.array, mx.array], mx.array]
 """Ids (B, S) and float32 scores (B, V) → scores (B, V)."""
 
 DEFAULT_NEW_TOKENS = 20
-"""The reference's length when nobody names one."""
+"""New tokens if neither `max_length` nor `max_new_tokens` is set, as in the reference."""
 
 
 class GenerationMixin:
-    """Gives a causal model `generate`. The class that uses it has a Hugging Face call and a `config`."""
+    """Adds `generate` to a causal model. The class must have a Hugging Face call signature and a `config`."""
 
     config: Any
     counts_positions_by_mask: ClassVar[bool] = True
-    """Whether position ids skip padding, as the reference's decoders want, or are left to the model."""
+    """Whether position ids are computed from the mask and skip padding, as in the reference's decoders."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.generation_config = GenerationConfig.from_model_config(self.config)
 
     def _read_companions(self, folder: Path) -> None:
-        """Take the generation_config.json beside the weights, if there is one, or what a GGUF file says."""
+        """Read the generation configuration from generation_config.json, if it exists, or from a GGUF file."""
         if is_gguf(folder):
             self.generation_config = GenerationConfig.unchecked(generation_from_gguf(folder), str(folder))
         elif (folder / FILE_NAME).is_file():
@@ -71,34 +71,34 @@ class GenerationMixin:
         tokenizer: Any = None,
         **options: Any,
     ) -> mx.array | GenerateOutput:
-        """Return the prompts with what the model adds to them, (B, S); finished rows are filled with padding.
+        """Return the prompts followed by the generated tokens, (B, S); finished rows are filled with padding.
 
         Args:
-            input_ids: (B, L) token ids, padded on the left; a tokenizer's output, with its mask; or None where there
-                are `inputs_embeds` (B, L, M), whose result then holds the new tokens alone. `inputs` is another name.
-                Without either the text starts with `bos_token_id`, if the configuration has one.
-            generation_config: fields that it leaves at None come from the model's own.
-            logits_processor: functions of ids (B, S) and float32 scores (B, V) that return scores; they come after
-                the package's own and before temperature.
-            attention_mask: (B, L), 0 where a token is padding. Without it, padding is recognised by `pad_token_id`
-                when that is not an ending token as well.
-            streamer: gets the prompt and then each step's tokens by `put(array)`, and `end()`.
-            position_ids: (B, L); new tokens are counted on from the last one.
-            past_key_values: a cache that holds the first tokens of `input_ids`; with an `attention_mask` over the
-                cached and the new tokens, `input_ids` may be the new ones alone. It is written to.
-            tokenizer: needed with `stop_strings`.
+            input_ids: token ids (B, L), padded on the left; a tokenizer's output, including its mask; or None if
+                `inputs_embeds` (B, L, M) is given, in which case only the new tokens are returned. `inputs` is an
+                alias. If there is neither, the text starts with `bos_token_id`, if the configuration has one.
+            generation_config: replaces fields of the model's generation_config; fields that are None do not.
+            logits_processor: functions of ids (B, S) and float32 scores (B, V) that return scores. They are applied
+                after the package's own processors and before temperature.
+            attention_mask: (B, L), 0 for padding. Without it, tokens equal to `pad_token_id` count as padding, unless
+                it is also an ending token.
+            streamer: its `put(array)` is called with the prompt and with the tokens of each step, then its `end()`.
+            position_ids: (B, L); the positions of new tokens continue from the last one.
+            past_key_values: cache of the first tokens of `input_ids`. With an `attention_mask` over the cached and the
+                new tokens, `input_ids` may contain only the new ones. The cache is updated.
+            tokenizer: required with `stop_strings`.
             **options: fields of `GenerationConfig` (`max_new_tokens`, `do_sample`, `temperature`, `top_k`,
-                `repetition_penalty`, `stop_strings`, `return_dict_in_generate`, …; None switches one off), `seed`,
+                `repetition_penalty`, `stop_strings`, `return_dict_in_generate`, …; None disables one), `seed`,
                 `logit_bias`, `stopping_criteria` (see `criteria.py`), `prefix_allowed_tokens_fn`, `assistant_model`
-                (one sequence only; the tokens stay the same), and arguments of the model's call.
+                (one sequence only; does not change the output), and arguments of the model's call.
 
         Raises:
-            InputError: arguments that disagree or are not supported, a prompt as long as `max_length`, no token that
-                may follow.
-            ConfigError: an impossible value in the model's generation_config.
+            InputError: arguments are inconsistent or not supported, the prompt is as long as `max_length`, or no token
+                is allowed.
+            ConfigError: the model's generation_config has an invalid value.
         """
         if inputs is not None and input_ids is not None:
-            raise InputError("inputs and input_ids are two names of one argument. Pass one of them")
+            raise InputError("inputs is an alias of input_ids and both are given. Pass one of them")
         input_ids = inputs if input_ids is None else input_ids
         if isinstance(input_ids, Mapping):
             if "input_ids" not in input_ids:
@@ -145,7 +145,7 @@ class GenerationMixin:
             if prompt.rows > 1 or prompt.ids is None or not use_cache:
                 raise InputError(
                     "assistant_model and prompt_lookup_num_tokens are not supported for several sequences, for "
-                    "inputs_embeds and without a cache. Leave them out, or pass one sequence at a time"
+                    "inputs_embeds and without a cache. Omit them, or pass one sequence at a time"
                 )
             if not (wanted or collect_scores or collect_logits or prompt.cached or prompt.mask is not None):
                 output = self._generate_from_drafts(
@@ -181,17 +181,18 @@ class GenerationMixin:
     def compute_transition_scores(
         self, sequences: mx.array, scores: Sequence[mx.array], beam_indices: Any = None, normalize_logits: bool = False
     ) -> mx.array:
-        """Return the scores of the tokens that were generated, (B, new).
+        """Return the scores of the generated tokens, (B, new tokens).
 
         Args:
-            sequences: (B, S), and `scores`, one (B, V) per new token, from `generate` with `output_scores=True`.
-            normalize_logits: return log-probabilities of the scores.
+            sequences: (B, S), as returned by `generate` with `output_scores=True`.
+            scores: one array (B, V) per new token, from the same call.
+            normalize_logits: return log-probabilities instead of raw scores.
 
         Raises:
-            InputError: beams, or shapes that do not belong together.
+            InputError: `beam_indices` is given, or the shapes of `sequences` and `scores` do not match.
         """
         if beam_indices is not None:
-            raise InputError("beam_indices is not supported: there is no beam search. Leave it out")
+            raise InputError("beam_indices is not supported: there is no beam search. Omit it")
         if not scores or sequences.shape[1] < len(scores) or scores[0].shape[0] != sequences.shape[0]:
             raise InputError(
                 f"sequences has shape {tuple(sequences.shape)} and there are {len(scores or ())} scores. Pass both as "
@@ -205,7 +206,7 @@ class GenerationMixin:
         return found
 
     def _refuse_unknown(self, options: Mapping[str, Any]) -> None:
-        """Raise for keywords that neither generation nor the model's call has."""
+        """Raise `InputError` for keywords that neither generation nor the model's call accepts."""
         calls = [type(self).__call__, type(self.base_model).__call__]  # pyright: ignore[reportAttributeAccessIssue]
         known = [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
         accepted = [parameter.name for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
@@ -226,17 +227,18 @@ class GenerationMixin:
         streamer: Any,
     ) -> GenerateOutput:
         """Generate one sequence by speculative decoding."""
-        raise InputError(f"assistant_model is not supported for {type(self).__name__}. Leave it out")
+        raise InputError(f"assistant_model is not supported for {type(self).__name__}. Omit it")
 
     def _empty_cache(self) -> Any:
-        """Return what the first step gets as `past_key_values`; None lets the model's call make its own."""
+        """Return the `past_key_values` of the first step; None if the model's call creates them."""
         return None
 
     def _generation_step(self, wanted: dict[str, Any], extra: dict[str, Any]) -> Callable[..., Any]:
-        """Return the function that runs the model once; a model with a faster way in than its call overrides this.
+        """Return the function that runs one step of the model; models with a faster entry point override this method.
 
-        It takes ids (B, L) or embeds (B, L, M), a mask (B, past + L) or None, positions (B, L) or None, the cache and
-        use_cache, and returns an output with `logits` (B, n, V), the newest position's last, and `past_key_values`.
+        The function takes ids (B, L) or embeds (B, L, M), a mask (B, past + L) or None, positions (B, L) or None, the
+        cache and use_cache. It returns an output with `logits` (B, n, V), whose last position is the newest, and
+        `past_key_values`.
         """
 
         def step(ids: Any, embeds: Any, mask: Any, positions: Any, past: Any, use_cache: bool) -> Any:
@@ -254,40 +256,49 @@ class GenerationMixin:
         return step
 
     def _max_length(self, options: GenerationOptions, length: int, context: int) -> int:
-        """Return the ids of the result, the `length` given ones included; `context` counts embeddings as well."""
+        """Return the maximum length of the result in ids.
+
+        Args:
+            length: ids of the prompt, which are part of the result.
+            context: positions of the prompt, including embeddings.
+
+        Raises:
+            InputError: the prompt fills `max_length`.
+        """
         config = options.config
         if config.max_new_tokens is not None:
             if "max_length" in options.given and config.max_length is not None:
-                logger.warning("max_length is ignored since max_new_tokens is given as well")
+                logger.warning("max_length is ignored because max_new_tokens is set")
             return length + config.max_new_tokens
         if config.max_length is None:
             limit = getattr(self.config, "max_position_embeddings", None)
-            logger.warning("generating at most %d tokens; pass max_new_tokens to choose", DEFAULT_NEW_TOKENS)
+            logger.warning("generating at most %d tokens; pass max_new_tokens to change this", DEFAULT_NEW_TOKENS)
             longest = length + DEFAULT_NEW_TOKENS
             return longest if limit is None or limit <= context else min(longest, limit)
         if context >= config.max_length:
             raise InputError(
-                f"the prompt has {context} tokens and max_length is {config.max_length}, which leaves none to "
-                "generate. Raise max_length or pass max_new_tokens"
+                f"the prompt has {context} tokens and max_length is {config.max_length}, so no token can be "
+                "generated. Increase max_length or pass max_new_tokens"
             )
         return config.max_length - (context - length)
 
 
 @dataclass
 class StepOutput:
-    """What one step of a decoder gives."""
+    """The output of one decoder step: logits (B, 1, V) and the cache."""
 
     logits: mx.array
     past_key_values: Any
 
 
 class DecoderGenerationMixin(GenerationMixin):
-    """Generation for a head on a decoder with `embed_tokens`, `run` and a `Cache`: no id is checked twice, since a
-    check would wait for the token that is still being computed.
+    """Adds generation to a head whose base model has `embed_tokens`, `run` and a `Cache`.
+
+    Steps skip the id check of the model's call, which would wait for the token that is still being computed.
     """
 
     def for_inference(self) -> Any:
-        """Return the fastest way through the model for one generation: what has its `step_logits` and `fill_cache`."""
+        """Return the fastest version of the model for one generation: an object with `step_logits` and `fill_cache`."""
         return self
 
     def step_logits(
@@ -298,13 +309,13 @@ class DecoderGenerationMixin(GenerationMixin):
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
     ) -> mx.array:
-        """Return logits (B, keep, V) of the newest positions of ids (B, L), whose keys and values go into the cache."""
+        """Run ids (B, L), add their keys and values to the cache, and return the newest `keep` logits (B, keep, V)."""
         backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         hidden, _, _ = backbone.run(backbone.embed_tokens(ids), cache, attention_mask, position_ids)
         return self.logits(hidden[:, -keep:])  # pyright: ignore[reportAttributeAccessIssue]
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Put the keys and values of ids (B, L) into the cache, lazily; no logits are computed."""
+        """Add the keys and values of ids (B, L) to the cache, lazily; no logits are computed."""
         backbone: Any = self.base_model  # pyright: ignore[reportAttributeAccessIssue]
         backbone.run(backbone.embed_tokens(ids), cache)
 

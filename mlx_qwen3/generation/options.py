@@ -1,10 +1,10 @@
-"""One resolution of generation options, for `model.generate`, `stream_generate`, `batch_generate`, pipelines and chats.
+"""Resolve generation options for `model.generate`, `stream_generate`, `batch_generate`, pipelines and chats.
 
-`resolve_options` turns the model's generation_config, a `GenerationConfig` of the user's and keywords into one
-`GenerationOptions`, which makes processors, samplers, criteria and ends. As in the reference (transformers 5.23
-`generation/utils.py`, `_prepare_generation_config`), a keyword wins over the user's configuration, that over the
-model's, and that over the reference's defaults. A field that a configuration leaves at None is not set; a keyword that
-is None switches the field off.
+`resolve_options` merges keywords, the user's `GenerationConfig` and the model's generation_config into one
+`GenerationOptions`, which creates the processors, samplers and stopping criteria. The precedence is the reference's
+(transformers 5.23 `generation/utils.py`, `_prepare_generation_config`): keywords, then the user's configuration, then
+the model's, then the reference's defaults. A field of a configuration that is None is not set. A keyword that is None
+disables the field.
 """
 
 import difflib
@@ -49,37 +49,37 @@ from .warpers import Warper, log_softmax, make_warpers
 logger = logging.getLogger(__name__)
 
 DEFAULT_TOP_K = 50
-"""The reference's top_k where tokens are sampled and nobody names one."""
+"""The reference's default top_k for sampling."""
 
 ALIASES = {"temp": "temperature", "draft_model": "assistant_model", "num_draft_tokens": "num_assistant_tokens"}
-"""Names of mlx_lm → names here."""
+"""mlx_lm's option name → the name used here."""
 
 ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "verbose": ((False,), "Nothing prints here; print the text of stream_generate's responses"),
-    "negative_prompt_ids": ((), "Leave it out"),
-    "negative_prompt_attention_mask": ((), "Leave it out"),
-    "custom_generate": ((), "No code from a checkpoint is run; leave it out"),
-    "synced_gpus": ((False,), "Leave it out"),
+    "verbose": ((False,), "Nothing is printed; print the text of stream_generate's responses"),
+    "negative_prompt_ids": ((), "Omit it"),
+    "negative_prompt_attention_mask": ((), "Omit it"),
+    "custom_generate": ((), "Code from checkpoints is never run; omit it"),
+    "synced_gpus": ((False,), "Omit it"),
     "use_model_defaults": ((False, True), "Set model.generation_config = GenerationConfig() instead"),
     "model_kwargs": ((), "Pass the arguments themselves"),
     "repetition_context_size": ((), "Pass logits_processors=[RepetitionPenalty(penalty, context_size)]"),
-    "xtc_probability": ((0,), "Pass a sampler of your own"),
-    "xtc_threshold": ((0,), "Pass a sampler of your own"),
+    "xtc_probability": ((0,), "Pass a custom sampler"),
+    "xtc_threshold": ((0,), "Pass a custom sampler"),
     "max_kv_size": ((), "Pass a cache with that size as past_key_values"),
-    "logits_to_keep": ((0, 1), "The logits of the newest position are all that is computed; leave it out"),
+    "logits_to_keep": ((0, 1), "Only the logits of the newest position are computed; omit it"),
     "return_dict": ((True,), "Pass return_dict_in_generate=False"),
     "labels": ((), "Call the model itself for a loss"),
 }
-"""Keywords that are refused by name: the values that ask for nothing, besides None, and what to do instead."""
+"""Unsupported keyword → its neutral values, which are accepted like None, and what to do instead."""
 
 ONE_ROW: dict[str, tuple[tuple[Any, ...], str]] = {
-    "num_return_sequences": ((1,), "Give batch_generate the prompt several times"),
+    "num_return_sequences": ((1,), "Pass the prompt to batch_generate several times"),
     "output_scores": ((False,), "Pass logprobs=True"),
     "output_logits": ((False,), "Pass logprobs=True"),
     "output_attentions": ((False,), "Use model.generate"),
     "output_hidden_states": ((False,), "Use model.generate"),
 }
-"""Fields that only `model.generate` has, in the same form."""
+"""Fields that only `model.generate` supports, in the same format as `ELSEWHERE`."""
 
 
 class NotGiven(enum.Enum):
@@ -89,15 +89,16 @@ class NotGiven(enum.Enum):
 
 
 NOT_GIVEN = NotGiven.NOT_GIVEN
-"""Stands for an argument that the caller left out, where None means something."""
+"""Default of arguments for which None is a meaningful value."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """What a generation does, resolved and checked.
+    """The resolved and checked options of one generation.
 
-    config: every field with the value that counts; None where it is switched off.
-    given: names that keywords or the user's configuration set, so not the model's.
+    Attributes:
+        config: the effective value of every field; None if it is disabled.
+        given: names of the fields set by keywords or by the user's configuration, not by the model's.
     """
 
     config: GenerationConfig
@@ -110,28 +111,28 @@ class GenerationOptions:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """The ids that end a text."""
+        """Ids that end a text."""
         return self.config.eos_token_ids
 
     @property
     def pad_token_id(self) -> int | None:
-        """What fills finished rows: the first ending id where none is set, as in the reference."""
+        """The id that fills finished rows; defaults to the first ending id, as in the reference."""
         if self.config.pad_token_id is not None:
             return self.config.pad_token_id
         return self.eos_token_ids[0] if self.eos_token_ids else None
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn; temperature 0 is greedy."""
+        """Whether tokens are sampled; temperature 0 means greedy decoding."""
         return bool(self.config.do_sample) and self.config.temperature != 0
 
     @property
     def stop_strings(self) -> list[str]:
-        """The strings that end a text."""
+        """Strings that end a text."""
         return checked_stop_strings(self.config.stop_strings, "stop_strings")
 
     def criteria(self) -> list[Criterion]:
-        """Return criteria for one generation, the clock of `max_time` started."""
+        """Return the stopping criteria of one generation; the time of `max_time` starts now."""
         timed: list[Criterion] = [] if self.config.max_time is None else [MaxTime(self.config.max_time)]
         return [*timed, *self.stopping_criteria]
 
@@ -142,13 +143,13 @@ class GenerationOptions:
         padding: mx.array | None = None,
         min_length_offset: int = 0,
     ) -> list[LogitsProcessor]:
-        """Return the processors that have something to do, in the reference's order.
+        """Return the processors that these options need, in the reference's order.
 
         Args:
-            prompt_length: ids that stand before the first new one.
-            max_length: ids at most, prompt included, where that is known: `forced_eos_token_id` needs it.
+            prompt_length: ids before the first new one.
+            max_length: maximum number of ids, including the prompt; `forced_eos_token_id` has no effect without it.
             padding: as in `RepetitionPenalty`.
-            min_length_offset: tokens of the prompt that have no ids, since it was given as embeddings.
+            min_length_offset: prompt positions without ids, because they were given as embeddings.
         """
         c, eos = self.config, self.eos_token_ids
         made: list[LogitsProcessor] = []
@@ -188,13 +189,13 @@ class GenerationOptions:
         return made
 
     def warpers(self) -> list[LogitsProcessor]:
-        """Return the sampling settings as processors, where tokens are drawn."""
+        """Return the sampling settings as processors; none of them for greedy decoding."""
         made = make_warpers(self.config) if self.samples else []
         return [*made, Warper(log_softmax)] if self.config.renormalize_logits else made
 
     @property
     def needs_warpers(self) -> bool:
-        """Whether `RandomSampler` lacks a setting."""
+        """Whether a sampling setting is used that `RandomSampler` does not implement."""
         c = self.config
         return self.samples and (
             c.top_h is not None
@@ -203,7 +204,7 @@ class GenerationOptions:
         )
 
     def sampler(self, warped: bool = False) -> Sampler:
-        """Return the sampler; `warped` where the warpers have been applied already."""
+        """Return the sampler; with `warped`, one for scores that the warpers have already been applied to."""
         if not self.samples:
             return greedy
         c = self.config
@@ -224,20 +225,20 @@ class GenerationOptions:
 
         Args:
             prompt_length, max_length: as in `processors`.
-            custom: the user's, which come after the package's and before temperature.
-            row: the index of the sequence in its batch.
-            warped: whether the sampling settings are applied as processors too.
+            custom: the user's processors, applied after the package's own and before temperature.
+            row: index of the sequence in its batch.
+            warped: whether to append the sampling settings as processors.
         """
         own: list[Any] = [*self.processors(prompt_length, max_length), *custom]
         return row_processors([*own, *(self.warpers() if warped else [])], row)
 
     @property
     def drafts(self) -> bool:
-        """Whether several tokens are proposed per pass."""
+        """Whether speculative decoding is enabled."""
         return self.assistant_model is not None or bool(self.config.prompt_lookup_num_tokens)
 
     def decoding(self, model: Any) -> Any:
-        """Return the speculative decoding that is asked for, or None."""
+        """Return the decoding strategy for the draft model or prompt lookup, or None if neither is set."""
         if self.assistant_model is not None:
             from .draft_model import DRAFT_TOKENS, draft_with
 
@@ -252,18 +253,19 @@ class GenerationOptions:
 def resolve_options(
     model: Any, keywords: Mapping[str, Any], *, streaming: bool = False, more: Sequence[str] = ()
 ) -> GenerationOptions:
-    """Return the options of one call.
+    """Resolve the options of one call.
 
     Args:
-        model: its `generation_config` fills what nobody sets.
-        keywords: those of `GenerationKeywords`, and fields of the reference that are not supported.
-        streaming: for `stream_generate`, `batch_generate` and chats: there a sampling keyword without `do_sample` means
-            that tokens are sampled, from the whole vocabulary unless `top_k` is set, as in mlx_lm.
-        more: further names that the caller takes, for the message about an unknown one.
+        model: its `generation_config` supplies options that are not set otherwise.
+        keywords: `GenerationKeywords`, and unsupported fields of the reference.
+        streaming: use the rules of `stream_generate`, `batch_generate` and chats: a sampling keyword without
+            `do_sample` enables sampling, from the whole vocabulary unless `top_k` is set, as in mlx_lm.
+        more: further argument names of the caller, for suggestions in the message about an unknown one.
 
     Raises:
-        InputError: an unknown keyword, one that is not supported, or, where `streaming`, one with an impossible value.
-        ConfigError: an impossible value elsewhere, or in the model's generation_config if it would be used.
+        InputError: a keyword is unknown or not supported or, if `streaming`, has an invalid value.
+        ConfigError: a keyword has an invalid value and `streaming` is false, or a value of the model's
+            generation_config that has an effect is invalid.
     """
     named = {ALIASES.get(name, name): value for name, value in keywords.items()}
     if "stop" in named:
@@ -274,7 +276,7 @@ def resolve_options(
     user = named.pop("generation_config", None)
     if user is not None and not isinstance(user, GenerationConfig):
         raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig")
-    extra = {name: named.pop(name) for name in _EXTRA if name in named}
+    extra = {name: named.pop(name) for name in _NON_FIELDS if name in named}
     own = getattr(model, "generation_config", None) or GenerationConfig()
     theirs = user.to_dict() if user is not None else {}
     values = {**own.to_dict(), **theirs}
@@ -304,20 +306,20 @@ def resolve_options(
         plain(extra.get("seed")),
     )
     checked_stop_strings(config.stop_strings, "stop_strings")
-    options.processors(1, 2)  # raises for what cannot be applied, before anything is computed
+    options.processors(1, 2)  # raises for invalid settings before anything is computed
     if options.needs_warpers:
         options.warpers()
     return options
 
 
-_EXTRA = ("logit_bias", "prefix_allowed_tokens_fn", "stopping_criteria", "assistant_model", "seed")
+_NON_FIELDS = ("logit_bias", "prefix_allowed_tokens_fn", "stopping_criteria", "assistant_model", "seed")
 
 
 def is_option(name: str) -> bool:
-    """Return whether `resolve_options` knows a keyword, to use it or to refuse it."""
+    """Return whether `resolve_options` handles a keyword, supported or not."""
     return (
         GenerationConfig.knows(ALIASES.get(name, name))
-        or name in _EXTRA
+        or name in _NON_FIELDS
         or name in ALIASES
         or name in ELSEWHERE
         or name in ("stop", "eos_token_ids", "generation_config")
@@ -329,7 +331,7 @@ def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
         if name in ELSEWHERE:
             neutral, advice = ELSEWHERE[name]
             value = named.pop(name)
-            if not _asks_nothing(value, neutral):
+            if not _is_neutral(value, neutral):
                 raise InputError(f"{name} is not supported: {shown(value)}. {advice}")
         elif not GenerationConfig.knows(name):
             known = [*GenerationKeywords.__annotations__, *more]
@@ -338,26 +340,26 @@ def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
             raise InputError(f"unknown argument {name!r}. {hint}")
 
 
-def _asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
     return value is None or (isinstance(value, bool | int | float | str) and value in neutral)
 
 
 def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: GenerationConfig, streaming: bool) -> None:
-    """Raise for what is not computed here; what only the model's file asks for is left out of a stream, and said."""
+    """Raise `InputError` for unsupported fields; when streaming, those set only in the model's file log a warning."""
     for name, (neutral, advice) in NOT_SUPPORTED.items():
         value = values.pop(name, None)
-        if _asks_nothing(value, neutral):
+        if _is_neutral(value, neutral):
             continue
         if streaming and name not in given:
-            logger.warning("%s asks for %s = %s, which is not supported and left out", own.source, name, shown(value))
+            logger.warning("%s sets %s = %s, which is not supported and ignored", own.source, name, shown(value))
             continue
         if name in ("length_penalty", "early_stopping") and name not in given:
-            continue  # without beams, which would have been refused, they change nothing
+            continue  # they have no effect without beam search, which has been refused above
         where = "" if name in given else f"{own.source or 'the generation_config'}: "
         raise InputError(f"{where}{name} is not supported: {shown(value)}. {advice}")
     for name, (neutral, advice) in ONE_ROW.items() if streaming else ():
-        if name in given and not _asks_nothing(values.get(name), neutral):
-            raise InputError(f"{name} is not supported where text is streamed: {shown(values[name])}. {advice}")
+        if name in given and not _is_neutral(values.get(name), neutral):
+            raise InputError(f"{name} is not supported for streamed text: {shown(values[name])}. {advice}")
     for name in IGNORED:
         values.pop(name, None)
 
@@ -365,7 +367,7 @@ def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: Gene
 def _check_fields(
     config: GenerationConfig, given: frozenset[str], own: GenerationConfig, error: type[MlxQwen3Error]
 ) -> None:
-    """Raise for the first field with an impossible value, unless it has no effect."""
+    """Raise for the first field with an invalid value, unless the field has no effect."""
     for name in config.fields:
         expected = config.expected(name)
         without_effect = name in SAMPLING and not config.do_sample and name not in given

@@ -1,4 +1,4 @@
-"""What generation returns: the batch form of the reference, and the streamed form with mlx_lm's field names."""
+"""Results of generation: the reference's batch output, and streamed responses with mlx_lm's field names."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,15 @@ from ..outputs import ModelOutput
 
 @dataclass(eq=False)
 class GenerateOutput(ModelOutput):
-    """What `model.generate(…, return_dict_in_generate=True)` gives; tuples have one entry per new token.
+    """Result of `model.generate(…, return_dict_in_generate=True)`. Tuples have one entry per new token.
 
-    `sequences` (B, S); `scores` after and `logits` before processing, (B, V) each, in float32.
+    Attributes:
+        sequences: (B, S) ids of the prompt and the new tokens.
+        scores: float32 scores (B, V) after the logits processors and the sampling settings.
+        logits: float32 scores (B, V) before them.
+        attentions: attention weights per layer.
+        hidden_states: hidden states per layer; num_layers + 1 entries, of which the last is after the final norm.
+        past_key_values: the cache, if one was used.
     """
 
     sequences: mx.array | None = None
@@ -27,14 +33,17 @@ class GenerateOutput(ModelOutput):
 class GenerationResponse:
     """One token of a streamed answer.
 
-    text: what can be shown now; may be empty while a character or a stop string is not complete.
-    token: the id, the ending one included.
-    from_draft: whether a draft proposed it.
-    prompt_tokens: tokens of the prompt that were computed now; prompt_tps: tokens per second until the first new one.
-    generation_tokens: tokens so far; generation_tps: tokens per second since the first.
-    peak_memory: GB that MLX has used at most (1e9 bytes).
-    finish_reason: None until the last response, then "stop" or "length".
-    logprobs: (V,) log-probabilities of the position, when they were asked for.
+    Attributes:
+        text: the new text; empty while a character or a possible stop string is incomplete.
+        token: the token id; the last one may be an ending token.
+        from_draft: whether the token was drafted, or forced by a constraint.
+        prompt_tokens: prompt tokens processed by this call, without those in the cache.
+        prompt_tps: prompt tokens per second until the first new token.
+        generation_tokens: new tokens so far.
+        generation_tps: new tokens per second since the first.
+        peak_memory: peak memory of MLX in GB (1e9 bytes).
+        finish_reason: None until the last response, then "stop" or "length".
+        logprobs: log-probabilities (V,) of the position, if requested.
     """
 
     text: str

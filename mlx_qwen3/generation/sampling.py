@@ -1,8 +1,8 @@
-"""Scores over the vocabulary → the next token: greedy, or drawn as the reference draws.
+"""Choose the next token from scores over the vocabulary, greedily or by sampling as in the reference.
 
-Order of the reference (transformers 5.23 `generation/utils.py`, `_get_logits_processor`): temperature, top-k, top-p,
-min-p. The k best are taken out first, because temperature keeps the order of scores, so that with top-k neither a sort
-nor a softmax runs over the whole vocabulary.
+The order is the reference's (transformers 5.23 `generation/utils.py`, `_get_logits_processor`): temperature, top-k,
+top-p, min-p. The k best scores are selected first, which is equivalent because temperature preserves the order of
+scores. Therefore, with top-k, neither a sort nor a softmax runs over the whole vocabulary.
 """
 
 import math
@@ -23,7 +23,7 @@ Sampler = Callable[[mx.array], mx.array]
 
 
 INVALID = -1
-"""Stands for a token that could not be chosen, until the token is read and `InputError` is raised."""
+"""Marks a token that could not be chosen; `InputError` is raised when the token is read."""
 
 _MASK = (1 << 64) - 1
 _LARGEST = 3.4e38
@@ -34,7 +34,7 @@ _categorical = mx.vmap(lambda weights, key: mx.random.categorical(weights, key=k
 
 
 def mixed(seed: int, number: int) -> int:
-    """Return 64 bits that look random: number `number` of the sequence of `seed` (SplitMix64, Steele et al. 2014)."""
+    """Return element `number` of the pseudorandom 64-bit sequence of `seed` (SplitMix64, Steele et al. 2014)."""
     z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _MASK
@@ -42,28 +42,29 @@ def mixed(seed: int, number: int) -> int:
 
 
 def greedy(scores: mx.array) -> mx.array:
-    """Return the best token of each row: scores (B, V) → (B,)."""
+    """Return the token with the highest score per row: scores (B, V) → (B,)."""
     return mx.argmax(scores, axis=-1)
 
 
 @dataclass
 class RandomSampler:
-    """Draw from softmax(scores / temperature), cut down to the k best, to a mass of top_p, to min_p of the best.
+    """Sample from softmax(scores / temperature), restricted by top-k, top-p and min-p.
 
-    Draw number n of a sampler has a key of its own, computed from the seed and n, so that it depends neither on the
-    other rows of a batch nor on the thread, and draws can be taken back.
+    Each draw has its own key, computed from the seed and the number of the draw. Draws therefore depend neither on the
+    other rows of a batch nor on the thread, and they can be undone.
 
     Args:
-        temperature: above 0. Below 1e-37, where float32 ends, the best token is taken.
-        top_k: how many of the best tokens stay; 0 for all. Of equal scores at the border exactly k stay.
-        top_p: the smallest set of best tokens with at least this probability stays; 1 for all.
-        min_p: tokens below this share of the best one's probability are cut off; 0 for none.
-        seed: makes the draws repeatable without touching MLX's global state. Without it the first draw takes a seed
-            from `mx.random`, and outside the main thread, where that starts alike in every thread, also from the
-            operating system.
+        temperature: above 0. Below 1e-37, the limit of float32, the best token is chosen.
+        top_k: number of best tokens to keep; 0 for all. Exactly k are kept even if scores are equal.
+        top_p: keep the smallest set of best tokens whose probabilities sum to at least this; 1 for all.
+        min_p: drop tokens whose probability is below this fraction of the best token's; 0 for none.
+        seed: makes the draws reproducible without changing MLX's global random state. Without it, the first draw
+            obtains a seed from `mx.random`. Other threads than the main one add entropy from the operating system,
+            because `mx.random` starts in the same state in each of them.
+        min_tokens_to_keep: number of best tokens that the restrictions keep at least.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value is out of range.
     """
 
     temperature: float = 1.0
@@ -84,15 +85,15 @@ class RandomSampler:
 
     @property
     def settings(self) -> tuple[float, int, float, float, int]:
-        """Everything but the seed: samplers with equal settings draw together."""
+        """All settings except the seed; samplers with equal settings are evaluated together."""
         return self.temperature, self.top_k, self.top_p, self.min_p, self.min_tokens_to_keep
 
     def __call__(self, scores: mx.array) -> mx.array:
-        """Return scores (B, V) → token ids (B,); row b is draw number n + b."""
+        """Sample one token id per row: scores (B, V) → (B,). After n draws, row b is draw number n + b."""
         return self.draw(scores, self.take_keys(scores.shape[0]))
 
     def for_row(self, row: int) -> "RandomSampler":
-        """Return a sampler with the same settings whose draws are independent; row 0 continues this one's seed."""
+        """Return a sampler with the same settings and independent draws; that of row 0 has the same seed as this one."""
         seed = self._seed()
         return replace(self, seed=seed if row == 0 else mixed(seed, ~row & _MASK))
 
@@ -104,11 +105,11 @@ class RandomSampler:
         return np.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=np.uint32).reshape(count, 2)
 
     def give_back(self, count: int) -> None:
-        """Forget the newest `count` draws, whose tokens were rejected."""
+        """Undo the newest `count` draws, whose tokens were rejected."""
         self._drawn -= count
 
     def draw(self, scores: mx.array, keys: np.ndarray) -> mx.array:
-        """Return scores (B, V) and a key for each row (B, 2) → token ids (B,)."""
+        """Sample one token id per row: scores (B, V) and one key per row (B, 2) → (B,)."""
         weights, ids = self.candidates(scores)
         drawn = _categorical(weights, mx.array(keys))
         return drawn if ids is None else mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
@@ -122,9 +123,9 @@ class RandomSampler:
         return self._base
 
     def candidates(self, scores: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Return what may be drawn: unnormalized log-probabilities (B, n), −inf where cut off, and their ids (B, n).
+        """Return unnormalized log-probabilities (B, n), −inf for dropped tokens, and the token ids (B, n).
 
-        Without top_k and top_p the ids are None: entry i is token i.
+        Without top_k and top_p the ids are None: entry i belongs to token i.
         """
         ids = None
         keep_best = max(self.top_k, self.min_tokens_to_keep) if self.top_k else 0
@@ -147,7 +148,7 @@ class RandomSampler:
             kept = kept | (mx.arange(scores.shape[-1]) < self.min_tokens_to_keep)
             scores = mx.where(kept, scores, -math.inf)
         if self.min_p > 0:
-            # probabilities compare as differences of scores: p / p_best = exp(score − best)
+            # ratios of probabilities are differences of scores: p / p_best = exp(score − best)
             low = scores < mx.max(scores, axis=-1, keepdims=True) + math.log(self.min_p)
             if self.min_tokens_to_keep > 1:
                 rank = mx.argsort(mx.argsort(-scores, axis=-1), axis=-1)
@@ -164,31 +165,31 @@ def make_sampler(
     top_k: int = 0,
     seed: int | None = None,
 ) -> Sampler:
-    """Greedy at temperature 0, else a `RandomSampler`. The argument names are mlx_lm's."""
+    """Return `greedy` for temperature 0, else a `RandomSampler`. The arguments are mlx_lm's and `seed`."""
     if temp == 0:
         return greedy
     return RandomSampler(temp, top_k, top_p, min_p, seed, min_tokens_to_keep)
 
 
 def needs_logprobs(sampler: Sampler | None) -> bool:
-    """Return whether a sampler is a user's, which may count on log-probabilities as mlx_lm's samplers do."""
+    """Return whether a sampler is user-defined; it may then expect log-probabilities, as mlx_lm's samplers do."""
     return sampler is not None and sampler is not greedy and not isinstance(sampler, RandomSampler)
 
 
 def normalized(logits: mx.array) -> mx.array:
-    """Return logits (B, V) → float32 log-probabilities (B, V)."""
+    """Convert logits (B, V) to float32 log-probabilities (B, V)."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def mark_invalid(tokens: mx.array, scores: mx.array) -> mx.array:
-    """Return tokens (B,) chosen from scores (B, V), `INVALID` where every score is −inf or one is NaN."""
+    """Replace tokens (B,) by `INVALID` in rows of scores (B, V) in which every score is −inf or one is NaN."""
     best = mx.max(scores, axis=-1)
-    return mx.where(best > -math.inf, _checked_tokens(tokens, scores.shape[0]).astype(mx.int32), INVALID)
+    return mx.where(best > -math.inf, _check_tokens(tokens, scores.shape[0]).astype(mx.int32), INVALID)
 
 
-def _checked_tokens(tokens: Any, rows: int) -> mx.array:
-    """Return what a sampler returned, or raise `InputError` unless it is one token id per row."""
+def _check_tokens(tokens: Any, rows: int) -> mx.array:
+    """Return the result of a sampler; raise `InputError` unless it is one token id per row."""
     if isinstance(tokens, mx.array) and tokens.shape == (rows,):
         return tokens
     found = f"shape {tuple(tokens.shape)}" if isinstance(tokens, mx.array) else type_name(tokens)
@@ -196,8 +197,9 @@ def _checked_tokens(tokens: Any, rows: int) -> mx.array:
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
-    """Return one token per row of logits (B, V), each by its own sampler; rows with equal settings are sampled
-    together.
+    """Return one token per row of logits (B, V), each chosen by the row's sampler.
+
+    Rows whose samplers have equal settings are sampled together.
     """
     groups: dict[Any, list[int]] = {}
     for row, sampler in enumerate(samplers):
@@ -210,7 +212,7 @@ def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
             keys = [samplers[row].take_keys(1) for row in rows]  # type: ignore[attr-defined]  # all of one class
             drawn.append(sampler.draw(own, np.concatenate(keys)))
         else:
-            drawn.append(_checked_tokens(sampler(normalized(own) if needs_logprobs(sampler) else own), len(rows)))
+            drawn.append(_check_tokens(sampler(normalized(own) if needs_logprobs(sampler) else own), len(rows)))
     if len(groups) == 1:
         return drawn[0]
     order = [row for rows in groups.values() for row in rows]

@@ -1,4 +1,4 @@
-"""Stop strings in streamed text: what may become one is held back until it is one, or cannot become one any more."""
+"""Stop strings in streamed text: text that may be the beginning of a stop string is held back until that is known."""
 
 from collections.abc import Sequence
 
@@ -6,20 +6,20 @@ from .criteria import checked_stop_strings
 
 
 class StopStrings:
-    """Watch a text that comes in pieces for strings that end it.
+    """Find stop strings in a text that arrives in pieces.
 
     Args:
-        strings: the strings, one or several; with none nothing is held back.
-        before: the text in front of the first piece, in which a stop string may begin.
+        strings: None, one string or several; without any, no text is held back.
+        before: text before the first piece, in which a stop string may begin.
     """
 
     def __init__(self, strings: str | Sequence[str] | None, before: str = ""):
         self.strings = checked_stop_strings(strings)
-        self._before = before[len(before) - max((_overlap(before, stop) for stop in self.strings), default=0) :]
+        self._before = before[len(before) - max((_measure_overlap(before, stop) for stop in self.strings), default=0) :]
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Take the next piece; return what can be shown now, and whether a stop string was found (it is not shown)."""
+        """Add the next piece; return the text that is final, without any stop string, and whether one was found."""
         if not self.strings:
             return text, False
         text, given = self._before + self._held + text, len(self._before)
@@ -27,20 +27,20 @@ class StopStrings:
         if found:
             self._held = self._before = ""
             return text[given : max(given, min(found))], True
-        keep = max((_overlap(text, stop) for stop in self.strings), default=0)
+        keep = max((_measure_overlap(text, stop) for stop in self.strings), default=0)
         shown = max(given, len(text) - keep)
         self._held = text[shown:]
         self._before = text[min(given, len(text) - keep) : given]
         return text[given:shown], False
 
     def flush(self) -> str:
-        """Return what was still held back, at the end of the text."""
+        """Return the text that is still held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that `stop` begins with."""
+def _measure_overlap(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

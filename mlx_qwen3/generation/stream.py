@@ -1,4 +1,4 @@
-"""`stream_generate` and `generate`: a prompt in, text out, piece by piece or whole."""
+"""Generate text from a prompt: `stream_generate` yields it token by token, `generate` returns it as a whole."""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -25,7 +25,7 @@ from .steps import checked_prompt, decode_steps
 from .stop_strings import StopStrings
 
 DEFAULT_TOKENS = 256
-"""Tokens of an answer where nobody sets a limit."""
+"""The default limit of tokens per answer."""
 
 STREAM_ARGUMENTS = (
     "max_tokens",
@@ -47,7 +47,7 @@ STREAM_ARGUMENTS = (
 
 
 class TextCodec(Protocol):
-    """What streaming asks of a tokenizer."""
+    """The methods of a tokenizer that streaming needs."""
 
     def encode(self, text: str, /, **options: Any) -> Any: ...
 
@@ -84,52 +84,55 @@ def stream_generate(
     matcher: TokenMatcher | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> Generator[GenerationResponse, None, None]:
-    """Yield the model's answer, one response per token. The last one has a `finish_reason`.
+    """Yield the model's answer, one response per token; the last response has a `finish_reason`.
+
+    A constrained answer (`schema`, `regex`, `choices`, `grammar` or `matcher`) has the finish_reason "stop" as soon as
+    it is complete. If the prompt is a list of messages and thinking is on, the constraint begins after `</think>`.
 
     Args:
-        prompt: a text, taken as it is; ids (L,), or a tokenizer's output; or a list of messages, which goes through the
-            chat template with `tools` and `enable_thinking`. Messages that end with the assistant's are continued.
-        max_tokens: tokens to generate at most; None or -1 for as many as the context holds. By default
-            `max_new_tokens`, else 256.
-        sampler: log-probabilities (1, V) → token (1,), instead of the sampling options.
-        logits_processors: functions of the tokens so far (S,) and logits (1, V), or `LogitsProcessor`s; they come after
-            the penalties.
-        logprobs: fill `logprobs` of the responses.
-        continue_final_message: whether the last message is continued; by default if it is the assistant's.
-        prompt_cache: holds what comes before the prompt, whose ids are `history`; it is written to.
-        max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache that is made when none is given.
-        prefill_step_size: tokens of the prompt in one pass; by default 2048.
-        prompt_progress_callback: gets (tokens done, all tokens) of the prompt.
-        decoding: the way to decode; one token per pass by default.
-        schema: a JSON Schema (a dict, JSON text, or a pydantic model class) that the answer satisfies, as compact JSON.
-        regex: a regular expression that the whole answer matches. choices: texts of which the answer is one.
-        grammar: a Lark grammar, as llguidance reads it, that the answer follows.
-        matcher: follows the answer under a constraint that is compiled already, instead of these four.
-        **options: `generation_config` and fields of it; what nobody sets comes from the model's generation_config.
-            A sampling field (`temperature`, `top_k`, `top_p`, `min_p`, …) turns sampling on, temperature 0 turns it
-            off; without any the model's generation_config decides, and the answer is greedy where that says nothing.
-            `repetition_penalty` looks at all tokens, `presence_penalty` and `frequency_penalty` at generated ones.
-            Besides: `logit_bias` (token id → number to add), `stop` (strings that end the answer and are not part of
-            it), `eos_token_ids`, `seed`, `stopping_criteria`, `prefix_allowed_tokens_fn`, `draft_model`. None switches
-            an option off.
-
-    A constrained answer has the finish_reason "stop" as soon as it is complete. For messages with thinking on, the
-    constraint begins after `</think>`.
+        prompt: a text, which is encoded without a chat template; ids (L,) or a tokenizer's output; or a list of
+            messages, which is rendered by the chat template with `tools` and `enable_thinking`. If the last message is
+            the assistant's, the model continues it.
+        max_tokens: maximum number of tokens to generate; None or -1 to use the remaining context. Defaults to
+            `max_new_tokens`, or to 256 if that is not set.
+        sampler: function of log-probabilities (1, V) that returns a token id (1,); replaces the sampling options.
+        logits_processors: functions of the ids so far (S,) and logits (1, V), or `LogitsProcessor`s. They are applied
+            after the penalties.
+        logprobs: whether to set `logprobs` in the responses.
+        continue_final_message: whether the model continues the last message; by default if it is the assistant's.
+        prompt_cache: cache of the tokens before the prompt. The prompt and the answer are added to it.
+        history: ids of the tokens in `prompt_cache`, for penalties, drafts and stopping criteria.
+        max_kv_size, kv_bits, kv_group_size, quantized_kv_start: options of the new cache if `prompt_cache` is None.
+        prefill_step_size: prompt tokens per forward pass; defaults to 2048.
+        prompt_progress_callback: called with (processed prompt tokens, total prompt tokens).
+        decoding: decoding strategy; by default one forward pass per token.
+        schema: JSON Schema (a dict, JSON text or a pydantic model class) for the answer, which is compact JSON.
+        regex: regular expression that the whole answer matches.
+        choices: texts; the answer is one of them.
+        grammar: Lark grammar in llguidance's dialect that the answer follows.
+        matcher: matcher of a compiled constraint; replaces the four arguments above.
+        **options: `generation_config` and any of its fields. Options that are not set come from the model's
+            generation_config. A sampling field (`temperature`, `top_k`, `top_p`, `min_p`, …) turns sampling on, and
+            temperature 0 turns it off. Without sampling fields the model's generation_config decides; its default is
+            greedy decoding. `repetition_penalty` applies to all tokens, `presence_penalty` and `frequency_penalty` to
+            generated tokens only. Further options: `logit_bias` (token id → number to add), `stop` (strings that end
+            the answer and are not part of it), `eos_token_ids`, `seed`, `stopping_criteria`,
+            `prefix_allowed_tokens_fn`, `draft_model`. None disables an option.
 
     Raises:
-        InputError: an empty prompt, an option that is unknown, not supported or out of range, several constraints, a
-            constraint with `stop`; while it runs: no token may follow, or another generation has changed the cache.
-        ConstraintError: a constraint that cannot be kept.
-        ContextError: a prompt that fills the context.
-        TokenizerError: messages, and no chat template.
+        InputError: the prompt is empty; an option is unknown, not supported or out of range; several constraints are
+            given, or a constraint with `stop`. During generation: no token is allowed, or the cache was changed.
+        ConstraintError: the constraint is invalid or not supported.
+        ContextError: the prompt fills the context.
+        TokenizerError: the prompt is a list of messages and the tokenizer has no chat template.
     """
     check_model_and_tokenizer(model, tokenizer)
     custom = processor_list(logits_processors, "logits_processors")
     check_callable("sampler", sampler, "a function of scores (1, V)")
     check_callable("prompt_progress_callback", prompt_progress_callback, "a function of two numbers")
-    check_callable("decoding", decoding, "what prompt_lookup() or draft_with() returns")
+    check_callable("decoding", decoding, "the result of prompt_lookup() or draft_with()")
     if matcher is not None and not hasattr(matcher, "forced"):
-        raise InputError(f"matcher is {type_name(matcher)}, expected what Constraint.matcher() returns")
+        raise InputError(f"matcher is {type_name(matcher)}, expected the result of Constraint.matcher()")
     check_cache("prompt_cache", prompt_cache)
     history = checked_history(history)
     resolved = resolve_options(model, options, streaming=True, more=STREAM_ARGUMENTS)
@@ -142,7 +145,7 @@ def stream_generate(
     stop_strings = resolved.stop_strings
     if matcher is not None and stop_strings:
         if "stop_strings" in resolved.given:
-            raise InputError("stop and a constraint exclude each other: a constraint ends the answer. Leave one out")
+            raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one")
         stop_strings = []
     ids = prompt_ids(
         tokenizer, prompt, enable_thinking=enable_thinking, tools=tools, continue_final_message=continue_final_message
@@ -176,15 +179,18 @@ def stream_generate(
     )
     steps = stoppable(steps, getattr(model, "group", None))
     stops = StopStrings(stop_strings, prompt_tail(tokenizer, prompt, ids, stop_strings))
-    ends = EndOfText(eos, resolved.criteria(), [*history, *_ids_of(ids)])
+    ends = EndOfText(eos, resolved.criteria(), [*history, *_list_ids(ids)])
     return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), stops, ends)
 
 
 @dataclass
 class EndOfText:
-    """Says after each token of one sequence whether the text is finished.
+    """Decides after each token of one sequence whether the text is finished.
 
-    eos: ids that end it. criteria: as in `criteria.py`. ids: everything so far.
+    Args:
+        eos: ids that end the text.
+        criteria: stopping criteria, see `criteria.py`.
+        ids: ids of the sequence so far, including the prompt.
     """
 
     eos: set[int]
@@ -192,7 +198,7 @@ class EndOfText:
     ids: list[int] = field(default_factory=list)
 
     def reason(self, token: int) -> str | None:
-        """Return "stop" or "length" (out of time), or None; takes the token."""
+        """Add a token and return the finish reason: "stop", "length" (time limit reached), or None to continue."""
         if token in self.eos:
             return "stop"
         if not self.criteria:
@@ -259,13 +265,14 @@ def _responses(
 def generate(
     model: CachedModel, tokenizer: TextCodec, prompt: Any, *arguments: Any, parse: bool = False, **options: Any
 ) -> Any:
-    """Return the whole answer as one text; the arguments are those of `stream_generate`.
+    """Return the whole answer as one text. Takes the arguments of `stream_generate`.
 
     Args:
-        parse: with a pydantic model class as `schema`, return an instance; with another schema, the JSON value.
+        parse: return an instance of the pydantic model class given as `schema`, or the JSON value for other schemas.
 
     Raises:
-        IncompleteOutputError: `max_tokens` cut an answer under a constraint; `text` holds what there is.
+        IncompleteOutputError: a constrained answer was cut off by `max_tokens`; the error's `text` is the partial
+            answer.
     """
     responses = list(stream_generate(model, tokenizer, prompt, *arguments, **options))
     text = "".join(response.text for response in responses)
@@ -275,7 +282,7 @@ def generate(
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     """Raise `InputError` unless these are a causal model and a tokenizer of this package."""
-    # what computes is only touched once everything else is checked
+    # no method is called: nothing may be computed before all arguments are checked
     generates = hasattr(model, "for_inference") or hasattr(model, "step_logits")
     if not (generates and hasattr(model, "config")):
         raise InputError(f"model is {type_name(model)}, expected a causal language model. Load one with mlx_qwen3.load")
@@ -293,9 +300,9 @@ def check_cache(name: str, cache: Any) -> None:
 
 
 def checked_history(history: Any) -> Sequence[int]:
-    """Return the ids that a cache holds, none for None; raise `InputError` for no list of ids."""
+    """Return the ids in a cache as a sequence, empty for None; raise `InputError` if it is not a list."""
     history = () if history is None else plain(history)
-    check_list("history", history, "the list of ids that prompt_cache holds")
+    check_list("history", history, "the list of token ids in prompt_cache")
     return history
 
 
@@ -306,7 +313,7 @@ def rendered_prompt(
     tools: Sequence[Mapping[str, Any]] | None,
     continue_final_message: bool | None,
 ) -> str | None:
-    """Return the text of a prompt of messages; None for other prompts, which have no reasoning."""
+    """Return the rendered text of a list of messages, or None for other prompts, which have no reasoning."""
     if not is_conversation(prompt):
         return None
     variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -323,19 +330,22 @@ def prompt_ids(
     continue_final_message: bool | None = None,
     template: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return the ids of a prompt: a text as it is, messages through the chat template, ids unchanged.
+    """Return the ids of a prompt: texts are encoded, messages rendered by the chat template, ids returned unchanged.
 
-    template: further variables of the chat template.
+    Args:
+        template: further variables of the chat template.
+        continue_final_message: as in `stream_generate`.
 
-    continue_final_message: by default whether the last message is the assistant's.
+    Raises:
+        InputError: the prompt is an empty text, or a mapping without `input_ids`.
     """
     if isinstance(prompt, str):
         if not prompt:
-            raise InputError("the prompt is empty: there is no token to start from")
+            raise InputError("the prompt is empty. Pass at least one token")
         return tokenizer.encode(prompt)
     if isinstance(prompt, Mapping):
         if "input_ids" not in prompt:
-            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids, or a list of messages")
+            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids or a list of messages")
         return prompt["input_ids"]
     if is_conversation(prompt):
         variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -347,45 +357,45 @@ def prompt_ids(
 
 
 def is_conversation(prompt: Any) -> bool:
-    """Tell whether a prompt is a list of messages."""
+    """Return whether a prompt is a list of messages."""
     return (
         isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
     )
 
 
 def template_turn(messages: Sequence[Any], continue_final_message: bool | None) -> dict[str, bool]:
-    """Return what opens the assistant's turn: keywords of `apply_chat_template`."""
+    """Return the keywords of `apply_chat_template` that start or continue the assistant's turn."""
     if continue_final_message is None:
         continue_final_message = ends_with_assistant(messages)
     return {"continue_final_message": True} if continue_final_message else {"add_generation_prompt": True}
 
 
 def ends_with_assistant(messages: Sequence[Any]) -> bool:
-    """Return whether the last message is text of the assistant's, to be continued."""
+    """Return whether the last message is the assistant's and has a text that can be continued."""
     last = messages[-1]
     return last.get("role") == "assistant" and isinstance(last.get("content"), str) and bool(last["content"])
 
 
 def prompt_tail(tokenizer: TextCodec, prompt: Any, ids: mx.array, stops: Sequence[str]) -> str:
-    """Return the end of a prompt's text, in which a stop string may begin; nothing for messages."""
+    """Return the end of a prompt's text, in which a stop string may begin; "" for messages."""
     if not stops or is_conversation(prompt):
         return ""
     longest = max(len(stop.encode()) for stop in stops)
     if isinstance(prompt, str):
         return prompt[-longest:]
     detokenizer = tokenizer.make_detokenizer()
-    for token in _ids_of(ids)[-longest:]:
+    for token in _list_ids(ids)[-longest:]:
         detokenizer.add_token(token)
     detokenizer.finalize()
     return detokenizer.text
 
 
-def _ids_of(ids: mx.array) -> list[int]:
+def _list_ids(ids: mx.array) -> list[int]:
     return cast(list[int], ids[0].tolist())
 
 
 def ending_ids(options: GenerationOptions, tokenizer: Any) -> set[int]:
-    """Return the ids that end an answer: those that the call names, else the configuration's and the tokenizer's."""
+    """Return the ids that end an answer: the call's `eos_token_id`, else the configuration's and the tokenizer's."""
     known = set(options.eos_token_ids)
     if "eos_token_id" not in options.given and getattr(tokenizer, "eos_token_id", None) is not None:
         known.add(tokenizer.eos_token_id)
@@ -395,26 +405,26 @@ def ending_ids(options: GenerationOptions, tokenizer: Any) -> set[int]:
 def token_budget(
     options: GenerationOptions, max_tokens: int | NotGiven | None, prompt_length: int, default: int = DEFAULT_TOKENS
 ) -> int | None:
-    """Return how many tokens a call asks for, None or -1 for as many as the context holds.
+    """Return the maximum number of new tokens of a call; None or -1 to use the remaining context.
 
-    `max_tokens` wins over `max_new_tokens`, that over a `max_length` of the call's, that over the default.
+    The first that is set applies: `max_tokens`, `max_new_tokens`, a `max_length` given by the call, the default.
 
     Raises:
-        InputError: a `max_length` that the prompt fills.
+        InputError: the prompt fills `max_length`, or `max_tokens` is not a whole number of at least -1.
     """
     config = options.config
     if not isinstance(max_tokens, NotGiven):
         limit: int | None = plain(max_tokens)
         if limit is not None:
-            check_whole_number("max_tokens", limit, least=-1, hint="-1 or None for what the context holds")
+            check_whole_number("max_tokens", limit, least=-1, hint="-1 or None to use the remaining context")
         return limit
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if "max_length" in options.given and config.max_length is not None:
         if prompt_length >= config.max_length:
             raise InputError(
-                f"the prompt has {prompt_length} tokens and max_length is {config.max_length}, which leaves none to "
-                "generate. Raise max_length or pass max_tokens"
+                f"the prompt has {prompt_length} tokens and max_length is {config.max_length}, so no token can be "
+                "generated. Increase max_length or pass max_tokens"
             )
         return config.max_length - prompt_length
     return default
