@@ -1,4 +1,4 @@
-"""A constraint that begins when the reasoning is finished."""
+"""Constraints that begin after the reasoning of an answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class TokenMatcher(Protocol):
-    """Follows an answer under a constraint; see `constraints`."""
+    """The interface of a matcher, which tracks an answer under a constraint; see `constraints`."""
 
     @property
     def complete(self) -> bool: ...
@@ -30,10 +30,14 @@ class TokenMatcher(Protocol):
 
 @dataclass(frozen=True)
 class Reasoning:
-    """What comes before a constrained answer.
+    """The reasoning before a constrained answer.
 
-    first: ids that come first, such as the opening tag. free: whether reasoning follows them, up to `close`, the id of
-    the closing tag, and `then`, the ids after it. budget: tokens of reasoning at most; None for no limit.
+    Attributes:
+        first: forced ids at the start, such as the opening tag.
+        free: whether unconstrained reasoning follows, up to the closing tag.
+        close: id of the closing tag.
+        then: forced ids after the closing tag.
+        budget: maximum number of reasoning tokens; None for no limit.
     """
 
     first: tuple[int, ...]
@@ -49,11 +53,12 @@ class Reasoning:
         """Return the reasoning of an answer.
 
         Args:
-            opened: the prompt ends with the opening tag. free: the model reasons; else the reasoning is empty.
-            budget: tokens of reasoning at most.
+            opened: whether the prompt already contains the opening tag.
+            free: whether the model reasons; otherwise the reasoning is empty.
+            budget: maximum number of reasoning tokens.
 
         Raises:
-            InputError: the tokenizer has no tokens for the tags.
+            InputError: the tokenizer has no token for the closing tag.
         """
         first = "" if opened else f"{OPEN}\n" if free else f"{OPEN}\n\n{CLOSE}\n\n"
         close, ids, then = (
@@ -61,24 +66,27 @@ class Reasoning:
         )
         if len(close) != 1:
             raise InputError(
-                "this tokenizer has no token </think>, so a constraint cannot follow it. Turn thinking off"
+                "the tokenizer has no token </think>, after which a constraint could begin. Turn thinking off"
             )
         return cls(tuple(ids), free, close[0], tuple(then), budget)
 
 
 class AfterThinking:
-    """A matcher whose constraint begins after the reasoning, in which no ending token is allowed.
+    """A matcher whose constraint begins after the reasoning.
 
     Args:
-        inner: follows the answer. size: of the vocabulary. banned: ids that the reasoning must not hold.
+        inner: tracks the answer after the reasoning.
+        reasoning: the format of the reasoning.
+        size: vocabulary size.
+        banned: ids that are not allowed in the reasoning, such as ending tokens.
     """
 
     def __init__(self, inner: TokenMatcher, reasoning: Reasoning, size: int, banned: Sequence[int]):
         self.inner, self.reasoning = inner, reasoning
         self._size = size
-        self._inside = only([], size)
-        self._inside[:] = 0xFFFFFFFF
-        forbid(self._inside, [token for token in banned if token != reasoning.close])
+        self._reasoning_mask = only([], size)
+        self._reasoning_mask[:] = 0xFFFFFFFF
+        forbid(self._reasoning_mask, [token for token in banned if token != reasoning.close])
         self._tokens: list[int] = []
         self._begin = None if reasoning.free else len(reasoning.first)
 
@@ -89,7 +97,7 @@ class AfterThinking:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but an ending token may follow."""
+        """Whether only an ending token may follow."""
         return self._answering and self.inner.finished
 
     @property
@@ -97,20 +105,20 @@ class AfterThinking:
         return self._begin is not None and len(self._tokens) >= self._begin
 
     def mask(self) -> Mask | None:
-        """Return the tokens that may come next."""
+        """Return the mask of the allowed next tokens, or None if all are allowed."""
         if self._answering:
             return self.inner.mask()
         forced = self.forced()
         if forced:
             return only(forced[:1], self._size)
-        mask = self._inside
-        if len(self._tokens) == len(self.reasoning.first):  # some reasoning, if there is to be any
+        mask = self._reasoning_mask
+        if len(self._tokens) == len(self.reasoning.first):  # the reasoning must not be empty
             mask = mask.copy()
             forbid(mask, [self.reasoning.close])
         return mask
 
     def forced(self) -> list[int]:
-        """Return the tokens that must come next."""
+        """Return the next tokens that have no alternative; empty if there is a choice."""
         count, first = len(self._tokens), self.reasoning.first
         if count < len(first):
             return list(first[count:])
@@ -121,7 +129,7 @@ class AfterThinking:
         return self.inner.forced() if count >= self._begin else list(self.reasoning.then[count - self._begin :])
 
     def accept(self, token: int) -> None:
-        """Go on with a token."""
+        """Add a token to the answer."""
         if self._answering:
             self.inner.accept(token)
         elif token == self.reasoning.close and len(self._tokens) >= len(self.reasoning.first) and self._begin is None:
@@ -129,7 +137,7 @@ class AfterThinking:
         self._tokens.append(token)
 
     def rollback(self, count: int) -> None:
-        """Take the last `count` tokens back."""
+        """Remove the last `count` tokens from the answer."""
         left = len(self._tokens) - count
         if self._begin is not None:
             self.inner.rollback(min(count, max(len(self._tokens) - self._begin, 0)))
@@ -147,11 +155,18 @@ def after_thinking(
     banned: Sequence[int],
     budget: int | None = None,
 ) -> TokenMatcher:
-    """Return a matcher for the answer to a rendered conversation, whose constraint begins after the reasoning.
+    """Return a matcher for the answer to a rendered conversation; its constraint begins after the reasoning, if any.
 
     Args:
-        prompt: ends where the answer begins. enable_thinking: as the template got it. budget: tokens of reasoning at
-            most.
+        inner: tracks the answer after the reasoning.
+        prompt: rendered conversation up to the start of the answer.
+        enable_thinking: the value passed to the chat template.
+        size: vocabulary size.
+        banned: ids that are not allowed in the reasoning.
+        budget: maximum number of reasoning tokens; None for no limit.
+
+    Raises:
+        InputError: the tokenizer has no token for the closing tag.
     """
     if prompt.rfind(OPEN) > prompt.rfind(CLOSE):
         reasoning = Reasoning.for_tokenizer(tokenizer, opened=True, budget=budget)
@@ -163,7 +178,7 @@ def after_thinking(
 
 
 def switches_thinking(tokenizer: Any) -> bool:
-    """Tell whether the chat template can turn thinking off, so that a model thinks where it does not."""
+    """Return whether the chat template can disable thinking; if so, the model thinks unless it is disabled."""
     probe = [{"role": "user", "content": "?"}]
     on, off = (
         tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)

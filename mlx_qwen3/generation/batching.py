@@ -1,4 +1,4 @@
-"""`batch_generate`: many prompts in, as many texts out."""
+"""`batch_generate`: generate the answers to several prompts in one batch."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -36,14 +36,23 @@ from .stream import (
 )
 
 DEFAULT_BATCH_TOKENS = 128
-"""Tokens of each answer where nobody sets a limit."""
+"""The default limit of tokens per answer."""
 
 
 @dataclass(frozen=True)
 class BatchStats:
-    """Tokens of all sequences together (prompts, and generated), with seconds and tokens per second; peak_memory in GB.
+    """Totals over all sequences of a batch.
 
-    The time of the prompts ends with the first token of all; what joins later counts as generation.
+    Prompts that join the batch after the first new token count as generation time.
+
+    Attributes:
+        prompt_tokens: tokens of all prompts.
+        prompt_time: seconds until the first new token of any sequence.
+        prompt_tps: prompt tokens per second.
+        generation_tokens: new tokens of all sequences.
+        generation_time: seconds after the first new token.
+        generation_tps: new tokens per second.
+        peak_memory: peak memory of MLX in GB (1e9 bytes).
     """
 
     prompt_tokens: int
@@ -57,10 +66,14 @@ class BatchStats:
 
 @dataclass(frozen=True)
 class BatchResponse:
-    """What `batch_generate` gives, each list in the order of the prompts.
+    """Result of `batch_generate`; lists are in the order of the prompts.
 
-    texts: the answers. token_ids: their ids, ending tokens left out. finish_reasons: "stop" or "length".
-    logprobs: the log-probability of each of `token_ids`, where they were asked for.
+    Attributes:
+        texts: the answers.
+        token_ids: their token ids, without ending tokens.
+        finish_reasons: "stop" or "length".
+        stats: token counts, times and memory of the whole batch.
+        logprobs: the log-probability of each of `token_ids`, if requested, else None.
     """
 
     texts: list[str]
@@ -85,7 +98,7 @@ class _Answer:
     constraint: ConstraintProcessor | None = None
 
     def take(self, token: int, logprobs: mx.array | None = None) -> bool:
-        """Add a token; true when the answer is finished."""
+        """Add a token; return whether the answer is finished."""
         if token in self.ends.eos:
             self.reason = "stop"
             return self._close()
@@ -143,39 +156,43 @@ def batch_generate(
     quantized_kv_start: int = 0,
     **options: Unpack[GenerationKeywords],
 ) -> BatchResponse:
-    """Return the model's answers to several prompts, computed together; each is what the prompt gives alone.
+    """Generate the answers to several prompts in one batch; each answer is the same as for the prompt alone.
 
     Args:
         prompts: texts, ids or lists of messages, as in `stream_generate`.
-        max_tokens: tokens to generate at most, for all or for each; None or -1 for as many as the context holds. By
-            default `max_new_tokens`, else 128.
-        sampler: log-probabilities (n, V) → tokens (n,), instead of the sampling options; one, or one per prompt.
+        max_tokens: maximum number of tokens per answer, one value or one per prompt; None or -1 to use the remaining
+            context. Defaults to `max_new_tokens`, or to 128 if that is not set.
+        sampler: function of log-probabilities (n, V) that returns tokens (n,), one or one per prompt; replaces the
+            sampling options.
         logits_processors: as in `stream_generate`, for every prompt; or a list of such lists, one per prompt.
-        stops: stop strings of each prompt, instead of `stop`.
-        logprobs: return the log-probability of each token.
-        prompt_caches: one per prompt, or None for some: what comes before the prompt, whose ids are in `histories`.
-            They are written to; prompts with one are computed one after the other.
-        completion_batch_size: sequences in a pass; further prompts replace finished ones, where the cache keeps all
-            tokens unpacked, and wait for all of them elsewhere.
-        schema, regex, choices, grammar: at most one constraint per answer, as in `stream_generate`; for all prompts, or
-            a list with one entry, or None, per prompt. Look at `finish_reasons`: "length" is an answer that was cut.
-        thinking_budget: tokens of reasoning after which a constrained answer begins; None for no limit.
-        max_kv_size, kv_bits, kv_group_size, quantized_kv_start: of the cache.
-        **options: as in `stream_generate`. `seed`: prompt number n draws the same tokens whatever the others are;
-            prompt 0 draws those of `stream_generate`.
+        stops: stop strings per prompt; replaces `stop`.
+        logprobs: whether to return the log-probability of each token.
+        enable_thinking, tools, continue_final_message: as in `stream_generate`, for all prompts.
+        prompt_caches: one cache per prompt, or None for some prompts, with the tokens before the prompt. The caches
+            are updated. Prompts with a cache are processed one after the other.
+        histories: ids of the tokens in each of `prompt_caches`.
+        completion_batch_size: sequences per forward pass. Further prompts replace finished sequences if the cache
+            keeps all tokens unquantized; otherwise they wait until the batch is finished.
+        schema, regex, choices, grammar: constraint as in `stream_generate`, at most one per answer; one value for all
+            prompts, or a list with one entry or None per prompt. An answer with the finish reason "length" is
+            incomplete.
+        thinking_budget: maximum number of reasoning tokens before a constrained answer; None for no limit.
+        max_kv_size, kv_bits, kv_group_size, quantized_kv_start: cache options.
+        **options: as in `stream_generate`. With a `seed`, the tokens of prompt n do not depend on the other prompts,
+            and those of prompt 0 are those of `stream_generate`.
 
     Raises:
-        InputError: an empty prompt, lists of other lengths than `prompts`, an option that is unknown, not supported or
-            out of range, no token that may follow.
-        ConstraintError: a constraint that cannot be kept.
-        ContextError: a prompt that fills the context.
+        InputError: a prompt is empty; a list has another length than `prompts`; an option is unknown, not supported or
+            out of range; or no token is allowed.
+        ConstraintError: a constraint is invalid or not supported.
+        ContextError: a prompt fills the context.
     """
     check_model_and_tokenizer(model, tokenizer)
     check_whole_number("completion_batch_size", completion_batch_size, least=1)
     resolved = resolve_options(model, options, streaming=True, more=(*STREAM_ARGUMENTS, "stops", "prompt_caches"))
     if resolved.drafts:
         raise InputError("draft models and prompt lookup are not supported in batches. Use stream_generate")
-    ids = _checked_prompts(
+    ids = _encode_prompts(
         model,
         tokenizer,
         prompts,
@@ -184,27 +201,29 @@ def batch_generate(
         continue_final_message=continue_final_message,
     )
     count = len(ids)
-    caches = [None] * count if prompt_caches is None else _each(prompt_caches, count, "prompt_caches")
-    before = [()] * count if histories is None else list(map(checked_history, _each(histories, count, "histories")))
+    caches = [None] * count if prompt_caches is None else _check_length(prompt_caches, count, "prompt_caches")
+    before = [()] * count
+    if histories is not None:
+        before = list(map(checked_history, _check_length(histories, count, "histories")))
     for cache in caches:
         check_cache("prompt_caches", cache)
     own = [id(cache) for cache in caches if cache is not None]
     if len(set(own)) < len(own):
-        raise InputError("prompt_caches holds one cache twice. Give each prompt a cache of its own")
+        raise InputError("prompt_caches contains one cache twice. Use a separate cache for each prompt")
     limits: list[Any] = (
-        _each(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
+        _check_length(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
     )
     warped = sampler is None and resolved.needs_warpers
-    samplers = _samplers(resolved, sampler, count, warped)
-    own_stops = [resolved.stop_strings] * count if stops is None else _each(stops, count, "stops")
-    custom = _custom_processors(logits_processors, count)
-    constraints = _constraints(
+    samplers = _make_samplers(resolved, sampler, count, warped)
+    own_stops = [resolved.stop_strings] * count if stops is None else _check_length(stops, count, "stops")
+    custom = _split_processors(logits_processors, count)
+    constraints = _compile_constraints(
         tokenizer, count, {"schema": schema, "regex": regex, "choices": choices, "grammar": grammar}
     )
     if thinking_budget is not None:
         check_whole_number("thinking_budget", thinking_budget, least=0)
         if None in constraints:
-            raise InputError("thinking_budget needs a constraint on every answer. Leave it out")
+            raise InputError("thinking_budget requires a constraint for every prompt. Omit it")
     eos = ending_ids(resolved, tokenizer)
     answers: list[_Answer] = []
     sequences: list[BatchSequence] = []
@@ -212,15 +231,13 @@ def batch_generate(
         length, cached = len(row) + len(before[i]), 0 if cache is None else cache.offset
         budget = token_budget(resolved, limits[i], length, DEFAULT_BATCH_TOKENS)
         if budget == 0:
-            raise InputError("max_tokens is 0, expected a whole number above 0, or -1 for what the context holds")
+            raise InputError("max_tokens is 0, expected a whole number above 0, or -1 to use the remaining context")
         budget = tokens_left(model.config, cached, len(row), budget)
         processors = resolved.row_processors(length, length + budget, custom[i], i, warped)
         follower, constraint = None, constraints[i]
         if constraint is not None:
             if stops is not None or "stop_strings" in resolved.given:
-                raise InputError(
-                    "stop and a constraint exclude each other: a constraint ends the answer. Leave one out"
-                )
+                raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one")
             own_stops[i] = []
             rendered = rendered_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
             follower = ConstraintProcessor(
@@ -233,14 +250,14 @@ def batch_generate(
         ends = EndOfText(eos, resolved.criteria(), [*before[i], *row])
         answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget, constraint=follower))
 
-    def ended(found: RowToken) -> bool:
+    def add_token(found: RowToken) -> bool:
         return answers[found.row].take(found.token, found.logprobs)
 
     start, first = time.perf_counter(), None
     for _ in decode_rows(
         model.for_inference() if hasattr(model, "for_inference") else model,
         sequences,
-        ended,
+        add_token,
         batch_size=completion_batch_size,
         max_kv_size=max_kv_size,
         kv_bits=kv_bits,
@@ -248,7 +265,7 @@ def batch_generate(
         quantized_kv_start=quantized_kv_start,
     ):
         first = first or time.perf_counter()
-    stats = _stats(ids, answers, start, first or time.perf_counter())
+    stats = _compute_stats(ids, answers, start, first or time.perf_counter())
     return BatchResponse(
         [answer.text for answer in answers],
         [answer.tokens for answer in answers],
@@ -258,8 +275,8 @@ def batch_generate(
     )
 
 
-def _constraints(tokenizer: Any, count: int, given: Mapping[str, Any]) -> list[Constraint | None]:
-    """Compile the constraint of each prompt; equal ones once."""
+def _compile_constraints(tokenizer: Any, count: int, given: Mapping[str, Any]) -> list[Constraint | None]:
+    """Compile the constraint of each prompt; a value shared by several prompts is compiled once."""
     columns = {kind: per_prompt(value, count, kind) for kind, value in given.items() if value is not None}
     compiled: dict[tuple[int, ...], Constraint | None] = {}
     found = []
@@ -272,12 +289,12 @@ def _constraints(tokenizer: Any, count: int, given: Mapping[str, Any]) -> list[C
     return found
 
 
-def _samplers(
+def _make_samplers(
     options: GenerationOptions, sampler: Sampler | Sequence[Sampler] | None, count: int, warped: bool
 ) -> list[Sampler]:
-    """Return one sampler per prompt; prompts that share a seed draw independently."""
+    """Return one sampler per prompt; samplers with the same seed draw independently."""
     if sampler is not None and not callable(sampler):
-        own = _each(sampler, count, "sampler")
+        own = _check_length(sampler, count, "sampler")
         for one in own:
             check_callable("sampler", () if one is None else one, "a function of scores (n, V) for each prompt")
         return own
@@ -285,16 +302,16 @@ def _samplers(
     return [shared.for_row(i) if isinstance(shared, RandomSampler) else shared for i in range(count)]
 
 
-def _custom_processors(processors: Any, count: int) -> list[list[Any]]:
-    """Return the user's processors of each prompt."""
+def _split_processors(processors: Any, count: int) -> list[list[Any]]:
+    """Return the user's logits processors per prompt."""
     name = "logits_processors"
     by_row = isinstance(processors, list | tuple) and not callable(processors) and len(processors) > 0
     if by_row and all(own is None or isinstance(own, list | tuple) for own in processors):
-        return [processor_list(own, name) for own in _each(processors, count, name)]
+        return [processor_list(own, name) for own in _check_length(processors, count, name)]
     return [processor_list(processors, name)] * count
 
 
-def _checked_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
+def _encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
     if isinstance(prompts, str | Mapping):
         kind = "a text" if isinstance(prompts, str) else "a mapping"
         raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one")
@@ -310,14 +327,14 @@ def _checked_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **templ
     return rows
 
 
-def _each(values: Any, count: int, name: str) -> list[Any]:
+def _check_length(values: Any, count: int, name: str) -> list[Any]:
     check_list(name, values, "a list with one entry per prompt")
     if len(values) != count:
-        raise InputError(f"{name} has {len(values)} entries for {count} prompts. Give one for each, or one for all")
+        raise InputError(f"{name} has {len(values)} entries for {count} prompts. Pass one per prompt, or one for all")
     return list(values)
 
 
-def _stats(ids: list[list[int]], answers: list[_Answer], start: float, first: float) -> BatchStats:
+def _compute_stats(ids: list[list[int]], answers: list[_Answer], start: float, first: float) -> BatchStats:
     stop = time.perf_counter()
     prompt, generated = sum(map(len, ids)), sum(len(answer.tokens) for answer in answers)
     before, after = max(first - start, 1e-9), max(stop - first, 1e-9)

@@ -1,17 +1,17 @@
-"""Sets of characters, and those that regular expressions name."""
+"""Sets of characters as ranges of code points, and the character classes of regular expressions."""
 
 import functools
 import sys
 import unicodedata
 
 Ranges = tuple[tuple[int, int], ...]
-"""Code points as sorted, disjoint, inclusive ranges; surrogates are never among them."""
+"""Sorted, disjoint, inclusive ranges of code points without surrogates."""
 
 LAST = 0x10FFFF
 
 
 def normalized(ranges: list[tuple[int, int]]) -> Ranges:
-    """Sort ranges, merge those that touch, and leave surrogates out."""
+    """Sort ranges, merge overlapping and adjacent ones, and remove surrogates."""
     pieces: list[tuple[int, int]] = []
     for low, high in ranges:
         for first, last in ((low, min(high, 0xD7FF)), (max(low, 0xE000), high)):
@@ -27,7 +27,7 @@ def normalized(ranges: list[tuple[int, int]]) -> Ranges:
 
 
 def inverted(ranges: Ranges) -> Ranges:
-    """Return every other character."""
+    """Return the complement of a set."""
     found, start = [], 0
     for low, high in ranges:
         found.append((start, low - 1))
@@ -38,7 +38,7 @@ def inverted(ranges: Ranges) -> Ranges:
 
 @functools.cache
 def with_property(name: str) -> Ranges:
-    """Return the characters that a Unicode property holds for: a category, its first letter, or "word"."""
+    """Return the characters with a Unicode property: a general category, its first letter, or "word"."""
     found = []
     for code in range(sys.maxunicode + 1):
         category = unicodedata.category(chr(code))
@@ -100,13 +100,19 @@ CATEGORIES = frozenset(
 
 
 def wide_class_of(letter: str) -> Ranges | None:
-    """Return the set of \\d, \\w, \\s and their opposites, each as wide as any of the languages has it."""
+    """Return the set of \\d, \\w, \\s or their complements: the union of the definitions in Python and ECMA 262.
+
+    It is None for other letters.
+    """
     opposite = class_of(letter.swapcase()) if letter in "dwsDWS" else None
     return None if opposite is None else inverted(opposite)
 
 
 def class_of(letter: str) -> Ranges | None:
-    """Return the set of \\d, \\w, \\s and their opposites, each as narrow as any of the languages has it."""
+    """Return the set of \\d, \\w, \\s or their complements: the intersection of the definitions in Python and ECMA 262.
+
+    It is None for other letters.
+    """
     if letter in "dws":
         return {"d": DIGIT, "w": WORD, "s": SPACE}[letter]
     if letter == "D":
@@ -117,5 +123,5 @@ def class_of(letter: str) -> Ranges | None:
 
 
 def is_single(ranges: Ranges) -> bool:
-    """Tell whether a set has one character."""
+    """Return whether a set has exactly one character."""
     return len(ranges) == 1 and ranges[0][0] == ranges[0][1]

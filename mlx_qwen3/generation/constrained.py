@@ -1,8 +1,8 @@
-"""Decode under a constraint: masks on the scores, forced tokens without a choice, drafts that are checked.
+"""Decode under a constraint: mask the scores, insert forced tokens, and check drafts.
 
-The mask of a token is computed on the CPU while the model's pass for it runs on its device. Where the constraint
-leaves no choice, its tokens go through the model together and no scores are needed. Every way of decoding applies the
-same masks to the same tokens, so greedy answers are the same in all of them.
+The mask of a token is computed on the CPU while the model's forward pass runs on its device. Forced tokens, which have
+no alternative, share one pass and need no scores. All decoding strategies apply the same masks to the same tokens, so
+greedy answers are the same with all of them.
 """
 
 import time
@@ -22,8 +22,10 @@ from .token_masks import allows, certain_logprobs
 class ConstrainedDecoding:
     """A `Decoding` under a constraint.
 
-    matcher: follows the answer. draft: proposes tokens as in `Speculation`; None for none. forced_together: whether
-    forced tokens share a pass.
+    Args:
+        matcher: tracks the answer.
+        draft: supplies the proposer and the gate of speculative decoding; None for no drafts.
+        forced_together: whether forced tokens share a forward pass.
     """
 
     matcher: TokenMatcher
@@ -34,14 +36,15 @@ class ConstrainedDecoding:
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         rope = getattr(run.model.config, "rope_parameters", None) or {}
         together = self.forced_together
-        if rope.get("rope_type") in MOVING_FREQUENCIES:  # there the length of a pass changes the result
+        if rope.get("rope_type") in MOVING_FREQUENCIES:  # the length of a pass would change the result
             together = False
         self._history = list(run.history)
-        return self._with_drafts(run, together) if self.draft and together else self._plain(run, together)
+        return self._decode_drafts(run, together) if self.draft and together else self._decode_plainly(run, together)
 
-    def _plain(self, run: DecodeRun, together: bool) -> Iterator[Step]:
+    def _decode_plainly(self, run: DecodeRun, together: bool) -> Iterator[Step]:
+        """Yield steps with one pass per chosen token, which also computes the tokens forced after it."""
         left, ids = run.max_tokens, run.pending
-        forced = self._forced(run, left) if together else []
+        forced = self._accept_forced(run, left) if together else []
         yield from forced
         left -= len(forced)
         if forced and (not left or self.matcher.finished):
@@ -54,15 +57,15 @@ class ConstrainedDecoding:
         while left:
             token, logprobs = self._choose(run, logits)
             mx.async_eval(token)
-            if left > 1:  # the pass over the token begins before it is known here
+            if left > 1:  # queue the pass over the token before the token is read
                 logits = run.logits(token[None])
                 mx.async_eval(logits)
-            step = self._took(read_token(token), logprobs)
+            step = self._accept(read_token(token), logprobs)
             yield step
             left -= 1
             if not left or step.finished:
                 return
-            forced = self._forced(run, left) if together else []
+            forced = self._accept_forced(run, left) if together else []
             if forced:
                 left -= len(forced)
                 ended = not left or forced[-1].finished
@@ -76,8 +79,8 @@ class ConstrainedDecoding:
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
 
-    def _with_drafts(self, run: DecodeRun, together: bool) -> Iterator[Step]:
-        """Yield one pass per chosen token and what is forced or drafted after it."""
+    def _decode_drafts(self, run: DecodeRun, together: bool) -> Iterator[Step]:
+        """Yield steps with passes that verify drafts; tokens forced before a draft share its pass."""
         assert self.draft is not None
         proposer, gate, pace = self.draft.proposer, self.draft.gate, self.draft.pace
         proposer.start(self._history)
@@ -85,7 +88,7 @@ class ConstrainedDecoding:
         trying = False
         while True:
             began = time.perf_counter()
-            forced = self._forced(run, left)
+            forced = self._accept_forced(run, left)
             left -= len(forced)
             yield from forced
             if not left or self.matcher.finished:
@@ -93,7 +96,7 @@ class ConstrainedDecoding:
             draft: list[int] = []
             if trying and left > 1:
                 most = min(pace.length, left - 1, room_for_draft(run.cache, self.draft.longest))
-                draft = self._allowed(proposer.propose(most)) if most > 0 else []
+                draft = self._limit_draft(proposer.propose(most)) if most > 0 else []
             following = mx.array([[*(step.token for step in forced), *draft]], mx.int32)
             ids = mx.concatenate([fed.astype(mx.int32), following], axis=1) if following.size else fed
             rows = mx.split(run.logits(ids, len(draft) + 1), len(draft) + 1)
@@ -102,7 +105,7 @@ class ConstrainedDecoding:
             for i, row in enumerate(rows):
                 token, logprobs = self._choose(run, row)
                 found = read_token(token)
-                steps.append(self._took(found, logprobs, i < len(draft) and found == draft[i]))
+                steps.append(self._accept(found, logprobs, i < len(draft) and found == draft[i]))
                 if not steps[-1].from_draft or self.matcher.finished:
                     break
             used = sum(step.from_draft for step in steps)
@@ -131,8 +134,8 @@ class ConstrainedDecoding:
                 return
             fed = mx.array([[steps[-1].token]])
 
-    def _allowed(self, draft: list[int]) -> list[int]:
-        """Return the beginning of a draft that the constraint allows."""
+    def _limit_draft(self, draft: list[int]) -> list[int]:
+        """Return the longest prefix of a draft that the constraint allows."""
         kept: list[int] = []
         for token in draft:
             mask = self.matcher.mask()
@@ -148,18 +151,18 @@ class ConstrainedDecoding:
         history = mx.array(self._history) if run.choose.processors else None
         return run.choose(logits, history, [mask])
 
-    def _took(self, token: int, logprobs: mx.array | None, from_draft: bool = False) -> Step:
+    def _accept(self, token: int, logprobs: mx.array | None, from_draft: bool = False) -> Step:
         self.matcher.accept(token)
         self._history.append(token)
         if self.draft is not None:
             self.draft.proposer.observe(token)
         return Step(token, logprobs, from_draft, self.matcher.complete, self.matcher.finished)
 
-    def _forced(self, run: DecodeRun, left: int) -> list[Step]:
-        """Accept the tokens that must come next, at most `left`."""
+    def _accept_forced(self, run: DecodeRun, left: int) -> list[Step]:
+        """Accept the forced tokens, at most `left`, and return their steps."""
         steps: list[Step] = []
         while len(steps) < left and (tokens := self.matcher.forced()):
             for token in tokens[: left - len(steps)]:
                 logprobs = certain_logprobs(token, run.model.config.vocab_size) if run.choose.logprobs else None
-                steps.append(self._took(token, logprobs, from_draft=True))
+                steps.append(self._accept(token, logprobs, from_draft=True))
         return steps

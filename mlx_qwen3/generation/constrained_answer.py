@@ -1,4 +1,4 @@
-"""What a constraint changes about an answer: where it begins, when it is whole, and what is made of it."""
+"""Constrained answers: where the constraint begins, when an answer is complete, and how it is parsed."""
 
 import json
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from .speculation import Speculation
 
 
 def end_reason(ended: bool, complete: bool, finished: bool, last: bool) -> str | None:
-    """Return the finish_reason after a token, or None where the answer goes on.
+    """Return the finish_reason after a token, or None if the answer continues.
 
     Args:
-        ended: the token ends an answer. complete, finished: of the constraint, as in `Step`; without one a token is
-            complete only by `ended`. last: no further token may follow.
+        ended: whether the token is an ending token.
+        complete, finished: state of the constraint, as in `Step`; false without a constraint.
+        last: whether the token limit is reached.
     """
     if ended or finished:
         return "stop"
@@ -25,23 +26,24 @@ def end_reason(ended: bool, complete: bool, finished: bool, last: bool) -> str |
 
 
 def whole_answer(text: str, reason: str | None, *, parse: bool = False, schema: Any = None, **others: Any) -> Any:
-    """Return an answer that is whole, or what it says.
+    """Check that an answer is complete and return it, parsed if requested.
 
     Args:
-        reason: its finish_reason. parse: return an instance of the pydantic model class that `schema` is, or the JSON
-            value. others: the other constraints; where all are None, any answer is whole.
+        reason: finish_reason of the answer.
+        parse: return an instance of the pydantic model class `schema`, or the JSON value for other schemas.
+        others: the other constraints; if there is none, every answer counts as complete.
 
     Raises:
-        IncompleteOutputError: the answer was cut; `text` holds what there is.
-        InputError: `parse` without a schema, or the class refuses the value.
+        IncompleteOutputError: a constrained answer was cut off; the error's `text` is the partial answer.
+        InputError: `parse` without a schema, or the model class rejects the value.
     """
     names = [name for name, value in {"schema": schema, **others}.items() if value is not None]
     if names and reason == "length":
-        raise IncompleteOutputError(f"the answer was cut before its {names[0]} was complete. Raise max_tokens", text)
+        raise IncompleteOutputError(f"the answer was cut before its {names[0]} was complete. Increase max_tokens", text)
     if not parse:
         return text
     if schema is None:
-        raise InputError("parse needs a schema. Give one, or leave parse out")
+        raise InputError("parse needs a schema. Pass one, or omit parse")
     return parsed(schema, text)
 
 
@@ -49,7 +51,7 @@ def parsed(schema: Any, text: str) -> Any:
     """Return the value of a constrained answer: an instance of a pydantic model class, or the JSON value.
 
     Raises:
-        InputError: the class itself refuses the value, for a reason that its schema does not state.
+        InputError: the model class rejects the value for a reason that is not part of its schema.
     """
     text = text.rpartition(CLOSE)[2].lstrip("\n") if CLOSE in text else text
     if not isinstance(schema, type):
@@ -59,7 +61,7 @@ def parsed(schema: Any, text: str) -> Any:
     except ValueError as problem:
         reason = " ".join(str(problem).split())[:200]
         raise InputError(
-            f"{schema.__name__} refuses the answer {text[:80]!r}: {reason}. Check its validators"
+            f"{schema.__name__} rejects the answer {text[:80]!r}: {reason}. Check its validators"
         ) from None
 
 
@@ -74,9 +76,11 @@ def matcher_for(
     """Return a matcher for the answer to a prompt.
 
     Args:
-        ends: ids that end the answer. prompt: a rendered conversation, after whose reasoning the constraint begins, or
-            None for a text, which has no reasoning. enable_thinking: as the chat template got it. budget: tokens of
-            reasoning at most.
+        ends: ids that end the answer.
+        prompt: a rendered conversation; the constraint begins after its reasoning. None for a text, which has no
+            reasoning.
+        enable_thinking: the value passed to the chat template.
+        budget: maximum number of reasoning tokens; None for no limit.
     """
     matcher, tables = constraint.matcher(ends), constraint.tables
     if prompt is None:
@@ -86,7 +90,7 @@ def matcher_for(
 
 
 def constrained(matcher: TokenMatcher, decoding: Decoding | None) -> Decoding:
-    """Return the way to decode under a constraint, with the drafts of another way."""
+    """Return the decoding strategy under a constraint, which uses the drafts of `decoding` if it is a `Speculation`."""
     if isinstance(decoding, ConstrainedDecoding):
         return decoding
     return ConstrainedDecoding(matcher, decoding if isinstance(decoding, Speculation) else None)

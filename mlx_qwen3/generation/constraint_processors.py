@@ -1,4 +1,4 @@
-"""Constraints as logits processors, for ways of decoding that choose tokens for several rows at once."""
+"""Constraints as logits processors, for decoding loops that choose tokens for several rows at once."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,10 +13,11 @@ from .token_masks import apply_masks
 
 
 class ConstraintProcessor:
-    """Applies the masks of one sequence: its ids (S,) and logits (1, V) → logits (1, V).
+    """Applies a constraint to one sequence: a function of ids (S,) and logits (1, V) that returns logits (1, V).
 
     Args:
-        matcher: follows the answer. start: ids that come before the answer.
+        matcher: tracks the answer.
+        start: number of ids before the answer.
     """
 
     def __init__(self, matcher: TokenMatcher, start: int):
@@ -27,13 +28,13 @@ class ConstraintProcessor:
     def __call__(self, ids: mx.array, logits: mx.array) -> mx.array:
         new = ids.shape[0] - self.start - self.count
         if new > 0:
-            # a view: an operation on the device would wait for the pass that computes the logits
+            # read through a view: an operation on the device would wait for the pass that computes the logits
             for token in np.asarray(ids)[-new:].tolist():
                 self.take(token)
         return apply_masks(logits, [self.matcher.mask()])
 
     def take(self, token: int) -> None:
-        """Go on with the next token of the answer; what follows a finished answer is ignored."""
+        """Add the next token of the answer; tokens after a finished answer are ignored."""
         self._over = self._over or (self.count > 0 and self.matcher.finished)
         if not self._over:
             self.matcher.accept(token)
@@ -44,7 +45,8 @@ class BatchConstraint(LogitsProcessor):
     """Applies constraints to the rows of a batch: ids (B, S) and scores (B, V) → scores (B, V).
 
     Args:
-        matchers: follow the answers, one per row. start: ids that come before the answers.
+        matchers: track the answers, one per row.
+        start: number of ids before the answers.
     """
 
     def __init__(self, matchers: Sequence[TokenMatcher], start: int):
@@ -55,10 +57,10 @@ class BatchConstraint(LogitsProcessor):
         new = input_ids.shape[1] - self.start - self._count
         if new > 0:
             mx.async_eval(scores)
-            self._follow(cast(list[list[int]], input_ids[:, -new:].tolist()))
+            self._accept(cast(list[list[int]], input_ids[:, -new:].tolist()))
         return apply_masks(scores, [matcher.mask() for matcher in self._matchers])
 
-    def _follow(self, rows: list[list[int]]) -> None:
+    def _accept(self, rows: list[list[int]]) -> None:
         for matcher, tokens in zip(self._matchers, rows, strict=True):
             for token in tokens:
                 if matcher.finished:
@@ -70,19 +72,22 @@ class BatchConstraint(LogitsProcessor):
         """Check that every row of ids (B, S) is complete.
 
         Raises:
-            IncompleteOutputError: the limit of tokens has cut one.
+            IncompleteOutputError: an answer was cut off by the token limit.
         """
         new = sequences.shape[1] - self.start - self._count
         if new > 0:
-            self._follow(cast(list[list[int]], sequences[:, -new:].tolist()))
+            self._accept(cast(list[list[int]], sequences[:, -new:].tolist()))
         if not all(matcher.complete for matcher in self._matchers):
-            raise IncompleteOutputError(f"an answer was cut before its {kind} was complete. Raise max_new_tokens")
+            raise IncompleteOutputError(f"an answer was cut before its {kind} was complete. Increase max_new_tokens")
 
 
 def per_prompt(value: Any, count: int, name: str) -> list[Any]:
-    """Return a constraint for each prompt: one value for all, or a list with one entry, or None, per prompt.
+    """Return one constraint per prompt from one value for all, or from a list with one entry or None per prompt.
 
-    A list of texts as `choices` is one constraint; a list of lists and None has one entry per prompt.
+    For `choices`, a list of texts is one constraint; a list of lists and None has one entry per prompt.
+
+    Raises:
+        InputError: the list has another length than the prompts.
     """
     is_list = isinstance(value, list | tuple)
     if is_list and name == "choices":
@@ -91,5 +96,5 @@ def per_prompt(value: Any, count: int, name: str) -> list[Any]:
     if not is_list:
         return [value] * count
     if len(value) != count:
-        raise InputError(f"{name} has {len(value)} entries for {count} prompts. Give one for each, or one for all")
+        raise InputError(f"{name} has {len(value)} entries for {count} prompts. Pass one per prompt, or one for all")
     return list(value)

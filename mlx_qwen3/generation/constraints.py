@@ -1,14 +1,14 @@
-"""What an answer must be: a JSON Schema, a regular expression, one of several texts, or a grammar.
+"""Constraints on answers: a JSON Schema, a regular expression, a list of texts, or a grammar.
 
-`compile_constraint("schema", {...}, tokenizer)` checks and compiles one and gives a `Constraint`, which any number of
-answers can use at once. `constraint.matcher()` follows one answer:
+`compile_constraint("schema", {...}, tokenizer)` checks and compiles a constraint. Any number of answers can use the
+resulting `Constraint` at the same time. `constraint.matcher()` returns a `Matcher` for one answer:
 
-    matcher.mask()         bits of the tokens that may come next, or None where all may
-    matcher.forced()       tokens that must come next, as the tokenizer writes them; often none
-    matcher.accept(token)  the answer goes on with this token
-    matcher.rollback(n)    takes the last n tokens back
-    matcher.complete       the answer may end here
-    matcher.finished       the answer cannot go on
+    matcher.mask()         bit mask of the allowed next tokens, or None if all are allowed
+    matcher.forced()       the next tokens that have no alternative, as the tokenizer encodes them; often none
+    matcher.accept(token)  add a token to the answer
+    matcher.rollback(n)    remove the last n tokens
+    matcher.complete       whether the answer may end here
+    matcher.finished       whether the answer must end here
 
 Masks are computed by llguidance (https://github.com/guidance-ai/llguidance) on the CPU.
 """
@@ -41,24 +41,28 @@ COMPACT = {
     "key_separator": ":",
     "json_allowed_escapes": '"\\bfnrt',
 }
-"""How JSON is written: no whitespace, and one way to write each character, so that names can be compared."""
+"""The JSON style: no whitespace, and only one representation of each character, so that names can be compared."""
 
 PLAIN_REASONS = {
     "Regex is empty": "no text satisfies all of it",
     "oneOf constraints": "its alternatives may overlap, use anyOf",
     "patternProperty regexes": "patternProperties may match the same name",
 }
-"""What the engine says of a schema, and the same in the words of JSON Schema."""
+"""Part of an engine's error message → the reason in terms of JSON Schema."""
 
 SLOW_MASK = 5e-4
-"""Seconds of a mask that prepared tables would make faster."""
+"""Masks that take longer than this, in seconds, would be faster with prepared tables."""
 
 
 @dataclass(frozen=True)
 class Constraint:
     """A compiled constraint.
 
-    grammar: as the engine reads it. unique_names: whether names of objects must be kept apart while decoding.
+    Attributes:
+        kind: "schema", "regex", "choices" or "grammar".
+        grammar: the grammar in the engine's format.
+        tables: the tables of the tokenizer.
+        unique_names: whether duplicate names of JSON objects must be prevented while decoding.
     """
 
     kind: str
@@ -67,29 +71,29 @@ class Constraint:
     unique_names: bool = False
 
     def matcher(self, ends: Sequence[int] | None = None) -> "Matcher":
-        """Return what follows one answer.
+        """Return a matcher for one answer.
 
         Args:
-            ends: ids that end the answer; by default the tokenizer's.
+            ends: ids that end the answer; by default the tokenizer's EOS token.
         """
         return Matcher(self, [self.tables.eos] if ends is None else ends)
 
 
 class Matcher:
-    """Follows one answer under a `Constraint`; see the module's first lines for its methods."""
+    """Tracks one answer under a `Constraint`; see the module docstring for an overview of the methods."""
 
     def __init__(self, constraint: Constraint, ends: Sequence[int]):
         self.constraint = constraint
         self._ends = sorted(ends)
         tables = constraint.tables
         self._size = -(-max(len(tables.tokens), *(end + 1 for end in self._ends), 1) // 32)
-        self._never = sorted({tables.eos, *self._ends})  # ids that the engine must not choose by itself
+        self._never = sorted({tables.eos, *self._ends})  # ids that the engine's masks must not allow
         self._engine = start_engine(constraint.grammar, tables)
         self._generation = tables.generation
         self._tokens: list[int] = []
-        self._plans: list[list[int] | None] = [None]  # after each token, those known to follow it
+        self._plans: list[list[int] | None] = [None]  # per token: the forced tokens after it, if known
         self._positions = [Position()] if constraint.unique_names else []
-        self._over = False  # an ending token was accepted
+        self._over = False  # whether an ending token was accepted
 
     @property
     def complete(self) -> bool:
@@ -98,16 +102,16 @@ class Matcher:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing but an ending token may follow."""
+        """Whether only an ending token may follow."""
         return self._over or (self._engine.is_stopped() and not self._engine.is_error())
 
     def mask(self) -> np.ndarray:
-        """Return the tokens that may come next, as bits of uint32 words (ceil(V / 32),), lowest bit first.
+        """Return the allowed next tokens as bits of uint32 words (ceil(V / 32),), lowest bit first.
 
-        Ending tokens are among them where the answer may end.
+        Ending tokens are allowed if the answer may end here.
 
         Raises:
-            ConstraintError: the constraint became too complex for the engine, or left no token.
+            ConstraintError: the constraint became too complex for the engine, or no token is allowed.
         """
         words = np.zeros(self._size, np.uint32)
         if self.finished:
@@ -117,7 +121,7 @@ class Matcher:
         if forced:
             permit(words, forced[:1])
             return words
-        found = self._allowed()
+        found = self._compute_mask()
         words[: len(found)] = found[: len(words)]
         forbid(words, self._never)
         if self._positions:
@@ -125,11 +129,11 @@ class Matcher:
         if self._engine.is_accepting():
             permit(words, self._ends)
         if not words.any():
-            raise ConstraintError(f"the {self.constraint.kind} leaves no way to go on here. Simplify it")
+            raise ConstraintError(f"the {self.constraint.kind} allows no further token here. Simplify it")
         return words
 
-    def _allowed(self) -> np.ndarray:
-        """Return the engine's mask, and move to faster tables once slow masks have cost what those take to make."""
+    def _compute_mask(self) -> np.ndarray:
+        """Return the engine's mask; switch to faster tables once slow masks have cost the time to prepare them."""
         start = time.perf_counter()
         found = np.frombuffer(self._engine.compute_bitmask(), np.uint32)
         self._check()
@@ -141,16 +145,20 @@ class Matcher:
         return found
 
     def forced(self) -> list[int]:
-        """Return the tokens that the constraint leaves no choice about, as the tokenizer would write them."""
+        """Return the next tokens that have no alternative, as the tokenizer encodes them; empty if there is a choice.
+
+        Raises:
+            ConstraintError: the constraint became too complex for the engine.
+        """
         if self.finished:
             return []
         plan = self._plans[-1]
         if plan is None:
-            plan = self._plans[-1] = self._computed()
+            plan = self._plans[-1] = self._compute_forced()
         return plan
 
-    def _computed(self) -> list[int]:
-        """Return the engine's forced tokens, up to one that would give an object a name twice."""
+    def _compute_forced(self) -> list[int]:
+        """Return the engine's forced tokens, up to the first that would give an object a duplicate name."""
         found = self._engine.compute_ff_tokens()
         self._check()
         if self._positions and found:
@@ -162,7 +170,7 @@ class Matcher:
         return found
 
     def _forbid_repeats(self, words: np.ndarray) -> None:
-        """Forbid tokens that give an object a name twice, or that leave only such tokens."""
+        """Forbid tokens that give an object a duplicate name, or that can only be followed by such tokens."""
         tables, position = self.constraint.tables, self._positions[-1]
         forbid(words, position.repeats(tables))
         for token in position.completing(tables):
@@ -176,17 +184,17 @@ class Matcher:
                 forbid(words, [token])
 
     def accept(self, token: int) -> None:
-        """Go on with a token.
+        """Add a token to the answer.
 
         Raises:
-            ConstraintError: the constraint does not allow it here.
+            ConstraintError: the constraint does not allow the token here, or became too complex for the engine.
         """
         if token in self._ends and self.complete:
             self._over = True
         elif self._over or not self._engine.consume_token(token):
             if not self._over and "limit" in self._engine.get_error().lower():
                 self._check()
-            raise ConstraintError(f"token {token} is not allowed here by the {self.constraint.kind}. Apply the mask")
+            raise ConstraintError(f"the {self.constraint.kind} does not allow token {token} here. Apply the mask")
         elif self._positions:
             self._positions.append(self._positions[-1].after(self.constraint.tables.tokens[token]))
         self._tokens.append(token)
@@ -194,11 +202,15 @@ class Matcher:
         self._plans.append(plan[1:] if plan and len(plan) > 1 and plan[0] == token else None)
 
     def rollback(self, count: int) -> None:
-        """Take the last `count` tokens back."""
+        """Remove the last `count` tokens from the answer.
+
+        Raises:
+            InputError: the answer has fewer tokens.
+        """
         if count <= 0:
             return
         if count > len(self._tokens):
-            raise InputError(f"cannot take back {count} tokens of {len(self._tokens)}. Take back fewer")
+            raise InputError(f"cannot roll back {count} of {len(self._tokens)} tokens. Pass a smaller number")
         ended = int(self._over)
         self._over = False
         del self._tokens[len(self._tokens) - count :]
@@ -210,14 +222,15 @@ class Matcher:
 
     def _check(self) -> None:
         if self._engine.is_error():
-            problem = _first_line(self._engine.get_error())
+            problem = _get_first_line(self._engine.get_error())
             raise ConstraintError(
-                f"the {self.constraint.kind} became too complex after {len(self._tokens)} tokens: {problem}"
+                f"the {self.constraint.kind} became too complex after {len(self._tokens)} tokens: {problem}. "
+                "Simplify it"
             )
 
 
 def start_engine(grammar: str, tables: TokenTables) -> "LLMatcher":
-    """Return an engine at the start of a grammar."""
+    """Return an engine in the initial state of a grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(initial_lexer_fuel=20_000_000, step_lexer_fuel=5_000_000, verbose_errors=False)
@@ -228,12 +241,14 @@ def compile_constraint(kind: str, value: Any, tokenizer: Any) -> Constraint:
     """Check and compile a constraint.
 
     Args:
-        kind: "schema" (JSON Schema as a mapping, as JSON text, or a pydantic model class), "regex", "choices" (texts)
-            or "grammar" (Lark, as llguidance reads it).
+        kind: "schema", "regex", "choices" or "grammar".
+        value: for "schema", a JSON Schema as a mapping or JSON text, or a pydantic model class; for "regex", a regular
+            expression; for "choices", a list of texts; for "grammar", a Lark grammar in llguidance's dialect.
+        tokenizer: a tokenizer of this package with a byte-level vocabulary.
 
     Raises:
-        InputError: another kind, a value of the wrong type.
-        ConstraintError: the value does not compile, allows nothing, or uses what is not supported.
+        InputError: the kind is unknown, or the value has the wrong type.
+        ConstraintError: the value does not compile, allows no text, or uses features that are not supported.
     """
     if kind not in KINDS:
         raise InputError(f"the kind of constraint is {kind!r}. Use one of {', '.join(KINDS)}")
@@ -252,46 +267,50 @@ def compile_constraint(kind: str, value: Any, tokenizer: Any) -> Constraint:
 
 
 def check_start(constraint: Constraint, what: str) -> None:
-    """Refuse a constraint that does not compile or that allows no text."""
+    """Raise `ConstraintError` for a constraint that does not compile or allows no text; `what` names it."""
     engine = start_engine(constraint.grammar, constraint.tables)
     if not engine.is_error():
         mask = engine.compute_bitmask()
         if not engine.is_error() and not engine.is_accepting() and not any(mask):
             raise ConstraintError(f"{what} allows no text at all. Change it")
     if engine.is_error():
-        raise ConstraintError(f"{what} cannot be used: {_first_line(engine.get_error())}. Change it")
+        raise ConstraintError(f"{what} cannot be used: {_get_first_line(engine.get_error())}. Change it")
 
 
 def chosen_constraint(
     tokenizer: Any, *, schema: Any = None, regex: Any = None, choices: Any = None, grammar: Any = None
 ) -> Constraint | None:
-    """Compile the one constraint that is given, or return None.
+    """Compile the constraint that is given, or return None if there is none; arguments as in `stream_generate`.
 
     Raises:
-        InputError: several at once. ConstraintError: as `compile_constraint`.
+        InputError: several constraints are given, or the value has the wrong type.
+        ConstraintError: see `compile_constraint`.
     """
     given = {"schema": schema, "regex": regex, "choices": choices, "grammar": grammar}
     given = {kind: value for kind, value in given.items() if value is not None}
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} exclude each other. Give one of them")
+        raise InputError(f"{' and '.join(given)} cannot be combined. Pass one of them")
     return next((compile_constraint(kind, value, tokenizer) for kind, value in given.items()), None)
 
 
 def schema_of(value: Any) -> Any:
-    """Return a JSON Schema given as a mapping, as JSON text, or as a pydantic model class.
+    """Return the JSON Schema of a mapping, a JSON text or a pydantic model class.
 
     Raises:
-        InputError: something else. ConstraintError: a text that is not JSON, or JSON that is no schema.
+        InputError: the value has another type.
+        ConstraintError: the text is not valid JSON, or the JSON is not a schema.
     """
     if isinstance(value, type) and callable(getattr(value, "model_json_schema", None)):
         return cast(Any, value).model_json_schema()
     if isinstance(value, str | bytes):
         try:
-            value = json.loads(value, parse_constant=_no_constant, object_pairs_hook=_different_names)
+            value = json.loads(value, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
         except (ValueError, RecursionError) as problem:
-            raise ConstraintError(f"the schema is not valid JSON: {problem}. Mend the text") from None
+            raise ConstraintError(f"the schema is not valid JSON: {problem}. Correct the text") from None
         if not isinstance(value, Mapping | bool):
-            raise ConstraintError('the schema is JSON but no object. Give a JSON Schema such as {"type": "object"}')
+            raise ConstraintError(
+                'the schema is valid JSON but not an object. Pass a JSON Schema such as {"type": "object"}'
+            )
     if not isinstance(value, Mapping | bool):
         raise InputError(
             f"schema is {type(value).__name__}, expected a JSON Schema as a dict or text, or a pydantic model class"
@@ -299,11 +318,11 @@ def schema_of(value: Any) -> Any:
     return value
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -312,7 +331,11 @@ def _different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_grammar(schema: Any, style: Mapping[str, Any] = COMPACT) -> tuple[str, bool]:
-    """Check a schema; return its JSON as the engine reads it, with the style in it, and whether names may be free."""
+    """Check a schema; return it as JSON for the engine, including the style, and whether objects allow unlisted names.
+
+    Raises:
+        ConstraintError: the schema is invalid or not supported.
+    """
     rewriter = Rewriter(schema)
     return json.dumps({**rewriter.result, "x-guidance": dict(style)}), rewriter.open_objects
 
@@ -324,12 +347,12 @@ def _schema_grammar(value: Any, tokenizer: Any) -> tuple[str, bool]:
     grammar = LLMatcher.grammar_from_json_schema(text)
     engine = start_engine(grammar, token_tables(tokenizer))
     if engine.is_error():
-        raise _refusal(json.loads(text), engine.get_error(), token_tables(tokenizer))
+        raise _explain_refusal(json.loads(text), engine.get_error(), token_tables(tokenizer))
     return grammar, names
 
 
-def _refusal(schema: Any, problem: str, tables: TokenTables) -> ConstraintError:
-    """Return the error for a schema that the engine refuses, naming the innermost part that it refuses."""
+def _explain_refusal(schema: Any, problem: str, tables: TokenTables) -> ConstraintError:
+    """Return the error for a schema that the engine refuses; it names the innermost part that causes the refusal."""
     from llguidance import LLMatcher
 
     definitions = schema.get("$defs", {})
@@ -343,7 +366,7 @@ def _refusal(schema: Any, problem: str, tables: TokenTables) -> ConstraintError:
 
     part, path, rest = schema, "#", {k: v for k, v in schema.items() if k != "$defs"}
     while True:
-        below = [(f"{path}/{name}", inner) for name, inner in _parts(rest)]
+        below = [(f"{path}/{name}", inner) for name, inner in _list_subschemas(rest)]
         below += [(f"#/$defs/{name}", inner) for name, inner in definitions.items()] if part is schema else []
         found = next(((where, inner, error) for where, inner in below if (error := refused(inner))), None)
         if found is None:
@@ -353,11 +376,11 @@ def _refusal(schema: Any, problem: str, tables: TokenTables) -> ConstraintError:
     words = ", ".join(word for word in rest if word not in ("x-guidance", "$defs", "type")) or "type"
     for sign, plain in PLAIN_REASONS.items():
         problem = plain if sign in problem else problem
-    problem = _first_line(problem).replace("min/max", "minProperties/max")
-    return ConstraintError(f"the schema cannot be kept at {path} ({words}): {problem}. Change that part")
+    problem = _get_first_line(problem).replace("min/max", "minProperties/max")
+    return ConstraintError(f"the schema is not supported at {path} ({words}): {problem}. Change that part")
 
 
-def _parts(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _list_subschemas(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for word, value in node.items():
         if word in ("properties", "patternProperties"):
@@ -383,28 +406,28 @@ def _choices_grammar(value: Any) -> str:
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
         raise InputError(f"choices is {type(value).__name__}, expected a list of texts")
     if not value:
-        raise ConstraintError("choices is empty. Give at least one text")
+        raise ConstraintError("choices is empty. Pass at least one text")
     options = ["".join(f"\\x{{{ord(char):X}}}" for char in text) for text in dict.fromkeys(value)]
     if any("\ud800" <= char <= "\udfff" for text in value for char in text):
-        raise ConstraintError("choices holds a text that is not valid Unicode. Mend it")
+        raise ConstraintError("choices contains a text that is not valid Unicode. Correct it")
     return LLMatcher.grammar_from_regex("(?:" + "|".join(options) + ")")
 
 
 def _lark_grammar(value: Any) -> str:
-    """Check the schemas in a Lark grammar, which are then written without free whitespace."""
+    """Compile a Lark grammar; JSON Schemas in it are checked, and their values are generated as compact JSON."""
     from llguidance import LLMatcher
 
     if not isinstance(value, str):
-        raise InputError(f"grammar is {type(value).__name__}, expected a text in Lark's language")
+        raise InputError(f"grammar is {type(value).__name__}, expected the text of a Lark grammar")
     text = with_checked_schemas(value, lambda schema: json_grammar(schema)[0])
     grammar = LLMatcher.grammar_from_lark(text)
     problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
-        raise ConstraintError(f"the grammar cannot be compiled: {_first_line(problem)}. Mend it")
+        raise ConstraintError(f"the grammar cannot be compiled: {_get_first_line(problem)}. Correct it")
     refuse_endless(text)
     return grammar
 
 
-def _first_line(problem: str) -> str:
+def _get_first_line(problem: str) -> str:
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     return lines[0][:200].rstrip(".") if lines else "unknown reason"

@@ -1,14 +1,14 @@
-"""Several sequences at once, ids only: left-padded rows that share every pass, and join and leave between tokens.
+"""Continuous batching of token ids: left-padded rows share every forward pass, and join and leave between tokens.
 
-All rows of a batch end at the same slot of its cache. A longer row starts first and shorter ones join on the way, so
-that hardly any padding is computed. A finished row keeps its slot until a quarter of the rows are finished: then
-waiting prompts replace them, in a cache that keeps all tokens unpacked and until it would be mostly padding. Where
-nothing waits, the cache is compacted when half of the rows are finished, so that it is copied at most once in all.
+All rows of a batch end at the same slot of its cache. Longer prompts start first and shorter ones join later, so that
+hardly any padding is computed. Once a quarter of the rows are finished, waiting prompts replace them. This requires a
+cache that keeps all tokens unquantized, and it stops when the cache would be mostly padding. If no prompts are waiting,
+finished rows are removed from the cache once half of the rows are finished, so that it is rarely copied.
 
-A beginning that all prompts share is computed once; the padding of a shorter row lies after it.
+A prefix shared by all prompts is computed once. The padding of shorter rows follows the prefix.
 
-Each row has its own sampler, logits processors (see `processors.py`) and, if it wants, log-probabilities. Nothing in a
-row depends on its neighbours.
+Each row has its own sampler, logits processors (see `processors.py`) and, if requested, log-probabilities. No row
+affects the results of another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,26 +27,26 @@ from .sampling import Sampler, greedy, mark_invalid, needs_logprobs, normalized,
 from .steps import decode_steps
 
 STAGES = 8
-"""How many times, at most, rows may join while the prompts of a batch are computed."""
+"""Maximum number of stages in which the prompts of a batch are computed; rows join at the start of a stage."""
 
 CUDA_STAGES = 2
-"""The same on CUDA, where eight stages took 189 ms and two 126 (benchmarks/RESULTS.md); one keeps all padding."""
+"""The same on CUDA: 8 stages took 189 ms and 2 took 126 ms (benchmarks/RESULTS.md); 1 stage would save no padding."""
 
 SHORTEST_STAGE = 32
-"""Slots: rows whose lengths differ by less start together."""
+"""Minimum number of slots per stage; rows whose lengths differ by less start together."""
 
 JOINING_SHARE = 4
-"""New rows join a batch once a quarter of it is finished: prompts are computed faster together."""
+"""Admit new rows once 1/JOINING_SHARE of the rows are finished: prompts are computed faster together."""
 
 SHORTEST_PREFIX = 32
-"""Tokens: a shared beginning shorter than this is not worth a pass of its own."""
+"""Minimum number of tokens of a shared prefix; a shorter one does not justify a separate pass."""
 
 TOLERATED_PADDING = 4096
-"""Slots of padding in a batch's cache that need no reason; more than that must stay below the real tokens."""
+"""Padding slots tolerated in a batch's cache; more are allowed only up to the number of real tokens."""
 
 
 class BatchModel(Protocol):
-    """What the loop asks of a model."""
+    """The interface of a model that the loop needs."""
 
     config: Any
 
@@ -58,13 +58,19 @@ class BatchModel(Protocol):
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
     ) -> mx.array:
-        """ids (B, L) → logits (B, keep, V) of the newest positions; keys and values go into the cache."""
+        """Run ids (B, L), add their keys and values to the cache, and return the newest `keep` logits (B, keep, V)."""
         ...
 
 
 @dataclass(frozen=True)
 class RowToken:
-    """The next token of a sequence, by the sequence's index; logprobs (V,) where the sequence wants them."""
+    """The next token of a sequence.
+
+    Attributes:
+        row: `index` of the `BatchSequence`.
+        token: the token id.
+        logprobs: log-probabilities (V,), if requested.
+    """
 
     row: int
     token: int
@@ -75,12 +81,17 @@ class RowToken:
 class BatchSequence:
     """One sequence of a batch.
 
-    index: names it in `RowToken`. prompt: its ids, at least one. left: tokens that may still be generated.
-    sampler: logits (n, V) → tokens (n,); rows with the same settings are sampled together.
-    processors: functions of its ids (S,) and logits (1, V).
-    logprobs: whether its tokens come with log-probabilities.
-    cache: holds what comes before the prompt, whose ids are `before`; it is written to. Such a sequence runs alone.
-    finished: set it between tokens to end the sequence.
+    Attributes:
+        index: identifies the sequence in `RowToken`.
+        prompt: ids of the prompt, at least one.
+        left: remaining number of tokens to generate.
+        sampler: function of logits (n, V) that returns tokens (n,); rows with equal settings are sampled together.
+        processors: functions of the ids so far (S,) and logits (1, V).
+        logprobs: whether to return log-probabilities with the tokens.
+        cache: cache of the tokens before the prompt, or None. It is updated. A sequence with a cache runs alone.
+        before: ids of the tokens in `cache`.
+        finished: set this between tokens to finish the sequence.
+        history: ids so far, if there are processors.
     """
 
     index: int
@@ -102,45 +113,45 @@ class BatchSequence:
 def decode_rows(
     model: BatchModel,
     sequences: Sequence[BatchSequence],
-    ended: Callable[[RowToken], bool],
+    add_token: Callable[[RowToken], bool],
     *,
     batch_size: int = 32,
     prefill_tokens: int = 8192,
     **cache_options: Any,
 ) -> Iterator[RowToken]:
-    """Yield the new tokens of all sequences as they are computed; the tokens of one sequence in their order.
+    """Yield the new tokens of all sequences as they are computed; the tokens of one sequence are in order.
 
     Args:
-        ended: says of each token whether its sequence is finished; called before the token is yielded.
-        batch_size: sequences in a pass.
-        prefill_tokens: tokens in one pass over the prompts.
+        add_token: called with each token before it is yielded; returns whether the sequence is finished.
+        batch_size: maximum number of sequences per pass.
+        prefill_tokens: maximum number of tokens per pass over the prompts.
         **cache_options: `max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`.
 
     Raises:
-        InputError: no token may follow in one of the sequences.
+        InputError: no token is allowed in one of the sequences.
     """
     rope = getattr(model.config, "rope_parameters", None) or {}
     waiting = [row for row in sequences if row.cache is None]
     if rope.get("rope_type") in MOVING_FREQUENCIES:
-        # another row, or another length of a pass, would change a row's frequencies
+        # the RoPE frequencies of a row would depend on the other rows and on the length of a pass
         batch_size, prefill_tokens = 1, max((len(row.prompt) for row in waiting), default=1)
-    # a cache that keeps the first tokens of a row must not keep padding instead
+    # the first tokens that a size-limited cache keeps must not be padding
     equal_lengths = cache_options.get("max_kv_size") is not None
     waiting.sort(key=lambda row: -len(row.prompt))
     shared = None
     if len(waiting) > 1 and rope.get("rope_type") not in MOVING_FREQUENCIES:
-        shared = _shared_prefix(model, waiting, new_cache(model.config, **cache_options), prefill_tokens)
+        shared = _compute_prefix(model, waiting, new_cache(model.config, **cache_options), prefill_tokens)
     while waiting:
         rows = _pop_first(waiting, _count_fitting(waiting, batch_size, equal_lengths))
         batch = ContinuousBatch(model, rows, lambda: new_cache(model.config, **cache_options), prefill_tokens, shared)
-        yield from batch.run(waiting, ended)
+        yield from batch.run(waiting, add_token)
     for row in sequences:
         if row.cache is not None:
-            yield from _run_alone(model, row, ended)
+            yield from _run_alone(model, row, add_token)
 
 
-def _shared_prefix(model: "BatchModel", rows: Sequence[BatchSequence], cache: Any, prefill_tokens: int) -> Any:
-    """Return a cache of one row with what all prompts begin with, or None where that is short or cannot be shared."""
+def _compute_prefix(model: "BatchModel", rows: Sequence[BatchSequence], cache: Any, prefill_tokens: int) -> Any:
+    """Return a one-row cache of the prefix of all prompts, or None if it is too short or the cache has no rows."""
     prompts = [list(row.prompt) for row in rows]
     length = common_prefix(prompts, SHORTEST_PREFIX)
     if not length or not cache.takes_rows:
@@ -153,12 +164,13 @@ def _shared_prefix(model: "BatchModel", rows: Sequence[BatchSequence], cache: An
 
 
 def common_prefix(rows: Sequence[list[int]], least: int) -> int:
-    """Return how many ids all rows begin with, leaving each at least one; 0 when fewer than `least`, or with a single
-    row.
+    """Return the length of the prefix shared by all rows, at least one id shorter than the shortest row.
+
+    It is 0 if it would be below `least`, or for a single row.
     """
     if len(rows) < 2:
         return 0
-    low, high = min(rows), max(rows)  # in the order of lists, what these two share all share
+    low, high = min(rows), max(rows)  # in lexicographic order; their common prefix is that of all rows
     length = 0
     while length < min(len(low), len(high)) and low[length] == high[length]:
         length += 1
@@ -166,13 +178,13 @@ def common_prefix(rows: Sequence[list[int]], least: int) -> int:
     return length if length >= least else 0
 
 
-def _run_alone(model: Any, row: BatchSequence, ended: Callable[[RowToken], bool]) -> Iterator[RowToken]:
+def _run_alone(model: Any, row: BatchSequence, add_token: Callable[[RowToken], bool]) -> Iterator[RowToken]:
     chooser = Chooser(row.sampler, row.processors, row.logprobs, needs_logprobs(row.sampler))
     steps = decode_steps(model, list(row.prompt), row.cache, chooser, max_tokens=row.left, history=row.before)
     try:
         for step in steps:
             found = RowToken(row.index, step.token, step.logprobs)
-            row.finished = ended(found)
+            row.finished = add_token(found)
             yield found
             if row.finished:
                 return
@@ -187,49 +199,50 @@ def _pop_first(waiting: list[BatchSequence], count: int) -> list[BatchSequence]:
 
 
 def _count_fitting(waiting: list[BatchSequence], size: int, equal_lengths: bool = False) -> int:
-    """Return how many of the first rows make a batch of at most `size`; rows are in falling order of length."""
+    """Return how many of the first rows fit in a batch of at most `size`; rows are sorted by descending length."""
     lengths = [len(row.prompt) for row in waiting[: size + 1]]
     if equal_lengths:
         return min(lengths.count(lengths[0]), size)
-    return _fitting(lengths, size)
+    return _count_with_little_padding(lengths, size)
 
 
 def group_prompts(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return the indices of prompts in groups of at most `size`, longest first, each group with little padding."""
+    """Group the indices of prompts, longest first, into groups of at most `size` that need little padding."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups = []
     while order:
-        count = _fitting([lengths[i] for i in order[: size + 1]], size)
+        count = _count_with_little_padding([lengths[i] for i in order[: size + 1]], size)
         groups.append(order[:count])
         del order[:count]
     return groups
 
 
-def _fitting(lengths: Sequence[int], size: int) -> int:
+def _count_with_little_padding(lengths: Sequence[int], size: int) -> int:
+    """Return how many of the first lengths, at most `size`, can be padded to the first without too much padding."""
     real = 0
     for count, length in enumerate(lengths):
         real += length
         padding = (count + 1) * lengths[0] - real
-        if count == size or (count and _mostly_padding(padding, real)):
+        if count == size or (count and _is_mostly_padding(padding, real)):
             return count
     return len(lengths)
 
 
-def _mostly_padding(padding: int, real: int) -> bool:
+def _is_mostly_padding(padding: int, real: int) -> bool:
     return padding > max(real, TOLERATED_PADDING)
 
 
 class ContinuousBatch:
-    """Rows that end at one slot.
+    """A batch whose rows end at the same slot of one cache.
 
     Args:
-        rows: sequences to start with, the longest prompt first.
-        make_cache: returns an empty cache.
-        prefill_tokens: tokens in one pass over prompts.
-        shared: a cache of one row with tokens that all prompts begin with; it is not written to. None for none.
+        rows: sequences to start with, sorted by descending prompt length.
+        make_cache: function that returns an empty cache.
+        prefill_tokens: maximum number of tokens per pass over the prompts.
+        shared: one-row cache of a prefix of all prompts, which is copied; None for none.
 
     Attributes:
-        visible: which slots hold a token of their row (B, slots).
+        visible: (B, slots), true for slots with a token of the row, false for padding.
         accepts_rows: whether further rows may join.
     """
 
@@ -253,8 +266,8 @@ class ContinuousBatch:
             ids[first:] = row.prompt[start:]
             visible[start:first] = False
 
-    def run(self, waiting: list[BatchSequence], ended: Callable[[RowToken], bool]) -> Iterator[RowToken]:
-        """Yield the tokens of these rows, and of those that join them from `waiting`, until all are finished."""
+    def run(self, waiting: list[BatchSequence], add_token: Callable[[RowToken], bool]) -> Iterator[RowToken]:
+        """Yield the tokens of the rows, and of rows that join from `waiting`, until all are finished."""
         chosen = self.start()
         while True:
             following = None
@@ -266,23 +279,23 @@ class ContinuousBatch:
                 if found.token == INVALID:
                     raise InputError(f"sequence {found.row}: {NOTHING_ALLOWED}")
                 row.left -= 1
-                row.finished = ended(found) or row.left < 1
+                row.finished = add_token(found) or row.left < 1
                 yield found
             if following is None or all(row.finished for row in self.rows):
                 return
             chosen = self.drop_finished(self.admit(waiting, following))
 
     def start(self) -> "Choice":
-        """Compute the prompts and start to choose the first token of each row."""
+        """Compute the prompts and queue the choice of each row's first token."""
         return self._choose(self._prefill())
 
     def advance(self, chosen: "Choice") -> "Choice":
-        """Start the pass over the newest tokens, and the choice of the next ones."""
+        """Queue the pass over the newest tokens and the choice of the next ones."""
         slot = self.cache.offset
         return self._choose(self._pass(chosen.tokens[:, None], slot, slot + 1))
 
     def read(self, chosen: "Choice") -> list[RowToken]:
-        """Wait for a choice; one token per row, finished ones included."""
+        """Wait for a choice and return one token per row, including finished rows."""
         values = np.asarray(chosen.tokens).tolist()
         return [
             RowToken(row.index, token, chosen.logprobs[i] if row.logprobs and chosen.logprobs is not None else None)
@@ -290,15 +303,15 @@ class ContinuousBatch:
         ]
 
     def admit(self, waiting: list[BatchSequence], chosen: "Choice") -> "Choice":
-        """Let waiting rows replace finished ones; the next token of each row."""
+        """Replace finished rows by waiting ones, if that is worthwhile; return the next token of each row."""
         free = [i for i, row in enumerate(self.rows) if row.finished]
         if not (self.accepts_rows and waiting) or len(free) * JOINING_SHARE < len(self.rows):
             return chosen
         slots, count = self.cache.offset, _count_fitting(waiting, len(free))
         real = sum(int(own.sum()) for row, own in zip(self.rows, self.visible, strict=True) if not row.finished)
         real += sum(len(row.prompt) for row in waiting[:count])
-        if _mostly_padding(slots * len(self.rows) - real, real):
-            # for good: with fewer rows there would be less padding, and the batch would continue with hardly any row
+        if _is_mostly_padding(slots * len(self.rows) - real, real):
+            # permanently: rows that join later, when fewer are left, would keep a nearly empty batch running
             self.accepts_rows = False
             return chosen
         rows = _pop_first(waiting, count)
@@ -312,7 +325,7 @@ class ContinuousBatch:
         return chosen
 
     def drop_finished(self, chosen: "Choice") -> "Choice":
-        """Remove finished rows once half of the rows are finished; the next token of each row that stays."""
+        """Drop finished rows once half of the rows are finished; return the next token of each remaining row."""
         kept = [i for i, row in enumerate(self.rows) if not row.finished]
         if 2 * len(kept) > len(self.rows) or not kept:
             return chosen
@@ -321,7 +334,7 @@ class ContinuousBatch:
         return chosen.selected(kept)
 
     def _choose(self, logits: mx.array) -> "Choice":
-        """Return logits (B, V) → the choice of each row, started."""
+        """Queue the choice of one token per row from logits (B, V)."""
         rows = self.rows
         if any(row.processors for row in rows):
             parts = [part.astype(mx.float32) for part in mx.split(logits, len(rows))]
@@ -338,7 +351,7 @@ class ContinuousBatch:
         return Choice(tokens, logprobs)
 
     def _prefill(self) -> mx.array:
-        """Compute the prompts; the logits of each row's last token (B, V)."""
+        """Compute the prompts; return the logits of each row's last token (B, V)."""
         own = self.cache.offset
         shortest = max(SHORTEST_STAGE, -(-(self.length - own) // (CUDA_STAGES if on_cuda() else STAGES)))
         padding = np.array([self.length - len(row.prompt) for row in self.rows])
@@ -349,7 +362,7 @@ class ContinuousBatch:
         for start, stop in zip(starts, [*starts[1:], self.length], strict=True):
             count = int((joins <= start).sum())
             if present and count > present:
-                # what the new rows get for the slots before their first token is hidden by the mask
+                # new rows are copies of row 0; the mask hides the slots before their own first token
                 self.cache.select_rows([*range(present), *[0] * (count - present)])
             present = count
             width = max(1, self.prefill_tokens // count)
@@ -363,7 +376,7 @@ class ContinuousBatch:
         return logits
 
     def _pass(self, ids: mx.array, first: int, last: int) -> mx.array:
-        """Return slots first … last−1 of the rows that ids (B, L) has; logits (B, V) of the last one."""
+        """Run ids (B, L) at the slots first … last−1 of the first B rows; return the last slot's logits (B, V)."""
         if last > self.visible.shape[1]:
             more = np.ones((len(self.rows), last - self.visible.shape[1]), dtype=bool)
             self.visible = np.concatenate([self.visible, more], axis=1)
@@ -379,27 +392,29 @@ class ContinuousBatch:
 
 @dataclass(frozen=True)
 class Choice:
-    """The next token of each row (B,), being computed, and log-probabilities (B, V) where a row wants them."""
+    """The next token of each row (B,), possibly still being computed, and log-probabilities (B, V) if requested."""
 
     tokens: mx.array
     logprobs: mx.array | None
 
     def selected(self, rows: list[int]) -> "Choice":
-        """Return the choice of some rows."""
+        """Return the choice restricted to some rows."""
         index = mx.array(rows)
         return Choice(self.tokens[index], None if self.logprobs is None else self.logprobs[index])
 
     def replaced(self, rows: list[int], other: "Choice", size: int) -> "Choice":
-        """Return the choice of `size` rows, with that of some rows taken from another choice."""
+        """Return the choice of `size` rows, of which `rows` are replaced by the rows of another choice."""
         order = list(range(size))
         for number, row in enumerate(rows):
             order[row] = size + number
-        both = Choice(mx.concatenate([self.tokens, other.tokens]), _joined(self.logprobs, other.logprobs, size, rows))
+        both = Choice(
+            mx.concatenate([self.tokens, other.tokens]), _concatenate(self.logprobs, other.logprobs, size, rows)
+        )
         return both.selected(order)
 
 
-def _joined(own: mx.array | None, other: mx.array | None, size: int, rows: list[int]) -> mx.array | None:
-    """Log-probabilities of both choices, zeros where only one of them has any."""
+def _concatenate(own: mx.array | None, other: mx.array | None, size: int, rows: list[int]) -> mx.array | None:
+    """Concatenate the log-probabilities of two choices; zeros replace those of a choice without any."""
     if own is None and other is None:
         return None
     like = own if own is not None else other

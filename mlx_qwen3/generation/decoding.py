@@ -1,7 +1,7 @@
-"""One sequence, token by token: the prompt into the cache, then one token after the other. Ids only, no text.
+"""Decode one sequence of token ids: fill the cache with the prompt, then generate token by token.
 
-A `Decoding` turns a `DecodeRun`, whose prompt is in the cache, into `Step`s: `PlainDecoding` by one pass per token,
-`Speculation` by passes that verify several drafted tokens.
+A `Decoding` generates the `Step`s of a `DecodeRun`: `PlainDecoding` with one forward pass per token, `Speculation` with
+passes that verify several drafted tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from .sampling import INVALID, Sampler, mark_invalid, normalized
 from .token_masks import Mask, apply_masks
 
 CLEAR_EVERY = 256
-"""Tokens after which MLX gives unused buffers back."""
+"""Number of tokens after which MLX's buffer cache is cleared."""
 
 NOTHING_ALLOWED = (
     "no token may follow: every score is -inf, or the model computed NaN. Check logit_bias, suppress_tokens and "
@@ -25,37 +25,42 @@ NOTHING_ALLOWED = (
 )
 
 Progress = Callable[[int, int], None]
-"""Called with the prompt's tokens computed so far, and all of them."""
+"""Function that is called with (processed prompt tokens, total prompt tokens)."""
 
 
 class CachedModel(Protocol):
-    """What the loop asks of a model."""
+    """The interface of a model that the decode loop needs."""
 
     config: Any
 
     def step_logits(self, ids: mx.array, cache: Any, keep: int = 1) -> mx.array:
-        """ids (B, L) → logits (B, keep, V) of the newest positions; keys and values go into the cache."""
+        """Run ids (B, L), add their keys and values to the cache, and return the newest `keep` logits (B, keep, V)."""
         ...
 
     def fill_cache(self, ids: mx.array, cache: Any) -> None:
-        """Put the keys and values of ids (B, L) into the cache, lazily."""
+        """Add the keys and values of ids (B, L) to the cache, lazily; no logits are computed."""
         ...
 
 
 @runtime_checkable
 class HasInferencePath(Protocol):
-    """A model that has a faster way through itself for the length of one generation."""
+    """A model with a faster version of itself for the duration of one generation."""
 
     def for_inference(self) -> CachedModel:
-        """That way, or the model itself."""
+        """Return the faster version, or the model itself."""
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """A token, the log-probabilities (V,) that it was chosen from if asked for, and whether a draft proposed it.
+    """One generated token.
 
-    complete: under a constraint, whether the answer may end after this token; finished: whether it must.
+    Attributes:
+        token: the token id.
+        logprobs: the log-probabilities (V,) that it was chosen from, if requested.
+        from_draft: whether it was drafted, or forced by a constraint.
+        complete: under a constraint, whether the answer may end after this token.
+        finished: under a constraint, whether the answer must end after this token.
     """
 
     token: int
@@ -67,9 +72,13 @@ class Step:
 
 @dataclass
 class Chooser:
-    """Logits of one position → the next token.
+    """Chooses the next token from the logits of one position.
 
-    normalized: hand log-probabilities to the sampler instead of logits, for samplers that compute with them.
+    Args:
+        sampler: function of scores (1, V) that returns a token (1,).
+        processors: functions of the ids so far (S,) and logits (1, V).
+        logprobs: whether to return log-probabilities.
+        normalized: whether to call the sampler with log-probabilities instead of logits.
     """
 
     sampler: Sampler
@@ -80,10 +89,12 @@ class Chooser:
     def __call__(
         self, logits: mx.array, history: mx.array | None, masks: Sequence[Mask | None] | None = None
     ) -> tuple[mx.array, mx.array | None]:
-        """Return logits (1, V) and, where there are processors, the tokens so far (S,) → token (1,), logprobs (V,) or
-        None.
+        """Return the next token (1,) and its log-probabilities (V,) or None.
 
-        masks: of a constraint, one per row, applied after the processors.
+        Args:
+            logits: (1, V); with masks and without processors also (B, V).
+            history: ids so far (S,); required if there are processors.
+            masks: token masks of a constraint, one per row; applied after the processors.
         """
         if self.processors:
             assert history is not None
@@ -102,11 +113,16 @@ class Chooser:
 class DecodeRun:
     """The state of one generation, shared with its `Decoding`.
 
-    cache: holds `known` tokens that the caller has seen, and for moments more.
-    pending: ids (1, L) at the prompt's end that are not in the cache yet.
-    history: every id so far, where processors or a draft look back.
-    max_tokens: tokens to yield at most; nothing is computed beyond.
-    broken: a pass was interrupted. lost: something else has changed the cache.
+    Attributes:
+        model: the model, or its faster version.
+        cache: contains the `known` tokens, and temporarily more.
+        pending: ids (1, L) at the end of the prompt that are not in the cache yet.
+        history: all ids at the start, for processors and drafts.
+        choose: chooses tokens from logits.
+        max_tokens: maximum number of tokens to yield; no further token is computed.
+        known: number of tokens in the cache, or about to be, that the caller has seen.
+        broken: whether a forward pass was interrupted.
+        lost: whether something else has changed the cache.
     """
 
     model: CachedModel
@@ -121,19 +137,21 @@ class DecodeRun:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Yield marks a pass of the model: if one is broken off, the cache may hold half of it."""
+        """Mark the enclosed code as a forward pass: if it is interrupted, the cache may contain only a part of it."""
         self.broken = True
         yield
         self.broken = False
 
     def logits(self, ids: mx.array, keep: int = 1) -> mx.array:
-        """Return one pass: ids (1, L) → logits (keep, V) of the newest positions."""
+        """Run ids (1, L) through the model and return the newest `keep` logits (keep, V)."""
         with self.passing():
             return self.model.step_logits(ids, self.cache, keep)[0]
 
     def settle(self) -> None:
-        """Take back what the caller does not know of: afterwards the cache holds at most `known` tokens, evaluated, so
-        that any thread may continue with it.
+        """Remove tokens that the caller has not seen from the cache, and evaluate it for use in any thread.
+
+        Afterwards the cache has at most `known` tokens. It is cleared if a pass was interrupted or the tokens cannot be
+        removed.
         """
         if self.lost:
             return
@@ -150,12 +168,12 @@ class DecodeRun:
 
 
 def start_evaluation(*arrays: mx.array | None) -> None:
-    """Start to evaluate what the next step needs, so that another thread may take it."""
+    """Start to evaluate the arrays that the next step needs, which may run in another thread."""
     mx.async_eval([array for array in arrays if array is not None])
 
 
 def read_token(token: mx.array) -> int:
-    """Wait for a token (1,).
+    """Wait for a token (1,) and return it.
 
     Raises:
         InputError: no token could be chosen.
@@ -167,17 +185,17 @@ def read_token(token: mx.array) -> int:
 
 
 class Decoding(Protocol):
-    """A way to decode."""
+    """A decoding strategy."""
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
-        """Yield tokens; the caller counts them and stops."""
+        """Yield tokens; the caller counts them and stops the iteration."""
         ...
 
 
 class PlainDecoding:
-    """One pass per token. From the second token on it is one pass ahead: token n+1 is computed while token n is read.
+    """Decode with one forward pass per token, pipelined one step ahead: token n+1 is computed while token n is read.
 
-    The first token waits for nothing but its own pass, so that it is shown as early as possible.
+    The pipeline starts after the first token, which is read right after its own pass to minimize its latency.
     """
 
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
@@ -198,7 +216,7 @@ class PlainDecoding:
     def _next(
         self, run: DecodeRun, token: mx.array, history: mx.array | None
     ) -> tuple[mx.array, mx.array | None, mx.array | None]:
-        """Start the pass over a token: the token after it, its log-probabilities, and the history before it."""
+        """Queue the pass over a token; return the next token, its log-probabilities and the history before it."""
         if history is not None:
             history = mx.concatenate([history, token])
         following, logprobs = run.choose(run.logits(token[None]), history)
@@ -207,7 +225,12 @@ class PlainDecoding:
 
 
 def prefill(run: DecodeRun, step: int | None, progress: Progress | None = None) -> None:
-    """Put the prompt into the cache in chunks of `step`; the last chunk, never empty, stays pending."""
+    """Process the prompt in chunks of `step` tokens, except for the last chunk, which is never empty and stays pending.
+
+    Args:
+        step: None for one chunk.
+        progress: called before the first chunk and after each one.
+    """
     length, done = run.pending.shape[1], 0
     if progress is not None:
         progress(0, length)

@@ -1,4 +1,4 @@
-"""Drafts from a smaller model with the same vocabulary."""
+"""Speculative decoding with a smaller draft model that has the same vocabulary."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,35 +11,36 @@ from .decoding import HasInferencePath
 from .speculation import Gate, Speculation
 
 DRAFT_TOKENS = 4
-"""Tokens that the small model drafts before the large one verifies them."""
+"""Default number of tokens that the draft model proposes before the large model verifies them."""
 
 
 class DraftModel:
-    """Propose the greedy tokens of a small model.
+    """Proposes the greedy tokens of a small model.
 
     Args:
-        model: a causal model. vocab_size: of the large model; they must agree.
+        model: a causal model.
+        vocab_size: vocabulary size of the large model, which must be the same.
 
     Raises:
-        InputError: another vocabulary.
+        InputError: the vocabulary sizes differ.
     """
 
     def __init__(self, model: Any, vocab_size: int | None = None):
         if vocab_size is not None and model.config.vocab_size != vocab_size:
             raise InputError(
                 f"the draft model has {model.config.vocab_size} tokens in its vocabulary, the model {vocab_size}. "
-                "Take a smaller model of the same family"
+                "Use a smaller model of the same family"
             )
         self.model: Any = model
         self.start([])
 
     @property
     def confidence(self) -> int:
-        """As high as it gets: only the gate can tell whether the small model is worth its time."""
+        """Always the maximum: only the gate can decide whether the draft model saves time."""
         return 1 << 30
 
     def start(self, history: Sequence[int]) -> None:
-        """The ids before the first token."""
+        """Start a new text with the ids before the first new token."""
         model = self.model
         self._path: Any = model.for_inference() if isinstance(model, HasInferencePath) else model
         self._cache = new_cache(self.model.config)
@@ -47,11 +48,11 @@ class DraftModel:
         self._cached: list[int] = []  # ids of the tokens in the cache
 
     def observe(self, token: int) -> None:
-        """The next token."""
+        """Add the next token of the text, drafted or not."""
         self._seen.append(token)
 
     def propose(self, count: int) -> list[int]:
-        """At most `count` tokens, one pass of the small model each."""
+        """Return a draft of at most `count` tokens, with one pass of the draft model per token."""
         if count < 1 or not self._seen:
             return []
         self._rewind()
@@ -69,7 +70,7 @@ class DraftModel:
         return mx.argmax(self._path.step_logits(ids, self._cache)[:, -1], axis=-1)
 
     def _rewind(self) -> None:
-        """Remove from the cache what is not in the text, and the newest token, whose logits are needed again."""
+        """Remove rejected tokens from the cache, and the newest token, whose logits are needed again."""
         same = 0
         for held, seen in zip(self._cached, self._seen[:-1], strict=False):
             if held != seen:
@@ -80,5 +81,9 @@ class DraftModel:
 
 
 def draft_with(model: Any, target: Any, count: int = DRAFT_TOKENS) -> Speculation:
-    """Return the `decoding` in which `model` drafts `count` tokens at a time for `target`."""
+    """Return a `decoding` in which `model` drafts `count` tokens at a time for `target`.
+
+    Raises:
+        InputError: the vocabulary sizes differ.
+    """
     return Speculation(DraftModel(model, target.config.vocab_size), count, Gate(patience=1))

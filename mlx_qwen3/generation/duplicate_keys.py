@@ -1,4 +1,4 @@
-"""Keep the names of one JSON object apart, which a grammar cannot do where the names are free."""
+"""Prevent duplicate names in JSON objects, which a grammar cannot do for names that are not listed in the schema."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,25 @@ from .tokenizer_tables import TokenTables
 
 @dataclass(frozen=True)
 class Frame:
-    """An open object with the names that it has so far, or an open array, whose `names` is None."""
+    """An open JSON object or array.
+
+    Attributes:
+        names: names that the object has so far; None for an array.
+    """
 
     names: frozenset[bytes] | None
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in a compact JSON text a prefix ends.
+    """The position at the end of a prefix of compact JSON text.
 
-    open: objects and arrays around it, the innermost last. string: the string that is open, without its first quote.
-    is_name: whether a string that begins here, or that is open, is a name. escaped: after a backslash.
-    repeated: whether an object got a name twice.
+    Attributes:
+        open: enclosing objects and arrays, the innermost last.
+        string: content so far of the open string, None outside of strings.
+        is_name: whether the open string, or a string that begins here, is a name.
+        escaped: whether the last character is an escaping backslash.
+        repeated: whether an object has a duplicate name.
     """
 
     open: tuple[Frame, ...] = ()
@@ -28,7 +35,7 @@ class Position:
     repeated: bool = False
 
     def after(self, text: bytes) -> "Position":
-        """Return the position after more bytes."""
+        """Return the position after further bytes of JSON text."""
         frames, string, is_name, escaped = self.open, self.string, self.is_name, self.escaped
         repeated = self.repeated
         for code in text:
@@ -56,7 +63,10 @@ class Position:
         return Position(frames, string, is_name, escaped, repeated)
 
     def repeats(self, tables: TokenTables) -> list[int]:
-        """Return the tokens that would give the innermost object a name twice, and some that are never needed."""
+        """Return tokens that would give the innermost object a duplicate name.
+
+        Tokens that contain a whole string are always among them: they might hide a duplicate and are never needed.
+        """
         if not any(frame.names for frame in self.open):
             return []
         banned = list(tables.whole_strings)
@@ -68,7 +78,7 @@ class Position:
         return banned
 
     def completing(self, tables: TokenTables) -> list[int]:
-        """Return the tokens after which an open name would be one that the object has, but for its last quote."""
+        """Return tokens after which the open name would equal a name of the object, except for the closing quote."""
         if self.string is None or not self.is_name:
             return []
         rests = [name[len(self.string) :] for name in self.open[-1].names or () if name.startswith(self.string)]

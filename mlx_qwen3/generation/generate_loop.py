@@ -1,6 +1,7 @@
-"""The loop behind `model.generate`: a batch of rows that grow together until each is finished.
+"""The loop behind `model.generate`: a batch whose rows grow together until all are finished.
 
-Knows the model as one function; the next step is on its way to the device while the last one's tokens are read.
+The model is called through one step function. The next step is already queued on the device while the tokens of the
+previous one are read.
 """
 
 import logging
@@ -25,13 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BatchPrompt:
-    """What `generate` starts from, checked.
+    """The checked prompts of a `generate` call.
 
-    ids: (B, L), or None. embeds: (B, L, M), which the first pass takes instead of them, or None.
-    mask: (B, cached + L) int32 where there is padding, else None.
-    positions: (B, L) where the caller gives them, else None.
-    cached: tokens that the cache holds and ids does not.
-    extra: further keywords for the model's call, each with one row per sequence.
+    Attributes:
+        ids: (B, L), or None.
+        embeds: (B, L, M) or None; used by the first pass instead of the ids.
+        mask: (B, cached + L) int32 if there is padding, else None.
+        positions: (B, L) if the caller passed them, else None.
+        cached: number of tokens that are in the cache but not in the ids.
+        extra: further keywords for the model's call, each with one row per sequence.
     """
 
     ids: mx.array | None
@@ -43,24 +46,24 @@ class BatchPrompt:
 
     @property
     def source(self) -> mx.array:
-        """What the first pass takes, ids or embeddings."""
+        """The input of the first pass, ids or embeddings."""
         found = self.ids if self.embeds is None else self.embeds
         assert found is not None
         return found
 
     @property
     def length(self) -> int:
-        """Positions in a row."""
+        """Positions per row."""
         return self.source.shape[1]
 
     @property
     def rows(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return self.source.shape[0]
 
     @property
     def left_padding(self) -> mx.array | None:
-        """How many tokens of padding each row starts with (B,), or None when every token counts."""
+        """Number of padding tokens at the start of each row (B,), or None if it is unknown or there is no padding."""
         return None if self.mask is None or self.ids is None or self.cached else mx.argmax(self.mask, axis=1)
 
     @classmethod
@@ -75,14 +78,18 @@ class BatchPrompt:
         past: int,
         extra: dict[str, Any],
     ) -> "BatchPrompt":
-        """Return the prompt of a call, repeated for `num_return_sequences`; `past` tokens are cached.
+        """Check the arguments of a call and return its prompts, repeated `num_return_sequences` times.
+
+        Args:
+            past: number of tokens in the cache.
+            extra: further keywords for the model's call.
 
         Raises:
-            InputError: arguments of other shapes; ids outside the vocabulary.
+            InputError: there is no prompt, an argument has the wrong shape, or an id is outside the vocabulary.
         """
         ids, embeds = as_array(input_ids, "input_ids"), as_array(embeds, "inputs_embeds")
         if ids is None and embeds is None:
-            raise InputError("there is no prompt: pass input_ids, or inputs_embeds")
+            raise InputError("there is no prompt. Pass input_ids or inputs_embeds")
         for name, given, sides in (
             ("input_ids", ids, "batch, length"),
             ("inputs_embeds", embeds, "batch, length, width"),
@@ -97,15 +104,17 @@ class BatchPrompt:
             ids = None
         prompt = cls(ids, embeds, None, extra=extra)
         if ids is not None and ids.shape[0] != prompt.rows:
-            raise InputError(f"input_ids has {ids.shape[0]} rows and inputs_embeds {prompt.rows}; pass as many")
-        prompt._take_mask(as_array(mask, "attention_mask"), past, options)
-        prompt._take_positions(as_array(positions, "position_ids"))
+            raise InputError(
+                f"input_ids has {ids.shape[0]} rows and inputs_embeds {prompt.rows}. Pass the same number of rows"
+            )
+        prompt._set_mask(as_array(mask, "attention_mask"), past, options)
+        prompt._set_positions(as_array(positions, "position_ids"))
         copies = options.config.num_return_sequences or 1
         if copies > 1 and not options.samples:
             raise InputError(f"num_return_sequences is {copies} but greedy search finds one. Pass do_sample=True")
-        return prompt._repeated(copies) if copies > 1 else prompt
+        return prompt._repeat(copies) if copies > 1 else prompt
 
-    def _take_mask(self, mask: mx.array | None, past: int, options: GenerationOptions) -> None:
+    def _set_mask(self, mask: mx.array | None, past: int, options: GenerationOptions) -> None:
         shape = (self.rows, self.length)
         pad = options.config.pad_token_id
         if mask is None:
@@ -123,18 +132,18 @@ class BatchPrompt:
         self.mask = mask
         if mx.any(mask[:, -1] == 0).item():
             logger.warning(
-                "the prompts are padded on the right, so new tokens follow padding; pad them on the left "
+                "the prompts are padded on the right, so new tokens follow padding. Pad them on the left "
                 "(padding_side='left')"
             )
 
-    def _take_positions(self, positions: mx.array | None) -> None:
+    def _set_positions(self, positions: mx.array | None) -> None:
         if positions is None:
             return
         if positions.ndim != 2 or positions.shape[0] not in (1, self.rows) or positions.shape[1] != self.length:
             raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({self.rows}, {self.length})")
         self.positions = mx.broadcast_to(positions.astype(mx.int32), (self.rows, self.length))
 
-    def _repeated(self, copies: int) -> "BatchPrompt":
+    def _repeat(self, copies: int) -> "BatchPrompt":
         ids, embeds, mask, positions = (
             None if a is None else mx.repeat(a, copies, axis=0)
             for a in (self.ids, self.embeds, self.mask, self.positions)
@@ -150,14 +159,20 @@ class BatchPrompt:
 
 @dataclass
 class GenerateLoop:
-    """One call of `generate`.
+    """The loop of one `generate` call.
 
-    step: see `GenerationMixin._generation_step`.
-    processors: functions of ids (B, S) and float32 scores (B, V).
-    warpers: turn scores into those that are sampled from, where the sampler does not do so itself (`sample_warped`), or
-        where scores are collected.
-    criteria: say which rows are finished, besides `eos_token_ids`.
-    keep_cache: the cache outlives the call, so no step may be computed ahead.
+    Args:
+        step: see `GenerationMixin._generation_step`.
+        processors: functions of ids (B, S) and float32 scores (B, V).
+        warpers: processors for the sampling settings; needed for `collect_scores`, and for `sample_warped`.
+        sampler: function of scores (B, V) that returns tokens (B,).
+        criteria: stopping criteria besides `eos_token_ids`.
+        streamer: its `put(array)` and `end()` are called; None for none.
+        positions_from_mask: whether position ids are computed from the mask.
+        prefill_chunk_size: prompt tokens per forward pass; None for all.
+        collect_scores, collect_logits: whether to return the scores after and the logits before processing.
+        keep_cache: whether the caller uses the cache afterwards; then no step is computed ahead.
+        sample_warped: whether to sample from the result of the warpers, because the sampler lacks a setting.
     """
 
     step: Callable[..., Any]
@@ -177,14 +192,14 @@ class GenerateLoop:
     sample_warped: bool = False
 
     def __call__(self, prompt: BatchPrompt, past: Any, use_cache: bool) -> GenerateOutput:
-        """Run until every row is finished or full.
+        """Generate until every row is finished or has `max_new_tokens` new tokens.
 
         Raises:
-            InputError: no token may follow in one of the rows.
+            InputError: no token is allowed in one of the rows.
         """
         self._output = GenerateOutput(scores=(), logits=(), attentions=(), hidden_states=())
         self._mask, self._use_cache, self._cached = prompt.mask, use_cache, prompt.cached
-        self._positions = self._all_positions(prompt)
+        self._positions = self._compute_positions(prompt)
         rows = prompt.rows
         own = self.sampler
         self._samplers = [own.for_row(row) if isinstance(own, RandomSampler) else own for row in range(rows)]
@@ -203,7 +218,7 @@ class GenerateLoop:
                 logits, past = self._next(ids, tokens, prompt, past)
                 mx.async_eval(logits)
             if self.streamer is not None:
-                mx.eval(tokens)  # a streamer may read them in another thread
+                mx.eval(tokens)  # the streamer may read them in another thread
                 self.streamer.put(tokens)
             if self.criteria:
                 finished = before | mx.array(self.criteria(ids, self._output.scores or None))
@@ -223,8 +238,8 @@ class GenerateLoop:
             setattr(self._output, name, getattr(self._output, name) or None)
         return self._output
 
-    def _all_positions(self, prompt: BatchPrompt) -> mx.array | None:
-        """Return positions (B, cached + L) where the model cannot count them itself."""
+    def _compute_positions(self, prompt: BatchPrompt) -> mx.array | None:
+        """Return position ids (B, cached + L), or None if the model's own are correct."""
         counted = None
         if prompt.mask is not None and self.positions_from_mask:
             counted = mx.where(prompt.mask == 0, 0, mx.cumsum(prompt.mask, axis=1) - 1)
@@ -234,7 +249,7 @@ class GenerateLoop:
         return mx.concatenate([missing, prompt.positions], axis=1)
 
     def _choose(self, ids: mx.array, logits: mx.array, finished: mx.array) -> tuple[mx.array, mx.array]:
-        """Return the tokens of this step (B,), and which rows are finished with it."""
+        """Return the tokens of this step (B,) and which rows are finished after it (B,)."""
         scores = logits
         if self.processors or self.warpers or self.collect_scores or self.collect_logits:
             scores = logits = logits.astype(mx.float32)
@@ -256,8 +271,8 @@ class GenerateLoop:
         start = 0 if prompt.cached else cached_tokens(past if self._use_cache else None)
         if start >= prompt.length:
             raise InputError(
-                f"past_key_values holds {start} tokens already and input_ids has {prompt.length}. Pass the whole text, "
-                "with at least one token that is not cached, or the new tokens with an attention_mask over all"
+                f"past_key_values has {start} tokens and input_ids {prompt.length}, so there is no new token. Pass the "
+                "whole text, including new tokens, or the new tokens with an attention_mask over all tokens"
             )
         size = self.prefill_chunk_size if past is not None and self._use_cache else None
         while size is not None and prompt.length - start > size:
@@ -278,13 +293,13 @@ class GenerateLoop:
         if self._mask is not None:
             one = mx.ones((tokens.shape[0], 1), dtype=mx.int32)
             self._mask = mx.concatenate([self._mask, one], axis=1)
-        if self._positions is not None:  # counted on from the last token, which in the prompt may be padding
+        if self._positions is not None:  # continue from the last token, which may be padding in the prompt
             self._positions = mx.concatenate([self._positions, self._positions[:, -1:] + 1], axis=1)
         if past is not None:
             newest = None if self._positions is None else self._positions[:, -1:]
             return self._call(tokens[:, None], None, self._mask, newest, past)
         if prompt.embeds is not None:
-            raise InputError("inputs_embeds needs the cache to continue from. Leave use_cache on")
+            raise InputError("inputs_embeds is not supported with use_cache=False. Omit use_cache")
         return self._call(ids, None, self._mask, self._positions, None)
 
     def _call(
@@ -295,7 +310,7 @@ class GenerateLoop:
         positions: mx.array | None,
         past: Any,
     ) -> tuple[mx.array, Any]:
-        """Run the model; its newest logits (B, V) and its cache."""
+        """Run one step of the model; return the newest logits (B, V) and the cache."""
         output = self.step(ids, embeds, mask, positions, past, self._use_cache)
         kept = self._output
         for name in ("attentions", "hidden_states"):
@@ -306,7 +321,7 @@ class GenerateLoop:
 
 
 def evaluate_tree(value: Any) -> None:
-    """Evaluate every array in a result, its cache included, so that any thread may read it."""
+    """Evaluate every array in a result, including its cache, so that any thread may read it."""
     if isinstance(value, mx.array):
         mx.eval(value)
     elif isinstance(value, Cache):
@@ -319,5 +334,5 @@ def evaluate_tree(value: Any) -> None:
 
 
 def cached_tokens(past: Any) -> int:
-    """Return how many tokens a cache holds."""
+    """Return the number of tokens in a cache; 0 for None."""
     return past.get_seq_length() if past is not None and hasattr(past, "get_seq_length") else 0

@@ -1,4 +1,4 @@
-"""Resolve the references of a JSON Schema inside the schema itself, and find recursion without end.
+"""Resolve references within a JSON Schema, and detect infinite recursion.
 
 Sources: JSON Schema 2020-12 core, sections 8.2 (identifiers) and 8.2.3 (references); RFC 6901 for pointers.
 """
@@ -11,13 +11,17 @@ from urllib.parse import unquote, urldefrag, urljoin
 from ..errors import ConstraintError
 
 _DATA = frozenset({"const", "enum", "default", "examples", "example"})
-"""Keywords whose values are data in which no schema is looked for."""
+"""Keywords whose values are data and contain no schemas."""
 
 MAX_DEPTH = 300
 
 
 def draft_of(schema: Any) -> int:
-    """Return the draft that `$schema` names: 3, 4, 6, 7, 2019 or 2020, the last where nothing is named."""
+    """Return the draft that `$schema` names: 3, 4, 6, 7, 2019 or 2020. Without `$schema` it is 2020.
+
+    Raises:
+        ConstraintError: `$schema` is not a draft of JSON Schema.
+    """
     named = str(schema.get("$schema", "")) if isinstance(schema, Mapping) else ""
     found = re.search(r"json-schema\.org/draft(?:-0?|/)(\d+)", named)
     if named and not found:
@@ -26,19 +30,27 @@ def draft_of(schema: Any) -> int:
 
 
 def base_of(node: Mapping[str, Any], base: str) -> str:
-    """Return the address of the resource that a node belongs to."""
+    """Return the base URI of a node inside a resource with the base URI `base`."""
     own = node.get("$id")
     return urljoin(base, urldefrag(own).url) if isinstance(own, str) else base
 
 
 class Index:
-    """The parts of a schema that a reference can name."""
+    """An index of the parts of a schema that references can point to.
+
+    Attributes:
+        resources: base URI → schema and its path.
+        anchors: base URI and anchor → schema and its path.
+
+    Raises:
+        ConstraintError: the schema is nested too deeply.
+    """
 
     def __init__(self, schema: Any):
         self.root = schema
         self.resources: dict[str, tuple[Any, str]] = {"": (schema, "#")}
         self.anchors: dict[tuple[str, str], tuple[Any, str]] = {}
-        for node, path, base in _nodes(schema, "#", "", 0):
+        for node, path, base in _walk_nodes(schema, "#", "", 0):
             if isinstance(node.get("$id"), str):
                 anchor = urldefrag(node["$id"]).fragment
                 self.resources.setdefault(base, (node, path))
@@ -49,23 +61,26 @@ class Index:
                     self.anchors[base, node[word]] = node, path
 
     def find(self, reference: str, path: str, base: str) -> tuple[Any, str, str]:
-        """Return what a reference at `path` names: a schema, its path, the address of its resource.
+        """Return the target of a reference at `path`: the schema, its path and its base URI.
 
         Raises:
-            ConstraintError: there is no such part, or it is somewhere else.
+            ConstraintError: the target does not exist or is outside of the schema.
         """
         address, fragment = urldefrag(urljoin(base, reference) if reference else base)
         if reference.startswith("#"):
             address, fragment = base, reference[1:]
         if address not in self.resources:
             raise ConstraintError(
-                f"$ref at {path} is {reference[:80]!r}, not part of this schema. Put it into $defs: nothing is fetched"
+                f"$ref at {path} is {reference[:80]!r}, outside of this schema. Add the target to $defs: nothing is "
+                "downloaded"
             )
         node, where = self.resources[address]
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
             if (address, fragment) not in self.anchors:
-                raise ConstraintError(f"$ref at {path} is {reference[:80]!r}, but there is no such anchor")
+                raise ConstraintError(
+                    f"$ref at {path} is {reference[:80]!r}, but there is no such anchor. Correct the reference"
+                )
             return *self.anchors[address, fragment], address
         for step in fragment.split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
@@ -74,52 +89,56 @@ class Index:
             elif isinstance(node, list) and step.isdigit() and int(step) < len(node):
                 node = node[int(step)]
             else:
-                raise ConstraintError(f"$ref at {path} is {reference[:80]!r}, but the schema has no such part")
+                raise ConstraintError(
+                    f"$ref at {path} is {reference[:80]!r}, but the schema has no such part. Correct the reference"
+                )
             where = f"{where}/{step}"
             if isinstance(node, Mapping):
                 address = base_of(node, address)
         return node, where, address
 
 
-def _nodes(node: Any, path: str, base: str, depth: int) -> Iterator[tuple[Mapping[str, Any], str, str]]:
+def _walk_nodes(node: Any, path: str, base: str, depth: int) -> Iterator[tuple[Mapping[str, Any], str, str]]:
     if depth > MAX_DEPTH:
-        raise ConstraintError(f"the schema is nested without end at {path[:80]}. Use $ref for recursion")
+        raise ConstraintError(f"the schema is nested too deeply at {path[:80]}. Use $ref for recursion")
     if isinstance(node, Mapping):
         base = base_of(node, base)
         yield node, path, base
         for word, value in node.items():
             if word not in _DATA:
-                yield from _nodes(value, f"{path}/{word}", base, depth + 1)
+                yield from _walk_nodes(value, f"{path}/{word}", base, depth + 1)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            yield from _nodes(value, f"{path}/{i}", base, depth + 1)
+            yield from _walk_nodes(value, f"{path}/{i}", base, depth + 1)
 
 
 def refuse_endless(schema: dict[str, Any]) -> None:
-    """Refuse a rewritten schema that no finite value satisfies, and write `false` for such parts that may be left out.
+    """Refuse a rewritten schema without finite values, and replace optional parts without finite values by `false`.
 
     Raises:
-        ConstraintError: a reference that leads back to itself, or recursion without end.
+        ConstraintError: a reference is circular, or the schema has no finite value.
     """
     definitions = schema.get("$defs", {})
-    _refuse_circles(definitions)
+    _refuse_cycles(definitions)
     finite: set[str] = set()
     while True:
-        more = {name for name, node in definitions.items() if name not in finite and _ends(node, finite)}
+        more = {name for name, node in definitions.items() if name not in finite and _is_finite(node, finite)}
         if not more:
             break
         finite |= more
-    if not _ends(schema, finite):
-        if _ends(schema, {*definitions}):
-            raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make it optional")
-        word, path = _blocked(schema, "#", {*definitions})
-        raise ConstraintError(f"{word} at {path} demands what the schema forbids: no value is valid. Change the schema")
+    if not _is_finite(schema, finite):
+        if _is_finite(schema, {*definitions}):
+            raise ConstraintError("$ref at # recurses infinitely: no finite value is valid. Make it optional")
+        word, path = _find_contradiction(schema, "#", {*definitions})
+        raise ConstraintError(
+            f"{word} at {path} requires what the schema forbids: no value is valid. Change the schema"
+        )
     for node in (schema, *definitions.values()):
         _prune(node, finite)
 
 
-def _refuse_circles(definitions: Mapping[str, Any]) -> None:
-    """A reference reached through nothing but references and combinations describes nothing."""
+def _refuse_cycles(definitions: Mapping[str, Any]) -> None:
+    """Raise for a reference that leads back to itself through references and combinations only: it has no meaning."""
     done: set[str] = set()
 
     def visit(node: Any, trail: tuple[str, ...]) -> None:
@@ -129,7 +148,7 @@ def _refuse_circles(definitions: Mapping[str, Any]) -> None:
             name = node["$ref"].rsplit("/", 1)[1]
             if name in trail:
                 raise ConstraintError(
-                    "$ref is circular: it leads back to itself and describes nothing. Mend the schema"
+                    "$ref is circular: it leads back to itself without describing a value. Correct the schema"
                 )
             if name not in done:
                 visit(definitions[name], (*trail, name))
@@ -144,8 +163,8 @@ def _refuse_circles(definitions: Mapping[str, Any]) -> None:
             done.add(name)
 
 
-def _ends(node: Any, finite: set[str]) -> bool:
-    """Tell whether a schema has finite values, given the definitions that have."""
+def _is_finite(node: Any, finite: set[str]) -> bool:
+    """Return whether a schema has finite values, given the names of the definitions that have them."""
     if not isinstance(node, Mapping):
         return node is not False
     kinds = node.get("type", ["object", "array", "string"])
@@ -153,65 +172,68 @@ def _ends(node: Any, finite: set[str]) -> bool:
     simple = any(kind not in ("object", "array") for kind in kinds) or "const" in node or "enum" in node
     if "$ref" in node and node["$ref"].rsplit("/", 1)[1] not in finite:
         return False
-    if not all(_ends(part, finite) for part in node.get("allOf", ())):
+    if not all(_is_finite(part, finite) for part in node.get("allOf", ())):
         return False
     for word in ("anyOf", "oneOf"):
-        if word in node and not any(_ends(part, finite) for part in node[word]):
+        if word in node and not any(_is_finite(part, finite) for part in node[word]):
             return False
     return (
-        simple or ("object" in kinds and _object_ends(node, finite)) or ("array" in kinds and _array_ends(node, finite))
+        simple
+        or ("object" in kinds and _object_is_finite(node, finite))
+        or ("array" in kinds and _array_is_finite(node, finite))
     )
 
 
-def _object_ends(node: Mapping[str, Any], finite: set[str]) -> bool:
+def _object_is_finite(node: Mapping[str, Any], finite: set[str]) -> bool:
     own, others = node.get("properties", {}), node.get("additionalProperties", {})
     return all(
-        _ends(own.get(name, {} if "patternProperties" in node else others), finite) for name in node.get("required", ())
+        _is_finite(own.get(name, {} if "patternProperties" in node else others), finite)
+        for name in node.get("required", ())
     )
 
 
-def _blocked(node: Any, path: str, finite: set[str]) -> tuple[str, str]:
-    """Return the keyword that leaves a schema without values, and its path."""
+def _find_contradiction(node: Any, path: str, finite: set[str]) -> tuple[str, str]:
+    """Return the keyword because of which a schema has no values, and its path."""
     if not isinstance(node, Mapping):
         return "false", path
     for word in ("allOf", "anyOf", "oneOf"):
         parts = node.get(word, ())
-        dead = [i for i, part in enumerate(parts) if not _ends(part, finite)]
+        dead = [i for i, part in enumerate(parts) if not _is_finite(part, finite)]
         if dead and (word == "allOf" or len(dead) == len(parts)):
-            return _blocked(parts[dead[0]], f"{path}/{word}/{dead[0]}", finite)
+            return _find_contradiction(parts[dead[0]], f"{path}/{word}/{dead[0]}", finite)
     kinds = node.get("type", ["object", "array"])
-    if "object" in kinds and not _object_ends(node, finite):
+    if "object" in kinds and not _object_is_finite(node, finite):
         for name in node.get("required", ()):
             part = node.get("properties", {}).get(name)
-            if isinstance(part, Mapping) and not _ends(part, finite):
-                return _blocked(part, f"{path}/properties/{name}", finite)
+            if isinstance(part, Mapping) and not _is_finite(part, finite):
+                return _find_contradiction(part, f"{path}/properties/{name}", finite)
         return "required", path
     return "minItems", path
 
 
-def _array_ends(node: Mapping[str, Any], finite: set[str]) -> bool:
+def _array_is_finite(node: Mapping[str, Any], finite: set[str]) -> bool:
     count = int(node.get("minItems", 0))
     first = node.get("prefixItems", [])
-    return all(_ends(part, finite) for part in first[:count]) and (
-        count <= len(first) or _ends(node.get("items", {}), finite)
+    return all(_is_finite(part, finite) for part in first[:count]) and (
+        count <= len(first) or _is_finite(node.get("items", {}), finite)
     )
 
 
 def _prune(node: Any, finite: set[str]) -> None:
-    """Replace parts without finite values, which the engine would begin and never end."""
+    """Replace parts without finite values by `false`: the engine could begin them and would never finish."""
     if not isinstance(node, dict):
         return
     for word in ("anyOf", "oneOf"):
         if word in node:
-            node[word] = [part for part in node[word] if _ends(part, finite)]
+            node[word] = [part for part in node[word] if _is_finite(part, finite)]
     for word in ("properties", "patternProperties"):
         for name, part in node.get(word, {}).items():
-            node[word][name] = part if _ends(part, finite) else False
+            node[word][name] = part if _is_finite(part, finite) else False
     for word in ("items", "additionalProperties"):
-        if word in node and not _ends(node[word], finite):
+        if word in node and not _is_finite(node[word], finite):
             node[word] = False
     for i, part in enumerate(node.get("prefixItems", ())):
-        node["prefixItems"][i] = part if _ends(part, finite) else False
+        node["prefixItems"][i] = part if _is_finite(part, finite) else False
     for word, value in node.items():
         if word in ("items", "additionalProperties"):
             _prune(value, finite)

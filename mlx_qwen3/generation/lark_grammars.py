@@ -1,6 +1,6 @@
-"""Grammars in Lark's language: the schemas in them, and recursion that never ends.
+"""Check Lark grammars: rewrite the JSON Schemas in them, and detect infinite recursion.
 
-The language is llguidance's dialect: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
+The syntax is llguidance's dialect: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
 
 import json
@@ -30,7 +30,7 @@ def with_checked_schemas(text: str, check: Callable[[Any], str]) -> str:
     """Return a grammar in which `check` has rewritten the schema after each %json.
 
     Raises:
-        ConstraintError: what follows a %json is not JSON, or `check` refuses it.
+        ConstraintError: a %json is not followed by valid JSON, or `check` refuses the schema.
     """
     at = 0
     while (at := text.find("%json", at)) >= 0:
@@ -45,79 +45,83 @@ def with_checked_schemas(text: str, check: Callable[[Any], str]) -> str:
 
 def _read_json(text: str, start: int) -> tuple[Any, int]:
     try:
-        return json.JSONDecoder(parse_constant=_no_constant).raw_decode(text, start)
+        return json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, start)
     except (ValueError, RecursionError) as problem:
-        raise ConstraintError(f"the grammar has a %json that is not valid JSON: {problem}. Mend it") from None
+        raise ConstraintError(f"the grammar has a %json that is not valid JSON: {problem}. Correct it") from None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 @dataclass
 class _Group:
-    """Alternatives, each a list of what it needs: names of rules, and groups."""
+    """Alternatives of a rule; each is a list of required parts, which are names of rules or groups."""
 
     options: list[list["str | _Group"]] = field(default_factory=lambda: [[]])
 
-    def ends(self, finite: set[str]) -> bool:
+    def is_finite(self, finite: set[str]) -> bool:
+        """Return whether the group derives a finite text, given the names of rules that do."""
         return any(
-            all(part in finite if isinstance(part, str) else part.ends(finite) for part in option)
+            all(part in finite if isinstance(part, str) else part.is_finite(finite) for part in option)
             for option in self.options
         )
 
 
 def refuse_endless(text: str) -> None:
-    """Refuse a grammar, known to compile, with a rule that derives no finite text: an answer could not leave it.
+    """Refuse a grammar with a rule that derives no finite text: an answer that enters the rule could never finish.
+
+    Args:
+        text: a grammar that compiles.
 
     Raises:
-        ConstraintError: the recursion of a rule has no case that ends.
+        ConstraintError: the recursion of a rule has no base case.
     """
-    rules = _rules(text)
+    rules = _parse_rules(text)
     if rules is None:
         return
     finite: set[str] = set()
-    while more := {name for name, rule in rules.items() if name not in finite and rule.ends(finite)}:
+    while more := {name for name, rule in rules.items() if name not in finite and rule.is_finite(finite)}:
         finite |= more
     if len(finite) < len(rules):
         names = ", ".join(sorted(set(rules) - finite))
-        raise ConstraintError(f"the grammar recurses without end in {names}. Add an alternative that ends")
+        raise ConstraintError(f"the grammar recurses infinitely in {names}. Add an alternative without recursion")
 
 
-def _rules(text: str) -> dict[str, _Group] | None:
-    """Return the rules of a grammar by name; None where it uses syntax that is not known here."""
-    tokens = _tokens(text)
+def _parse_rules(text: str) -> dict[str, _Group] | None:
+    """Return the rules of a grammar by name, or None if it has syntax that this parser does not know."""
+    tokens = _tokenize(text)
     if tokens is None:
         return None
     rules: dict[str, _Group] = {}
     at = 0
     while at < len(tokens):
         kind, value = tokens[at]
-        if kind == "directive":  # %import, %ignore, …: up to the next definition
+        if kind == "directive":  # skip %import, %ignore, … up to the next definition
             at += 1
-            while at < len(tokens) and not _defines(tokens, at) and tokens[at][0] != "directive":
+            while at < len(tokens) and not _starts_rule(tokens, at) and tokens[at][0] != "directive":
                 at += 1
             continue
         if kind != "name":
             return None
-        start = _after_head(tokens, at)
+        start = _find_body(tokens, at)
         if start is None:
             return None
         stop = start
-        while stop < len(tokens) and not _defines(tokens, stop) and not _is_statement(tokens[stop]):
+        while stop < len(tokens) and not _starts_rule(tokens, stop) and not _is_statement(tokens[stop]):
             stop += 1
-        group = _expansions(tokens[start:stop])
+        group = _parse_alternatives(tokens[start:stop])
         if group is None:
             return None
         rules[value.lstrip("!?")] = group
         at = stop
     defined = set(rules)
     for group in rules.values():
-        _keep(group, defined)
+        _drop_undefined(group, defined)
     return rules
 
 
-def _tokens(text: str) -> list[tuple[str, str]] | None:
+def _tokenize(text: str) -> list[tuple[str, str]] | None:
     found: list[tuple[str, str]] = []
     at = 0
     while at < len(text):
@@ -139,8 +143,8 @@ def _is_statement(token: tuple[str, str]) -> bool:
     return token[0] == "directive" and token[1] in ("%import", "%ignore", "%declare", "%override", "%extend")
 
 
-def _after_head(tokens: list[tuple[str, str]], at: int) -> int | None:
-    """Return where the body of the rule that begins at `at` begins; None where no rule does."""
+def _find_body(tokens: list[tuple[str, str]], at: int) -> int | None:
+    """Return the index of the first token in the body of the rule that starts at `at`; None if no rule starts there."""
     at += 1
     if at < len(tokens) and tokens[at] == ("sign", "["):  # attributes
         while at < len(tokens) and tokens[at] != ("sign", "]"):
@@ -149,11 +153,11 @@ def _after_head(tokens: list[tuple[str, str]], at: int) -> int | None:
     return at + 1 if at < len(tokens) and tokens[at] == ("sign", ":") else None
 
 
-def _defines(tokens: list[tuple[str, str]], at: int) -> bool:
-    return tokens[at][0] == "name" and _after_head(tokens, at) is not None
+def _starts_rule(tokens: list[tuple[str, str]], at: int) -> bool:
+    return tokens[at][0] == "name" and _find_body(tokens, at) is not None
 
 
-def _expansions(tokens: list[tuple[str, str]]) -> _Group | None:
+def _parse_alternatives(tokens: list[tuple[str, str]]) -> _Group | None:
     stack = [_Group()]
     closing: list[str] = []
     for at, (kind, value) in enumerate(tokens):
@@ -179,10 +183,10 @@ def _expansions(tokens: list[tuple[str, str]]) -> _Group | None:
     return None if closing else stack[0]
 
 
-def _keep(group: _Group, defined: set[str]) -> None:
-    """Drop the names of terminals and imports, which end by themselves."""
+def _drop_undefined(group: _Group, defined: set[str]) -> None:
+    """Drop names of terminals and imports, which are always finite."""
     for option in group.options:
         option[:] = [part for part in option if isinstance(part, _Group) or part in defined]
         for part in option:
             if isinstance(part, _Group):
-                _keep(part, defined)
+                _drop_undefined(part, defined)

@@ -1,22 +1,24 @@
-"""Logits processors: the protocol, and the penalties and biases on single tokens.
+"""Logits processors: the protocol, and penalties and biases on single tokens.
 
-How a processor is called. Once for every token that is to be chosen, with every id so far, the prompt's included, and
-the float32 logits of the next position; it returns logits of the same shape and changes neither argument.
+Protocol. A processor is called once per token to choose, with all ids so far, including the prompt, and the float32
+logits of the next position. It returns logits of the same shape and changes neither argument. There are two signatures:
 
-- `LogitsProcessor`, the form of transformers: ids (B, S) and scores (B, V). Every processor of this package has it.
-- A plain function given to `stream_generate`, `generate_step` or `batch_generate` has the form of mlx_lm: the ids of
-  one sequence (S,) and its logits (1, V). A plain function given to `model.generate` has the form of transformers.
+- transformers' (`LogitsProcessor`): ids (B, S) and scores (B, V). All processors of this package have it, and plain
+  functions passed to `model.generate`.
+- mlx_lm's: the ids of one sequence (S,) and its logits (1, V). Plain functions passed to `stream_generate`,
+  `generate_step` or `batch_generate` have it.
 
-In a batch each sequence has processors of its own and sees only its own ids, without padding; a processor with state
-offers `for_row(row)`, which returns the one for the sequence with that index. `model.generate` alone calls its
-processors with all rows and their padding, as the reference does.
+In a batch, each sequence has its own processors, which see only the ids of that sequence, without padding. A processor
+with state defines `for_row(row)`, which returns the processor for the sequence with that index. Only `model.generate`
+calls its processors with all rows and their padding, as the reference does.
 
-How a rollback works. Speculative decoding calls a processor for drafted tokens that may be rejected afterwards, and a
-token is chosen before the one before it has been read. The ids of each call are the truth: a processor with state
-remembers how many ids it has consumed, and when it is called with fewer, or with others, it goes back to the common
-beginning. There is no other notice.
+Rollback. Speculative decoding calls a processor for drafted tokens that may be rejected later, and tokens are chosen
+before the previous ones have been read. Therefore a processor with state must compare the ids of each call with those
+it has consumed. If it is called with fewer or with other ids, it must roll back to the common prefix. Rejected tokens
+are not announced in any other way.
 
-Sources: transformers 5.23 `generation/logits_process.py`; presence and frequency as the OpenAI API defines them.
+Sources: transformers 5.23 `generation/logits_process.py`; presence and frequency penalties as defined by the OpenAI
+API.
 """
 
 import math
@@ -33,30 +35,30 @@ RowProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
 class LogitsProcessor:
-    """Changes scores before a token is chosen: ids (B, S) and float32 scores (B, V) → scores (B, V)."""
+    """Base class of processors, which change the scores before a token is chosen; see the module docstring."""
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
-        """Return the changed scores."""
+        """Return the changed scores (B, V) for ids (B, S) and float32 scores (B, V)."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def for_row(self, row: int) -> "LogitsProcessor":
-        """Return the processor for the sequence with this index in a batch; a processor with state returns a copy."""
+        """Return the processor for the sequence with this index in a batch; processors with state return a copy."""
         return self
 
 
 class LogitsProcessorList(list[Any]):
-    """Processors that are applied one after the other; itself a processor of the transformers form."""
+    """A list of processors with transformers' signature, and itself a processor that applies them in order."""
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
-        """Return the scores after all processors."""
+        """Return the scores (B, V) after all processors."""
         return apply_processors(self, input_ids, scores)
 
 
 def processor_list(processors: Any, name: str) -> list[Any]:
-    """Return the processors of a call: none, one, or several; a `LogitsProcessorList` stays one, of its own form.
+    """Return a list of processors from None, one processor or several; a `LogitsProcessorList` counts as one.
 
     Raises:
-        InputError: something that cannot be called.
+        InputError: a processor is not callable.
     """
     if processors is None:
         return []
@@ -64,15 +66,15 @@ def processor_list(processors: Any, name: str) -> list[Any]:
     found: list[Any] = list(processors) if several else [processors]
     for process in processors if isinstance(processors, Sequence) else found:
         if not callable(process):
-            raise InputError(f"{name} holds {type_name(process)}, expected functions of token ids and scores")
+            raise InputError(f"{name} contains {type_name(process)}, expected functions of token ids and scores")
     return found
 
 
 def apply_processors(processors: Iterable[Any], ids: mx.array, scores: mx.array) -> mx.array:
-    """Return the scores after all processors, each called with the ids.
+    """Apply processors to the scores one after the other, each with the same ids.
 
     Raises:
-        InputError: a processor returns something else than scores of the same shape.
+        InputError: a processor does not return scores of the same shape.
     """
     for process in processors:
         found = process(ids, scores)
@@ -84,22 +86,22 @@ def apply_processors(processors: Iterable[Any], ids: mx.array, scores: mx.array)
 
 
 def row_processors(processors: Iterable[Any], row: int = 0) -> list[RowProcessor]:
-    """Return processors of either form for one sequence, as functions of its ids (S,) and logits (1, V)."""
+    """Convert processors of either signature to functions of the ids (S,) and logits (1, V) of sequence `row`."""
     found: list[RowProcessor] = []
     for given in processors:
         if isinstance(given, LogitsProcessorList):
-            found.extend(row_processors([_BatchForm(process) for process in given], row))
+            found.extend(row_processors([_BatchSignature(process) for process in given], row))
             continue
         if not callable(given):
             raise InputError(f"a logits processor is {given!r}, expected a function of token ids and logits")
         for_row: Any = getattr(given, "for_row", None)
         process: Any = given if for_row is None else for_row(row)
-        found.append(_on_one_row(process) if isinstance(process, LogitsProcessor) else process)
+        found.append(_accept_one_row(process) if isinstance(process, LogitsProcessor) else process)
     return found
 
 
-class _BatchForm(LogitsProcessor):
-    """A function that is known to have the transformers form."""
+class _BatchSignature(LogitsProcessor):
+    """A processor that wraps a function with transformers' signature."""
 
     def __init__(self, process: Any):
         self.process = process
@@ -108,20 +110,20 @@ class _BatchForm(LogitsProcessor):
         return self.process(input_ids, scores)
 
     def for_row(self, row: int) -> LogitsProcessor:
-        return _BatchForm(self.process.for_row(row)) if hasattr(self.process, "for_row") else self
+        return _BatchSignature(self.process.for_row(row)) if hasattr(self.process, "for_row") else self
 
 
-def _on_one_row(process: LogitsProcessor) -> RowProcessor:
+def _accept_one_row(process: LogitsProcessor) -> RowProcessor:
     return lambda tokens, logits: process(tokens[None], logits)
 
 
 class RepetitionPenalty(LogitsProcessor):
-    """Divide positive and multiply negative scores of tokens that occur already, prompt included.
+    """Divide the positive and multiply the negative scores of tokens that occur in the text, including the prompt.
 
     Args:
-        penalty: above 0; 1 changes nothing.
-        context_size: look only at this many of the newest tokens; None for all.
-        padding: (B,) how many first tokens of a row are padding and do not occur; None for none.
+        penalty: above 0; 1 has no effect.
+        context_size: consider only this many of the newest tokens; None for all.
+        padding: number of padding tokens at the start of each row (B,), which are ignored; None for no padding.
     """
 
     def __init__(self, penalty: float, context_size: int | None = None, padding: mx.array | None = None):
@@ -130,7 +132,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         size = scores.shape[-1]
-        if self.padding is not None:  # padding counts as a token beyond the vocabulary
+        if self.padding is not None:  # replace padding by an extra token beyond the vocabulary
             input_ids = mx.where(mx.arange(input_ids.shape[1]) < self.padding[:, None], size, input_ids)
             scores = mx.pad(scores, [(0, 0), (0, 1)])
         seen = input_ids if self.context_size is None else input_ids[:, -self.context_size :]
@@ -140,9 +142,10 @@ class RepetitionPenalty(LogitsProcessor):
 
 
 class PresencePenalty(LogitsProcessor):
-    """Subtract `presence` from a token that was generated already, and `frequency` for each time that it was.
+    """Subtract `presence` from the score of every generated token, and `frequency` per occurrence.
 
-    prompt_length: first tokens that do not count, since they were given and not generated.
+    Args:
+        prompt_length: number of tokens at the start that are ignored because they belong to the prompt.
     """
 
     def __init__(self, presence: float, frequency: float, prompt_length: int):
@@ -151,18 +154,24 @@ class PresencePenalty(LogitsProcessor):
         self.presence, self.frequency, self.prompt_length = float(presence), float(frequency), prompt_length
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
-        made = input_ids[:, self.prompt_length :]
-        if not made.shape[1]:
+        generated = input_ids[:, self.prompt_length :]
+        if not generated.shape[1]:
             return scores
-        rows = mx.broadcast_to(mx.arange(made.shape[0])[:, None], made.shape)
-        counts = mx.zeros_like(scores).at[rows, made].add(1.0)
+        rows = mx.broadcast_to(mx.arange(generated.shape[0])[:, None], generated.shape)
+        counts = mx.zeros_like(scores).at[rows, generated].add(1.0)
         return scores - self.frequency * counts - self.presence * (counts > 0)
 
 
 class LogitBias(LogitsProcessor):
-    """Add a number to the scores of chosen tokens; −inf forbids one.
+    """Add a number to the scores of some tokens; −inf forbids a token.
 
-    name: the argument that asked for it, for messages.
+    Args:
+        bias: token id → number.
+        name: name of the user's argument, for error messages.
+
+    Raises:
+        InputError: `bias` is not such a mapping, or contains NaN or a negative id. When applied: an id is outside the
+            vocabulary.
     """
 
     def __init__(self, bias: Mapping[int, float], name: str = "logit_bias"):
@@ -174,9 +183,9 @@ class LogitBias(LogitsProcessor):
         except (TypeError, ValueError):
             raise InputError(f"{name} is {bias!r}, expected a mapping of token ids to numbers") from None
         if any(math.isnan(value) for value in values):
-            raise InputError(f"{name} holds NaN, expected numbers; -inf forbids a token")
+            raise InputError(f"{name} holds NaN, expected numbers. Use -inf to forbid a token")
         if any(token < 0 for token in self.tokens):
-            raise InputError(f"{name} names the token id {min(self.tokens)}, expected 0 or more")
+            raise InputError(f"{name} contains the token id {min(self.tokens)}, expected 0 or more")
         self.name = name
         self._ids, self._values = mx.array(self.tokens, dtype=mx.int32), mx.array(values, dtype=mx.float32)
 
@@ -185,7 +194,7 @@ class LogitBias(LogitsProcessor):
             return scores
         if max(self.tokens) >= scores.shape[-1]:
             raise InputError(
-                f"{self.name} names the token id {max(self.tokens)}, outside the vocabulary of {scores.shape[-1]}"
+                f"{self.name} contains the token id {max(self.tokens)}, outside the vocabulary of {scores.shape[-1]}"
             )
         return scores.at[:, self._ids].add(self._values)
 
@@ -199,7 +208,7 @@ class SuppressTokens(LogitBias):
 
 
 class SuppressTokensAtBegin(SuppressTokens):
-    """Forbid tokens at the one position where a text has `begin_index` tokens."""
+    """Forbid tokens as the next token of a text with exactly `begin_index` tokens."""
 
     def __init__(self, tokens: Sequence[int] | int, begin_index: int):
         super().__init__(tokens, "begin_suppress_tokens")
@@ -210,7 +219,7 @@ class SuppressTokensAtBegin(SuppressTokens):
 
 
 class MinimumLength(SuppressTokens):
-    """Forbid the tokens that end a text while it is shorter than `length` tokens, prompt included."""
+    """Forbid ending tokens while a text has fewer than `length` tokens, including the prompt."""
 
     def __init__(self, length: int, eos_token_ids: Sequence[int]):
         super().__init__(eos_token_ids, "eos_token_id")

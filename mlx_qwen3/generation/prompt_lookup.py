@@ -1,7 +1,7 @@
-"""Drafts from the text itself: what followed the last time that the newest tokens occurred.
+"""Prompt-lookup decoding: draft the tokens that followed the last occurrence of the newest tokens in the text.
 
-Copying, editing and tool calls repeat what the prompt holds; free text does not, and then nothing is proposed.
-(Prompt lookup decoding: github.com/apoorvumang/prompt-lookup-decoding, 2023.)
+This helps when the answer repeats parts of the prompt, as in copying, editing and tool calls. In free text there are no
+such occurrences, and no draft. (github.com/apoorvumang/prompt-lookup-decoding, 2023.)
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from ..layers.devices import variants
 from .speculation import Gate, Speculation
 
 WORD = 3
-"""Tokens that must have occurred before, in a row, to propose what comes after them."""
+"""Length of the n-gram of newest tokens that is searched for in the text."""
 
 
 class PromptLookup:
-    """Propose that the text continues as it did before, from one passage for as long as that is right.
+    """Proposes the continuation of an earlier occurrence of the newest tokens, as long as it predicts the text.
 
-    word: how many of the newest tokens must have occurred together.
+    Args:
+        word: number of newest tokens that must have occurred together.
     """
 
     def __init__(self, word: int = WORD):
@@ -26,31 +27,31 @@ class PromptLookup:
 
     @property
     def confidence(self) -> int:
-        """How many of the newest tokens, in a row, it would have proposed."""
-        return self._right
+        """How many of the newest tokens, without a gap, it would have proposed correctly."""
+        return self._correct
 
     def start(self, history: Sequence[int]) -> None:
-        """The ids before the first token."""
+        """Start a new text with the ids before the first new token."""
         self._seen: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        self._source: int | None = None  # where in `_seen` the next token is expected
-        self._right = 0
+        self._source: int | None = None  # index in `_seen` of the token that is expected next
+        self._correct = 0
         for token in history:
             self.observe(token)
 
     def observe(self, token: int) -> None:
-        """The next token."""
+        """Add the next token of the text, drafted or not."""
         if self._source is not None and self._seen[self._source] == token:
-            self._right += 1
+            self._correct += 1
             self._add(token)
             self._source += 1
         else:
-            self._right = 0
+            self._correct = 0
             self._add(token)
             self._source = self._find()
 
     def propose(self, count: int) -> list[int]:
-        """Return at most `count` tokens; where the passage reaches its own copy, it is repeated."""
+        """Return a draft of at most `count` tokens; a passage that reaches the end of the text is repeated."""
         if self._source is None:
             return []
         passage = self._seen[self._source : self._source + count]
@@ -59,7 +60,7 @@ class PromptLookup:
         return passage
 
     def _add(self, token: int) -> None:
-        # the word before this token is remembered when it has a next token: it must not find itself
+        # an n-gram is only indexed once it has a next token, so that it cannot find itself
         if len(self._seen) >= self.word:
             self._after[tuple(self._seen[-self.word :])] = len(self._seen)
         self._seen.append(token)
@@ -71,11 +72,12 @@ class PromptLookup:
 
 
 def prompt_lookup(longest: int | None = None, **gate: Any) -> Speculation:
-    """Return the `decoding` that drafts from the text itself, wherever that pays.
+    """Return a `decoding` that drafts from the text itself while that saves time.
 
     Args:
-        longest: tokens proposed at once, at most; by default 16, and 6 on a CPU, where each of them costs.
-        **gate: the fields of `Gate`.
+        longest: maximum number of tokens per draft. Defaults to 16, or to 6 on a CPU, where every token of a pass
+            takes time.
+        **gate: fields of `Gate`.
     """
     longest = variants().longest_draft if longest is None else longest
     return Speculation(PromptLookup(), longest, Gate(**gate))

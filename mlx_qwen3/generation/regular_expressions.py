@@ -1,8 +1,8 @@
-"""Parse a regular expression and write it again in a form that the constraint engine reads as written.
+"""Parse regular expressions and rewrite them so that the constraint engine interprets them correctly.
 
-The engine's own reading differs from Python's and from JSON Schema's (ECMA 262) in places: negated classes, `\\d`,
-anchors. Here a pattern becomes a tree of explicit character sets. Where the two languages disagree on a class, the set
-is what both allow, so that every text made under it is valid in either.
+The engine's interpretation differs from Python's and from JSON Schema's (ECMA 262) for negated classes, `\\d` and
+anchors. Therefore a pattern is parsed into a tree of explicit character sets. If the two languages define a class
+differently, the set is the intersection, so that generated texts are valid in both.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ MAX_REPEAT = 100_000
 
 @dataclass(frozen=True)
 class Chars:
-    """One character of a set."""
+    """One character from a set."""
 
     ranges: Ranges
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One part after the other; empty for the empty text."""
+    """A concatenation of parts; without parts, the empty text."""
 
     parts: tuple["Node", ...]
 
@@ -48,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A part `low` to `high` times; `high` is None for no limit."""
+    """A part repeated `low` to `high` times; `high` is None for no limit."""
 
     part: "Node"
     low: int
@@ -86,29 +86,29 @@ class _Parser:
             return True
         return False
 
-    def whole(self) -> Node:
-        node = self.choice()
+    def parse(self) -> Node:
+        node = self.parse_choice()
         if self.at < len(self.text):
-            raise self.fail(f"has a closing parenthesis too many at character {self.at}")
+            raise self.fail(f"has an unmatched closing parenthesis at character {self.at}")
         return node
 
-    def choice(self) -> Node:
-        options = [self.sequence()]
+    def parse_choice(self) -> Node:
+        options = [self.parse_sequence()]
         while self.take("|"):
-            options.append(self.sequence())
+            options.append(self.parse_sequence())
         return options[0] if len(options) == 1 else Choice(tuple(options))
 
-    def sequence(self) -> Node:
+    def parse_sequence(self) -> Node:
         parts: list[Node] = []
         while self.at < len(self.text) and not self.peek("|") and not self.peek(")"):
-            part = self.atom()
+            part = self.parse_atom()
             if part is not None:
-                parts.append(self.repeated(part))
+                parts.append(self.parse_quantifiers(part))
         return parts[0] if len(parts) == 1 else Sequence(tuple(parts))
 
-    def repeated(self, part: Node) -> Node:
+    def parse_quantifiers(self, part: Node) -> Node:
         while True:
-            bounds = self.bounds()
+            bounds = self.parse_bounds()
             if bounds is None:
                 return part
             if isinstance(part, Anchor):
@@ -120,12 +120,12 @@ class _Parser:
                 raise self.fail(f"repeats more than {MAX_REPEAT} times, which is not supported")
             if self.take("+"):
                 raise self.fail("has a possessive quantifier, which is not supported")
-            self.take("?")  # a lazy quantifier describes the same texts
+            self.take("?")  # a lazy quantifier matches the same texts
             if self.peek("*") or self.peek("+") or self.peek("?"):
                 raise self.fail("repeats a quantifier")
             part = Repeat(part, low, high)
 
-    def bounds(self) -> tuple[int, int | None] | None:
+    def parse_bounds(self) -> tuple[int, int | None] | None:
         for sign, found in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self.take(sign):
                 return found
@@ -140,13 +140,13 @@ class _Parser:
         self.at = end + 1
         return int(low or 0), (int(high) if high else None) if comma else int(low)
 
-    def atom(self) -> Node | None:
+    def parse_atom(self) -> Node | None:
         char = self.text[self.at]
         self.at += 1
         if char == "(":
-            return self.group()
+            return self.parse_group()
         if char == "[":
-            return Chars(self.folded(self.bracket()))
+            return Chars(self.fold_case(self.parse_bracket()))
         if char == ".":
             return Chars(ANY if self.dot_all else inverted(LINE_END))
         if char in "^$":
@@ -159,10 +159,10 @@ class _Parser:
             if self.text[self.at : self.at + 1] in ("A", "Z", "z"):
                 self.at += 1
                 return Anchor(self.text[self.at - 1] != "A")
-            return Chars(self.folded(self.escape(False)))
-        return Chars(self.folded(normalized([(ord(char), ord(char))])))
+            return Chars(self.fold_case(self.parse_escape(False)))
+        return Chars(self.fold_case(normalized([(ord(char), ord(char))])))
 
-    def group(self) -> Node | None:
+    def parse_group(self) -> Node | None:
         before = self.ignore_case, self.dot_all
         if self.take("?"):
             for sign, name in (
@@ -179,24 +179,24 @@ class _Parser:
             if self.take("#"):
                 end = self.text.find(")", self.at)
                 if end < 0:
-                    raise self.fail("has a comment without an end")
+                    raise self.fail("has a comment that is never closed")
                 self.at = end + 1
                 return None
             if self.take("P<") or self.take("<"):
                 end = self.text.find(">", self.at)
                 if end < 0 or not self.text[self.at : end].isidentifier():
-                    raise self.fail("has a group with no proper name")
+                    raise self.fail("has a group without a valid name")
                 self.at = end + 1
-            elif self.flags():
+            elif self.parse_flags():
                 return None
-        node = self.choice()
+        node = self.parse_choice()
         if not self.take(")"):
             raise self.fail("has a parenthesis that is never closed")
         self.ignore_case, self.dot_all = before
         return node if not isinstance(node, Anchor) else Sequence((node,))
 
-    def flags(self) -> bool:
-        """Read (?flags) or (?flags:; whether it was the former, which holds for the rest."""
+    def parse_flags(self) -> bool:
+        """Parse (?flags) or (?flags:; return true for the former, which applies to the rest of the group."""
         on = True
         while self.at < len(self.text):
             char = self.text[self.at]
@@ -213,7 +213,7 @@ class _Parser:
                 raise self.fail(f"has the flag {char!r}, which is not supported")
         raise self.fail("has a parenthesis that is never closed")
 
-    def folded(self, ranges: Ranges) -> Ranges:
+    def fold_case(self, ranges: Ranges) -> Ranges:
         if not self.ignore_case or sum(high - low for low, high in ranges) > 5000:
             return ranges
         found = list(ranges)
@@ -224,7 +224,7 @@ class _Parser:
                         found.append((ord(other), ord(other)))
         return normalized(found)
 
-    def bracket(self) -> Ranges:
+    def parse_bracket(self) -> Ranges:
         negated, start = self.take("^"), self.at
         found: list[tuple[int, int]] = []
         while True:
@@ -235,23 +235,23 @@ class _Parser:
                 break
             if self.peek("[:") or self.peek("&&") or self.peek("--"):
                 raise self.fail("has set operations in brackets, which are not supported")
-            low = self.member(negated)
+            low = self.parse_member(negated)
             if self.peek("-") and self.text[self.at + 1 : self.at + 2] not in ("]", "") and is_single(low):
                 self.at += 1
-                high = self.member(negated)
+                high = self.parse_member(negated)
                 if not is_single(high) or high[0][0] < low[0][0]:
-                    raise self.fail("has a bad range in brackets")
+                    raise self.fail("has an invalid range in brackets")
                 low = normalized([(low[0][0], high[0][0])])
             found += low
-        ranges = self.folded(normalized(found))
+        ranges = self.fold_case(normalized(found))
         return inverted(ranges) if negated else ranges
 
-    def member(self, negated: bool) -> Ranges:
+    def parse_member(self, negated: bool) -> Ranges:
         char = self.text[self.at]
         self.at += 1
-        return self.escape(True, negated) if char == "\\" else normalized([(ord(char), ord(char))])
+        return self.parse_escape(True, negated) if char == "\\" else normalized([(ord(char), ord(char))])
 
-    def escape(self, in_bracket: bool, negated: bool = False) -> Ranges:
+    def parse_escape(self, in_bracket: bool, negated: bool = False) -> Ranges:
         if self.at >= len(self.text):
             raise self.fail("ends with a backslash")
         char = self.text[self.at]
@@ -267,7 +267,7 @@ class _Parser:
             self.at = end + 1
             return with_property(name) if char == "p" else inverted(with_property(name))
         if char in "xuU":
-            return self.code_point(char)
+            return self.parse_code_point(char)
         if char == "c" and self.text[self.at : self.at + 1].isalpha():
             self.at += 1
             code = ord(self.text[self.at - 1]) & 31
@@ -285,7 +285,7 @@ class _Parser:
             code = ord(char)
         return normalized([(code, code)])
 
-    def code_point(self, letter: str) -> Ranges:
+    def parse_code_point(self, letter: str) -> Ranges:
         size = {"x": 2, "u": 4, "U": 8}[letter]
         if self.take("{"):
             end = self.text.find("}", self.at)
@@ -305,24 +305,24 @@ class _Parser:
         return found
 
 
-def _anchored(node: Node) -> bool:
+def _has_anchor(node: Node) -> bool:
     if isinstance(node, Anchor):
         return True
     if isinstance(node, Repeat):
-        return _anchored(node.part)
+        return _has_anchor(node.part)
     parts = node.parts if isinstance(node, Sequence) else node.options if isinstance(node, Choice) else ()
-    return any(map(_anchored, parts))
+    return any(map(_has_anchor, parts))
 
 
-def _lines(node: Node) -> list[list[Node]]:
-    """Return the alternatives of a tree as sequences, so far that anchors stand among their parts."""
+def _split_alternatives(node: Node) -> list[list[Node]]:
+    """Expand a tree into alternatives, as lists of parts, as far as needed for anchors to be parts themselves."""
     if isinstance(node, Choice):
-        return [line for option in node.options for line in _lines(option)]
+        return [line for option in node.options for line in _split_alternatives(option)]
     if not isinstance(node, Sequence):
         return [[node]]
     lines: list[list[Node]] = [[]]
     for part in node.parts:
-        inner = _lines(part) if _anchored(part) and not isinstance(part, Anchor | Repeat) else [[part]]
+        inner = _split_alternatives(part) if _has_anchor(part) and not isinstance(part, Anchor | Repeat) else [[part]]
         lines = [[*line, *tail] for line in lines for tail in inner]
         if len(lines) > 1000:
             raise ConstraintError("the regular expression has too many anchors. Anchor it as a whole")
@@ -330,20 +330,24 @@ def _lines(node: Node) -> list[list[Node]]:
 
 
 def without_anchors(node: Node, search: bool) -> Node:
-    """Return a tree for whole texts that has no anchors.
+    """Convert a tree to one without anchors that matches whole texts.
 
-    search: the pattern may occur anywhere in the text, as JSON Schema reads it; else it is the whole text.
+    Args:
+        search: whether the pattern may match anywhere in the text, as in JSON Schema, instead of the whole text.
+
+    Raises:
+        ConstraintError: an anchor is in the middle of the pattern, or there are too many anchors.
     """
-    if not search and not _anchored(node):
+    if not search and not _has_anchor(node):
         return node
     options: list[Node] = []
-    for line in _lines(node) if _anchored(node) else [[node]]:
+    for line in _split_alternatives(node) if _has_anchor(node) else [[node]]:
         starts, ends = not search, not search
         while line and line[0] == Anchor(False):
             line, starts = line[1:], True
         while line and line[-1] == Anchor(True):
             line, ends = line[:-1], True
-        if any(map(_anchored, line)):
+        if any(map(_has_anchor, line)):
             raise ConstraintError("the regular expression has an anchor in the middle. Anchor it as a whole")
         free: Node = Repeat(Chars(ANY), 0, None)
         options.append(Sequence((*(() if starts else (free,)), *line, *(() if ends else (free,)))))
@@ -351,7 +355,7 @@ def without_anchors(node: Node, search: bool) -> Node:
 
 
 def matches_nothing(node: Node) -> bool:
-    """Tell whether no text at all matches."""
+    """Return whether no text matches."""
     if isinstance(node, Chars):
         return not node.ranges
     if isinstance(node, Sequence):
@@ -362,7 +366,7 @@ def matches_nothing(node: Node) -> bool:
 
 
 def few_texts(node: Node, most: int) -> list[str] | None:
-    """Return every text that matches, or None where there are more than `most`."""
+    """Return all matching texts, or None if there are more than `most`."""
     if isinstance(node, Chars):
         count = sum(high - low + 1 for low, high in node.ranges)
         return None if count > most else [chr(code) for low, high in node.ranges for code in range(low, high + 1)]
@@ -388,9 +392,13 @@ def few_texts(node: Node, most: int) -> list[str] | None:
 
 
 def written(node: Node) -> str:
-    """Write a tree without anchors as a regular expression of explicit sets, none of which holds NUL and others.
+    """Return a tree without anchors as a regular expression with explicit character sets.
 
-    The engine reads a set of all control characters as one that holds quotes and backslashes, which NUL completes.
+    NUL is removed from sets of several characters: if a set contains all control characters, the engine also allows
+    quotes and backslashes.
+
+    Raises:
+        ConstraintError: a set is empty.
     """
     if isinstance(node, Chars):
         if len(node.ranges) > 1 or not is_single(node.ranges):
@@ -412,13 +420,18 @@ def written(node: Node) -> str:
 
 
 def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
-    """Parse a pattern into a tree for whole texts; `search` as in `without_anchors`, `what` for messages.
+    """Parse a pattern into a tree without anchors that matches whole texts.
+
+    Args:
+        search: as in `without_anchors`.
+        what: name of the pattern, for error messages.
 
     Raises:
-        ConstraintError: it is no regular expression, uses what is not supported, or matches no text.
+        ConstraintError: the pattern is not a regular expression, has features that are not supported, or matches no
+            text.
     """
     try:
-        node = without_anchors(_Parser(pattern, what).whole(), search)
+        node = without_anchors(_Parser(pattern, what).parse(), search)
         nothing = matches_nothing(node)
     except RecursionError:
         raise ConstraintError(f"{what} is nested too deeply: {pattern[:60]!r}. Simplify it") from None
@@ -428,5 +441,5 @@ def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
 
 
 def canonical(pattern: str, *, search: bool, what: str = "the regex") -> str:
-    """Return a pattern for whole texts, without anchors, with explicit character sets; arguments as in `parse`."""
+    """Rewrite a pattern for whole texts, without anchors and with explicit character sets; arguments as in `parse`."""
     return written(parse(pattern, search=search, what=what))

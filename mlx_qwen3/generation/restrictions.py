@@ -1,4 +1,4 @@
-"""Logits processors on sequences of tokens: repeated n-grams, bad words, forced and allowed tokens, lengths.
+"""Logits processors that depend on sequences of tokens: n-grams, bad words, forced and allowed tokens, lengths.
 
 Source: transformers 5.23 `generation/logits_process.py`. Protocol: see `processors.py`.
 """
@@ -16,11 +16,15 @@ from .checks import check_number, check_whole_number, plain
 from .processors import LogitsProcessor
 
 AllowedTokens = Callable[[int, mx.array], Sequence[int]]
-"""The index of a row and its ids (S,) → the ids that may follow."""
+"""Function of a row's index and ids (S,) that returns the allowed next ids."""
 
 
 class NoRepeatNGram(LogitsProcessor):
-    """Forbid every token that would complete an n-gram that the text holds already, prompt included."""
+    """Forbid tokens that would repeat an n-gram of the text, including the prompt.
+
+    Raises:
+        InputError: `size` is not a whole number of at least 1.
+    """
 
     def __init__(self, size: int):
         check_whole_number("no_repeat_ngram_size", size, least=1)
@@ -40,13 +44,15 @@ class NoRepeatNGram(LogitsProcessor):
 
 
 class SequenceBias(LogitsProcessor):
-    """Add a number to the score of a token that would complete a sequence.
+    """Add a number to the score of tokens that would complete a sequence.
 
     Args:
-        bias: sequences of ids → numbers: a mapping with tuples as keys, or pairs [[ids], number].
+        bias: a mapping of tuples of ids to numbers, or a list of pairs [[ids], number].
+        name: name of the user's argument, for error messages.
 
     Raises:
-        InputError: no such mapping; an id outside the vocabulary (when it is first applied).
+        InputError: `bias` has another format, or contains NaN or a negative id. When applied: an id is outside the
+            vocabulary.
     """
 
     def __init__(self, bias: Any, name: str = "sequence_bias"):
@@ -57,14 +63,16 @@ class SequenceBias(LogitsProcessor):
             found = {}
         if not found or any(not ids or min(ids) < 0 for ids in found) or any(map(math.isnan, found.values())):
             raise InputError(
-                f"{name} is {bias!r}, expected sequences of token ids with a number each: {{(5, 9): -2.0}}"
+                f"{name} is {bias!r}, expected a mapping of token id sequences to numbers, such as {{(5, 9): -2.0}}"
             )
         self.bias, self.name = found, name
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         largest = max(max(ids) for ids in self.bias)
         if largest >= scores.shape[-1]:
-            raise InputError(f"{self.name} names the token id {largest}, outside the vocabulary of {scores.shape[-1]}")
+            raise InputError(
+                f"{self.name} contains the token id {largest}, outside the vocabulary of {scores.shape[-1]}"
+            )
         bias = np.zeros(scores.shape, dtype=np.float32)
         longest = max(len(ids) for ids in self.bias) - 1
         newest = np.asarray(input_ids[:, -longest:] if longest else input_ids[:, :0])
@@ -78,7 +86,11 @@ class SequenceBias(LogitsProcessor):
 
 
 class NoBadWords(SequenceBias):
-    """Forbid sequences of tokens; a sequence that is an ending token alone stays allowed."""
+    """Forbid sequences of tokens, except for sequences that consist of one ending token.
+
+    Raises:
+        InputError: `bad_words_ids` is empty or not a list of lists of token ids.
+    """
 
     def __init__(self, bad_words_ids: Sequence[Sequence[int]], eos_token_ids: Sequence[int] = ()):
         good = isinstance(bad_words_ids, list | tuple) and all(isinstance(ids, list | tuple) for ids in bad_words_ids)
@@ -93,9 +105,13 @@ class NoBadWords(SequenceBias):
 
 
 class AllowedPrefixes(LogitsProcessor):
-    """Allow only what `prefix_allowed_tokens_fn(row, ids)` lists.
+    """Allow only the tokens that `prefix_allowed_tokens_fn(row, ids)` returns.
 
-    first_row: the index of the first row that is passed in.
+    Args:
+        first_row: index of the first row of the ids that the processor is called with.
+
+    Raises:
+        InputError: `function` is not callable. When applied: it returns no token id or an invalid one.
     """
 
     def __init__(self, function: AllowedTokens, first_row: int = 0):
@@ -123,12 +139,16 @@ class AllowedPrefixes(LogitsProcessor):
                 )
             mask[row, allowed] = 0
         masked, zeros = scores + mx.array(mask), mx.array(mask)
-        # where every allowed token is forbidden already, the constraint wins
+        # if other processors have forbidden all allowed tokens, this restriction takes precedence
         return mx.where(mx.max(masked, axis=-1, keepdims=True) == -math.inf, zeros, masked)
 
 
 class ForcedToken(LogitsProcessor):
-    """Allow only some tokens at the one position where the text has `length` tokens."""
+    """Allow only some tokens as the next token of a text with exactly `length` tokens.
+
+    Raises:
+        InputError: `tokens` is empty. When applied: an id is outside the vocabulary.
+    """
 
     def __init__(self, tokens: Sequence[int] | int, length: int, name: str):
         self.tokens = [tokens] if isinstance(tokens, int) else list(tokens)
@@ -147,7 +167,14 @@ class ForcedToken(LogitsProcessor):
 
 
 class ExponentialLengthPenalty(LogitsProcessor):
-    """Raise the scores of ending tokens by |score| · (factor^n − 1), n tokens after `start` generated ones."""
+    """Increase the scores of ending tokens by |score| · (factor^n − 1), n tokens after `start` generated ones.
+
+    Args:
+        settings: (start, factor).
+
+    Raises:
+        InputError: `settings` has another format, or there are no ending tokens.
+    """
 
     def __init__(self, settings: Sequence[float], eos_token_ids: Sequence[int], prompt_length: int):
         name = "exponential_decay_length_penalty"
@@ -156,7 +183,7 @@ class ExponentialLengthPenalty(LogitsProcessor):
         check_whole_number(name, settings[0])
         check_number(name, settings[1])
         if not eos_token_ids:
-            raise InputError(f"{name} raises the scores of ending tokens and there are none. Pass eos_token_id")
+            raise InputError(f"{name} increases the scores of ending tokens and there are none. Pass eos_token_id")
         self.start, self.factor = int(settings[0]) + prompt_length, float(settings[1])
         self._eos = mx.array(list(eos_token_ids), dtype=mx.int32)
 
@@ -170,7 +197,7 @@ class ExponentialLengthPenalty(LogitsProcessor):
 
 
 class RemoveInvalidValues(LogitsProcessor):
-    """Replace NaN by 0 and infinities by the largest float32 numbers."""
+    """Replace NaN by 0, and infinities by the largest and smallest float32 numbers."""
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         largest = float(np.finfo(np.float32).max)

@@ -93,7 +93,7 @@ class RandomSampler:
         return self.draw(scores, self.take_keys(scores.shape[0]))
 
     def for_row(self, row: int) -> "RandomSampler":
-        """Return a sampler with the same settings and independent draws; that of row 0 has the same seed as this one."""
+        """Return a sampler with the same settings and independent draws; row 0 keeps the seed."""
         seed = self._seed()
         return replace(self, seed=seed if row == 0 else mixed(seed, ~row & _MASK))
 

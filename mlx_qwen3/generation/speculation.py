@@ -1,10 +1,10 @@
-"""Speculative decoding: a proposer drafts several tokens, one pass of the model verifies them.
+"""Speculative decoding: a proposer drafts several tokens, and one forward pass of the model verifies them.
 
-A drafted token stays if the model, by its own sampler, chooses the same token there; the first that it does not choose
-is replaced by what it chose. So the tokens are those of one pass per token, sampled ones with a seed included.
-(Leviathan et al., arXiv 2211.17192, with a draft that is certain.)
+A drafted token is accepted if the model's sampler chooses the same token at that position. The first token that differs
+is replaced by the model's choice. The output is therefore the same as with one pass per token, including output that is
+sampled with a seed. (Leviathan et al., arXiv 2211.17192, for the special case of a deterministic draft.)
 
-Drafting has to pay: a gate counts seconds and tokens, and decodes plainly where drafts cost more than they save.
+A gate measures time and tokens, and turns speculation off while it costs more than it saves.
 """
 
 import time
@@ -20,40 +20,41 @@ from .decoding import CLEAR_EVERY, NOTHING_ALLOWED, DecodeRun, PlainDecoding, St
 from .sampling import INVALID, RandomSampler, mark_invalid, needs_logprobs
 
 LONGEST_DRAFT = 16
-"""Tokens proposed at once, at most."""
+"""Maximum number of tokens per draft."""
 
 FIRST_DRAFT = 6
-"""Tokens proposed at once before anything is known."""
+"""Number of tokens of the first draft, before there are measurements."""
 
 
 class Proposer(Protocol):
-    """Drafts what comes next."""
+    """Drafts the next tokens of a text."""
 
     @property
     def confidence(self) -> int:
-        """How many of the newest tokens, in a row, it would have proposed."""
+        """How many of the newest tokens, without a gap, it would have proposed correctly."""
         ...
 
     def start(self, history: Sequence[int]) -> None:
-        """The ids before the first token."""
+        """Start a new text with the ids before the first new token."""
         ...
 
     def observe(self, token: int) -> None:
-        """Take the next token, drafted or not."""
+        """Add the next token of the text, drafted or not."""
         ...
 
     def propose(self, count: int) -> list[int]:
-        """At most `count` tokens that may come next; none where it has no proposal."""
+        """Return a draft of at most `count` tokens; empty if there is no proposal."""
         ...
 
 
 @dataclass
 class Gate:
-    """Decides when drafts are tried and when they stop.
+    """Decides when to try drafts and when to stop.
 
     Args:
-        patience: how many tokens in a row must have been proposed right before drafts are tried. It doubles after
-            each attempt that lost time, up to `most_patience`, and is reset by one that gained time.
+        patience: number of consecutive tokens that the proposer must have predicted before drafts are tried. It is
+            doubled after each attempt that lost time, up to `most_patience`, and reset after one that saved time.
+        plain_seconds: time per token without drafts; None until it is measured.
     """
 
     patience: int = 3
@@ -71,34 +72,34 @@ class Gate:
         return confidence >= self._needed and self.plain_seconds is not None
 
     def saw_plain(self, seconds: float) -> None:
-        """Record the time of a plain token."""
+        """Record the time of a token that was decoded without drafts."""
         known = self.plain_seconds
-        # one slow token, as when memory is given back, must not make drafts look good
+        # limit outliers, for example when memory is released: they would make drafts look too good
         self.plain_seconds = seconds if known is None else 0.9 * known + 0.1 * min(seconds, 2 * known)
 
     def begin(self) -> None:
-        """Begin an attempt."""
+        """Begin an attempt at drafting."""
         self._seconds, self._tokens = 0.0, 0
 
     def saw_pass(self, seconds: float, tokens: int) -> None:
-        """Record a pass of the attempt: its time and its tokens."""
+        """Record a pass of the attempt: its time and the number of tokens it generated."""
         self._seconds += seconds
         self._tokens += tokens
 
     def pays(self) -> bool:
-        """Return whether the attempt is ahead of one token per pass so far."""
+        """Return whether the attempt has been at least as fast as plain decoding so far."""
         assert self.plain_seconds is not None
         return self._seconds <= self._tokens * self.plain_seconds
 
     def end(self) -> None:
-        """End the attempt; its balance sets the patience of the next one."""
+        """End the attempt; whether it saved time determines the patience before the next one."""
         self._needed = self.patience if self.pays() else min(2 * self._needed, self.most_patience)
 
 
 class Pace:
-    """How many tokens to propose: as many as give the most tokens per second where all of them are right.
+    """Adapts the length of drafts to the one that gives the most tokens per second if all of its tokens are accepted.
 
-    On a GPU a pass over 17 tokens takes little longer than one over 7; on a CPU it takes four times as long.
+    On a GPU, a pass over 17 tokens takes little longer than one over 7; on a CPU, it takes four times as long.
     """
 
     def __init__(self, longest: int):
@@ -107,13 +108,19 @@ class Pace:
         self._best, self._rate, self._passes = self.length, 0.0, 0
 
     def saw(self, proposed: int, tokens: int, seconds: float) -> None:
-        """A pass over so many proposed tokens gave so many and took so long."""
+        """Record a pass.
+
+        Args:
+            proposed: length of the draft.
+            tokens: number of tokens generated, at most `proposed + 1`.
+            seconds: time of the pass.
+        """
         if tokens <= proposed:
             self.length = max(1, min(2 * tokens + 2, self._best))
             return
         rate = tokens / max(seconds, 1e-9)
         if proposed == self._best:
-            # the usual length: now and then a longer one gets another chance
+            # the usual length was fully accepted: try a longer one from time to time
             self._rate, self._passes = rate, self._passes + 1
             longer = self._passes == 1 or self._passes % 16 == 0
             self.length = min(2 * proposed + 2, self.longest) if longer else proposed
@@ -125,10 +132,12 @@ class Pace:
 
 
 class Speculation:
-    """A `Decoding` that verifies drafts while the gate says that they pay, and otherwise is `PlainDecoding`.
+    """A `Decoding` that verifies drafts while the gate finds them worthwhile, and otherwise works like `PlainDecoding`.
 
     Args:
-        proposer: drafts tokens. longest: tokens that it may propose at once.
+        proposer: drafts tokens.
+        longest: maximum number of tokens per draft.
+        gate: decides when to draft; by default with the default patience.
     """
 
     def __init__(self, proposer: Proposer, longest: int = LONGEST_DRAFT, gate: Gate | None = None):
@@ -139,12 +148,12 @@ class Speculation:
     def __call__(self, run: DecodeRun) -> Iterator[Step]:
         rope = getattr(run.model.config, "rope_parameters", None) or {}
         if rope.get("rope_type") in MOVING_FREQUENCIES:
-            # there a pass over several tokens rotates them by other frequencies than passes over one
+            # a pass over several tokens would rotate with different frequencies than single-token passes
             yield from PlainDecoding()(run)
             return
         history, left = list(run.history), run.max_tokens
         self.proposer.start(history)
-        # as in `PlainDecoding`, the first token waits for its own pass alone
+        # as in `PlainDecoding`, the pipeline starts after the first token to minimize its latency
         past = mx.array(history) if run.choose.processors else None
         chosen, logprobs = run.choose(run.logits(run.pending), past)
         start_evaluation(chosen, logprobs)
@@ -154,14 +163,14 @@ class Speculation:
         yield Step(token, logprobs)
         pending = mx.array([[token]])
         while left:
-            for step in self._plain(run, pending, history, left):
+            for step in self._decode_plainly(run, pending, history, left):
                 token, left = step.token, left - 1
                 yield step
             if not left:
                 return
             self.gate.begin()
             while left:
-                steps = self._drafted(run, history, token, left)
+                steps = self._verify_draft(run, history, token, left)
                 if not steps:
                     break
                 for step in steps:
@@ -172,9 +181,10 @@ class Speculation:
             self.gate.end()
             pending = mx.array([[token]])
 
-    def _plain(self, run: DecodeRun, pending: mx.array, history: list[int], left: int) -> Iterator[Step]:
-        """Yield tokens one by one, a pass ahead, until the gate opens; then none is on its way and the cache lacks
-        one.
+    def _decode_plainly(self, run: DecodeRun, pending: mx.array, history: list[int], left: int) -> Iterator[Step]:
+        """Yield tokens with one pass per token, pipelined one step ahead, until the gate opens.
+
+        Then no pass is pending, and the cache lacks only the last token.
         """
         watched = bool(run.choose.processors)
         token, logprobs = run.choose(run.logits(pending), mx.array(history) if watched else None)
@@ -201,15 +211,15 @@ class Speculation:
             if count % CLEAR_EVERY == 0:
                 mx.clear_cache()
 
-    def _drafted(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
-        """Verify a draft after `token` in one pass; no steps where there is no draft."""
+    def _verify_draft(self, run: DecodeRun, history: list[int], token: int, left: int) -> list[Step]:
+        """Verify a draft after `token` in one pass and return the steps; no steps if there is no draft."""
         began = time.perf_counter()
         draft = self.proposer.propose(min(self.pace.length, left - 1, room_for_draft(run.cache, self.longest)))
         if not draft:
             return []
         logits = run.logits(mx.array([[token, *draft]]), len(draft) + 1)
-        steps = self._chosen(run, logits, history, draft)
-        # what was computed for rejected tokens is removed before the caller sees the others
+        steps = self._accept_draft(run, logits, history, draft)
+        # remove the rejected tokens from the cache before the caller sees the accepted ones
         run.cache.trim(len(draft) + 1 - len(steps))
         for step in steps:
             history.append(step.token)
@@ -219,8 +229,8 @@ class Speculation:
         self.pace.saw(len(draft), len(steps), seconds)
         return steps
 
-    def _chosen(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:
-        """Return the drafted tokens that the model chooses too, and the token that it chooses after them."""
+    def _accept_draft(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:
+        """Return the accepted prefix of a draft and the token that the model chooses after it."""
         choose = run.choose
         if not (choose.processors or choose.logprobs or needs_logprobs(choose.sampler)):
             chosen = cast(list[int], mark_invalid(choose.sampler(logits), logits).tolist())
@@ -242,10 +252,10 @@ class Speculation:
 
 
 def room_for_draft(cache: Any, most: int) -> int:
-    """Return how many drafted tokens the cache can hold and remove again without a trace, at most `most`.
+    """Return how many drafted tokens can be added to the cache and removed again without side effects, at most `most`.
 
-    Rejected tokens of the newest pass can always be taken back. Tokens that are packed stay packed, so a pass must
-    not cross the length from which a cache packs.
+    Rejected tokens of the newest pass can always be removed. Quantization cannot be undone, so a pass must not cross
+    the length from which a cache quantizes its tokens.
     """
     for layer in cache.layers:
         if layer.format is not None and layer.offset < layer.packed_from:

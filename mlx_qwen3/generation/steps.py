@@ -1,4 +1,4 @@
-"""`generate_step`: a prompt's ids in, new ids out, with the cache kept in order whatever happens."""
+"""`generate_step`: generate ids after the ids of a prompt, leaving the cache consistent even if interrupted."""
 
 import weakref
 from collections.abc import Generator, Sequence
@@ -37,28 +37,31 @@ def generate_step(
     decoding: Decoding | None = None,
     **cache_options: Any,
 ) -> Generator[int, None, None]:
-    """Yield new token ids after a prompt, ending tokens among them: the caller decides when to stop.
+    """Yield new token ids after a prompt. Ending tokens are yielded like any other: the caller decides when to stop.
 
-    When the generator ends, is closed or is interrupted, the cache holds only tokens of the prompt and tokens that
-    were yielded: all of them, or all but the newest. An interruption in the middle of a pass leaves it empty.
+    When the generator is exhausted, closed or interrupted, the cache contains only tokens of the prompt and yielded
+    tokens: all of them, or all but the newest. If a forward pass is interrupted, the cache is emptied.
 
     Args:
-        ids: (L,) or (1, L) ids that are not in the cache yet, at least one.
-        cache: what holds the tokens before; it is written to. None for a new one, made with `cache_options`
+        ids: ids (L,) or (1, L) that are not in the cache yet, at least one.
+        cache: cache of the tokens before `ids`, which is updated. None for a new one, created with `cache_options`
             (`max_kv_size`, `kv_bits`, `kv_group_size`, `quantized_kv_start`).
-        max_tokens: tokens to yield at most; None or −1 for as many as the model's context holds.
-        sampler: logits (1, V) → token (1,); greedy by default.
-        logits_processors: functions of the tokens so far (S,) and logits (1, V).
-        prefill_step_size: tokens of the prompt in one pass; by default 2048.
-        prompt_progress_callback: gets (tokens done, all tokens) of the prompt.
-        decoding: the way to decode; one token per pass by default.
+        max_tokens: maximum number of tokens to yield; None or −1 to use the remaining context.
+        sampler: function of logits (1, V) that returns a token (1,); greedy by default.
+        logits_processors: functions of the ids so far (S,) and logits (1, V).
+        prefill_step_size: prompt tokens per forward pass; defaults to 2048.
+        prompt_progress_callback: called with (processed prompt tokens, total prompt tokens).
+        decoding: decoding strategy; by default one forward pass per token.
 
     Raises:
-        InputError: no ids, ids outside the vocabulary, a cache that another generation uses or has changed.
-        ContextError: a prompt that fills the context.
+        InputError: there are no ids, an id is outside the vocabulary, or another generation uses or has changed the
+            cache.
+        ContextError: the prompt fills the context.
     """
     if not hasattr(model, "step_logits") and hasattr(ids, "step_logits"):
-        raise InputError("generate_step takes (model, ids), and mlx_lm's takes (prompt, model). Swap the first two")
+        raise InputError(
+            "generate_step takes (model, ids), unlike mlx_lm's (prompt, model). Swap the first two arguments"
+        )
     chooser = Chooser(sampler or greedy, row_processors(logits_processors), normalized=needs_logprobs(sampler))
     steps = decode_steps(
         model,
@@ -89,9 +92,15 @@ def decode_steps(
     decoding: Decoding | None = None,
     history: Sequence[int] = (),
 ) -> Generator[Step, None, None]:
-    """`generate_step` with all that is known of each token.
+    """Yield the steps of a generation: like `generate_step`, with log-probabilities and further data per token.
 
-    history: the ids that the cache holds, for processors and drafts that look back.
+    Args:
+        ids, cache, max_tokens, prefill_step_size, progress, decoding: as in `generate_step`.
+        chooser: chooses tokens from logits.
+        history: ids of the tokens in the cache, for processors and drafts.
+
+    Raises:
+        As in `generate_step`.
     """
     prompt = checked_prompt(ids, model.config.vocab_size)
     length, start = prompt.shape[1], cache.offset
@@ -115,43 +124,51 @@ def decode_steps(
             if cache.offset != held:
                 run.lost = True
                 raise InputError(
-                    f"the cache held {held} tokens and holds {cache.offset} now: something else has written to it. "
-                    "Give each generation a cache of its own, or finish one before the next"
+                    f"the cache had {held} tokens and now has {cache.offset}: something else has written to it. "
+                    "Use a separate cache for each generation, or finish one before you start the next"
                 )
             if count == left:
                 break
     except RuntimeError:
-        run.broken = True  # out of memory, say: what the cache refers to may never be computed
+        run.broken = True  # for example out of memory: arrays in the cache may never be computed
         raise
     finally:
         if isinstance(steps, Generator):
             steps.close()
         run.settle()
-        _running.pop(cache, None)
+        _active_runs.pop(cache, None)
 
 
-_running: weakref.WeakKeyDictionary[Any, weakref.ref[DecodeRun]] = weakref.WeakKeyDictionary()
-"""Caches that a generation is writing to."""
+_active_runs: weakref.WeakKeyDictionary[Any, weakref.ref[DecodeRun]] = weakref.WeakKeyDictionary()
+"""Cache → the generation that is writing to it."""
 
 
 def _claim(cache: Any, run: DecodeRun) -> None:
-    """Note that a generation writes to a cache.
+    """Register the generation that writes to a cache.
 
     Raises:
-        InputError: another one does.
+        InputError: another generation is writing to the cache.
     """
-    other = _running.get(cache)
+    other = _active_runs.get(cache)
     if other is not None and other() is not None:
         raise InputError(
-            "the cache is in use by another generation. Read that to its end or close it, or use another cache"
+            "the cache is in use by another generation. Exhaust or close that generator, or use another cache"
         )
-    _running[cache] = weakref.ref(run)
+    _active_runs[cache] = weakref.ref(run)
 
 
 def fill_prompt(
     model: CachedModel, ids: Any, cache: Any, step: int | None = None, progress: Progress | None = None
 ) -> None:
-    """Put ids (L,) into the cache without logits; interrupted, the cache holds whole chunks or nothing."""
+    """Add ids (L,) to the cache without computing logits; if interrupted, it has only whole chunks or is empty.
+
+    Args:
+        step: tokens per forward pass; None for the default.
+        progress: called with (processed tokens, total tokens).
+
+    Raises:
+        InputError: there are no ids, or an id is outside the vocabulary.
+    """
     prompt = checked_prompt(ids, model.config.vocab_size)
     length = prompt.shape[1]
     size = prefill_step_for(model.config, step) or length
@@ -170,13 +187,17 @@ def fill_prompt(
 
 
 def checked_prompt(ids: Any, vocab_size: int) -> mx.array:
-    """ids as (1, L), or `InputError`."""
+    """Return ids as an int32 array (1, L).
+
+    Raises:
+        InputError: there are no ids, the shape is wrong, or an id is outside the vocabulary.
+    """
     prompt = as_array(ids, "prompt")
     if prompt is None or not prompt.size:
-        raise InputError("the prompt is empty: there is no token to start from")
+        raise InputError("the prompt is empty. Pass at least one token")
     if prompt.ndim == 1:
         prompt = prompt[None]
     if prompt.ndim != 2 or prompt.shape[0] != 1:
-        raise InputError(f"the prompt has shape {tuple(prompt.shape)}, expected (length,): one text at a time")
+        raise InputError(f"the prompt has shape {tuple(prompt.shape)}, expected (length,). Pass one text at a time")
     check_range(prompt, 0, vocab_size, "prompt", f"the vocabulary of {vocab_size}")
     return prompt.astype(mx.int32)

@@ -1,7 +1,7 @@
 """Sampling settings as logits processors over the whole vocabulary, in the reference's order.
 
-`RandomSampler` computes temperature, top-k, top-p and min-p faster. These are for what it does not have, and for
-results whose `scores` are wanted: there they must be what was sampled from.
+`RandomSampler` computes temperature, top-k, top-p and min-p faster. The processors are used for settings that it does
+not implement, and to return the `scores` that tokens were sampled from.
 
 Source: transformers 5.23 `generation/logits_process.py`.
 """
@@ -18,11 +18,11 @@ from .processors import LogitsProcessor
 from .sampling import RandomSampler
 
 TOP_H_CANDIDATES = 100
-"""Best tokens among which top-h chooses."""
+"""Number of best tokens that top-h considers."""
 
 
 class Warper(LogitsProcessor):
-    """A processor that ignores the ids: scores (B, V) → scores (B, V)."""
+    """A processor that depends only on the scores: a function of scores (B, V) that returns scores (B, V)."""
 
     def __init__(self, function: Callable[[mx.array], mx.array]):
         self.function = function
@@ -32,17 +32,21 @@ class Warper(LogitsProcessor):
 
 
 def make_warpers(config: Any) -> list[LogitsProcessor]:
-    """Return the warpers that a `GenerationConfig` with `do_sample` asks for, without log-softmax at the end."""
+    """Return the warpers for the sampling fields of a `GenerationConfig`, without a final log-softmax.
+
+    Raises:
+        InputError: a value is out of range.
+    """
     chosen: list[Callable[[mx.array], mx.array]] = []
     temperature = 1.0 if config.temperature is None else config.temperature
     if temperature != 1:
-        chosen.append(lambda scores: _scaled(scores, temperature))
+        chosen.append(lambda scores: _scale(scores, temperature))
     if config.top_h is not None:
         check_number("top_h", config.top_h, above=0, most=1)
         chosen.append(lambda scores: top_h(scores, config.top_h))
-    cuts = RandomSampler(1.0, config.top_k or 0, _or(config.top_p, 1.0), config.min_p or 0.0)
+    cuts = RandomSampler(1.0, config.top_k or 0, _replace_none(config.top_p, 1.0), config.min_p or 0.0)
     if cuts.top_k or cuts.top_p < 1 or cuts.min_p:
-        chosen.append(lambda scores: _kept_by(cuts, scores))
+        chosen.append(lambda scores: _apply_cuts(cuts, scores))
     if config.typical_p is not None and config.typical_p < 1:
         check_number("typical_p", config.typical_p, above=0, most=1)
         chosen.append(lambda scores: typical(scores, config.typical_p))
@@ -56,12 +60,15 @@ def make_warpers(config: Any) -> list[LogitsProcessor]:
 
 
 def log_softmax(scores: mx.array) -> mx.array:
-    """Return scores (B, V) → log-probabilities (B, V)."""
+    """Convert scores (B, V) to log-probabilities (B, V)."""
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
 def typical(scores: mx.array, mass: float) -> mx.array:
-    """Keep the tokens whose surprise is nearest to the entropy, up to a probability of `mass` (arXiv 2202.00666)."""
+    """Keep the tokens whose information content is closest to the entropy, with total probability `mass`.
+
+    Source: locally typical sampling, arXiv 2202.00666.
+    """
     logs = log_softmax(scores)
     p = mx.exp(logs)
     entropy = -mx.sum(mx.where(p > 0, logs * p, 0.0), axis=-1, keepdims=True)
@@ -75,13 +82,13 @@ def typical(scores: mx.array, mass: float) -> mx.array:
 
 
 def epsilon_cutoff(scores: mx.array, epsilon: float) -> mx.array:
-    """Cut off tokens with a probability below `epsilon`, but not the best (arXiv 2210.15191)."""
+    """Drop tokens with a probability below `epsilon`, except for the best one (arXiv 2210.15191)."""
     low = mx.softmax(scores, axis=-1) < epsilon
     return mx.where(low & _below_best(scores), -math.inf, scores)
 
 
 def eta_cutoff(scores: mx.array, epsilon: float) -> mx.array:
-    """Cut off tokens below min(ε, √ε · exp(−entropy)), but not the best (arXiv 2210.15191)."""
+    """Drop tokens with a probability below min(ε, √ε · exp(−entropy)), except for the best one (arXiv 2210.15191)."""
     p = mx.softmax(scores, axis=-1)
     entropy = -mx.sum(mx.where(p > 0, p * log_softmax(scores), 0.0), axis=-1, keepdims=True)
     eta = mx.minimum(epsilon, math.sqrt(epsilon) * mx.exp(-entropy))
@@ -89,7 +96,10 @@ def eta_cutoff(scores: mx.array, epsilon: float) -> mx.array:
 
 
 def top_h(scores: mx.array, share: float) -> mx.array:
-    """Keep the best tokens while their part of the entropy stays within `share` of all of it (arXiv 2509.02510)."""
+    """Keep the best tokens while their contribution to the entropy is at most `share` of the total (arXiv 2509.02510).
+
+    Both are computed over the `TOP_H_CANDIDATES` best tokens.
+    """
     count = min(TOP_H_CANDIDATES, scores.shape[-1])
     order = mx.argsort(-scores, axis=-1)[:, :count]
     p = mx.softmax(mx.take_along_axis(scores, order, axis=-1), axis=-1)
@@ -100,13 +110,13 @@ def top_h(scores: mx.array, share: float) -> mx.array:
     return mx.where(mask, scores, -math.inf)
 
 
-def _scaled(scores: mx.array, temperature: float) -> mx.array:
+def _scale(scores: mx.array, temperature: float) -> mx.array:
     check_number("temperature", temperature, above=0, hint="0 means greedy")
     return scores / temperature
 
 
-def _kept_by(cuts: RandomSampler, scores: mx.array) -> mx.array:
-    """Return the scores that the sampler's cuts leave, −inf elsewhere."""
+def _apply_cuts(cuts: RandomSampler, scores: mx.array) -> mx.array:
+    """Return scores (B, V) with −inf for the tokens that the sampler's top-k, top-p and min-p drop."""
     weights, ids = cuts.candidates(scores)
     if ids is None:
         return mx.where(weights == -math.inf, -math.inf, scores)
@@ -118,5 +128,5 @@ def _below_best(scores: mx.array) -> mx.array:
     return scores < mx.max(scores, axis=-1, keepdims=True)
 
 
-def _or(value: Any, default: float) -> float:
+def _replace_none(value: Any, default: float) -> float:
     return default if value is None else value
