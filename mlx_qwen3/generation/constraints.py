@@ -5,7 +5,7 @@ resulting `Constraint` at the same time. `constraint.matcher()` returns a `Match
 
     matcher.mask()         bit mask of the allowed next tokens, or None if all are allowed
     matcher.forced()       the next tokens that have no alternative, as the tokenizer encodes them; often none
-    matcher.accept(token)  add a token to the answer
+    matcher.accept(token)  extend the answer by this token
     matcher.rollback(n)    remove the last n tokens
     matcher.complete       whether the answer may end here
     matcher.finished       whether the answer must end here

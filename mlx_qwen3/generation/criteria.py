@@ -107,5 +107,5 @@ def checked_stop_strings(strings: Any, name: str = "stop") -> list[str]:
     if found is None:
         return []
     if not isinstance(found, list | tuple) or any(not isinstance(text, str) or not text for text in found):
-        raise InputError(f"{name} is {strings!r}, expected a non-empty text or a list of non-empty texts")
+        raise InputError(f"{name} is {strings!r}, expected a text or a list of texts that are not empty")
     return list(found)

@@ -92,9 +92,9 @@ class Chooser:
         """Return the next token (1,) and its log-probabilities (V,) or None.
 
         Args:
-            logits: (1, V); with masks and without processors also (B, V).
+            logits: scores of one position (1, V).
             history: ids so far (S,); required if there are processors.
-            masks: token masks of a constraint, one per row; applied after the processors.
+            masks: token masks of a constraint, one per row of the logits; applied after the processors.
         """
         if self.processors:
             assert history is not None

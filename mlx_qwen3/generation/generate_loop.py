@@ -271,7 +271,7 @@ class GenerateLoop:
         start = 0 if prompt.cached else cached_tokens(past if self._use_cache else None)
         if start >= prompt.length:
             raise InputError(
-                f"past_key_values has {start} tokens and input_ids {prompt.length}, so there is no new token. Pass the "
+                f"past_key_values has {start} tokens already and input_ids only {prompt.length}. Pass the "
                 "whole text, including new tokens, or the new tokens with an attention_mask over all tokens"
             )
         size = self.prefill_chunk_size if past is not None and self._use_cache else None

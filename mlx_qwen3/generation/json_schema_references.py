@@ -128,7 +128,7 @@ def refuse_endless(schema: dict[str, Any]) -> None:
         finite |= more
     if not _is_finite(schema, finite):
         if _is_finite(schema, {*definitions}):
-            raise ConstraintError("$ref at # recurses infinitely: no finite value is valid. Make it optional")
+            raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make it optional")
         word, path = _find_contradiction(schema, "#", {*definitions})
         raise ConstraintError(
             f"{word} at {path} requires what the schema forbids: no value is valid. Change the schema"

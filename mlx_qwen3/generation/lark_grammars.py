@@ -85,7 +85,7 @@ def refuse_endless(text: str) -> None:
         finite |= more
     if len(finite) < len(rules):
         names = ", ".join(sorted(set(rules) - finite))
-        raise ConstraintError(f"the grammar recurses infinitely in {names}. Add an alternative without recursion")
+        raise ConstraintError(f"the grammar recurses without end in {names}. Add an alternative without recursion")
 
 
 def _parse_rules(text: str) -> dict[str, _Group] | None:

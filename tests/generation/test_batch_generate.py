@@ -1,4 +1,4 @@
-"""`model.generate`: rows, padding, endings, limits, scores, and what it refuses."""
+"""`model.generate`: rows, padding, ending tokens, limits, scores and errors."""
 
 import mlx.core as mx
 import numpy as np
@@ -13,8 +13,8 @@ from tests.support.tiny import model as tiny_model
 FIXED = {"do_sample": False, "max_new_tokens": 8}
 
 
-def continued(model, ids, count):
-    """Greedy continuation by whole passes."""
+def continue_greedily(model, ids, count):
+    """Append greedy tokens, each computed by a pass over the whole text."""
     for _ in range(count):
         token = mx.argmax(model(ids, use_cache=False).logits[:, -1], axis=-1)
         ids = mx.concatenate([ids, token[:, None].astype(ids.dtype)], axis=1)
@@ -26,7 +26,7 @@ def continued(model, ids, count):
 def test_greedy_equals_whole_passes(fields, use_cache):
     model, ids = tiny_model(**fields), random_ids(3, 6)
     got = model.generate(ids, use_cache=use_cache, **FIXED)
-    assert got.tolist() == continued(model, ids, 8).tolist()
+    assert got.tolist() == continue_greedily(model, ids, 8).tolist()
 
 
 def test_left_padded_rows_equal_single_rows():
@@ -39,7 +39,7 @@ def test_left_padded_rows_equal_single_rows():
             assert row[8:].tolist() == model.generate(single, **FIXED)[0, single.shape[1] :].tolist()
 
 
-def test_ended_rows_are_padded_and_all_ended_stops():
+def test_finished_rows_are_padded_until_all_are_finished():
     model, ids = tiny_model(), random_ids(2, 6)
     free = model.generate(ids, **FIXED)[:, 6:]
     eos = free[0, 2].item()
@@ -51,7 +51,7 @@ def test_ended_rows_are_padded_and_all_ended_stops():
     assert one[0, 6:].tolist() == free[0, : free[0].tolist().index(eos) + 1].tolist()
 
 
-def test_lengths():
+def test_length_limits_apply():
     model, ids = tiny_model(), random_ids(1, 6)
     assert model.generate(ids, max_length=9).shape == (1, 9)
     assert model.generate(ids, max_new_tokens=2, max_length=50).shape == (1, 8)
@@ -64,7 +64,7 @@ def test_lengths():
     assert model.generate(ids, eos_token_id=first, min_length=8, **FIXED)[0, 6:8].tolist() == minimum[:2]
 
 
-def test_sampling_by_seed_and_several_answers():
+def test_a_seed_reproduces_several_sampled_answers():
     model, ids = tiny_model(), random_ids(2, 4)
     mask = mx.array([[0, 1, 1, 1], [1, 1, 1, 1]])
     options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6, "attention_mask": mask}
@@ -80,7 +80,7 @@ def test_sampling_by_seed_and_several_answers():
         model.generate(ids, num_return_sequences=3)
 
 
-def test_everything_on_request():
+def test_all_outputs_are_returned_on_request():
     model, ids = tiny_model(), random_ids(2, 5)
     out = model.generate(
         ids,
@@ -103,7 +103,7 @@ def test_everything_on_request():
     assert mx.argmax(out.scores[1], axis=-1).tolist() == out.sequences[:, 6].tolist()
 
 
-def test_a_cache_of_the_beginning_is_used():
+def test_a_cache_of_the_first_tokens_is_used():
     model, ids = tiny_model(), random_ids(2, 9)
     past = model(ids[:, :6], use_cache=True).past_key_values
     got = model.generate(ids, past_key_values=past, **FIXED)
@@ -113,18 +113,18 @@ def test_a_cache_of_the_beginning_is_used():
         model.generate(ids, past_key_values=past, **FIXED)
 
 
-def test_embeddings_as_the_prompt():
+def test_embeddings_as_the_prompt_give_the_same_tokens():
     model, ids = tiny_model(), random_ids(2, 5)
     got = model.generate(inputs_embeds=model.get_input_embeddings()(ids), **FIXED)
     assert got.tolist() == model.generate(ids, **FIXED)[:, 5:].tolist()
 
 
-def test_chunked_prompts():
+def test_chunked_prompts_give_the_same_tokens():
     model, ids = tiny_model(), random_ids(2, 9)
     assert model.generate(ids, prefill_chunk_size=4, **FIXED).tolist() == model.generate(ids, **FIXED).tolist()
 
 
-def test_streamers_and_processors():
+def test_streamers_and_processors_are_called():
     class Streamer:
         def __init__(self):
             self.got, self.ended = [], False
@@ -186,12 +186,12 @@ def test_wrong_arguments_are_named(options, error, words):
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [1, 2], [[61]], [[-1]], [[0.5]], None])
-def test_ids_that_cannot_be(ids):
+def test_invalid_ids_are_refused(ids):
     with pytest.raises(InputError):
         tiny_model().generate(ids)
 
 
-def test_generation_config_travels_with_the_checkpoint(tmp_path):
+def test_the_generation_config_is_saved_with_the_checkpoint(tmp_path):
     model = tiny_model(eos_token_id=[7, 8], pad_token_id=3)
     assert model.generation_config == GenerationConfig(eos_token_id=[7, 8], pad_token_id=3)
     model.generation_config = GenerationConfig(

@@ -1,4 +1,4 @@
-"""batch_generate: every sequence as if it ran alone, whatever the others do."""
+"""`batch_generate` and the continuous batch: each sequence gives the same result as alone."""
 
 import mlx.core as mx
 import numpy as np
@@ -37,25 +37,25 @@ def sequences(prompts, budgets, samplers=None) -> list[BatchSequence]:
     return [BatchSequence(i, prompts[i], budgets[i], samplers[i]) for i in range(len(prompts))]
 
 
-def together(model, prompts, budgets, ended=lambda found: False, **options) -> list[list[int]]:
+def decode_batch(model, prompts, budgets, is_finished=lambda found: False, **options) -> list[list[int]]:
     tokens: list[list[int]] = [[] for _ in prompts]
-    for found in decode_rows(model.for_inference(), sequences(prompts, budgets), ended, **options):
+    for found in decode_rows(model.for_inference(), sequences(prompts, budgets), is_finished, **options):
         tokens[found.row].append(found.token)
     return tokens
 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING, DYNAMIC], ids=["full", "sliding", "dynamic"])
-def test_rows_are_single_runs(fields):
+def test_rows_equal_single_runs(fields):
     model = small_model(**fields)
     prompts = mixed_prompts([3, 40, 1, 17, 17, 70 if fields is not DYNAMIC else 20, 5])
     budgets = [9, 4, 12, 1, 7, 3, 10]
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
-    assert together(model, prompts, budgets) == alone
-    assert together(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
+    assert decode_batch(model, prompts, budgets) == alone
+    assert decode_batch(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING, DYNAMIC], ids=["full", "sliding", "dynamic"])
-def test_a_shared_beginning_is_computed_once(fields, monkeypatch):
+def test_a_shared_prefix_is_computed_once(fields, monkeypatch):
     model = small_model(**{**fields, **({"max_position_embeddings": 256} if fields is DYNAMIC else {})})
     (beginning,) = mixed_prompts([50], seed=1)
     prompts = [[*beginning, *end] for end in mixed_prompts([3, 80, 1, 17, 17, 40, 5])]
@@ -66,10 +66,12 @@ def test_a_shared_beginning_is_computed_once(fields, monkeypatch):
     monkeypatch.setattr(
         ContinuousBatch, "_pass", lambda batch, ids, *at: computed.append(ids.size) or plain(batch, ids, *at)
     )
-    assert together(model, prompts, budgets) == alone
-    assert together(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
+    assert decode_batch(model, prompts, budgets) == alone
+    assert decode_batch(model, prompts, budgets, batch_size=3, prefill_tokens=11) == alone
     if not fields:
-        assert sum(computed) / 2 < sum(map(len, prompts))  # the beginning alone is 350 tokens in seven rows
+        assert sum(computed) / 2 < sum(
+            map(len, prompts)
+        )  # without sharing, the prefix alone is 350 tokens in seven rows
 
 
 def test_on_cuda_rows_start_in_fewer_stages(monkeypatch):
@@ -83,15 +85,15 @@ def test_on_cuda_rows_start_in_fewer_stages(monkeypatch):
     for cuda, stages in ((False, 5), (True, 2)):
         monkeypatch.setattr(continuous_batch, "on_cuda", lambda cuda=cuda: cuda)
         widths.clear()
-        assert together(model, prompts, [4] * 5) == alone
+        assert decode_batch(model, prompts, [4] * 5) == alone
         assert len([width for width in widths if width > 1]) == stages
 
 
-def test_rows_are_single_runs_on_a_quantized_cache():
+def test_rows_equal_single_runs_with_a_quantized_cache():
     model = small_model()
     prompts, options = mixed_prompts([30, 4, 12]), {"kv_bits": 8, "kv_group_size": 32}
     alone = [list(generate_step(model, row, max_tokens=8, **options)) for row in prompts]
-    assert together(model, prompts, [8] * 3, **options) == alone
+    assert decode_batch(model, prompts, [8] * 3, **options) == alone
 
 
 def test_a_finished_row_yields_nothing_more():
@@ -101,14 +103,16 @@ def test_a_finished_row_yields_nothing_more():
     stop_after = [3, 20, 5, 11]
     seen = [0] * 4
 
-    def ended(found: RowToken) -> bool:
+    def is_finished(found: RowToken) -> bool:
         seen[found.row] += 1
         return seen[found.row] == stop_after[found.row]
 
-    assert together(model, prompts, [20] * 4, ended) == [row[:n] for row, n in zip(alone, stop_after, strict=True)]
+    assert decode_batch(model, prompts, [20] * 4, is_finished) == [
+        row[:n] for row, n in zip(alone, stop_after, strict=True)
+    ]
 
 
-def test_no_unneeded_step_is_computed():
+def test_no_unnecessary_step_is_computed():
     model = small_model()
     passes = []
     plain = model.step_logits
@@ -124,8 +128,8 @@ def test_no_unneeded_step_is_computed():
     assert passes == [(2, 4), (2, 1), (2, 1)]
 
 
-def counted_passes(monkeypatch):
-    """Return the widths of all passes of batches from now on."""
+def record_passes(monkeypatch):
+    """Return a list to which the shape (rows, length) of every following batch pass is appended."""
     widths: list[tuple[int, ...]] = []
     plain = ContinuousBatch._pass
     monkeypatch.setattr(
@@ -140,31 +144,31 @@ def test_waiting_prompts_replace_finished_rows(fields, monkeypatch):
     draw = np.random.default_rng(4)
     prompts, budgets = mixed_prompts(draw.integers(2, 30, 11).tolist()), draw.integers(1, 25, 11).tolist()
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
-    widths = counted_passes(monkeypatch)
-    assert together(model, prompts, budgets, batch_size=4) == alone
+    widths = record_passes(monkeypatch)
+    assert decode_batch(model, prompts, budgets, batch_size=4) == alone
     steps = sum(1 for _, length in widths if length == 1)
     monkeypatch.setattr(Cache, "takes_rows", False)
     widths.clear()
-    assert together(model, prompts, budgets, batch_size=4) == alone
+    assert decode_batch(model, prompts, budgets, batch_size=4) == alone
     without = sum(1 for _, length in widths if length == 1)
     assert steps == without if fields else steps < 0.8 * without
 
 
-def test_a_cache_that_would_be_mostly_padding_takes_nobody_in(monkeypatch):
+def test_a_cache_that_would_be_mostly_padding_admits_no_rows(monkeypatch):
     model = small_model()
     prompts, budgets = mixed_prompts([200, 190, 180, 170, 3, 3, 3]), [9, 2, 2, 2, 2, 2, 2]
     alone = [list(generate_step(model, row, max_tokens=n)) for row, n in zip(prompts, budgets, strict=True)]
-    widths = counted_passes(monkeypatch)
-    assert together(model, prompts, budgets, batch_size=4) == alone
-    assert widths[-1] == (1, 1)  # they joined the long row and ended before it
+    widths = record_passes(monkeypatch)
+    assert decode_batch(model, prompts, budgets, batch_size=4) == alone
+    assert widths[-1] == (1, 1)  # the short rows joined the long one and finished before it
     monkeypatch.setattr(continuous_batch, "TOLERATED_PADDING", 300)
     widths.clear()
-    assert together(model, prompts, budgets, batch_size=4) == alone
-    assert widths[-2:] == [(3, 3), (3, 1)]  # they ran on their own afterwards
+    assert decode_batch(model, prompts, budgets, batch_size=4) == alone
+    assert widths[-2:] == [(3, 3), (3, 1)]  # the short rows ran in a separate batch afterwards
 
 
 class Counted:
-    """No model: every token is 0. Only passes are counted."""
+    """Replaces a model: counts passes and always chooses token 0."""
 
     config = Qwen3Config(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=8, vocab_size=8
@@ -213,7 +217,7 @@ def test_rows_that_join_have_their_own_sampler():
     assert [len(row) for row in found] == [3, 9, 2, 6, 8, 5]
 
 
-def test_groups_have_little_padding():
+def test_prompts_are_grouped_with_little_padding():
     assert group_prompts([5, 9, 7], 2) == [[1, 2], [0]]
     lengths = [16] * 31 + [8000]
     assert group_prompts(lengths, 32) == [[31, 0], list(range(1, 31))]
@@ -225,7 +229,7 @@ def tokenizer():
     return byte_tokenizer()
 
 
-def test_texts_are_those_of_single_runs(tokenizer):
+def test_texts_equal_those_of_single_runs(tokenizer):
     model = small_model()
     prompts = ["a", "some longer prompt than that", "and one more"]
     got = batch_generate(model, tokenizer, prompts, max_tokens=[4, 9, 6], temperature=0)
@@ -238,7 +242,7 @@ def test_texts_are_those_of_single_runs(tokenizer):
     assert got.stats.generation_tokens == 19
 
 
-def test_each_sequence_stops_by_its_own_rules(tokenizer):
+def test_each_sequence_has_its_own_stop_strings_and_ending_tokens(tokenizer):
     model = small_model()
     prompts = mixed_prompts([5, 9, 3], seed=4)
     letters = {"max_tokens": 12, "sampler": lambda logits: mx.argmax(logits[:, :90], axis=-1)}
@@ -285,7 +289,7 @@ def test_each_sequence_has_its_own_sampler(tokenizer):
         ({"completion_batch_size": 0}, "completion_batch_size"),
     ],
 )
-def test_wrong_input_is_named(tokenizer, options, named):
+def test_errors_name_the_invalid_input(tokenizer, options, named):
     arguments = {"prompts": [[1], [2]], "max_tokens": 2, **options}
     with pytest.raises(InputError, match=named):
         batch_generate(small_model(), tokenizer, **arguments)

@@ -1,4 +1,4 @@
-"""The example of the reference's class page for the causal model, line by line, on a small checkpoint."""
+"""The example in the reference's documentation of the causal model, line by line, with a small checkpoint."""
 
 import lzma
 import shutil
@@ -20,7 +20,7 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
-def test_the_example(checkpoint):
+def test_the_example_of_the_reference_runs_unchanged(checkpoint):
     from mlx_qwen3 import AutoTokenizer, Qwen3ForCausalLM
 
     model = Qwen3ForCausalLM.from_pretrained(checkpoint)

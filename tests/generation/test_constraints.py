@@ -1,4 +1,4 @@
-"""Constraints: what compiles is obeyed by every way of decoding, what cannot be kept is refused by name."""
+"""Constraints: all decoding strategies enforce them, and unsupported features are refused by name."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def tokenizer(bundled):
 
 
 def accepts(kind, value, text, tokenizer):
-    """Return whether a constraint takes a text, byte by byte, as a whole."""
+    """Return whether a constraint accepts a whole text, byte by byte."""
     matcher = compile_constraint(kind, value, tokenizer).matcher()
     tables = matcher.constraint.tables
     single = {token: i for i, token in enumerate(tables.tokens) if len(token) == 1 and i not in tables.added}
@@ -64,7 +64,7 @@ def accepts(kind, value, text, tokenizer):
         (r"^(?i:ab)$", ["aB", "AB"], ["ac"]),
     ],
 )
-def test_patterns_mean_what_they_say(pattern, good, bad, tokenizer):
+def test_patterns_match_as_in_json_schema(pattern, good, bad, tokenizer):
     for text in (*good, *bad):
         schema = {"type": "string", "pattern": pattern}
         found = accepts("schema", schema, json.dumps(text, ensure_ascii=False), tokenizer)
@@ -79,7 +79,7 @@ def test_patterns_mean_what_they_say(pattern, good, bad, tokenizer):
         ("date-time", ["2024-02-29T12:00:00Z"], ["2023-02-29T12:00:00Z", "2024-02-29 12:00:00Z"]),
     ],
 )
-def test_dates_are_days_that_exist(kind, good, bad, tokenizer):
+def test_only_existing_dates_and_times_are_accepted(kind, good, bad, tokenizer):
     for text in (*good, *bad):
         schema = {"type": "string", "format": kind}
         assert accepts("schema", schema, json.dumps(text), tokenizer) == (text in good), text
@@ -107,7 +107,7 @@ def test_dates_are_days_that_exist(kind, good, bad, tokenizer):
         (False, ["schema"]),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(schema, words, tokenizer):
+def test_unsupported_and_invalid_schemas_are_refused_by_name(schema, words, tokenizer):
     with pytest.raises(ConstraintError) as error:
         compile_constraint("schema", json.dumps(schema), tokenizer)
     assert all(word in str(error.value) for word in words), error.value
@@ -130,7 +130,7 @@ def test_what_cannot_be_kept_is_refused_by_name(schema, words, tokenizer):
         ("kind", "x"),
     ],
 )
-def test_bad_values_are_one_line(kind, value, tokenizer):
+def test_errors_for_invalid_values_are_one_line(kind, value, tokenizer):
     with pytest.raises(InputError) as error:
         compile_constraint(kind, value, tokenizer)
     assert "\n" not in str(error.value)
@@ -147,7 +147,7 @@ def test_bad_values_are_one_line(kind, value, tokenizer):
         ('start: %json {"type": "integer"} start', "start"),
     ],
 )
-def test_a_grammar_without_end_is_refused(grammar, rules, tokenizer):
+def test_an_infinitely_recursive_grammar_is_refused(grammar, rules, tokenizer):
     with pytest.raises(ConstraintError, match=f"without end in {rules}. "):
         compile_constraint("grammar", grammar, tokenizer)
 
@@ -162,11 +162,11 @@ def test_a_grammar_without_end_is_refused(grammar, rules, tokenizer):
         ("start: ()", ""),
     ],
 )
-def test_a_grammar_with_recursion_that_ends_is_kept(grammar, text, tokenizer):
+def test_a_recursive_grammar_with_a_base_case_is_accepted(grammar, text, tokenizer):
     assert accepts("grammar", grammar, text, tokenizer)
 
 
-def test_an_optional_part_without_end_is_left_out(tokenizer):
+def test_an_optional_property_without_finite_values_is_never_generated(tokenizer):
     schema = {
         "type": "object",
         "properties": {"a": {"$ref": "#/$defs/endless"}, "b": {"const": 1}},
@@ -177,7 +177,7 @@ def test_an_optional_part_without_end_is_left_out(tokenizer):
     assert not accepts("schema", schema, '{"a":{', tokenizer)
 
 
-def test_names_do_not_repeat(bundled):
+def test_objects_have_no_duplicate_names(bundled):
     model, tokenizer = bundled
     schema = {
         "type": "object",
@@ -186,7 +186,7 @@ def test_names_do_not_repeat(bundled):
         "minProperties": 3,
         "maxProperties": 3,
     }
-    bias = {tokenizer.encode("7")[0]: 20.0}  # draws the same name again where it may
+    bias = {tokenizer.encode("7")[0]: 20.0}  # makes the same name likely
     for seed in range(4):
         text = mlx_qwen3.generate(
             model, tokenizer, PROMPT, 100, schema=schema, temperature=1.0, seed=seed, logit_bias=bias
@@ -194,14 +194,14 @@ def test_names_do_not_repeat(bundled):
         assert len(json.loads(text)) == 3, text
 
 
-def test_masks_leave_no_way_out():
+def test_masks_forbid_all_other_tokens_and_keep_allowed_ones_finite():
     scores = mx.array([[1.0, -float("inf"), 3.0], [1.0, 2.0, 3.0]])
     found = np.array(apply_masks(scores, [only([1], 3), None]))
     assert found[0].tolist() == [-np.inf, -1e9, -np.inf]
     assert found[1].tolist() == [1.0, 2.0, 3.0]
 
 
-def test_rollback_gives_the_earlier_masks(tokenizer):
+def test_rollback_restores_the_earlier_masks(tokenizer):
     matcher = compile_constraint("schema", PERSON, tokenizer).matcher()
     tokens = tokenizer.encode('{"name":"Ada","age":42}', add_special_tokens=False)
     masks = []
@@ -216,9 +216,9 @@ def test_rollback_gives_the_earlier_masks(tokenizer):
         assert (matcher.mask() == masks[len(tokens) - back]).all()
 
 
-def test_every_way_of_decoding_gives_the_same_tokens(bundled):
+def test_all_decoding_strategies_give_the_same_tokens(bundled):
     model, tokenizer = bundled
-    ways = [
+    strategies = [
         {"kv_bits": None},
         {"max_kv_size": 256},
         {"decoding": prompt_lookup(6, patience=1)},
@@ -227,19 +227,19 @@ def test_every_way_of_decoding_gives_the_same_tokens(bundled):
     plain = mlx_qwen3.generate(model, tokenizer, PROMPT, schema=PERSON, temperature=0)
     assert set(json.loads(plain)) == {"name", "age"}
     prompt = f"{plain}\n{plain}\n{plain}\n"
-    wanted = None
-    for way in ways:
+    expected = None
+    for options in strategies:
         found = [
             response.token
-            for response in mlx_qwen3.stream_generate(model, tokenizer, prompt, schema=PERSON, temperature=0, **way)
+            for response in mlx_qwen3.stream_generate(model, tokenizer, prompt, schema=PERSON, temperature=0, **options)
         ]
-        wanted = wanted or found
-        assert found == wanted, way
+        expected = expected or found
+        assert found == expected, options
     packed = mlx_qwen3.generate(model, tokenizer, prompt, schema=PERSON, kv_bits=8, kv_group_size=32)
     assert set(json.loads(packed)) == {"name", "age"}
 
 
-def test_rows_of_a_batch_have_constraints_of_their_own(bundled):
+def test_each_row_of_a_batch_has_its_own_constraint(bundled):
     model, tokenizer = bundled
     prompts = ["One:", "Two two:", "Three three three:"]
     choices = [["yes", "no"], None, ["a", "ab"]]
@@ -252,7 +252,7 @@ def test_rows_of_a_batch_have_constraints_of_their_own(bundled):
         mlx_qwen3.batch_generate(model, tokenizer, prompts, 5, regex=["a", "b"])
 
 
-def test_names_of_special_tokens_are_spelled(bundled):
+def test_names_of_special_tokens_are_generated_as_ordinary_text(bundled):
     model, tokenizer = bundled
     texts = ["a <tool_call> b</think>", "x<|im_end|>"]
     for seed in range(4):
@@ -266,7 +266,7 @@ def test_names_of_special_tokens_are_spelled(bundled):
     assert json.loads(constant) == {"<think>": "<tool_call>"}
 
 
-def test_a_cut_answer_is_not_returned(bundled):
+def test_an_incomplete_answer_raises_an_error_with_the_partial_text(bundled):
     model, tokenizer = bundled
     with pytest.raises(IncompleteOutputError) as error:
         mlx_qwen3.generate(model, tokenizer, PROMPT, 2, regex="x{40}")
@@ -286,7 +286,7 @@ def test_the_constraint_begins_after_the_reasoning(bundled):
     assert plain in ("yes", "no")
 
 
-def test_pydantic_classes_are_parsed(bundled):
+def test_answers_are_parsed_into_pydantic_models(bundled):
     pydantic = pytest.importorskip("pydantic")
 
     class Answer(pydantic.BaseModel):
@@ -300,13 +300,13 @@ def test_pydantic_classes_are_parsed(bundled):
         mlx_qwen3.generate(*bundled, PROMPT, 5, parse=True)
 
 
-def test_token_tables_are_kept_on_disk(tokenizer, tmp_path, monkeypatch, caplog):
+def test_token_tables_are_cached_on_disk(tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     made = TokenTables(tokenizer)
     (file,) = (tmp_path / "tokenizers").iterdir()
     content = file.read_bytes()
     assert TokenTables(tokenizer).tokens == made.tokens
-    file.write_bytes(content[: len(content) // 2])  # half a file is made again
+    file.write_bytes(content[: len(content) // 2])  # an incomplete file is replaced
     assert TokenTables(tokenizer).tokens == made.tokens
     assert file.read_bytes() == content
     blocked = tmp_path / "file"

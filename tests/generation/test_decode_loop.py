@@ -1,4 +1,4 @@
-"""The loop over ids: pipelining, limits, and a cache in order however the loop ends."""
+"""The decode loop: pipelining, limits, and a consistent cache after every way to stop."""
 
 import itertools
 
@@ -26,12 +26,12 @@ def scripted():
     return ScriptedModel(repeating(SCRIPT, len(PROMPT)))
 
 
-def test_yields_ids_up_to_the_limit_and_computes_no_more(scripted):
+def test_no_more_than_the_limit_is_yielded_and_computed(scripted):
     assert list(generate_step(scripted, PROMPT, max_tokens=5)) == SCRIPT[:5]
-    assert scripted.computed == len(PROMPT) + 4  # the fifth token is chosen, and never fed
+    assert scripted.computed == len(PROMPT) + 4  # the fifth token is chosen but not processed
 
 
-def test_the_last_prompt_token_is_no_pass_of_its_own(scripted):
+def test_the_last_prompt_token_has_no_separate_pass(scripted):
     passes = []
     plain = scripted.step_logits
     scripted.step_logits = lambda ids, *rest: passes.append(ids.shape[1]) or plain(ids, *rest)
@@ -39,7 +39,7 @@ def test_the_last_prompt_token_is_no_pass_of_its_own(scripted):
     assert passes == [3, 1]
 
 
-def test_one_pass_is_computed_ahead_of_every_token_but_the_first(scripted):
+def test_one_pass_is_computed_ahead_from_the_second_token_on(scripted):
     steps = generate_step(scripted, PROMPT, max_tokens=5)
     ahead = []
     for taken, _ in enumerate(steps):
@@ -54,7 +54,7 @@ def test_the_first_token_needs_only_its_own_pass_with_speculation(scripted):
 
 
 @pytest.mark.parametrize("taken", range(1, 8))
-def test_closing_leaves_only_known_tokens_in_the_cache(scripted, taken):
+def test_closing_leaves_only_yielded_tokens_in_the_cache(scripted, taken):
     cache = new_cache(scripted.config)
     steps = generate_step(scripted, PROMPT, cache, max_tokens=7)
     got = list(itertools.islice(steps, taken))
@@ -65,7 +65,7 @@ def test_closing_leaves_only_known_tokens_in_the_cache(scripted, taken):
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_ctrl_c_while_a_token_is_awaited_takes_back_the_pass_ahead(monkeypatch, window):
+def test_ctrl_c_while_waiting_for_a_token_removes_the_pass_ahead_from_the_cache(monkeypatch, window):
     script = [*SCRIPT * 3]
     model = ScriptedModel(repeating(script, len(PROMPT)), window=window)
     model.reply = lambda seen: 30
@@ -96,7 +96,7 @@ def test_ctrl_c_in_the_middle_of_a_pass_leaves_an_empty_cache(scripted):
     assert cache.offset == 0
 
 
-def test_ctrl_c_between_chunks_keeps_what_is_computed(scripted):
+def test_ctrl_c_between_chunks_keeps_computed_chunks(scripted):
     cache = new_cache(scripted.config)
 
     def progress(done, total):
@@ -108,7 +108,7 @@ def test_ctrl_c_between_chunks_keeps_what_is_computed(scripted):
     assert cached_ids(cache) == [0, 1, 2, 3]
 
 
-def test_progress_counts_the_prompt(scripted):
+def test_the_progress_callback_counts_prompt_tokens(scripted):
     seen = []
     steps = generate_step(
         scripted,
@@ -121,7 +121,7 @@ def test_progress_counts_the_prompt(scripted):
     assert seen == [(0, 7), (3, 7), (6, 7), (7, 7)]
 
 
-def test_a_second_call_goes_on_from_the_cache():
+def test_a_second_call_continues_from_the_cache():
     model, prompt = tiny_model(), random_ids(1, 9)[0]
     whole = list(generate_step(model, prompt, max_tokens=8))
     cache = new_cache(model.config)
@@ -153,7 +153,7 @@ def test_processors_see_every_token_so_far(scripted):
     assert seen == [PROMPT, [*PROMPT, 20], [*PROMPT, 20, 21]]
 
 
-def test_foreign_samplers_get_log_probabilities(scripted):
+def test_custom_samplers_get_log_probabilities(scripted):
     sums = []
 
     def sampler(logprobs):
@@ -168,18 +168,18 @@ def test_foreign_samplers_get_log_probabilities(scripted):
     ("prompt", "words"),
     [([], "empty"), ([[1], [2]], "one text at a time"), ([300], "outside"), ([1.5], "whole numbers")],
 )
-def test_prompts_that_cannot_be(scripted, prompt, words):
+def test_invalid_prompts_are_refused(scripted, prompt, words):
     with pytest.raises(InputError, match=words):
         next(generate_step(scripted, prompt))
 
 
 @pytest.mark.parametrize("option", [{"max_tokens": 0}, {"prefill_step_size": 0}])
-def test_options_that_cannot_be(scripted, option):
+def test_invalid_options_are_refused(scripted, option):
     with pytest.raises(InputError, match=next(iter(option))):
         next(generate_step(scripted, PROMPT, **option))
 
 
-def test_the_context_ends_the_text(scripted):
+def test_generation_ends_at_the_context_length(scripted):
     scripted.config.max_position_embeddings = 6
     assert len(list(generate_step(scripted, PROMPT, max_tokens=None))) == 3
     with pytest.raises(ContextError, match="6 tokens and the model holds 6"):

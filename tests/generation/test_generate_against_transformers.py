@@ -1,4 +1,4 @@
-"""`model.generate` beside the reference's, on the same weights."""
+"""Compare `model.generate` with the reference's on the same weights."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def both(pair, ids, **options):
         {"eos_token_id": list(range(20)), "min_length": 9},
     ],
 )
-def test_greedy_with_processors(pair, options):
+def test_greedy_tokens_and_scores_with_processors_agree(pair, options):
     ids = random_ids(3, 6)
     got, want = both(pair, ids, do_sample=False, max_new_tokens=12, **options)
     assert got.sequences.tolist() == want.sequences.tolist()
@@ -46,7 +46,7 @@ def test_greedy_with_processors(pair, options):
 
 
 @pytest.mark.parametrize("masked", [[[0, 0, 0, 1, 1, 1], [1] * 6], [[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0]]])
-def test_padding_is_neither_penalised_nor_counted(pair, masked):
+def test_padding_is_not_penalized(pair, masked):
     import torch
 
     ids = np.where(np.array(masked) == 1, np.array(random_ids(2, 6)), 0)
@@ -68,7 +68,7 @@ def test_padding_is_neither_penalised_nor_counted(pair, masked):
         {"top_k": 3, "repetition_penalty": 1.3},
     ],
 )
-def test_the_same_tokens_may_be_drawn_with_the_same_chances(pair, options):
+def test_sampling_distributions_agree(pair, options):
     import mlx.core as mx
 
     got, want = both(pair, random_ids(2, 6), do_sample=True, max_new_tokens=1, **options)

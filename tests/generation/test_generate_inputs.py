@@ -1,4 +1,4 @@
-"""What `generate` starts from and what it returns besides tokens: embeddings, positions, caches, scores, files."""
+"""Inputs and additional outputs of `generate`: embeddings, positions, caches, scores, configuration files."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ def model():
     return tiny.model(seed=6)
 
 
-def test_lengths_count_the_prompts_embeddings(model):
+def test_max_length_includes_the_embeddings_of_the_prompt(model):
     embeds = model.get_input_embeddings()(mx.array(IDS))
     new = model.generate(mx.array(IDS), **FIXED)[0, 4:].tolist()
     assert model.generate(inputs_embeds=embeds, max_length=9, eos_token_id=None)[0].tolist() == new
@@ -30,7 +30,7 @@ def test_lengths_count_the_prompts_embeddings(model):
         model.generate(inputs_embeds=embeds, max_length=4)
 
 
-def test_positions_are_counted_on(model):
+def test_new_positions_continue_from_the_last_one(model):
     ids, positions = mx.array(IDS), mx.array([[0, 2, 4, 6]])
     expected = list(IDS[0])
     for step in range(5):
@@ -39,7 +39,7 @@ def test_positions_are_counted_on(model):
     assert model.generate(ids, position_ids=positions, **FIXED)[0].tolist() == expected
 
 
-def test_new_tokens_alone_continue_a_cache_under_a_full_mask(model):
+def test_input_ids_may_be_only_the_new_tokens_with_a_full_mask(model):
     whole = model.generate(mx.array(IDS), **FIXED)
     cache = model.make_cache()
     model(mx.array([IDS[0][:-1]]), past_key_values=cache)
@@ -54,13 +54,13 @@ def test_new_tokens_alone_continue_a_cache_under_a_full_mask(model):
     assert found[0, 1:].tolist() == whole[0, 4:].tolist()
 
 
-def test_prompts_padded_on_the_right_are_reported(model, caplog):
+def test_right_padded_prompts_cause_a_warning(model, caplog):
     with caplog.at_level(logging.WARNING):
         model.generate(mx.array([[5, 9, 0], [5, 9, 3]]), attention_mask=mx.array([[1, 1, 0], [1, 1, 1]]), **FIXED)
     assert "padded on the right" in caplog.text
 
 
-def test_scores_are_what_was_sampled_from(model):
+def test_scores_are_those_that_tokens_were_sampled_from(model):
     options = {"do_sample": True, "temperature": 0.5, "top_k": 3, "return_dict_in_generate": True}
     output = model.generate(mx.array(IDS), output_scores=True, output_logits=True, seed=1, **options, **FIXED)
     for scores, logits in zip(output.scores, output.logits, strict=True):
@@ -81,7 +81,7 @@ def test_scores_are_what_was_sampled_from(model):
         model.compute_transition_scores(output.sequences, output.scores, beam_indices=[0])
 
 
-def test_an_assistant_model_changes_no_token(model):
+def test_an_assistant_model_does_not_change_the_output(model):
     small = tiny.model(seed=2, num_hidden_layers=1)
     whole = model.generate(mx.array(IDS), **FIXED)
     assert model.generate(mx.array(IDS), assistant_model=small, **FIXED).tolist() == whole.tolist()
@@ -89,7 +89,7 @@ def test_an_assistant_model_changes_no_token(model):
         model.generate(mx.array(IDS * 2), assistant_model=small, **FIXED)
 
 
-def test_lists_of_processors_and_criteria(model):
+def test_lists_of_processors_and_criteria_are_applied(model):
     class Forbid(LogitsProcessor):
         def __call__(self, input_ids, scores):
             return mx.where(mx.arange(scores.shape[1]) < 30, -float("inf"), scores)
@@ -101,7 +101,7 @@ def test_lists_of_processors_and_criteria(model):
     assert found[0, 4].item() >= 30
 
 
-def test_nothing_allowed_or_computed_is_an_error(model):
+def test_no_allowed_token_and_nan_are_errors(model):
     with pytest.raises(InputError, match="no token may follow"):
         model.generate(mx.array(IDS), suppress_tokens=list(range(61)), **FIXED)
     broken = tiny.model(seed=6)
@@ -110,7 +110,7 @@ def test_nothing_allowed_or_computed_is_an_error(model):
         broken.generate(mx.array(IDS), **FIXED)
 
 
-def test_values_of_a_file_are_reported_when_they_are_used(tmp_path):
+def test_invalid_values_in_a_file_are_reported_when_they_are_used(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     file = tmp_path / "generation_config.json"
 
@@ -124,7 +124,7 @@ def test_values_of_a_file_are_reported_when_they_are_used(tmp_path):
     loaded('\ufeff{"eos_token_id": 7}').generate(ids, max_new_tokens=1)
     for name, value in (("temperature", -1), ("top_p", 1.5), ("min_p", "x")):
         model = loaded(json.dumps({name: value}))
-        model.generate(ids, max_new_tokens=1)  # greedy: it has no effect
+        model.generate(ids, max_new_tokens=1)  # no effect on greedy decoding
         with pytest.raises(ConfigError, match=f"generation_config.json: {name} is"):
             model.generate(ids, do_sample=True, max_new_tokens=1)
         model.generate(ids, do_sample=True, max_new_tokens=1, **{name: None})

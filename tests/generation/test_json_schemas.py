@@ -1,4 +1,4 @@
-"""JSON Schema, keyword by keyword: each schema is obeyed, or refused with the keyword's name; nothing is ignored."""
+"""JSON Schema, keyword by keyword: each keyword is enforced, or refused by name; none is ignored."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from mlx_qwen3.generation.constraints import compile_constraint
 
 TABLE = Path(__file__).parent.parent / "data" / "json_schemas.jsonl"
 CASES = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
-KEPT = [case for case in CASES if "refused" not in case]
+SUPPORTED = [case for case in CASES if "refused" not in case]
 REFUSED = [case for case in CASES if "refused" in case]
 
 
@@ -22,12 +22,12 @@ def tokenizer():
     return mlx_qwen3.load()[1]
 
 
-def name_of(case):
+def get_name(case):
     return case["name"]
 
 
-def takes(constraint, value):
-    """Return whether a constraint takes a value as compact JSON, byte by byte."""
+def accepts(constraint, value):
+    """Return whether a constraint accepts a value as compact JSON, byte by byte."""
     tables, matcher = constraint.tables, constraint.matcher()
     single = {token: i for i, token in enumerate(tables.tokens) if len(token) == 1 and i not in tables.added}
     for byte in json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode():
@@ -36,8 +36,8 @@ def takes(constraint, value):
     return matcher.complete
 
 
-def drawn(constraint, seed, limit=150):
-    """Return a random text under a constraint, which likes to end; None where it is not complete after `limit`."""
+def draw_text(constraint, seed, limit=150):
+    """Return a random, mostly short text under a constraint; None if it is incomplete after `limit` tokens."""
     draw, tables, matcher, text = random.Random(seed), constraint.tables, constraint.matcher(), b""
     for _ in range(limit):
         allowed = np.flatnonzero(np.unpackbits(matcher.mask().view(np.uint8), bitorder="little")).tolist()
@@ -51,32 +51,32 @@ def drawn(constraint, seed, limit=150):
     return None
 
 
-def validator(schema):
+def make_validator(schema):
     jsonschema = pytest.importorskip("jsonschema")
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     return kind(schema, format_checker=kind.FORMAT_CHECKER)
 
 
-@pytest.mark.parametrize("case", KEPT, ids=name_of)
-def test_a_schema_is_obeyed(case, tokenizer):
+@pytest.mark.parametrize("case", SUPPORTED, ids=get_name)
+def test_generated_values_are_valid(case, tokenizer):
     schema = case["schema"]
     constraint = compile_constraint("schema", schema, tokenizer)
     for value in case["valid"]:
-        assert takes(constraint, value), value
+        assert accepts(constraint, value), value
     for value in case["invalid"]:
-        assert not takes(constraint, value), value
+        assert not accepts(constraint, value), value
     if "\\p" in json.dumps(schema):
-        return  # Python's regular expressions do not know it
-    judge = validator(schema)
-    assert all(map(judge.is_valid, case["valid"]))
+        return  # Python's regular expressions do not support it
+    validator = make_validator(schema)
+    assert all(map(validator.is_valid, case["valid"]))
     for seed in range(2):
-        text = drawn(constraint, seed)
+        text = draw_text(constraint, seed)
         if text is not None:
-            judge.validate(json.loads(text))
+            validator.validate(json.loads(text))
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=name_of)
-def test_a_schema_that_cannot_be_kept_is_refused_by_name(case, tokenizer):
+@pytest.mark.parametrize("case", REFUSED, ids=get_name)
+def test_an_unsupported_keyword_is_refused_by_name(case, tokenizer):
     with pytest.raises(ConstraintError) as error:
         compile_constraint("schema", case["schema"], tokenizer)
     assert case["refused"] in str(error.value)

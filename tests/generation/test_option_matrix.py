@@ -1,4 +1,7 @@
-"""Every generation option does the same on every road, whoever sets it: against numpy, and against transformers."""
+"""Every option has the same effect in every generation function and from every source.
+
+The expected tokens come from NumPy and from transformers.
+"""
 
 from functools import cache
 
@@ -64,7 +67,7 @@ def by_pipeline(model, options):
     ]
 
 
-ROADS = [by_generate, by_stream, by_batches_of_one, by_one_batch, by_pipeline]
+FUNCTIONS = [by_generate, by_stream, by_batches_of_one, by_one_batch, by_pipeline]
 BATCHES = (by_batches_of_one, by_one_batch)
 
 
@@ -88,23 +91,23 @@ def expected_tokens(name: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("source", ["keywords", "user", "model"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_an_option_does_the_same_on_every_road(case, source):
+def test_an_option_has_the_same_effect_in_every_function(case, source):
     model, options = options_from(source, case)
     expected = expected_tokens(case.name)
     ends = {EOS, *case.eos}
-    for road in ROADS:
-        if road in BATCHES and not case.batches:
+    for run in FUNCTIONS:
+        if run in BATCHES and not case.batches:
             with pytest.raises(InputError, match="not supported in batches"):
-                road(model, options)
+                run(model, options)
             continue
-        found = road(model, options)
-        wanted = [[t for t in row if t not in ends] for row in expected] if road in BATCHES else expected
-        assert found == wanted, road.__name__
+        found = run(model, options)
+        wanted = [[t for t in row if t not in ends] for row in expected] if run in BATCHES else expected
+        assert found == wanted, run.__name__
 
 
 @pytest.mark.parametrize("source", ["keywords", "user"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_an_option_does_the_same_in_a_chat(case, source):
+def test_an_option_has_the_same_effect_in_a_chat(case, source):
     model, options = options_from(source, case)
     if not case.options.get("do_sample"):
         options = {**options, "temperature": 0.0}
@@ -114,15 +117,15 @@ def test_an_option_does_the_same_in_a_chat(case, source):
     assert list(found.values()) == greedy_tokens(MODEL, list(prompt), case, [EOS])
 
 
-def test_stop_strings_end_every_road():
+def test_stop_strings_end_the_text_in_every_function():
     free = TOKENIZER.decode(FREE)
     stop = free[2:4]
     expected = by_generate(MODEL, {"max_new_tokens": TOKENS, "stop_strings": stop, "tokenizer": TOKENIZER})[0]
     assert stop in TOKENIZER.decode(expected)
     assert stop not in TOKENIZER.decode(expected[:-1])
     options = {"max_new_tokens": TOKENS, "stop_strings": stop}
-    for road in ROADS[1:]:
-        assert road(MODEL, options)[0] == expected, road.__name__
+    for run in FUNCTIONS[1:]:
+        assert run(MODEL, options)[0] == expected, run.__name__
 
 
 def test_a_stop_string_may_begin_in_the_prompt():
@@ -139,7 +142,7 @@ def test_a_stop_string_may_begin_in_the_prompt():
     assert output.shape[1] == ids.shape[1] + 1
 
 
-def test_the_pipeline_cuts_prompts_where_that_is_asked_for():
+def test_the_pipeline_truncates_prompts_on_request():
     made = pipeline("text-generation", model=MODEL, tokenizer=TOKENIZER)
     options = {"max_new_tokens": 3, "return_full_text": False}
     cut = made("hello hello", truncation=True, max_length=5, add_special_tokens=False, **options)
@@ -149,29 +152,29 @@ def test_the_pipeline_cuts_prompts_where_that_is_asked_for():
         made("hello", tokenizer_encode_kwargs={"max_length": 2})
 
 
-def test_none_as_a_keyword_switches_a_field_off():
+def test_none_as_a_keyword_disables_a_field():
     model = plain_model()
     model.generation_config = GenerationConfig(
         eos_token_id=[FREE[1]], repetition_penalty=5.0, suppress_tokens=[FREE[0]], no_repeat_ngram_size=1
     )
     off = {"eos_token_id": None, "repetition_penalty": None, "suppress_tokens": None, "no_repeat_ngram_size": None}
-    for road in ROADS:
-        assert road(model, {"max_new_tokens": TOKENS, **off})[0] == FREE, road.__name__
+    for run in FUNCTIONS:
+        assert run(model, {"max_new_tokens": TOKENS, **off})[0] == FREE, run.__name__
 
 
-def test_a_users_configuration_keeps_what_it_does_not_set():
+def test_fields_not_set_by_the_user_come_from_the_models_configuration():
     model = plain_model()
     model.generation_config = GenerationConfig(eos_token_id=[FREE[2]], repetition_penalty=1.0)
-    for road in ROADS:
-        found = road(model, {"generation_config": GenerationConfig(max_new_tokens=TOKENS)})[0]
-        assert found == FREE[: 2 if road in BATCHES else 3], road.__name__
+    for run in FUNCTIONS:
+        found = run(model, {"generation_config": GenerationConfig(max_new_tokens=TOKENS)})[0]
+        assert found == FREE[: 2 if run in BATCHES else 3], run.__name__
 
 
 @pytest.mark.parametrize("option", ["num_beams", "num_beam_groups", "penalty_alpha", "guidance_scale", "dola_layers"])
-def test_what_is_not_supported_is_refused_by_name_on_every_road(option):
-    for road in ROADS:
+def test_unsupported_options_are_refused_by_name_in_every_function(option):
+    for run in FUNCTIONS:
         with pytest.raises(InputError, match=f"{option} is not supported"):
-            road(MODEL, {option: 3})
+            run(MODEL, {option: 3})
 
 
 @pytest.mark.parametrize(
@@ -187,21 +190,21 @@ def test_what_is_not_supported_is_refused_by_name_on_every_road(option):
         ({"suppress_tokens": list(range(261))}, "no token may follow"),
     ],
 )
-def test_wrong_values_are_one_line_on_every_road(options, named):
-    for road in (by_stream, by_batches_of_one):
+def test_errors_for_invalid_values_are_one_line_in_every_function(options, named):
+    for run in (by_stream, by_batches_of_one):
         with pytest.raises(InputError, match=named) as caught:
-            road(MODEL, {**options, "max_new_tokens": 2})
+            run(MODEL, {**options, "max_new_tokens": 2})
         assert "\n" not in str(caught.value)
 
 
-def test_the_names_of_mlx_lm_work():
+def test_option_names_of_mlx_lm_are_accepted():
     draft = {"draft_model": MODEL, "num_draft_tokens": 2, "temp": 0.0}
     assert by_stream(MODEL, {"max_new_tokens": TOKENS, **draft})[0] == FREE
     encoding = TOKENIZER(PROMPTS[0], return_tensors="np")
     assert [r.token for r in stream_generate(MODEL, TOKENIZER, encoding, TOKENS)] == FREE
 
 
-def test_seeded_rows_do_not_depend_on_their_neighbours():
+def test_seeded_rows_do_not_depend_on_other_rows():
     options = {"temperature": 1.0, "seed": 3}
     alone = [r.token for r in stream_generate(MODEL, TOKENIZER, PROMPTS[0], TOKENS, **options)]
     assert batch_generate(MODEL, TOKENIZER, PROMPTS[:1], TOKENS, **options).token_ids == [alone]
@@ -214,7 +217,7 @@ def test_seeded_rows_do_not_depend_on_their_neighbours():
     assert len({tuple(row) for row in copies}) == 3
 
 
-def test_batches_take_processors_logprobs_caches_and_a_bounded_cache():
+def test_batches_support_processors_logprobs_caches_and_a_bounded_cache():
     def no_a(tokens, logits):
         assert tokens.ndim == 1
         return mx.where(mx.arange(logits.shape[1]) == FREE[0], -float("inf"), logits)
@@ -246,24 +249,24 @@ def test_batches_take_processors_logprobs_caches_and_a_bounded_cache():
     assert by_one_batch(MODEL, bounded) == by_stream(MODEL, bounded)
 
 
-def test_criteria_and_allowed_tokens_hold_on_every_road():
+def test_criteria_and_allowed_tokens_apply_in_every_function():
     seen = []
 
     def after_three(ids, scores, **options):
         seen.append(ids.shape)
         return ids.shape[1] >= 8
 
-    for road in ROADS:
-        found = road(MODEL, {"max_new_tokens": TOKENS, "stopping_criteria": [after_three]})
-        assert found[0] == FREE[:3], road.__name__
+    for run in FUNCTIONS:
+        found = run(MODEL, {"max_new_tokens": TOKENS, "stopping_criteria": [after_three]})
+        assert found[0] == FREE[:3], run.__name__
     allowed = {"prefix_allowed_tokens_fn": lambda row, ids: [65 + ids.size % 3]}
-    for road in ROADS:
-        assert all(token in (65, 66, 67) for row in road(MODEL, {"max_new_tokens": 4, **allowed}) for token in row)
+    for run in FUNCTIONS:
+        assert all(token in (65, 66, 67) for row in run(MODEL, {"max_new_tokens": 4, **allowed}) for token in row)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """This model here and in transformers."""
+    """The same model in this package and in transformers."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("pair")
     MODEL.save_pretrained(folder)
@@ -272,7 +275,7 @@ def pair(tmp_path_factory):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("case", [case for case in CASES if case.reference], ids=lambda case: case.name)
-def test_tokens_are_those_of_transformers(pair, case):
+def test_tokens_equal_those_of_transformers(pair, case):
     import torch
 
     ours, theirs = pair

@@ -1,4 +1,4 @@
-"""What may be drawn, and how often."""
+"""Samplers, penalties and biases: candidates, probabilities, seeds, argument checks."""
 
 import math
 
@@ -12,7 +12,7 @@ from mlx_qwen3.generation.processors import LogitBias, MinimumLength, PresencePe
 
 
 def distribution(sampler, scores):
-    """Probability of each token, from the sampler's candidates."""
+    """Return the probability of each token according to the sampler's candidates."""
     weights, ids = sampler.candidates(scores)
     chances = np.array(mx.softmax(weights, axis=-1))
     result = np.zeros(scores.shape)
@@ -24,7 +24,7 @@ def distribution(sampler, scores):
 
 
 def expected(scores, temperature, top_k, top_p, min_p):
-    """Return the rules, one after the other, over a sorted row."""
+    """Return the same, computed by applying each rule to the sorted row."""
     result = np.zeros_like(scores)
     for row, values in enumerate(scores / temperature):
         order = np.argsort(-values)[: top_k or None]
@@ -46,7 +46,7 @@ def test_candidates_follow_the_reference_order(top_k, top_p, min_p):
     np.testing.assert_allclose(got, expected(np.array(scores), 0.7, top_k, top_p, min_p), atol=1e-5)
 
 
-def test_draws_have_the_probabilities_that_they_should():
+def test_draws_follow_the_distribution():
     scores = mx.log(mx.array([[0.5, 0.3, 0.15, 0.05]]))
     sampler = RandomSampler(top_k=3, seed=3)
     drawn = np.array(sampler(mx.broadcast_to(scores, (20000, 4))))
@@ -54,7 +54,7 @@ def test_draws_have_the_probabilities_that_they_should():
     np.testing.assert_allclose(counts, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0], atol=0.015)
 
 
-def test_a_seed_repeats_and_leaves_the_global_state_alone():
+def test_a_seed_is_reproducible_and_leaves_the_global_state_unchanged():
     scores = mx.random.normal((64, 50), key=mx.random.key(0))
 
     def draws(seed):
@@ -74,7 +74,7 @@ def test_temperature_zero_is_greedy():
     assert make_sampler(temp=0.5) is not greedy
 
 
-def test_top_k_sorts_no_vocabulary(monkeypatch):
+def test_top_k_does_not_sort_the_vocabulary(monkeypatch):
     sizes = []
     sort = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda a, *args, **kw: sizes.append(a.shape[-1]) or sort(a, *args, **kw))
@@ -105,7 +105,7 @@ def test_presence_and_frequency_count_generated_tokens_only():
     assert PresencePenalty(1.0, 0.5, prompt_length=1)(mx.array([[3], [3]]), scores).tolist() == scores.tolist()
 
 
-def test_bias_and_minimum_length():
+def test_logit_bias_adds_and_minimum_length_forbids_ending_tokens():
     scores = mx.zeros((1, 3))
     assert LogitBias({2: -math.inf, 0: 1.5})(mx.array([[0]]), scores).tolist() == [[1.5, 0.0, -math.inf]]
     minimum = MinimumLength(2, [1])

@@ -1,4 +1,4 @@
-"""One cache or one conversation that two answers use at the same time is reported."""
+"""Using one cache or one conversation for two answers at the same time is an error."""
 
 import mlx.core as mx
 import pytest
@@ -34,7 +34,7 @@ def test_a_closed_or_dropped_generation_releases_its_cache():
         assert len(list(generate_step(model, [4], cache, max_tokens=2))) == 2
 
 
-def test_a_cache_that_something_else_wrote_to_is_reported():
+def test_a_cache_that_was_changed_by_something_else_is_an_error():
     model = tiny.model()
     cache = new_cache(model.config)
     steps = generate_step(model, [1, 2, 3], cache, max_tokens=9)
@@ -46,7 +46,7 @@ def test_a_cache_that_something_else_wrote_to_is_reported():
     assert cache.offset == held
 
 
-def test_a_message_during_an_answer_is_refused_and_loses_nothing():
+def test_a_message_during_an_answer_is_refused_without_data_loss():
     session = ChatSession(ScriptedModel(saying(TOKENIZER, "one", "two")), TOKENIZER, thinking=False)
     answer = session.send("first")
     parts = [next(answer)]
@@ -58,7 +58,7 @@ def test_a_message_during_an_answer_is_refused_and_loses_nothing():
     assert "".join(part.text for part in session.send("second")) == "two"
 
 
-def test_the_order_of_arguments_of_mlx_lm_is_named():
+def test_the_argument_order_of_mlx_lm_is_reported():
     with pytest.raises(InputError, match=r"takes \(model, ids\)"):
         next(generate_step([1, 2], tiny.model()))
 

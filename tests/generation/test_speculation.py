@@ -1,4 +1,4 @@
-"""Speculative decoding: never another token, never another distribution, and only where it pays."""
+"""Speculative decoding changes neither tokens nor distributions, and turns itself off if it saves no time."""
 
 import itertools
 
@@ -21,7 +21,7 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers":
 
 
 class AlwaysOpen(Gate):
-    """Verify whenever there is a draft: timing does not influence a test."""
+    """A gate that always allows drafts, so that timing does not affect a test."""
 
     def opens(self, confidence: int) -> bool:
         return True
@@ -38,8 +38,8 @@ def repeating(length: int, period: int, vocab: int = 61) -> list[int]:
     return np.resize(np.random.default_rng(2).integers(1, vocab, period), length).tolist()
 
 
-def drafted(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], int]:
-    """Return the tokens, and how many of them were drafted correctly."""
+def decode_with_drafts(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], int]:
+    """Return the tokens and the number of correctly drafted ones."""
     cache = options.pop("cache", None) or new_cache(model.config, **options)
     steps = list(
         decode_steps(
@@ -51,39 +51,43 @@ def drafted(model, prompt, decoding, max_tokens, **options) -> tuple[list[int], 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING], ids=["full", "sliding"])
 @pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "8 bits"])
-def test_greedy_tokens_are_those_of_one_pass_a_token(fields, options):
+def test_greedy_tokens_equal_those_of_one_pass_per_token(fields, options):
     for seed in range(2):
         model = tiny.model(seed=seed, head_dim=32, **fields)
         prompt = repeating(20, 5)
-        wanted = list(generate_step(model, prompt, max_tokens=60, **options))
+        expected_tokens = list(generate_step(model, prompt, max_tokens=60, **options))
         for longest in (1, 5, 16):
-            assert list(generate_step(model, prompt, max_tokens=60, decoding=eager(longest), **options)) == wanted
+            assert (
+                list(generate_step(model, prompt, max_tokens=60, decoding=eager(longest), **options)) == expected_tokens
+            )
 
 
-def test_packing_that_falls_due_on_the_way_changes_nothing():
+def test_a_cache_that_becomes_quantized_gives_the_same_tokens():
     model, prompt = tiny.model(head_dim=32), repeating(20, 5)
     options = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 33}
-    wanted = list(generate_step(model, prompt, max_tokens=40, **options))
-    assert list(generate_step(model, prompt, max_tokens=40, decoding=eager(), **options)) == wanted
+    expected_tokens = list(generate_step(model, prompt, max_tokens=40, **options))
+    assert list(generate_step(model, prompt, max_tokens=40, decoding=eager(), **options)) == expected_tokens
 
 
-def test_copies_are_accepted_many_at_a_time():
+def test_copied_text_is_accepted_several_tokens_at_a_time():
     text = list(range(10, 40))
     model = ScriptedModel(lambda ids: text[(ids[-1] - 10 + 1) % 30])
-    tokens, right = drafted(model, [*text, 10, 11, 12, 13], Speculation(PromptLookup(), 16, AlwaysOpen()), 26)
+    tokens, right = decode_with_drafts(
+        model, [*text, 10, 11, 12, 13], Speculation(PromptLookup(), 16, AlwaysOpen()), 26
+    )
     assert tokens == text[4:]  # 14 … 39
     assert right >= 20
 
 
-def test_a_rotated_window_gives_back_what_was_rejected():
-    # the scripted cache holds the ids themselves: a wrong one left in it would change what is answered
+def test_rejected_tokens_are_removed_from_a_rotated_window():
+    # the scripted cache contains the ids themselves: a wrong one left in it would change the output
     model = ScriptedModel(lambda ids: (7 * ids[-1] + 3 * ids[-2] + ids[-5]) % 50, window=6)
     prompt = repeating(30, 4, 50)
-    wanted = list(generate_step(model, prompt, max_tokens=80))
-    assert list(generate_step(model, prompt, max_tokens=80, decoding=eager())) == wanted
+    expected_tokens = list(generate_step(model, prompt, max_tokens=80))
+    assert list(generate_step(model, prompt, max_tokens=80, decoding=eager())) == expected_tokens
 
 
-def test_the_cache_ends_with_what_was_yielded():
+def test_the_cache_ends_with_yielded_tokens():
     model = tiny.model()
     cache = new_cache(model.config)
     prompt = repeating(20, 5)
@@ -100,7 +104,7 @@ def test_the_cache_ends_with_what_was_yielded():
     )
 
 
-def test_processors_see_the_text_of_their_position():
+def test_processors_see_the_text_before_their_position():
     model, prompt = tiny.model(), repeating(20, 5)
     looked_at: list[list[int]] = []
 
@@ -109,16 +113,16 @@ def test_processors_see_the_text_of_their_position():
         return mx.where(mx.arange(logits.shape[-1]) == tokens[-1], -1e9, logits)
 
     options = {"max_tokens": 12, "logits_processors": [look]}
-    wanted = list(generate_step(model, prompt, **options))
+    expected_tokens = list(generate_step(model, prompt, **options))
     texts = {tuple(text) for text in looked_at}
     looked_at.clear()
     got = list(generate_step(model, prompt, decoding=eager(), **options))
-    assert got == wanted
+    assert got == expected_tokens
     assert texts <= {tuple(text) for text in looked_at}
 
 
 def test_sampling_keeps_its_distribution():
-    """Chi-squared over pairs of tokens: a draft that is accepted too often, or too rarely, would show."""
+    """A chi-squared test over pairs of tokens detects drafts that are accepted too often or too rarely."""
     table = mx.log(mx.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.5, 0.1, 0.4]]))
 
     class Chain:
@@ -145,9 +149,9 @@ def test_sampling_keeps_its_distribution():
     assert ((counts - expected) ** 2 / expected).sum() < 22.5  # 6 degrees of freedom, 1 in 1000
 
 
-def test_speculation_turns_itself_off_where_drafts_cost_more_than_they_save():
+def test_speculation_turns_itself_off_if_drafts_cost_more_than_they_save():
     gate = Gate(patience=3)
-    assert not gate.opens(99)  # what a plain token costs is not known yet
+    assert not gate.opens(99)  # the time of a plain token is not known yet
     gate.saw_plain(1.0)
     assert gate.opens(3)
     assert not gate.opens(2)
@@ -163,12 +167,12 @@ def test_speculation_turns_itself_off_where_drafts_cost_more_than_they_save():
     assert gate.opens(3)
 
 
-def test_the_length_that_gives_the_most_tokens_a_second_is_found():
-    for slope, wanted in ((0.0, 16), (1.0, 6)):
+def test_the_draft_length_with_the_most_tokens_per_second_is_found():
+    for slope, best in ((0.0, 16), (1.0, 6)):
         pace = Pace(16)
         for _ in range(8):
             pace.saw(pace.length, pace.length + 1, 1 + slope * pace.length**2)
-        assert pace.length == wanted
+        assert pace.length == best
     pace.saw(6, 2, 1.0)
     assert pace.length == 6
     pace.saw(6, 1, 1.0)
@@ -179,13 +183,13 @@ def test_free_text_is_not_drafted():
     draw = np.random.default_rng(0).integers(0, 250, 400).tolist()
     model = ScriptedModel(lambda ids: draw[len(ids) % 400])
     calls = model.computed
-    tokens, right = drafted(model, draw[:20], prompt_lookup(), 200)
+    tokens, right = decode_with_drafts(model, draw[:20], prompt_lookup(), 200)
     assert right == 0
     assert len(tokens) == 200
     assert model.computed - calls == 20 + 199
 
 
-def test_lookup_follows_a_passage():
+def test_prompt_lookup_follows_a_passage():
     lookup = PromptLookup(2)
     lookup.start([1, 2, 3, 4, 5, 9, 1, 2])
     assert lookup.propose(3) == [3, 4, 5]
@@ -198,17 +202,17 @@ def test_lookup_follows_a_passage():
 
 
 @pytest.mark.parametrize("seed", [0, 9], ids=["the same", "another"])
-def test_a_draft_model_changes_nothing(seed):
+def test_a_draft_model_does_not_change_the_tokens(seed):
     model, small = tiny.model(), tiny.model(seed=seed)
     prompt = repeating(12, 12)
-    wanted = list(generate_step(model, prompt, max_tokens=30))
+    expected_tokens = list(generate_step(model, prompt, max_tokens=30))
     decoding = Speculation(DraftModel(small), 4, AlwaysOpen())
-    tokens, right = drafted(model, prompt, decoding, 30)
-    assert tokens == wanted
+    tokens, right = decode_with_drafts(model, prompt, decoding, 30)
+    assert tokens == expected_tokens
     if seed == 0:
         assert right >= 20
 
 
-def test_a_draft_model_needs_the_same_vocabulary():
+def test_a_draft_model_with_another_vocabulary_is_refused():
     with pytest.raises(InputError, match="same family"):
         draft_with(tiny.model(vocab_size=60), tiny.model())

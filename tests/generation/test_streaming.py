@@ -1,4 +1,4 @@
-"""Text from tokens: stop strings, endings, what a prompt may be, and the numbers of a response."""
+"""Streamed text: stop strings, finish reasons, types of prompts, and the fields of a response."""
 
 import mlx.core as mx
 import pytest
@@ -16,7 +16,7 @@ def model_saying(text, prompt="p"):
     return ScriptedModel(repeating(script, len(TOKENIZER.encode(prompt))))
 
 
-def test_text_until_the_ending_token():
+def test_text_is_streamed_until_the_ending_token():
     responses = list(stream_generate(model_saying("häßlich 😀"), TOKENIZER, "p"))
     assert "".join(r.text for r in responses) == "häßlich 😀"
     last = responses[-1]
@@ -36,26 +36,26 @@ def test_max_tokens_below_minus_one_is_refused():
         list(stream_generate(model_saying("a"), TOKENIZER, "p", max_tokens=-2))
 
 
-def test_max_tokens_ends_with_length_and_unfinished_characters():
+def test_max_tokens_ends_with_length_and_flushes_incomplete_characters():
     responses = list(stream_generate(model_saying("a😀"), TOKENIZER, "p", max_tokens=3))
     assert [r.finish_reason for r in responses] == [None, None, "length"]
     assert "".join(r.text for r in responses) == "a\ufffd"
 
 
 @pytest.mark.parametrize("stop", ["two", ["zzz", "two", "wo th"], ["one two three four", " two"]])
-def test_stop_strings_span_tokens_and_are_not_shown(stop):
+def test_stop_strings_span_tokens_and_are_not_part_of_the_text(stop):
     responses = list(stream_generate(model_saying("one two three"), TOKENIZER, "p", stop=stop))
     assert "".join(r.text for r in responses).rstrip() == "one"
     assert responses[-1].finish_reason == "stop"
     assert responses[-1].generation_tokens < len("one two three")
 
 
-def test_text_that_only_begins_like_a_stop_string_comes_out():
+def test_text_that_only_begins_like_a_stop_string_is_returned():
     assert generate(model_saying("abcabd"), TOKENIZER, "p", stop="abcabx") == "abcabd"
     assert generate(model_saying("aab"), TOKENIZER, "p", stop="aax") == "aab"
 
 
-def test_stop_strings_hold_back_no_more_than_they_must():
+def test_stop_strings_hold_back_only_possible_beginnings():
     stops = StopStrings(["END", "\n\n"])
     assert [stops.feed(text) for text in ("one", " E", "N", "O\n", "x")] == [
         ("one", False),
@@ -71,7 +71,7 @@ def test_stop_strings_hold_back_no_more_than_they_must():
         StopStrings(["a", ""])
 
 
-def test_more_ending_tokens():
+def test_additional_ending_tokens_end_the_answer():
     token = TOKENIZER.encode("n")[0]
     assert generate(model_saying("one"), TOKENIZER, "p", eos_token_ids=[token]) == "o"
     model = model_saying("one")
@@ -79,14 +79,14 @@ def test_more_ending_tokens():
     assert generate(model, TOKENIZER, "p") == "o"
 
 
-def test_ids_text_and_messages_as_prompts():
+def test_prompts_may_be_ids_texts_or_messages():
     assert generate(model_saying("yes"), TOKENIZER, TOKENIZER.encode("p")) == "yes"
     assert generate(model_saying("yes"), TOKENIZER, mx.array(TOKENIZER.encode("p"))) == "yes"
     chat = ScriptedModel(saying(TOKENIZER, "yes"))
     assert generate(chat, TOKENIZER, [{"role": "user", "content": "p"}]) == "yes"
 
 
-def test_thinking_is_a_template_variable():
+def test_enable_thinking_is_passed_to_the_chat_template():
     seen = []
 
     def reply(ids):
@@ -101,7 +101,7 @@ def test_thinking_is_a_template_variable():
     assert texts[2] == texts[0] + "<think>\n\n</think>\n\n"
 
 
-def test_prompts_that_cannot_be():
+def test_invalid_prompts_are_refused():
     for prompt in ("", [], mx.zeros((0,), dtype=mx.int32)):
         with pytest.raises(InputError, match="empty"):
             generate(model_saying("x"), TOKENIZER, prompt)
@@ -111,7 +111,7 @@ def test_prompts_that_cannot_be():
         generate(model_saying("x"), byte_tokenizer(None), [{"role": "user", "content": "p"}])
 
 
-def test_log_probabilities_on_request():
+def test_log_probabilities_are_returned_on_request():
     responses = list(stream_generate(model_saying("ab"), TOKENIZER, "p", logprobs=True))
     for response in responses:
         assert response.logprobs.shape == (300,)
@@ -119,7 +119,7 @@ def test_log_probabilities_on_request():
         assert mx.argmax(response.logprobs).item() == response.token
 
 
-def test_generation_config_is_honoured_and_arguments_win():
+def test_the_generation_config_applies_and_arguments_override_it():
     model = tiny_model(vocab_size=300)
     prompt = TOKENIZER.encode("some prompt")
 
@@ -140,7 +140,7 @@ def test_generation_config_is_honoured_and_arguments_win():
     assert greedy[0] not in tokens(logit_bias={greedy[0]: -1000.0})
 
 
-def test_a_prompt_cache_is_gone_on_with():
+def test_generation_continues_from_a_prompt_cache():
     from mlx_qwen3.generation.context import new_cache
 
     model = model_saying("abc", prompt="prompt")

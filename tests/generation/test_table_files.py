@@ -1,4 +1,4 @@
-"""Token tables on disk: several processes at once, folders that cannot be written, damaged files."""
+"""Token tables on disk: concurrent processes, read-only folders, damaged files."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def tokenizer():
     return mlx_qwen3.load()[1]
 
 
-def test_processes_that_write_at_once_agree(tmp_path):
+def test_concurrent_processes_write_the_same_tables(tmp_path):
     environment = {**os.environ, CACHE_VARIABLE: str(tmp_path), "PYTHONPATH": str(ROOT)}
     running = [
         subprocess.Popen([sys.executable, "-c", WRITER], env=environment, stdout=subprocess.PIPE, text=True)
@@ -33,12 +33,12 @@ def test_processes_that_write_at_once_agree(tmp_path):
     assert [process.returncode for process in running] == [0, 0]
     (output,) = outputs
     assert len(set(output.strip("[]\n").split(", "))) == 1
-    (file,) = (tmp_path / "tokenizers").iterdir()  # and no temporary file is left
+    (file,) = (tmp_path / "tokenizers").iterdir()  # no temporary file remains
     assert file.suffix == ".tokens"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_only_read_is_enough(tokenizer, tmp_path, monkeypatch, caplog):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_read_only_folder_is_sufficient_for_reading(tokenizer, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     made = TokenTables(tokenizer)
     (tmp_path / "tokenizers").chmod(0o500)
@@ -50,7 +50,7 @@ def test_a_folder_that_is_only_read_is_enough(tokenizer, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:40] + b"x" + data[41:]]
 )
-def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
+def test_a_damaged_file_is_replaced(damage, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     made = TokenTables(tokenizer)
     (file,) = (tmp_path / "tokenizers").iterdir()
@@ -60,7 +60,7 @@ def test_a_damaged_file_is_made_again(damage, tokenizer, tmp_path, monkeypatch):
     assert file.read_bytes() == content
 
 
-def test_a_changed_vocabulary_has_tables_of_its_own(tmp_path, monkeypatch):
+def test_a_changed_vocabulary_has_separate_tables(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     _, tokenizer = mlx_qwen3.load()
     before = TokenTables(tokenizer)
@@ -71,7 +71,7 @@ def test_a_changed_vocabulary_has_tables_of_its_own(tmp_path, monkeypatch):
     assert len(list((tmp_path / "tokenizers").iterdir())) == 2
 
 
-def test_slow_masks_change_to_prepared_tables(tokenizer, monkeypatch):
+def test_prepared_tables_give_the_same_masks(tokenizer, monkeypatch):
     from mlx_qwen3.generation import constraints
 
     schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 40}}, "required": ["a"]}

@@ -1,4 +1,4 @@
-"""A model that was loaded in one thread works in every other, one after the other and at the same time."""
+"""A model that was loaded in one thread works in all threads, sequentially and concurrently."""
 
 import subprocess
 import sys
@@ -22,25 +22,25 @@ from tests.support import tiny
 from tests.support.scripted import byte_tokenizer
 
 
-def in_thread(function):
-    """Return what a function returns in a thread of its own; its exception is raised here."""
+def run_in_thread(function):
+    """Run a function in a new thread and return its result or raise its exception."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A tiny model and its tokenizer, loaded in a thread that is finished."""
+    """A tiny model and its tokenizer, loaded in a thread that has finished."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny.model(seed=6, vocab_size=261, max_position_embeddings=512).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    return in_thread(lambda: mlx_qwen3.load(folder))
+    return run_in_thread(lambda: mlx_qwen3.load(folder))
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model to train: while gradients are computed, its parameters are not for others to read."""
-    return in_thread(lambda: tiny.model(seed=7))
+    """A separate model to train: other threads must not read its parameters while gradients are computed."""
+    return run_in_thread(lambda: tiny.model(seed=7))
 
 
 def chat(model, tokenizer):
@@ -75,15 +75,15 @@ def training_step(model):
 
 
 def check_rounds(loaded, trained, count):
-    """Use a model in three threads, one after the other and at once; every result is the one of the main thread."""
+    """Use a model in three threads, sequentially and concurrently; all results equal those of the main thread."""
     uses = {use.__name__: partial(use, *loaded) for use in (chat, run_pipeline, batch, generate, plain_call)}
     uses["training_step"] = partial(training_step, trained)
     expected = {name: use() for name, use in uses.items()}
     names = list(uses)
     for number in range(count):
         name = names[number % len(names)]
-        assert [in_thread(uses[name]) for _ in range(3)] == [expected[name]] * 3
-        with ThreadPoolExecutor(3) as pool:  # threads of their own in every round
+        assert [run_in_thread(uses[name]) for _ in range(3)] == [expected[name]] * 3
+        with ThreadPoolExecutor(3) as pool:  # new threads in every round
             futures = {name: pool.submit(use) for name, use in uses.items()}
             assert {name: future.result() for name, future in futures.items()} == expected
 
@@ -93,12 +93,12 @@ def test_a_loaded_model_works_in_other_threads(loaded, trained):
 
 
 @pytest.mark.slow
-def test_two_hundred_rounds(loaded, trained):
+def test_a_loaded_model_works_in_other_threads_for_two_hundred_rounds(loaded, trained):
     check_rounds(loaded, trained, 200)
 
 
-def test_a_training_step_in_one_thread_and_chats_in_others():
-    model, tokenizer = in_thread(lambda: mlx_qwen3.load(bundled_model_path()))
+def test_a_training_step_and_chats_run_concurrently():
+    model, tokenizer = run_in_thread(lambda: mlx_qwen3.load(bundled_model_path()))
     ids = mx.array([[5, 9, 3, 7]])
 
     def train():
@@ -117,7 +117,7 @@ def test_a_training_step_in_one_thread_and_chats_in_others():
         assert len({tuple(answer.result()) for answer in chats}) == 1
     own = trained.result()
     assert generate(own, tokenizer) == generate(own, tokenizer)
-    in_thread(lambda: train_more(own, ids))
+    run_in_thread(lambda: train_more(own, ids))
 
 
 def train_more(model, ids):
@@ -133,16 +133,16 @@ def test_each_step_of_a_stream_may_run_in_another_thread(loaded):
     options = {"max_tokens": 6, "temperature": 0.9, "seed": 4, "logprobs": True, "repetition_penalty": 1.2}
     expected = [r.token for r in stream_generate(model, tokenizer, "hello", **options)]
     responses = stream_generate(model, tokenizer, "hello", **options)
-    got = [in_thread(lambda: next(responses)) for _ in expected]
+    got = [run_in_thread(lambda: next(responses)) for _ in expected]
     assert [response.token for response in got] == expected
     assert all(bool(mx.isfinite(mx.max(response.logprobs)).item()) for response in got)
 
 
-def test_results_and_caches_are_read_and_reused_elsewhere(loaded):
+def test_results_and_caches_can_be_used_in_another_thread(loaded):
     model, _ = loaded
     ids = mx.array([[5, 9, 3]])
     options = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
-    output = in_thread(lambda: model.generate(ids, max_new_tokens=3, **options))
+    output = run_in_thread(lambda: model.generate(ids, max_new_tokens=3, **options))
     assert output.sequences.shape == (1, 6)
     assert mx.sum(output.hidden_states[-1][-1]).item() == mx.sum(output.hidden_states[-1][-1]).item()
     again = model.generate(output.sequences, past_key_values=output.past_key_values, max_new_tokens=2)
@@ -154,13 +154,13 @@ def test_a_sampler_continues_in_another_thread():
     mx.eval(scores)
     sampler, same = RandomSampler(seed=3), RandomSampler(seed=3)
     expected = [same(scores).item() for _ in range(3)]
-    assert [in_thread(lambda: sampler(scores).item()) for _ in range(3)] == expected
+    assert [run_in_thread(lambda: sampler(scores).item()) for _ in range(3)] == expected
 
 
 def test_draws_without_a_seed_differ_between_threads():
     scores = mx.zeros((1, 1 << 20))
     mx.eval(scores)
-    assert len({in_thread(lambda: RandomSampler()(scores).item()) for _ in range(4)}) == 4
+    assert len({run_in_thread(lambda: RandomSampler()(scores).item()) for _ in range(4)}) == 4
 
 
 @pytest.mark.parametrize("start", ["thread.start(); thread.join()", "pool.submit(work).result()"])
@@ -202,7 +202,7 @@ def test_loading_adds_one_tensor_at_most_to_the_peak(tmp_path):
     assert lazy is not loaded
 
 
-def test_threads_do_not_join_the_matrices_twice():
+def test_concurrent_first_uses_give_the_same_result():
     model, _ = mlx_qwen3.load(bundled_model_path())
     barrier = threading.Barrier(3)
 

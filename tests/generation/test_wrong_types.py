@@ -1,4 +1,4 @@
-"""A value of the wrong type is a one-line `InputError` that names the argument, however text is generated."""
+"""Values of the wrong type raise a one-line error that names the argument, in every generation function."""
 
 import inspect
 from collections.abc import Iterable
@@ -52,20 +52,20 @@ def by_pipeline(**options):
     return made("hello", **{"max_new_tokens": 2, **options})
 
 
-ROADS = [by_generate, by_stream, by_batch, by_chat, by_pipeline]
+FUNCTIONS = [by_generate, by_stream, by_batch, by_chat, by_pipeline]
 
 
 @pytest.mark.parametrize(
-    ("road", "name", "value"),
+    ("run", "name", "value"),
     [
-        *[(road, "forced_eos_token_id", []) for road in ROADS],
-        *[(road, "eos_token_ids", "x") for road in ROADS],
-        *[(road, "prefix_allowed_tokens_fn", lambda row, ids: 1) for road in ROADS],
-        *[(road, "temperature", float("nan")) for road in ROADS],
-        *[(road, "top_k", 1.5) for road in ROADS],
-        *[(road, "seed", [1]) for road in ROADS],
-        *[(road, "stop_strings", [1]) for road in ROADS],
-        *[(road, "generation_config", {"top_k": 1}) for road in ROADS],
+        *[(run, "forced_eos_token_id", []) for run in FUNCTIONS],
+        *[(run, "eos_token_ids", "x") for run in FUNCTIONS],
+        *[(run, "prefix_allowed_tokens_fn", lambda row, ids: 1) for run in FUNCTIONS],
+        *[(run, "temperature", float("nan")) for run in FUNCTIONS],
+        *[(run, "top_k", 1.5) for run in FUNCTIONS],
+        *[(run, "seed", [1]) for run in FUNCTIONS],
+        *[(run, "stop_strings", [1]) for run in FUNCTIONS],
+        *[(run, "generation_config", {"top_k": 1}) for run in FUNCTIONS],
         (by_generate, "input_ids", {"a": 1}),
         (by_generate, "logits_processor", 5),
         (by_generate, "logits_processor", [5]),
@@ -73,17 +73,17 @@ ROADS = [by_generate, by_stream, by_batch, by_chat, by_pipeline]
         (by_generate, "logits_to_keep", 3),
         (by_generate, "return_dict", False),
         (by_generate, "labels", IDS),
-        *[(road, "tokenizer", "name/of-it") for road in (by_stream, by_batch)],
-        *[(road, "model", "name/of-it") for road in (by_stream, by_batch)],
-        *[(road, "logits_processors", 5) for road in (by_stream, by_batch)],
-        *[(road, "max_kv_size", "8") for road in (by_stream, by_batch)],
-        *[(road, "max_tokens", 1.5) for road in (by_stream, by_batch, by_chat)],
-        *[(road, "num_return_sequences", 2) for road in (by_stream, by_batch, by_chat)],
-        *[(road, "output_scores", True) for road in (by_stream, by_batch, by_chat)],
+        *[(run, "tokenizer", "name/of-it") for run in (by_stream, by_batch)],
+        *[(run, "model", "name/of-it") for run in (by_stream, by_batch)],
+        *[(run, "logits_processors", 5) for run in (by_stream, by_batch)],
+        *[(run, "max_kv_size", "8") for run in (by_stream, by_batch)],
+        *[(run, "max_tokens", 1.5) for run in (by_stream, by_batch, by_chat)],
+        *[(run, "num_return_sequences", 2) for run in (by_stream, by_batch, by_chat)],
+        *[(run, "output_scores", True) for run in (by_stream, by_batch, by_chat)],
         *[(by_stream, name, 5) for name in ("sampler", "prompt_cache", "history", "decoding", "matcher")],
         (by_stream, "prompt_progress_callback", 5),
         (by_stream, "quantized_kv_start", "0"),
-        *[(road, "prefill_step_size", "8") for road in (by_stream, by_chat)],
+        *[(run, "prefill_step_size", "8") for run in (by_stream, by_chat)],
         *[(by_batch, name, 5) for name in ("sampler", "stops", "prompt_caches", "histories", "prompts")],
         *[(by_chat, name, "x") for name in ("sampling", "tools", "cache_options", "decoding", "confirm")],
         (by_chat, "cache_options", {"kv_bit": 8}),
@@ -92,21 +92,21 @@ ROADS = [by_generate, by_stream, by_batch, by_chat, by_pipeline]
         (by_pipeline, "prefix", 5),
     ],
 )
-def test_a_wrong_type_is_named_in_one_line(road, name, value):
+def test_a_wrong_type_is_named_in_one_line(run, name, value):
     with pytest.raises((InputError, ConfigError)) as caught:
-        road(**{name: value})
+        run(**{name: value})
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 300
     assert name.removesuffix("s").replace("prompt_cache", "cache") in message or "the prompt is a mapping" in message
 
 
-def test_functions_of_the_user_that_return_something_else_are_reported():
-    for road in (by_stream, by_batch):
+def test_invalid_results_of_user_functions_are_reported():
+    for run in (by_stream, by_batch):
         with pytest.raises(InputError, match="a sampler returned an int"):
-            road(sampler=lambda scores: 5)
+            run(sampler=lambda scores: 5)
         with pytest.raises(InputError, match="a logits processor returned None"):
-            road(logits_processors=[lambda ids, scores: None])
+            run(logits_processors=[lambda ids, scores: None])
     with pytest.raises(InputError, match=r"a logits processor returned shape \(1, 5\)"):
         by_generate(logits_processor=[lambda ids, scores: scores[:, :5]])
 
@@ -120,15 +120,15 @@ def test_numbers_and_ids_may_be_arrays():
     assert by_generate(repetition_penalty=10**30).shape == (1, 5)
 
 
-def test_a_list_of_processors_keeps_the_form_of_transformers():
+def test_a_logits_processor_list_has_the_signature_of_transformers():
     shapes = []
 
     def watch(ids, scores):
         shapes.append(ids.shape)
         return scores
 
-    for road in (by_stream, by_batch):
-        road(logits_processors=LogitsProcessorList([watch]))
+    for run in (by_stream, by_batch):
+        run(logits_processors=LogitsProcessorList([watch]))
     by_generate(logits_processor=LogitsProcessorList([watch]))
     assert {len(shape) for shape in shapes} == {2}
     by_stream(logits_processors=watch)
@@ -168,7 +168,7 @@ NOT_IN_A_FILE = {
 
 
 def kinds(hint: Any) -> set[type]:
-    """The classes in a union; lists and tuples count as the sequences that they are."""
+    """Return the classes in a union; lists and tuples count as sequences."""
     found: set[type] = set()
     for part in cast(Iterable[Any], get_args(hint) or (hint,)):
         origin = getattr(part, "__origin__", part)
@@ -177,7 +177,7 @@ def kinds(hint: Any) -> set[type]:
 
 
 @pytest.mark.reference
-def test_every_field_and_argument_of_transformers_is_used_or_refused_by_name():
+def test_every_field_and_argument_of_transformers_is_supported_or_refused_by_name():
     transformers = pytest.importorskip("transformers")
     fields = [name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")]
     unknown = [name for name in fields if not GenerationConfig.knows(name)]
@@ -187,7 +187,7 @@ def test_every_field_and_argument_of_transformers_is_used_or_refused_by_name():
     assert not [name for name in arguments if name not in own and not is_option(name)]
 
 
-def test_what_is_not_supported_has_advice():
+def test_errors_for_unsupported_options_contain_advice():
     for name, (_, advice) in {**NOT_SUPPORTED, **ELSEWHERE}.items():
         assert advice[:1].isupper(), name
         with pytest.raises(InputError, match=f"{name} is not supported") as caught:
