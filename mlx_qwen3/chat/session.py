@@ -21,7 +21,7 @@ from ..generation.constraints import chosen_constraint
 from ..generation.context import new_cache, prefill_step_for
 from ..generation.keywords import GenerationKeywords
 from ..generation.options import NOT_GIVEN
-from ..generation.sampling import mixed
+from ..generation.sampling import mix_seed
 from ..generation.steps import fill_prompt
 from ..generation.stream import check_model_and_tokenizer, token_budget
 from .answer_rules import AnswerRules
@@ -379,7 +379,7 @@ class ChatSession:
         options = {**self._options, **self.sampling_for(thinks).keywords()}
         options.pop("do_sample", None)
         if self._seed is not None:
-            options["seed"] = mixed(self._seed, self._streams)
+            options["seed"] = mix_seed(self._seed, self._streams)
         self._streams += 1
         return options
 

@@ -14,24 +14,24 @@ from .constraint_processors import ConstraintProcessor, per_prompt
 from .constraints import Constraint, chosen_constraint
 from .context import tokens_left
 from .continuous_batch import BatchSequence, RowToken, decode_rows
-from .criteria import checked_stop_strings
+from .criteria import list_stop_strings
 from .keywords import GenerationKeywords
 from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
 from .processors import processor_list
 from .sampling import RandomSampler, Sampler
-from .steps import checked_prompt
+from .steps import check_prompt
 from .stop_strings import StopStrings
 from .stream import (
     STREAM_ARGUMENTS,
     EndOfText,
     TextCodec,
     check_cache,
+    check_history,
     check_model_and_tokenizer,
-    checked_history,
     ending_ids,
     prompt_ids,
     prompt_tail,
-    rendered_prompt,
+    render_prompt,
     token_budget,
 )
 
@@ -204,7 +204,7 @@ def batch_generate(
     caches = [None] * count if prompt_caches is None else _check_length(prompt_caches, count, "prompt_caches")
     before = [()] * count
     if histories is not None:
-        before = list(map(checked_history, _check_length(histories, count, "histories")))
+        before = list(map(check_history, _check_length(histories, count, "histories")))
     for cache in caches:
         check_cache("prompt_caches", cache)
     own = [id(cache) for cache in caches if cache is not None]
@@ -239,13 +239,13 @@ def batch_generate(
             if stops is not None or "stop_strings" in resolved.given:
                 raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one")
             own_stops[i] = []
-            rendered = rendered_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
+            rendered = render_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
             follower = ConstraintProcessor(
                 matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking, thinking_budget), length
             )
             processors = [*processors, follower]
         sequences.append(BatchSequence(i, row, budget, samplers[i], processors, logprobs, cache, before[i]))
-        strings = checked_stop_strings(own_stops[i], "stops")
+        strings = list_stop_strings(own_stops[i], "stops")
         watched = StopStrings(strings, prompt_tail(tokenizer, prompts[i], mx.array([row]), strings))
         ends = EndOfText(eos, resolved.criteria(), [*before[i], *row])
         answers.append(_Answer(tokenizer.make_detokenizer(), watched, ends, budget, constraint=follower))
@@ -320,7 +320,7 @@ def _encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **templa
     rows = []
     for number, prompt in enumerate(prompts):
         try:
-            found = checked_prompt(prompt_ids(tokenizer, prompt, **template), model.config.vocab_size)
+            found = check_prompt(prompt_ids(tokenizer, prompt, **template), model.config.vocab_size)
         except InputError as error:
             raise type(error)(f"prompt {number}: {error}") from None
         rows.append(found[0].tolist())

@@ -10,7 +10,7 @@ Ranges = tuple[tuple[int, int], ...]
 LAST = 0x10FFFF
 
 
-def normalized(ranges: list[tuple[int, int]]) -> Ranges:
+def merge_ranges(ranges: list[tuple[int, int]]) -> Ranges:
     """Sort ranges, merge overlapping and adjacent ones, and remove surrogates."""
     pieces: list[tuple[int, int]] = []
     for low, high in ranges:
@@ -26,14 +26,14 @@ def normalized(ranges: list[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
-def inverted(ranges: Ranges) -> Ranges:
+def invert_ranges(ranges: Ranges) -> Ranges:
     """Return the complement of a set."""
     found, start = [], 0
     for low, high in ranges:
         found.append((start, low - 1))
         start = high + 1
     found.append((start, LAST))
-    return normalized([pair for pair in found if pair[0] <= pair[1]])
+    return merge_ranges([pair for pair in found if pair[0] <= pair[1]])
 
 
 @functools.cache
@@ -48,20 +48,20 @@ def with_property(name: str) -> Ranges:
             holds = category.startswith(name)
         if holds:
             found.append((code, code))
-    return normalized(found)
+    return merge_ranges(found)
 
 
-ANY: Ranges = normalized([(0, LAST)])
+ANY: Ranges = merge_ranges([(0, LAST)])
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
-_WIDE_SPACE = normalized(
+_WIDE_SPACE = merge_ranges(
     [
         *[(9, 13), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)],
         *[(0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)],
     ]
 )
-LINE_END = normalized([(10, 10), (13, 13), (0x2028, 0x2029)])
+LINE_END = merge_ranges([(10, 10), (13, 13), (0x2028, 0x2029)])
 CATEGORIES = frozenset(
     [
         "L",
@@ -105,7 +105,7 @@ def wide_class_of(letter: str) -> Ranges | None:
     It is None for other letters.
     """
     opposite = class_of(letter.swapcase()) if letter in "dwsDWS" else None
-    return None if opposite is None else inverted(opposite)
+    return None if opposite is None else invert_ranges(opposite)
 
 
 def class_of(letter: str) -> Ranges | None:
@@ -116,10 +116,10 @@ def class_of(letter: str) -> Ranges | None:
     if letter in "dws":
         return {"d": DIGIT, "w": WORD, "s": SPACE}[letter]
     if letter == "D":
-        return inverted(normalized([*with_property("Nd"), *DIGIT]))
+        return invert_ranges(merge_ranges([*with_property("Nd"), *DIGIT]))
     if letter == "W":
-        return inverted(with_property("word"))
-    return inverted(_WIDE_SPACE) if letter == "S" else None
+        return invert_ranges(with_property("word"))
+    return invert_ranges(_WIDE_SPACE) if letter == "S" else None
 
 
 def is_single(ranges: Ranges) -> bool:

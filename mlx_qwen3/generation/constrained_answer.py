@@ -25,7 +25,7 @@ def end_reason(ended: bool, complete: bool, finished: bool, last: bool) -> str |
     return ("stop" if complete else "length") if last else None
 
 
-def whole_answer(text: str, reason: str | None, *, parse: bool = False, schema: Any = None, **others: Any) -> Any:
+def check_answer(text: str, reason: str | None, *, parse: bool = False, schema: Any = None, **others: Any) -> Any:
     """Check that an answer is complete and return it, parsed if requested.
 
     Args:
@@ -44,10 +44,10 @@ def whole_answer(text: str, reason: str | None, *, parse: bool = False, schema: 
         return text
     if schema is None:
         raise InputError("parse needs a schema. Pass one, or omit parse")
-    return parsed(schema, text)
+    return parse_answer(schema, text)
 
 
-def parsed(schema: Any, text: str) -> Any:
+def parse_answer(schema: Any, text: str) -> Any:
     """Return the value of a constrained answer: an instance of a pydantic model class, or the JSON value.
 
     Raises:
@@ -89,7 +89,7 @@ def matcher_for(
     return after_thinking(matcher, tokenizer, prompt, enable_thinking, len(tables.tokens), banned, budget)
 
 
-def constrained(matcher: TokenMatcher, decoding: Decoding | None) -> Decoding:
+def constrain(matcher: TokenMatcher, decoding: Decoding | None) -> Decoding:
     """Return the decoding strategy under a constraint, which uses the drafts of `decoding` if it is a `Speculation`."""
     if isinstance(decoding, ConstrainedDecoding):
         return decoding

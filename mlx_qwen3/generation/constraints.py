@@ -24,8 +24,8 @@ import numpy as np
 from ..errors import ConstraintError, InputError
 from .duplicate_keys import Position
 from .json_schema import Rewriter
-from .lark_grammars import refuse_endless, with_checked_schemas
-from .regular_expressions import canonical
+from .lark_grammars import refuse_endless, rewrite_schemas
+from .regular_expressions import rewrite_pattern
 from .token_masks import allows, forbid, permit
 from .tokenizer_tables import TokenTables, token_tables
 
@@ -397,7 +397,7 @@ def _regex_grammar(value: Any) -> str:
 
     if not isinstance(value, str):
         raise InputError(f"regex is {type(value).__name__}, expected a text")
-    return LLMatcher.grammar_from_regex(canonical(value, search=False))
+    return LLMatcher.grammar_from_regex(rewrite_pattern(value, search=False))
 
 
 def _choices_grammar(value: Any) -> str:
@@ -419,7 +419,7 @@ def _lark_grammar(value: Any) -> str:
 
     if not isinstance(value, str):
         raise InputError(f"grammar is {type(value).__name__}, expected the text of a Lark grammar")
-    text = with_checked_schemas(value, lambda schema: json_grammar(schema)[0])
+    text = rewrite_schemas(value, lambda schema: json_grammar(schema)[0])
     grammar = LLMatcher.grammar_from_lark(text)
     problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):

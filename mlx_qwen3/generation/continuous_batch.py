@@ -23,7 +23,7 @@ from ..layers.devices import on_cuda
 from .context import MOVING_FREQUENCIES, new_cache
 from .decoding import INVALID, NOTHING_ALLOWED, Chooser, start_evaluation
 from .processors import RowProcessor, apply_processors
-from .sampling import Sampler, greedy, mark_invalid, needs_logprobs, normalized, sample_rows
+from .sampling import Sampler, greedy, mark_invalid, needs_logprobs, sample_rows, to_logprobs
 from .steps import decode_steps
 
 STAGES = 8
@@ -342,7 +342,7 @@ class ContinuousBatch:
                 if row.history is not None:
                     parts[i] = apply_processors(row.processors, row.history, parts[i])
             logits = mx.concatenate(parts)
-        logprobs = normalized(logits) if any(row.logprobs for row in rows) else None
+        logprobs = to_logprobs(logits) if any(row.logprobs for row in rows) else None
         tokens = mark_invalid(sample_rows(logits, [row.sampler for row in rows]), logits)
         for i, row in enumerate(rows):
             if row.history is not None and not row.finished:

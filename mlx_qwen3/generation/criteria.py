@@ -82,7 +82,7 @@ def rows_of(finished: Any, rows: int) -> np.ndarray:
     return np.broadcast_to(values, (rows,))
 
 
-def checked_criteria(criteria: Any) -> list[Criterion]:
+def list_criteria(criteria: Any) -> list[Criterion]:
     """Return a list of criteria from None, one criterion or several.
 
     Raises:
@@ -97,7 +97,7 @@ def checked_criteria(criteria: Any) -> list[Criterion]:
     return found
 
 
-def checked_stop_strings(strings: Any, name: str = "stop") -> list[str]:
+def list_stop_strings(strings: Any, name: str = "stop") -> list[str]:
     """Return a list of stop strings from None, one string or several.
 
     Raises:

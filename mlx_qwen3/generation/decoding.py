@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ..errors import InputError
 from .processors import RowProcessor, apply_processors
-from .sampling import INVALID, Sampler, mark_invalid, normalized
+from .sampling import INVALID, Sampler, mark_invalid, to_logprobs
 from .token_masks import Mask, apply_masks
 
 CLEAR_EVERY = 256
@@ -104,7 +104,7 @@ class Chooser:
             logits = apply_masks(logits, masks, raised=bool(self.processors))
         logprobs = None
         if self.logprobs or self.normalized:
-            logits = normalized(logits)
+            logits = to_logprobs(logits)
             logprobs = logits[0] if self.logprobs else None
         return mark_invalid(self.sampler(logits), logits), logprobs
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ConstraintError
 from . import json_schema_references as references
-from .regular_expressions import canonical, few_texts, parse
+from .regular_expressions import few_texts, parse, rewrite_pattern
 
 MAX_DEPTH = 120
 """Maximum nesting depth of a schema."""
@@ -274,11 +274,11 @@ class Rewriter:
     def _add_patterns(self, node: Mapping[str, Any], out: dict[str, Any], path: str) -> None:
         patterns = []
         if "pattern" in node:
-            patterns.append(f"^{canonical(node['pattern'], search=True, what=f'pattern at {path}')}$")
+            patterns.append(f"^{rewrite_pattern(node['pattern'], search=True, what=f'pattern at {path}')}$")
         if "format" in node:
             name = node["format"]
             if name in OWN_FORMATS:
-                patterns.append(f"^{canonical(OWN_FORMATS[name], search=True)}$")
+                patterns.append(f"^{rewrite_pattern(OWN_FORMATS[name], search=True)}$")
             elif name in FORMATS:
                 out["format"] = name
             else:
@@ -301,7 +301,7 @@ class Rewriter:
             schema = self.schema(value, f"{where}/{pattern}", base, depth + 1)
             names = few_texts(tree, FEW_KEYS)
             if names is None:
-                out.setdefault("patternProperties", {})[f"^{canonical(pattern, search=True)}$"] = schema
+                out.setdefault("patternProperties", {})[f"^{rewrite_pattern(pattern, search=True)}$"] = schema
                 continue
             if "minProperties" in node or "maxProperties" in node:
                 bound = "minProperties" if "minProperties" in node else "maxProperties"

@@ -26,7 +26,7 @@ _TOKEN = re.compile(
 )
 
 
-def with_checked_schemas(text: str, check: Callable[[Any], str]) -> str:
+def rewrite_schemas(text: str, check: Callable[[Any], str]) -> str:
     """Return a grammar in which `check` has rewritten the schema after each %json.
 
     Raises:

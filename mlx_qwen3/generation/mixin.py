@@ -26,7 +26,7 @@ from .generate_loop import BatchPrompt, GenerateLoop, cached_tokens, evaluate_tr
 from .options import GenerationOptions, is_option, resolve_options
 from .processors import LogitsProcessorList, processor_list
 from .results import GenerateOutput
-from .sampling import normalized
+from .sampling import to_logprobs
 from .steps import decode_steps
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class GenerationMixin:
                 "generate(…, output_scores=True, return_dict_in_generate=True) returned them"
             )
         stacked = mx.stack(list(scores), axis=1)
-        stacked = normalized(stacked) if normalize_logits else stacked
+        stacked = to_logprobs(stacked) if normalize_logits else stacked
         new = sequences[:, sequences.shape[1] - len(scores) :]
         found = mx.take_along_axis(stacked, new[..., None], axis=-1)[..., 0]
         mx.eval(found)

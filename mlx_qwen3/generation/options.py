@@ -20,7 +20,7 @@ from ..config.fields import shown
 from ..errors import ConfigError, InputError, MlxQwen3Error
 from .checks import check_seed, plain
 from .config import IGNORED, NOT_SUPPORTED, SAMPLING, GenerationConfig
-from .criteria import Criterion, MaxTime, checked_criteria, checked_stop_strings
+from .criteria import Criterion, MaxTime, list_criteria, list_stop_strings
 from .keywords import GenerationKeywords
 from .processors import (
     LogitBias,
@@ -129,7 +129,7 @@ class GenerationOptions:
     @property
     def stop_strings(self) -> list[str]:
         """Strings that end a text."""
-        return checked_stop_strings(self.config.stop_strings, "stop_strings")
+        return list_stop_strings(self.config.stop_strings, "stop_strings")
 
     def criteria(self) -> list[Criterion]:
         """Return the stopping criteria of one generation; the time of `max_time` starts now."""
@@ -269,7 +269,7 @@ def resolve_options(
     """
     named = {ALIASES.get(name, name): value for name, value in keywords.items()}
     if "stop" in named:
-        named["stop_strings"] = checked_stop_strings(named.pop("stop")) or None
+        named["stop_strings"] = list_stop_strings(named.pop("stop")) or None
     if "eos_token_ids" in named:
         ids = named.pop("eos_token_ids")
         named["eos_token_id"] = list(ids) if isinstance(ids, set | frozenset | range) else ids
@@ -301,11 +301,11 @@ def resolve_options(
         given,
         extra.get("logit_bias"),
         extra.get("prefix_allowed_tokens_fn"),
-        checked_criteria(extra.get("stopping_criteria")),
+        list_criteria(extra.get("stopping_criteria")),
         assistant,
         plain(extra.get("seed")),
     )
-    checked_stop_strings(config.stop_strings, "stop_strings")
+    list_stop_strings(config.stop_strings, "stop_strings")
     options.processors(1, 2)  # raises for invalid settings before anything is computed
     if options.needs_warpers:
         options.warpers()

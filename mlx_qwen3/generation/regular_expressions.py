@@ -15,9 +15,9 @@ from .character_sets import (
     LINE_END,
     Ranges,
     class_of,
-    inverted,
+    invert_ranges,
     is_single,
-    normalized,
+    merge_ranges,
     wide_class_of,
     with_property,
 )
@@ -148,7 +148,7 @@ class _Parser:
         if char == "[":
             return Chars(self.fold_case(self.parse_bracket()))
         if char == ".":
-            return Chars(ANY if self.dot_all else inverted(LINE_END))
+            return Chars(ANY if self.dot_all else invert_ranges(LINE_END))
         if char in "^$":
             return Anchor(char == "$")
         if char in "*+?":
@@ -160,7 +160,7 @@ class _Parser:
                 self.at += 1
                 return Anchor(self.text[self.at - 1] != "A")
             return Chars(self.fold_case(self.parse_escape(False)))
-        return Chars(self.fold_case(normalized([(ord(char), ord(char))])))
+        return Chars(self.fold_case(merge_ranges([(ord(char), ord(char))])))
 
     def parse_group(self) -> Node | None:
         before = self.ignore_case, self.dot_all
@@ -222,7 +222,7 @@ class _Parser:
                 for other in (chr(code).lower(), chr(code).upper()):
                     if len(other) == 1:
                         found.append((ord(other), ord(other)))
-        return normalized(found)
+        return merge_ranges(found)
 
     def parse_bracket(self) -> Ranges:
         negated, start = self.take("^"), self.at
@@ -241,15 +241,15 @@ class _Parser:
                 high = self.parse_member(negated)
                 if not is_single(high) or high[0][0] < low[0][0]:
                     raise self.fail("has an invalid range in brackets")
-                low = normalized([(low[0][0], high[0][0])])
+                low = merge_ranges([(low[0][0], high[0][0])])
             found += low
-        ranges = self.fold_case(normalized(found))
-        return inverted(ranges) if negated else ranges
+        ranges = self.fold_case(merge_ranges(found))
+        return invert_ranges(ranges) if negated else ranges
 
     def parse_member(self, negated: bool) -> Ranges:
         char = self.text[self.at]
         self.at += 1
-        return self.parse_escape(True, negated) if char == "\\" else normalized([(ord(char), ord(char))])
+        return self.parse_escape(True, negated) if char == "\\" else merge_ranges([(ord(char), ord(char))])
 
     def parse_escape(self, in_bracket: bool, negated: bool = False) -> Ranges:
         if self.at >= len(self.text):
@@ -265,7 +265,7 @@ class _Parser:
             if not self.peek("{") or name not in CATEGORIES:
                 raise self.fail(f"has a Unicode property that is not supported ({name or char})")
             self.at = end + 1
-            return with_property(name) if char == "p" else inverted(with_property(name))
+            return with_property(name) if char == "p" else invert_ranges(with_property(name))
         if char in "xuU":
             return self.parse_code_point(char)
         if char == "c" and self.text[self.at : self.at + 1].isalpha():
@@ -283,7 +283,7 @@ class _Parser:
             raise self.fail(f"has an unknown escape \\{char}")
         else:
             code = ord(char)
-        return normalized([(code, code)])
+        return merge_ranges([(code, code)])
 
     def parse_code_point(self, letter: str) -> Ranges:
         size = {"x": 2, "u": 4, "U": 8}[letter]
@@ -299,7 +299,7 @@ class _Parser:
             code = int(digits, 16)
         except ValueError:
             raise self.fail(f"has an incomplete escape \\{letter}") from None
-        found = normalized([(code, code)]) if code <= LAST else ()
+        found = merge_ranges([(code, code)]) if code <= LAST else ()
         if not found:
             raise self.fail(f"names a character that does not exist (\\{letter}{digits})")
         return found
@@ -329,7 +329,7 @@ def _split_alternatives(node: Node) -> list[list[Node]]:
     return lines
 
 
-def without_anchors(node: Node, search: bool) -> Node:
+def remove_anchors(node: Node, search: bool) -> Node:
     """Convert a tree to one without anchors that matches whole texts.
 
     Args:
@@ -391,7 +391,7 @@ def few_texts(node: Node, most: int) -> list[str] | None:
     return sorted(found)
 
 
-def written(node: Node) -> str:
+def write_pattern(node: Node) -> str:
     """Return a tree without anchors as a regular expression with explicit character sets.
 
     NUL is removed from sets of several characters: if a set contains all control characters, the engine also allows
@@ -409,21 +409,21 @@ def written(node: Node) -> str:
             return f"\\x{{{node.ranges[0][0]:X}}}"
         return "[" + "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in node.ranges) + "]"
     if isinstance(node, Sequence):
-        return "(?:" + "".join(map(written, node.parts)) + ")"
+        return "(?:" + "".join(map(write_pattern, node.parts)) + ")"
     if isinstance(node, Choice):
-        return "(?:" + "|".join(written(option) for option in node.options if not matches_nothing(option)) + ")"
+        return "(?:" + "|".join(write_pattern(option) for option in node.options if not matches_nothing(option)) + ")"
     assert isinstance(node, Repeat)
     if matches_nothing(node.part):
         return "(?:)"
     bounds = f"{{{node.low}}}" if node.low == node.high else f"{{{node.low},{'' if node.high is None else node.high}}}"
-    return f"(?:{written(node.part)}){bounds}"
+    return f"(?:{write_pattern(node.part)}){bounds}"
 
 
 def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
     """Parse a pattern into a tree without anchors that matches whole texts.
 
     Args:
-        search: as in `without_anchors`.
+        search: as in `remove_anchors`.
         what: name of the pattern, for error messages.
 
     Raises:
@@ -431,7 +431,7 @@ def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
             text.
     """
     try:
-        node = without_anchors(_Parser(pattern, what).parse(), search)
+        node = remove_anchors(_Parser(pattern, what).parse(), search)
         nothing = matches_nothing(node)
     except RecursionError:
         raise ConstraintError(f"{what} is nested too deeply: {pattern[:60]!r}. Simplify it") from None
@@ -440,6 +440,6 @@ def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
     return node
 
 
-def canonical(pattern: str, *, search: bool, what: str = "the regex") -> str:
+def rewrite_pattern(pattern: str, *, search: bool, what: str = "the regex") -> str:
     """Rewrite a pattern for whole texts, without anchors and with explicit character sets; arguments as in `parse`."""
-    return written(parse(pattern, search=search, what=what))
+    return write_pattern(parse(pattern, search=search, what=what))

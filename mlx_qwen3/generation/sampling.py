@@ -33,7 +33,7 @@ _categorical = mx.vmap(lambda weights, key: mx.random.categorical(weights, key=k
 """Weights (B, n) and keys (B, 2) → one index per row (B,)."""
 
 
-def mixed(seed: int, number: int) -> int:
+def mix_seed(seed: int, number: int) -> int:
     """Return element `number` of the pseudorandom 64-bit sequence of `seed` (SplitMix64, Steele et al. 2014)."""
     z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _MASK
@@ -95,13 +95,13 @@ class RandomSampler:
     def for_row(self, row: int) -> "RandomSampler":
         """Return a sampler with the same settings and independent draws; row 0 keeps the seed."""
         seed = self._seed()
-        return replace(self, seed=seed if row == 0 else mixed(seed, ~row & _MASK))
+        return replace(self, seed=seed if row == 0 else mix_seed(seed, ~row & _MASK))
 
     def take_keys(self, count: int) -> np.ndarray:
         """Return the keys of the next draws, (count, 2) uint32."""
         base, first = self._seed(), self._drawn
         self._drawn += count
-        keys = [mixed(base, number) for number in range(first, first + count)]
+        keys = [mix_seed(base, number) for number in range(first, first + count)]
         return np.array([[key >> 32, key & 0xFFFFFFFF] for key in keys], dtype=np.uint32).reshape(count, 2)
 
     def give_back(self, count: int) -> None:
@@ -176,7 +176,7 @@ def needs_logprobs(sampler: Sampler | None) -> bool:
     return sampler is not None and sampler is not greedy and not isinstance(sampler, RandomSampler)
 
 
-def normalized(logits: mx.array) -> mx.array:
+def to_logprobs(logits: mx.array) -> mx.array:
     """Convert logits (B, V) to float32 log-probabilities (B, V)."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -212,7 +212,7 @@ def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:
             keys = [samplers[row].take_keys(1) for row in rows]  # type: ignore[attr-defined]  # all of one class
             drawn.append(sampler.draw(own, np.concatenate(keys)))
         else:
-            drawn.append(_check_tokens(sampler(normalized(own) if needs_logprobs(sampler) else own), len(rows)))
+            drawn.append(_check_tokens(sampler(to_logprobs(own) if needs_logprobs(sampler) else own), len(rows)))
     if len(groups) == 1:
         return drawn[0]
     order = [row for rows in groups.values() for row in rows]

@@ -102,7 +102,7 @@ def decode_steps(
     Raises:
         As in `generate_step`.
     """
-    prompt = checked_prompt(ids, model.config.vocab_size)
+    prompt = check_prompt(ids, model.config.vocab_size)
     length, start = prompt.shape[1], cache.offset
     left = tokens_left(model.config, start, length, max_tokens)
     if left < 1:
@@ -169,7 +169,7 @@ def fill_prompt(
     Raises:
         InputError: there are no ids, or an id is outside the vocabulary.
     """
-    prompt = checked_prompt(ids, model.config.vocab_size)
+    prompt = check_prompt(ids, model.config.vocab_size)
     length = prompt.shape[1]
     size = prefill_step_for(model.config, step) or length
     run = DecodeRun(model, cache, prompt, [], Chooser(greedy), 0, cache.offset)
@@ -186,7 +186,7 @@ def fill_prompt(
         run.settle()
 
 
-def checked_prompt(ids: Any, vocab_size: int) -> mx.array:
+def check_prompt(ids: Any, vocab_size: int) -> mx.array:
     """Return ids as an int32 array (1, L).
 
     Raises:

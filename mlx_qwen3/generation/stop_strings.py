@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .criteria import checked_stop_strings
+from .criteria import list_stop_strings
 
 
 class StopStrings:
@@ -14,7 +14,7 @@ class StopStrings:
     """
 
     def __init__(self, strings: str | Sequence[str] | None, before: str = ""):
-        self.strings = checked_stop_strings(strings)
+        self.strings = list_stop_strings(strings)
         self._before = before[len(before) - max((_measure_overlap(before, stop) for stop in self.strings), default=0) :]
         self._held = ""
 

@@ -11,7 +11,7 @@ from ..distributed import stoppable
 from ..errors import InputError
 from .after_thinking import TokenMatcher
 from .checks import check_callable, check_list, check_whole_number, plain, type_name
-from .constrained_answer import constrained, end_reason, matcher_for, whole_answer
+from .constrained_answer import check_answer, constrain, end_reason, matcher_for
 from .constraints import KINDS, chosen_constraint
 from .context import new_cache, tokens_left
 from .criteria import Criterion, MaxTime, rows_of
@@ -21,7 +21,7 @@ from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
 from .processors import processor_list
 from .results import GenerationResponse
 from .sampling import Sampler, needs_logprobs
-from .steps import checked_prompt, decode_steps
+from .steps import check_prompt, decode_steps
 from .stop_strings import StopStrings
 
 DEFAULT_TOKENS = 256
@@ -134,13 +134,13 @@ def stream_generate(
     if matcher is not None and not hasattr(matcher, "forced"):
         raise InputError(f"matcher is {type_name(matcher)}, expected the result of Constraint.matcher()")
     check_cache("prompt_cache", prompt_cache)
-    history = checked_history(history)
+    history = check_history(history)
     resolved = resolve_options(model, options, streaming=True, more=STREAM_ARGUMENTS)
     config = resolved.config
     constraint = chosen_constraint(tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
     eos = ending_ids(resolved, tokenizer)
     if constraint is not None and matcher is None:
-        rendered = rendered_prompt(tokenizer, prompt, enable_thinking, tools, continue_final_message)
+        rendered = render_prompt(tokenizer, prompt, enable_thinking, tools, continue_final_message)
         matcher = matcher_for(constraint, tokenizer, sorted(eos), rendered, enable_thinking)
     stop_strings = resolved.stop_strings
     if matcher is not None and stop_strings:
@@ -150,7 +150,7 @@ def stream_generate(
     ids = prompt_ids(
         tokenizer, prompt, enable_thinking=enable_thinking, tools=tools, continue_final_message=continue_final_message
     )
-    ids = checked_prompt(ids, model.config.vocab_size)
+    ids = check_prompt(ids, model.config.vocab_size)
     cache = prompt_cache
     if cache is None:
         cache = new_cache(
@@ -174,7 +174,7 @@ def stream_generate(
         max_tokens=limit,
         prefill_step_size=config.prefill_chunk_size if prefill_step_size is None else prefill_step_size,
         progress=prompt_progress_callback,
-        decoding=decoding if matcher is None else constrained(matcher, decoding),
+        decoding=decoding if matcher is None else constrain(matcher, decoding),
         history=history,
     )
     steps = stoppable(steps, getattr(model, "group", None))
@@ -277,7 +277,7 @@ def generate(
     responses = list(stream_generate(model, tokenizer, prompt, *arguments, **options))
     text = "".join(response.text for response in responses)
     reason = responses[-1].finish_reason if responses else "length"
-    return whole_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
+    return check_answer(text, reason, parse=parse, **{name: options.get(name) for name in (*KINDS, "matcher")})
 
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
@@ -299,14 +299,14 @@ def check_cache(name: str, cache: Any) -> None:
         raise InputError(f"{name} is {type_name(cache)}, expected a cache. Make one with model.make_cache()")
 
 
-def checked_history(history: Any) -> Sequence[int]:
+def check_history(history: Any) -> Sequence[int]:
     """Return the ids in a cache as a sequence, empty for None; raise `InputError` if it is not a list."""
     history = () if history is None else plain(history)
     check_list("history", history, "the list of token ids in prompt_cache")
     return history
 
 
-def rendered_prompt(
+def render_prompt(
     tokenizer: TextCodec,
     prompt: Any,
     enable_thinking: bool | None,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..generation.batching import batch_generate
-from ..generation.constrained_answer import parsed
+from ..generation.constrained_answer import parse_answer
 from ..generation.constraints import compile_constraint, schema_of
 from ..generation.stream import prompt_ids
 from ..models.heads import CausalLM
@@ -101,7 +101,7 @@ class Extraction(Task[ExtractionOptions, Any]):
         text, reason = (str(part) for part in outputs[0])
         if reason == "length":
             return _Cut(text)
-        return parsed(options.schema, text) if options.parse else json.loads(text)
+        return parse_answer(options.schema, text) if options.parse else json.loads(text)
 
     def _window(
         self,
