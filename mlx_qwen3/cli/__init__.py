@@ -1,4 +1,4 @@
-"""The command line: one file per verb. Parses, prints, exits; the only place that prints."""
+"""The command line, one module per verb. Besides the server, this is the only package that prints."""
 
 from .main import main
 

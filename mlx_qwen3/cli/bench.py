@@ -1,5 +1,6 @@
-"""`mlx-qwen3 bench`: speed and memory on this machine: generation beside mlx-lm, classification, embeddings, a long
-prompt; as a table to paste."""
+"""Measure speed and memory on this machine and print a Markdown table.
+
+Generation is measured side by side with mlx-lm; --full adds classification, embeddings and a long prompt."""
 
 import argparse
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, name_gguf_file
+from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, resolve_gguf_file
 
 DTYPES = ("float32", "bfloat16", "float16")
 LONG_PROMPT = 16384
@@ -18,58 +19,71 @@ LONG_ROUNDS = 2
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
-    parser = subparsers.add_parser("bench", help="measure speed, beside mlx-lm where installed", description=__doc__)
+    parser = subparsers.add_parser("bench", help="measure speed and memory", description=__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", help="folder or Hub repository (default: the bundled model)")
+    source.add_argument("--model", help="a folder or Hub repository (default: the bundled model)")
     source.add_argument(
-        "--random", metavar="SIZE", help="random weights of a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
+        "--random", metavar="SIZE", help="random weights in a Qwen3 size: 0.6B 1.7B 4B 8B 14B 32B small tiny"
     )
     add_revision_flag(parser)
     add_gguf_file_flag(parser)
-    parser.add_argument("--bits", type=int, nargs="+", help="with --random: 16 8 6 5 4 3 2 (default: 16)")
-    parser.add_argument("--group-size", type=int, help="with --random: weights that share a scale (default: 64)")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="for both packages (default: each its own; here float32 on a CPU)"
+        "--bits",
+        type=int,
+        nargs="+",
+        help="with --random: bits per weight, one or more of 16 8 6 5 4 3 2 (default: 16)",
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: MLX's")
-    parser.add_argument("--prompt-tokens", type=int, default=512, help="default: 512")
-    parser.add_argument("--max-tokens", "-m", type=int, default=128, help="default: 128")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one that does not (default: 5)")
-    parser.add_argument("--no-mlx-lm", action="store_true", help="measure this package alone")
+    parser.add_argument("--group-size", type=int, help="with --random: quantization group size (default: 64)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="computation dtype of both packages (default: that of each package; float32 here on a CPU)",
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="device to measure on (default: MLX's default device)")
+    parser.add_argument("--prompt-tokens", type=int, default=512, help="tokens of the prompt (default: 512)")
+    parser.add_argument("--max-tokens", "-m", type=int, default=128, help="tokens to generate (default: 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up round (default: 5)")
+    parser.add_argument("--no-mlx-lm", action="store_true", help="do not measure mlx-lm")
     parser.add_argument(
         "--full",
         action=argparse.BooleanOptionalAction,
-        help="also classification, embeddings and a long prompt (default: on a GPU)",
+        help="also measure classification, embeddings and a long prompt (default: only on a GPU)",
     )
     parser.add_argument(
-        "--long-tokens", type=int, default=LONG_PROMPT, help=f"of the long prompt (default: {LONG_PROMPT})"
+        "--long-tokens", type=int, default=LONG_PROMPT, help=f"tokens of the long prompt (default: {LONG_PROMPT})"
     )
-    parser.add_argument("--variants", action="store_true", help="also every variant that a device may have, in turns")
+    parser.add_argument(
+        "--variants",
+        action="store_true",
+        help="also compare the values of every setting that depends on the device, in alternating order",
+    )
     parser.add_argument(
         "--wired",
         nargs="?",
         type=float,
         const=0.0,
         metavar="GB",
-        help="keep memory wired on a Mac (without a number: as much as Metal recommends)",
+        help="wire memory on a Mac; without a number, as much as Metal recommends (default: not wired)",
     )
-    parser.add_argument("--output", type=Path, help="append the table to this file, such as benchmarks/RESULTS.md")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round of it to this file")
+    parser.add_argument("--output", type=Path, help="append the table to a file, such as benchmarks/RESULTS.md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of every round to FILE")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the tables, and write them where asked."""
+    """Measure, print the tables, and write them to the files of `--output` and `--json`."""
     check_revision(args)
-    name_gguf_file(args)
+    resolve_gguf_file(args)
     packing = {name: getattr(args, name) for name in ("bits", "group_size") if getattr(args, name) is not None}
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"
-        raise InputError(f"{flag} needs --random SIZE: a checkpoint is measured as it is; mlx-qwen3 convert packs it")
+        raise InputError(
+            f"{flag} needs --random SIZE. Quantize a checkpoint with mlx-qwen3 convert before measuring it"
+        )
     for flag, path in (("--output", args.output), ("--json", args.json)):
         if path is not None and path.is_dir():
-            raise InputError(f"{flag} {path} is a folder: name a file")
+            raise InputError(f"{flag} {path} is a folder. Give the name of a file")
     import mlx.core as mx
 
     from ..bench import append_report, compare, json_report, markdown_report, measure_variants, this_machine
@@ -79,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from ..memory import wire_memory
 
     if args.device == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
-        raise InputError("--device gpu: MLX finds no GPU here; leave it out or pass cpu")
+        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out")
     if args.device:
         mx.set_default_device(mx.Device(mx.DeviceType.gpu if args.device == "gpu" else mx.DeviceType.cpu, 0))
     if args.wired is not None:
@@ -125,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def command_line(args: argparse.Namespace) -> str:
-    """Return the command that would measure this again."""
+    """Return the command line that repeats this measurement."""
     words = ["mlx-qwen3", "bench"]
     for flag in ("model", "revision", "random", "dtype", "device"):
         if getattr(args, flag) is not None:

@@ -1,4 +1,4 @@
-"""`mlx-qwen3 chat`: a conversation in the terminal. Ctrl-C ends an answer, Ctrl-D or /bye the program."""
+"""Chat with a model in the terminal. Ctrl-C stops an answer, Ctrl-D or /bye leaves the chat."""
 
 import argparse
 import difflib
@@ -21,9 +21,9 @@ from .model_flags import (
     add_sampling_flags,
     add_speculation_flags,
     add_thinking_flags,
-    keep_cache,
-    load_asked,
+    load_model,
     make_session,
+    save_prompt_cache,
 )
 from .printing import answer_printer, part_text, quiet_terminal, speed_lines
 from .ranks import current_group, is_first_process
@@ -34,12 +34,14 @@ logger = logging.getLogger(__name__)
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
-    parser = subparsers.add_parser("chat", help="talk to a model", description=__doc__)
+    parser = subparsers.add_parser("chat", help="chat with a model", description=__doc__)
     parser.add_argument("--system-prompt", metavar="TEXT", help="system prompt")
     parser.add_argument("message", nargs="?", metavar="MESSAGE", help="the first message, in quotes")
-    parser.add_argument("--prompt", "-p", metavar="TEXT", help="the same as MESSAGE")
-    parser.add_argument("--plain", action="store_true", help="print answers as they are, without rendering Markdown")
-    parser.add_argument("--no-history", action="store_true", help="do not keep what is typed for the next time")
+    parser.add_argument("--prompt", "-p", metavar="TEXT", help="same as MESSAGE")
+    parser.add_argument("--plain", action="store_true", help="print answers without rendering Markdown")
+    parser.add_argument(
+        "--no-history", action="store_true", help="do not save the messages you type to the history file"
+    )
     add_model_flags(parser)
     add_sampling_flags(parser)
     add_thinking_flags(parser)
@@ -51,24 +53,24 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the conversation until it ends."""
+    """Run the conversation until the input ends or `/bye`, and return the exit status."""
     if args.message is not None and args.prompt is not None:
-        raise InputError("MESSAGE and --prompt are given. Give one of them")
+        raise InputError("MESSAGE and --prompt are both given. Leave one of them out")
     first = args.message if args.message is not None else args.prompt
     closed = isinstance(sys.stdin, ClosedInput)
     if closed and first is None:
-        sys.stdin.readline()  # raises InputError, before a model is loaded for nothing
-    model, tokenizer = load_asked(args, tell=sys.stdin.isatty())
+        sys.stdin.readline()  # raises InputError before the model is loaded
+    model, tokenizer = load_model(args, show_fit=sys.stdin.isatty())
     session = make_session(args, model, tokenizer)
     session.model_name = args.model or "the bundled model"
-    chat = Conversation(session, args.thinking, args.verbose, args.plain, partial(_other_session, args))
+    chat = Conversation(session, args.thinking, args.verbose, args.plain, partial(_open_session, args))
     if sys.stdin.isatty():
-        print("Ask anything. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+        print("Type a message. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves the chat.")
     if first is not None:
         chat.take(Typed(first))
     status = chat.loop(_read_nothing if closed else line_reader(not args.no_history, tuple(COMMANDS)))
-    if chat.session is session:  # the cache of another model is of no use to the next run
-        keep_cache(args, session)
+    if chat.session is session:  # the cache of another model is useless to the next run
+        save_prompt_cache(args, session)
     return status
 
 
@@ -76,11 +78,11 @@ def _read_nothing(prompt: str) -> str:
     raise EOFError
 
 
-def _other_session(args: argparse.Namespace, name: str) -> Any:
-    """Return a session with another model and the same flags, without what belongs to the first model."""
+def _open_session(args: argparse.Namespace, name: str) -> Any:
+    """Return a session with another model and the same flags, except those that only apply to the first model."""
     own = {"adapter": None, "revision": None, "gguf_file": None, "prompt_cache_file": None}
     args = argparse.Namespace(**{**vars(args), **own, "model": name})
-    model, tokenizer = load_asked(args, tell=True)
+    model, tokenizer = load_model(args, show_fit=True)
     session = make_session(args, model, tokenizer)
     session.model_name = name
     return session
@@ -88,12 +90,14 @@ def _other_session(args: argparse.Namespace, name: str) -> Any:
 
 @dataclass
 class Conversation:
-    """A session with a person in front of it.
+    """Run an interactive conversation on top of a `ChatSession`.
 
-    thinking: how thinking is shown; see `AnswerPrinter`.
-    verbose: whether numbers follow every answer.
-    plain: whether answers are printed as they are, without Markdown.
-    open_model: returns a session with the model of that name.
+    Args:
+        session: the session that generates the answers.
+        thinking: how reasoning is displayed; see `AnswerPrinter`.
+        verbose: whether to print speed and memory after every answer.
+        plain: whether to print answers without rendering Markdown.
+        open_model: function that returns a session for a model name, for `/model`; None to disable the command.
     """
 
     session: Any
@@ -105,7 +109,7 @@ class Conversation:
     failed: bool = field(default=False, init=False)
 
     def loop(self, read_line: ReadLine) -> int:
-        """Take messages until the input ends; the exit status: 1 when something piped in went wrong."""
+        """Process messages until the input ends. Return the exit status: 1 if a message of a pipe failed, else 0."""
         while not self.over:
             try:
                 message = read_message(read_line)
@@ -114,48 +118,52 @@ class Conversation:
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
                     raise
-                print("(Ctrl-D or /bye leaves)")
+                print("(Press Ctrl-D or type /bye to leave)")
                 continue
             except InputError as error:
-                self._tell(error)
+                self._report_error(error)
                 self.over = not sys.stdin.isatty()
                 continue
             try:
                 self.take(message)
-            except KeyboardInterrupt:  # between two pieces of an answer, or the second one
+            except KeyboardInterrupt:  # between two parts of an answer, or a second Ctrl-C
                 if not sys.stdin.isatty():
                     raise
         return 1 if self.failed and not sys.stdin.isatty() else 0
 
     def take(self, message: str) -> None:
-        """Run a command or send a message. What goes wrong is reported in one line, and the conversation goes on."""
+        """Run a command or send a message. Errors are printed in one line, and the conversation continues."""
         word, rest = [*message.split(maxsplit=1), "", ""][:2]
-        if message[:1].isspace() and word:  # a space before a slash: no command
+        if message[:1].isspace() and word:  # a space before the slash sends the line as a message
             word = "message"
         try:
             if word in COMMANDS and "\n" not in message.strip():
-                self._run(word, rest.strip())
+                self._run_command(word, rest.strip())
             elif word:
-                _refuse_misspelt(word, rest, message)
+                _check_spelling(word, rest, message)
                 self.show(self.session.send, message)
         except MlxQwen3Error as error:
-            self._tell(error)
+            self._report_error(error)
 
-    def _run(self, word: str, rest: str) -> None:
+    def _run_command(self, word: str, rest: str) -> None:
         try:
             COMMANDS[word][1](self, rest)
         except (MlxQwen3Error, KeyboardInterrupt):
             raise
-        except Exception as error:  # a command that fails must not take the conversation with it
+        except Exception as error:  # a failing command must not end the conversation
             logger.debug("%s failed", word, exc_info=True)
-            self._tell(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}"))
+            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}"))
 
-    def _tell(self, error: Exception) -> None:
+    def _report_error(self, error: Exception) -> None:
         self.failed = True
         print(f"{error}", file=sys.stderr)
 
     def show(self, turn: Callable[..., Any], *arguments: Any) -> None:
-        """Print an answer while it comes; Ctrl-C ends the answer."""
+        """Print an answer while it is generated; Ctrl-C stops it.
+
+        Args:
+            turn: method of the session that returns the parts of an answer, called with `arguments`.
+        """
         printer = answer_printer(self.thinking, self.plain)
         with defer_interrupts() as interrupt, quiet_terminal():
             parts = turn(*arguments, progress=interrupt.check)
@@ -174,27 +182,27 @@ class Conversation:
     # commands
 
     def set_system(self, text: str) -> None:
-        """The system prompt, or none."""
+        """Set the system prompt; an empty text removes it."""
         self.session.system = text or None
         print("The system prompt is set." if text else "There is no system prompt now.", file=sys.stderr)
 
     def retry(self, _: str) -> None:
-        """Another answer."""
+        """Generate another answer to the last message."""
         self.show(self.session.retry)
 
     def undo(self, _: str) -> None:
-        """One message back."""
+        """Remove the last message and its answer."""
         message = self.session.undo()
-        print("There is nothing to take back." if message is None else f"Taken back: {message}", file=sys.stderr)
+        print("There is no message to remove." if message is None else f"Removed: {message}", file=sys.stderr)
 
     def clear(self, _: str) -> None:
-        """A new conversation."""
+        """Start a new conversation."""
         self.session.clear()
-        print("The conversation is forgotten.", file=sys.stderr)
+        print("The conversation is cleared.", file=sys.stderr)
 
     def save(self, path: str) -> None:
-        """Write the conversation into a file, after asking where one is there."""
-        path = _named(path, "/save")
+        """Write the conversation to a file; on a terminal, ask before overwriting one."""
+        path = _parse_name(path, "/save")
         if os.path.exists(os.path.expanduser(path)) and sys.stdin.isatty():
             print(f"{path} exists. Overwrite it? [y/N] ", end="", file=sys.stderr, flush=True)
             if not sys.stdin.readline().strip().lower().startswith("y"):
@@ -205,26 +213,29 @@ class Conversation:
         print(f"Saved {len(self.session.messages)} messages to {path}.", file=sys.stderr)
 
     def load(self, path: str) -> None:
-        """Go on with a saved conversation, and show how it ended."""
+        """Continue a saved conversation and print its last two messages."""
         from ..distributed import same_outcome
 
         with same_outcome(current_group()):
-            saved_with = self.session.load(_named(path, "/load"))
+            saved_with = self.session.load(_parse_name(path, "/load"))
         print(f"Loaded {len(self.session.messages)} messages.", file=sys.stderr)
         if saved_with not in (None, self.session.model_name):
-            print(f"They were written with {saved_with}, this is {self.session.model_name}.", file=sys.stderr)
+            print(
+                f"They were generated with {saved_with}; the current model is {self.session.model_name}.",
+                file=sys.stderr,
+            )
         for message in self.session.messages[-2:]:
             text = " ".join(str(message["content"]).split())
             print(f"{message['role']}: {text if len(text) < 200 else text[:200] + '…'}", file=sys.stderr)
 
     def change_model(self, name: str) -> None:
-        """Continue the conversation with another model, or print the name of this one."""
+        """Continue the conversation with another model; without a name, print that of the current one."""
         if not name:
-            print(f"This is {self.session.model_name}.", file=sys.stderr)
+            print(f"The current model is {self.session.model_name}.", file=sys.stderr)
             return
         if self.open_model is None:
             raise InputError("the model of this conversation cannot be changed. Start another chat with --model")
-        before, session = self.session, self.open_model(_named(name, "/model"))
+        before, session = self.session, self.open_model(_parse_name(name, "/model"))
         session.system, session.messages, session.sampling = before.system, before.messages, before.sampling
         if before.support is session.support is ThinkingSupport.OPTIONAL:
             session.set_thinking(before.thinking)
@@ -232,10 +243,10 @@ class Conversation:
         print(f"The conversation continues with {session.model_name}.", file=sys.stderr)
 
     def print_stats(self, _: str) -> None:
-        """What the last answer cost."""
+        """Print speed, memory and sampling options of the last answer."""
         stats = self.session.stats
         if stats is None:
-            raise InputError("there is no answer yet")
+            raise InputError("there is no answer yet. Send a message first")
         lines = speed_lines(stats.response, stats.reused_tokens)
         if stats.reasoning_tokens:
             lines.append(f"thinking: {stats.reasoning_tokens} tokens")
@@ -244,11 +255,11 @@ class Conversation:
         print(*lines, sep="\n", file=sys.stderr)
 
     def think(self, message: str) -> None:
-        """Thinking on, and the message if there is one."""
+        """Turn thinking on, then send the message if there is one."""
         self._switch(True, message)
 
     def no_think(self, message: str) -> None:
-        """Thinking off, and the message if there is one."""
+        """Turn thinking off, then send the message if there is one."""
         self._switch(False, message)
 
     def _switch(self, thinking: bool, message: str) -> None:
@@ -258,52 +269,55 @@ class Conversation:
             self.show(self.session.send, message)
 
     def help(self, _: str) -> None:
-        """The commands."""
+        """Print the commands."""
         for word, (line, _command) in COMMANDS.items():
             if line:
                 print(f"{word:<12} {line}", file=sys.stderr)
-        print('"""          begins and ends a message of several lines', file=sys.stderr)
+        print('"""          start and end a message of several lines', file=sys.stderr)
 
     def leave(self, _: str) -> None:
-        """The end."""
+        """Leave the conversation."""
         self.over = True
 
 
-def _named(path: str, command: str) -> str:
-    """Return the name of a file as it was typed, without quotes around it."""
+def _parse_name(path: str, command: str) -> str:
+    """Return a file or model name without the quotes around it. Raises `InputError` for an empty one."""
     path = path.strip()
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
-        raise InputError(f"{command} needs the name of a file: {command} FILE")
+        raise InputError(f"{command} needs a name. Type {command} NAME")
     return path
 
 
-def _refuse_misspelt(word: str, rest: str, message: str) -> None:
-    """Raise `InputError` for a message that looks like a command which does not exist."""
+def _check_spelling(word: str, rest: str, message: str) -> None:
+    """Raise `InputError` for a message that looks like a command but is not one."""
     if "\n" in message.strip() or not re.fullmatch(r"/[A-Za-z0-9_?-]+", word):
         return
     close = difflib.get_close_matches(word, COMMANDS, 1, cutoff=0.7)
     if close or not rest:
-        hint = f"did you mean {close[0]}?" if close else "/help lists them."
-        raise InputError(f"there is no command {word}; {hint} A space before it sends it as a message")
+        hint = f"Did you mean {close[0]}?" if close else "/help lists the commands."
+        raise InputError(f"there is no command {word}. {hint} Put a space before it to send it as a message")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {
     "/system": ("TEXT: set the system prompt; without TEXT, remove it", Conversation.set_system),
-    "/retry": ("another answer to the last message", Conversation.retry),
-    "/undo": ("takes the last message and its answer back", Conversation.undo),
-    "/clear": ("forgets the conversation", Conversation.clear),
-    "/save": ("FILE: writes the conversation", Conversation.save),
-    "/load": ("FILE: goes on with a saved conversation", Conversation.load),
-    "/model": ("PATH|ID: continues with another model; nothing prints its name", Conversation.change_model),
-    "/stats": ("speed, memory and cache of the last answer", Conversation.print_stats),
-    "/think": ("[MESSAGE]: the model thinks before it answers", Conversation.think),
-    "/no_think": ("[MESSAGE]: it answers at once", Conversation.no_think),
-    "/help": ("this list", Conversation.help),
-    "/bye": ("leaves; so do /exit and /quit", Conversation.leave),
+    "/retry": ("generate another answer to the last message", Conversation.retry),
+    "/undo": ("remove the last message and its answer", Conversation.undo),
+    "/clear": ("start a new conversation", Conversation.clear),
+    "/save": ("FILE: save the conversation", Conversation.save),
+    "/load": ("FILE: continue a saved conversation", Conversation.load),
+    "/model": (
+        "PATH|ID: continue with another model; without a name, print the current one",
+        Conversation.change_model,
+    ),
+    "/stats": ("print speed, memory and cache size of the last answer", Conversation.print_stats),
+    "/think": ("[MESSAGE]: turn thinking on", Conversation.think),
+    "/no_think": ("[MESSAGE]: turn thinking off", Conversation.no_think),
+    "/help": ("print this list", Conversation.help),
+    "/bye": ("leave the chat; also /exit and /quit", Conversation.leave),
     "/exit": ("", Conversation.leave),
     "/quit": ("", Conversation.leave),
     "/?": ("", Conversation.help),
 }
-"""Command → one line of help, and what it does."""
+"""Command → its line of help, empty for an alias, and the method that runs it."""

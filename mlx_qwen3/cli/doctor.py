@@ -1,4 +1,4 @@
-"""`mlx-qwen3 doctor`: check this machine and run a self-test of every kernel family; prints a report to paste."""
+"""Check this machine and run a self-test of every kernel family. The report can be pasted into an issue."""
 
 import argparse
 import os
@@ -12,24 +12,26 @@ from ..errors import InputError
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
     parser = subparsers.add_parser("doctor", help="check this machine and test every kernel", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="where the self-tests run (default: MLX's)")
-    parser.add_argument("--no-network", action="store_true", help="do not ask the Hugging Face Hub whether it answers")
-    parser.add_argument("--no-kernels", action="store_true", help="check the machine only")
-    parser.add_argument("--output", type=Path, help="write the report to this file as Markdown")
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), help="device for the self-tests (default: MLX's default device)"
+    )
+    parser.add_argument("--no-network", action="store_true", help="do not check the connection to the Hugging Face Hub")
+    parser.add_argument("--no-kernels", action="store_true", help="skip the self-tests of the kernels")
+    parser.add_argument("--output", type=Path, help="write the report to a Markdown file")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line per check; the status is 1 where one failed."""
+    """Print one line per check, and return 1 if one failed, else 0."""
     from .. import __version__
     from ..doctor import check_machine, doctor_report, status_line
     from ..doctor.machine import FAILED, check_mlx
     from ..doctor.report import verdict
 
     if args.output is not None and not args.output.parent.is_dir():
-        raise InputError(f"--output {args.output}: its folder does not exist. Name a file in one that does.")
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # or a GPU may multiply float32 with ten bits
+        raise InputError(f"--output {args.output}: the folder does not exist. Create it, or give another file")
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # TF32 would round float32 factors to 10 bits of mantissa
     if args.device and check_mlx().status != FAILED:
         _choose_device(args.device)
     machine = check_machine(network=not args.no_network)
@@ -41,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
         from ..bench.machine import this_machine
 
-        found = this_machine(mx.default_device())
-        device = f"{found.chip}, {found.device}"
+        hardware = this_machine(mx.default_device())
+        device = f"{hardware.chip}, {hardware.device}"
         if not args.no_kernels:
             from ..doctor.kernels import run_all
 
@@ -59,5 +61,5 @@ def _choose_device(name: str) -> None:
     import mlx.core as mx
 
     if name == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
-        raise InputError("--device gpu: MLX finds no GPU here. Leave it out or pass cpu.")
+        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out")
     mx.set_default_device(mx.Device(mx.DeviceType.gpu if name == "gpu" else mx.DeviceType.cpu, 0))

@@ -1,4 +1,4 @@
-"""`mlx-qwen3 info`: what a checkpoint is and what it needs, without loading its weights."""
+"""`mlx-qwen3 info`: describe a checkpoint or an adapter without loading its weights."""
 
 import argparse
 import os
@@ -13,19 +13,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "info",
         help="describe a checkpoint or an adapter without loading it",
-        description="Architecture, head, parameters, bits per weight, bytes, context, and the memory it needs here; of "
-        "an adapter: its kind, base, rank, layers and labels.",
+        description="Print architecture, head, parameters, bits per weight, bytes, context and the memory that a "
+        "checkpoint needs on this machine, or the type, base model, rank, layers and labels of an adapter.",
     )
     parser.add_argument("path", metavar="PATH|ID", help="a folder, a GGUF file or a Hub id")
     add_gguf_file_flag(parser)
-    parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
+    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository (default: its main branch)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the description and give back the exit status."""
+    """Print the description and return the exit status."""
     import json
     from dataclasses import asdict
 
@@ -67,9 +67,9 @@ def _print_adapter(args: argparse.Namespace) -> int:
         return 0
     rows = [
         ("adapter", info.name),
-        ("kind", f"{info.kind}, written as {info.format} does"),
-        ("base", info.base or "not named: pass it with --model"),
-        ("architecture", info.architecture or "that of the base"),
+        ("kind", f"{info.kind}, in the format of {info.format}"),
+        ("base", info.base or "unknown; pass it with --model"),
+        ("architecture", info.architecture or "that of the base model"),
     ]
     if info.rank is not None:
         rows.append(("rank", f"{info.rank}, alpha {info.alpha:g}" if info.alpha is not None else str(info.rank)))

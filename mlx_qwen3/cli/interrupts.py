@@ -6,28 +6,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .ranks import launched
+from .ranks import is_launched
 
 
 class InterruptFlag:
-    """Whether Ctrl-C was pressed since."""
+    """Record whether Ctrl-C was pressed.
+
+    made: True after the first Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.made = False
 
     def check(self, *_: object) -> None:
-        """Raise `KeyboardInterrupt` if it was: for callbacks at moments when stopping does no harm."""
+        """Raise `KeyboardInterrupt` if Ctrl-C was pressed. Call it, or pass it as a callback, at safe points."""
         if self.made:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def defer_interrupts() -> Iterator[InterruptFlag]:
-    """Record Ctrl-C instead of raising; a second one raises as usual. Nothing is noted outside the main thread, nor
-    where several processes work together and agree on stopping.
+    """Record the first Ctrl-C instead of raising; the second raises as usual.
+
+    Nothing is recorded outside the main thread, where signals cannot be handled, and in a process started by
+    `mlx.launch`, where all processes agree on when to stop.
     """
     interrupt = InterruptFlag()
-    if launched() or threading.current_thread() is not threading.main_thread():
+    if is_launched() or threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
 

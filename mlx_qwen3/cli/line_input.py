@@ -1,4 +1,4 @@
-"""Where a chat's lines come from: a terminal with editing and history, or a pipe. Messages may span lines."""
+"""Read the messages of a chat from a terminal, with editing and history, or from a pipe."""
 
 import os
 import sys
@@ -7,34 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .standard_streams import not_utf8, utf8_input
+from .standard_streams import open_utf8_input, utf8_error
 
 QUOTES = '"""'
 
 ReadLine = Callable[[str], str]
-"""Takes what to show before the line; raises EOFError at the end and KeyboardInterrupt for Ctrl-C."""
+"""Read one line after showing a prompt; raises EOFError at the end of the input, KeyboardInterrupt for Ctrl-C."""
 
 
 def state_folder() -> Path:
-    """Return where this program keeps what it remembers: by the XDG rules, on macOS in Application Support."""
+    """Return the folder of the history: in XDG_STATE_HOME, on macOS in Application Support."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "mlx-qwen3"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mlx-qwen3"
 
 
 def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -> ReadLine:
-    """Return a line editor on a terminal, with history and completion; elsewhere a reader of standard input.
+    """Return a line editor with history and completion on a terminal, else a reader of standard input.
 
-    On a terminal a message that begins with three quotes goes on over several lines until the closing quotes; a pasted
-    block is one message. Either is one entry of the history.
+    On a terminal, a message that begins with three quotes continues over several lines until the closing quotes, and a
+    pasted block is one message. Each of them is one entry of the history.
 
     Args:
-        words: commands that Tab completes; after `/save` and `/load` it completes file names, after `/model` names of
-            cached models and of folders.
-        streams: `input` and `output` of prompt_toolkit, in place of the terminal.
+        keep_history: whether to load and save the history file.
+        words: commands that Tab completes. After `/save` and `/load` it completes file names, after `/model` the
+            names of cached models and of folders.
+        streams: `input` and `output` of prompt_toolkit, instead of the terminal.
     """
     if not streams and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        utf8_input()
+        open_utf8_input()
         return _read_plain
     from prompt_toolkit import PromptSession
     from prompt_toolkit.application import get_app
@@ -42,7 +43,7 @@ def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     history: Any = InMemoryHistory()
-    if keep_history and (folder := _made(state_folder())) is not None:
+    if keep_history and (folder := _make_folder(state_folder())) is not None:
         history = FileHistory(str(folder / "chat_history"))
     still_open = Condition(lambda: is_open_block(get_app().current_buffer.text))
     session: PromptSession[str] = PromptSession(
@@ -61,21 +62,21 @@ def line_reader(keep_history: bool, words: Sequence[str] = (), **streams: Any) -
 
 
 class Typed(str):
-    """A whole message from a line editor: what is pasted stays together."""
+    """A complete message from a line editor, which may contain newlines."""
 
 
 def is_open_block(text: str) -> bool:
-    """Return whether a text begins with three quotes that nothing closes yet: their number is odd."""
+    """Return whether a text begins with three quotes and contains them an odd number of times, so they are open."""
     return text.lstrip().startswith(QUOTES) and bool(text.count(QUOTES) % 2)
 
 
 def make_completer(words: Sequence[str]) -> Any:
-    """Return what Tab does in a chat whose commands are `words`."""
+    """Return a prompt_toolkit completer for the commands `words` and their arguments."""
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
     class Commands(Completer):
-        """Commands at the beginning of a line, names of files and models after those that take one."""
+        """Complete commands at the start of a line, and file and model names after the commands that take one."""
 
         def get_completions(self, document: Any, complete_event: Any) -> Any:
             text = document.text_before_cursor
@@ -93,7 +94,7 @@ def make_completer(words: Sequence[str]) -> Any:
 
 
 def cached_models() -> list[str]:
-    """Return the ids of the models in the cache of the Hugging Face Hub."""
+    """Return the ids of the models in the Hugging Face Hub cache, sorted."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folders = Path(HF_HUB_CACHE).glob("models--*/snapshots")
@@ -104,14 +105,14 @@ def _read_plain(prompt: str) -> str:
     try:
         line = sys.stdin.readline()
     except UnicodeDecodeError:
-        raise not_utf8() from None
+        raise utf8_error() from None
     if not line:
         raise EOFError
     return line.rstrip("\n")
 
 
-def _made(folder: Path) -> Path | None:
-    """Return the folder, private to its owner; None where it cannot be made: then history is not kept."""
+def _make_folder(folder: Path) -> Path | None:
+    """Create a folder with access for its owner only; return None if it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
@@ -120,19 +121,20 @@ def _made(folder: Path) -> Path | None:
 
 
 def read_message(read_line: ReadLine) -> str:
-    """Read one message: what a line editor gives; elsewhere a line, or the lines between two lines of three quotes.
+    """Read one message: a complete one from a line editor, else one line or a block between three quotes.
 
-    A block opens with a line that begins with three quotes. It closes with a line, not indented, that ends with them
-    and holds an odd number of them: docstrings inside it stay what they are.
+    A block starts with a line that begins with three quotes. It ends with a line that is not indented, ends with three
+    quotes, and contains them an odd number of times. So docstrings inside a block do not end it.
 
     Raises:
-        EOFError: there is none. InputError: the input ends inside a block, or cannot be read.
+        EOFError: there is no more input.
+        InputError: the input ends inside a block, or is not UTF-8.
     """
     line = read_line(">>> ")
     if isinstance(line, Typed):
-        return _without_quotes(str(line))
+        return _strip_quotes(str(line))
     if not line.startswith(QUOTES) or not is_open_block(line):
-        return _without_quotes(line)
+        return _strip_quotes(line)
     lines = [line[len(QUOTES) :]]
     try:
         while True:
@@ -141,14 +143,14 @@ def read_message(read_line: ReadLine) -> str:
                 lines.append(line.rstrip()[: -len(QUOTES)])
                 return "\n".join(lines).strip("\n")
             lines.append(line)
-    except EOFError:  # half a message is not sent: what is missing may have been lost on the way
+    except EOFError:  # an incomplete message is not sent: the rest may have been lost
         raise InputError(
-            f"a message begins with {QUOTES} and does not end: it was not sent; end it with {QUOTES}"
+            f"the input ended inside a message that begins with {QUOTES}; it was not sent. Close it with {QUOTES}"
         ) from None
 
 
-def _without_quotes(text: str) -> str:
-    """Return a message without the quotes around it; quotes that open and close more than once stay."""
+def _strip_quotes(text: str) -> str:
+    """Return a message without the three quotes around it; keep them if they enclose more than one block."""
     inner = text.strip()
     if len(inner) < 2 * len(QUOTES) or not (inner.startswith(QUOTES) and inner.endswith(QUOTES)):
         return text

@@ -1,8 +1,8 @@
-"""Ends a process whose peers have died, whatever it is waiting for.
+"""Terminate a process whose peers have died, even while it is blocked in a collective operation.
 
-MLX's ring notices a lost peer; NCCL waits for ever, and so does every backend while it connects. So a helper process
-ends this one if connecting takes too long, and from then on a socket between the ranks tells of an end that was not
-announced.
+MLX's ring backend detects a lost peer. NCCL waits forever, and so does every backend while it connects. Therefore a
+guard process terminates this one if connecting takes too long. Once connected, a socket between the ranks detects a
+peer that exits without announcing it.
 """
 
 import json
@@ -19,15 +19,16 @@ from ..distributed import Group, find_group, send_bytes
 from ..errors import InputError
 
 CONNECT_SECONDS = 30.0
-"""How long the processes may take to find each other; MLX_QWEN3_CONNECT_SECONDS replaces it."""
+"""Seconds that the processes may take to connect; MLX_QWEN3_CONNECT_SECONDS overrides it."""
 
 GRACE_SECONDS = 4.0
-"""How long a process may take to end by itself once a peer is lost."""
+"""Seconds that a process may take to exit by itself after a peer is lost."""
 
-_LIMIT = "MLX_QWEN3_CONNECT_SECONDS"
+_TIME_LIMIT = "MLX_QWEN3_CONNECT_SECONDS"
 _GOODBYE = b"bye"
 
-# MLX holds Python's lock while it connects: only another process can end this one. It ends with its standard input.
+# MLX holds the GIL while it connects, so only another process can end this one. The guard exits when its standard
+# input is closed.
 _GUARD = """
 import os, select, signal, sys
 seconds, target, message = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -39,19 +40,19 @@ if not select.select([0], [], [], seconds)[0]:
 
 
 def connect() -> Group | None:
-    """Return the group of all processes, None for a single one.
+    """Connect to the other processes and return the group; None for a single process.
 
-    Where the others do not come, the process is ended after `CONNECT_SECONDS`, with one line on rank 0.
+    If the others do not connect, the process is terminated after `CONNECT_SECONDS`, with a one-line message on rank 0.
 
     Raises:
         DistributedError: the processes cannot be connected.
     """
-    seconds = _seconds()
+    seconds = _read_time_limit()
     message = ""
     if os.environ.get("MLX_RANK", "0") == "0":
         message = (
-            f"mlx-qwen3: the other processes did not connect within {seconds:g} s. Check that all of them run, and the "
-            f"addresses in the host file; {_LIMIT} sets another time"
+            f"mlx-qwen3: the other processes did not connect within {seconds:g} s. Check that all of them run and the "
+            f"addresses in the host file, or set {_TIME_LIMIT} to a longer time"
         )
     words = [sys.executable, "-I", "-S", "-c", _GUARD, str(seconds), str(os.getpid()), message]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as guard:
@@ -61,32 +62,32 @@ def connect() -> Group | None:
             guard.kill()
 
 
-def _seconds() -> float:
-    text = os.environ.get(_LIMIT, str(CONNECT_SECONDS))
+def _read_time_limit() -> float:
+    text = os.environ.get(_TIME_LIMIT, str(CONNECT_SECONDS))
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 1e6:
-        raise InputError(f"{_LIMIT} is {text!r}, expected seconds above 0")
+        raise InputError(f"{_TIME_LIMIT} is {text!r}, expected a number of seconds above 0")
     return seconds
 
 
 class PeerWatch:
-    """Watches the other ranks over sockets to rank 0: one that closes without a goodbye has died.
+    """Watch the other ranks over sockets to rank 0; a socket that closes without a goodbye means a dead process.
 
-    Where rank 0 cannot be reached by its address there is no watch; the backend's own errors remain.
+    If rank 0 cannot be reached by its address, nothing is watched, and only the backend's own errors are reported.
     """
 
     def __init__(self, group: Group):
         self._rank, self._lock = group.rank(), threading.Lock()
         self._left = False
         self._sockets: list[socket.socket] = []
-        listener = _listener() if self._rank == 0 else None
+        listener = _open_listener() if self._rank == 0 else None
         offer = b""
         token = secrets.token_hex(16)
         if listener is not None:
-            offer = json.dumps([_address_of_first(), listener.getsockname()[1], token]).encode()
+            offer = json.dumps([_find_first_address(), listener.getsockname()[1], token]).encode()
         offered = send_bytes(offer, group)
         if not offered:
             return
@@ -104,7 +105,7 @@ class PeerWatch:
         threading.Thread(target=self._wait, args=(peer,), daemon=True).start()
 
     def leave(self) -> None:
-        """Announce that this rank ends as it should."""
+        """Announce that this rank exits normally."""
         with self._lock:
             self._left = True
             for peer in self._sockets:
@@ -112,7 +113,7 @@ class PeerWatch:
                     peer.sendall(_GOODBYE)
                     peer.close()
                 except OSError:
-                    pass  # it has gone before
+                    pass  # the peer has already exited
 
     def _accept(self, listener: socket.socket, size: int, token: str) -> None:
         listener.settimeout(30)
@@ -121,7 +122,7 @@ class PeerWatch:
                 try:
                     peer, _ = listener.accept()
                     peer.settimeout(5)
-                    known = secrets.compare_digest(_read(peer, len(token)), token.encode())
+                    known = secrets.compare_digest(_receive(peer, len(token)), token.encode())
                 except OSError:
                     return
                 if not known:
@@ -138,7 +139,7 @@ class PeerWatch:
 
     def _wait(self, peer: socket.socket) -> None:
         try:
-            farewell = _read(peer, len(_GOODBYE))
+            farewell = _receive(peer, len(_GOODBYE))
         except OSError:
             farewell = b""
         if farewell == _GOODBYE or self._left:
@@ -152,18 +153,18 @@ class PeerWatch:
         os._exit(2 if self._rank == 0 else 1)
 
 
-def _read(peer: socket.socket, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        piece = peer.recv(count - len(found))
+def _receive(peer: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = peer.recv(count - len(data))
         if not piece:
             break
-        found += piece
-    return found
+        data += piece
+    return data
 
 
-def _listener() -> socket.socket | None:
-    address = _address_of_first()
+def _open_listener() -> socket.socket | None:
+    address = _find_first_address()
     if address is None:
         return None
     try:
@@ -172,8 +173,8 @@ def _listener() -> socket.socket | None:
         return None
 
 
-def _address_of_first() -> str | None:
-    """Return the address under which the launcher's settings name rank 0, None where they name none."""
+def _find_first_address() -> str | None:
+    """Return the address of rank 0 in the settings of the launcher; None if they do not contain one."""
     if name := os.environ.get("NCCL_HOST_IP"):
         return name
     coordinator = os.environ.get("MLX_JACCL_COORDINATOR")

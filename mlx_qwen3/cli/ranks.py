@@ -1,7 +1,7 @@
-"""A command line that `mlx.launch` started several times: rank 0 reads and prints, the others work along in silence.
+"""Run one command in several processes started by `mlx.launch`; only rank 0 reads input and prints.
 
-Every rank runs the same command, so every rank must take the same steps: standard input and files of rows are read on
-rank 0 and sent to the others, and Ctrl-C is agreed on between tokens.
+Every rank runs the same command and must take the same steps. So rank 0 reads standard input and row files and sends
+them to the others, and all ranks agree between two tokens on whether Ctrl-C was pressed.
 """
 
 import io
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from ..distributed import Group
 
 SPLIT_VERBS = ("chat", "generate", "serve", "classify", "tag", "answer", "embed", "rank", "extract", "fill-mask")
-"""Verbs that divide the model or the rows. With the others rank 0 works and the other ranks end at once."""
+"""Verbs that distribute the model or the rows. The other verbs run on rank 0 only; the other ranks exit at once."""
 
 PEER_WORDS = ("[ring]", "[nccl]", "[mpi]", "[jaccl]", "peer", "Connection", "NCCL", "socket")
 
 _group: "Group | None" = None
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Return whether this process is one of several that `mlx.launch` (or MPI) started."""
     return "MLX_RANK" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
 
 
 def current_group() -> "Group | None":
-    """Return the processes that run this verb together, None for a single one."""
+    """Return the group of processes that run this verb; None for a single process."""
     return _group
 
 
@@ -42,12 +42,12 @@ def is_first_process() -> bool:
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Return whether an error of MLX says that another process cannot be reached any more."""
+    """Return whether an error of MLX means that another process can no longer be reached."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_WORDS)
 
 
 class SharedInput(io.TextIOBase):
-    """Standard input read on rank 0, a line at a time, and sent to every rank."""
+    """Standard input that rank 0 reads line by line and sends to every rank."""
 
     def __init__(self, own: "io.TextIOBase | None", group: "Group"):
         self.own, self._group = own, group
@@ -59,7 +59,7 @@ class SharedInput(io.TextIOBase):
         return True
 
     def reconfigure(self, **settings: object) -> None:
-        """Do nothing: the text is sent as UTF-8."""
+        """Do nothing, because the text is always sent as UTF-8."""
 
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         from ..distributed import send_bytes
@@ -74,11 +74,12 @@ class SharedInput(io.TextIOBase):
         return "".join(lines)
 
 
-def share_rows(read: Callable[[], Iterator[Any]], rebuilt: Callable[[Any], Any]) -> Iterator[Any]:
-    """Yield the rows that `read` gives on rank 0, on every rank; the others read no file and no input.
+def share_rows(read: Callable[[], Iterator[Any]], rebuild: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield on every rank the rows that `read` returns on rank 0; the other ranks read no input.
 
     Args:
-        rebuilt: makes a row of its value, for ranks that have nothing else of it.
+        read: function that reads the rows.
+        rebuild: function that makes a row from its value, for the ranks that receive only the value.
     """
     from ..distributed import rows_of_first
 
@@ -90,23 +91,23 @@ def share_rows(read: Callable[[], Iterator[Any]], rebuilt: Callable[[Any], Any])
 
     def values() -> Iterator[Any]:
         if isinstance(sys.stdin, SharedInput):
-            sys.stdin = sys.stdin.own  # type: ignore[assignment]  # this rank alone reads from now on
+            sys.stdin = sys.stdin.own  # type: ignore[assignment]  # from now on only this rank reads
         for row in read():
             kept.append(row)
             yield row.value
 
     for value in rows_of_first(values(), group):
-        yield kept.popleft() if group.rank() == 0 else rebuilt(value)
+        yield kept.popleft() if group.rank() == 0 else rebuild(value)
 
 
 def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
-    """Run a verb's work on this rank and return its exit status; outside of `mlx.launch`, just run it.
+    """Run a verb on this rank and return its exit status. Without `mlx.launch`, only call `run`.
 
     Raises:
-        MlxQwen3Error: on rank 0 only; the other ranks return the status without a word.
+        MlxQwen3Error: on rank 0 only; the other ranks return the exit status and print nothing.
     """
     global _group
-    if not launched():
+    if not is_launched():
         return run()
     from .peer_watch import PeerWatch, connect
 
@@ -122,9 +123,9 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
         return run() if group.rank() == 0 else 0
     _group = group
     sys.stdin = SharedInput(sys.stdin, group)  # type: ignore[assignment]
-    signal.signal(signal.SIGINT, _note_stop if group.rank() == 0 else signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _handle_interrupt if group.rank() == 0 else signal.SIG_IGN)
     if group.rank():
-        silence()
+        silence_output()
     elif "MLX_RING_VERBOSE" not in os.environ:
         drop_native_messages()
     try:
@@ -141,45 +142,45 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
             raise
         if group.rank():
             return 1
-        raise peer_loss(error) from None
+        raise peer_loss_error(error) from None
     finally:
         _group = None
 
 
-def peer_loss(error: BaseException) -> DistributedError:
-    """Return the error for a lost process."""
+def peer_loss_error(error: BaseException) -> DistributedError:
+    """Return the error that reports a lost process."""
     return DistributedError(
         f"another process has exited or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
     )
 
 
-def silence() -> None:
-    """Send what this process prints to nowhere."""
+def silence_output() -> None:
+    """Redirect standard output and standard error of this process to the null device."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.dup2(devnull, 2)
 
 
 def drop_native_messages() -> None:
-    """Keep the standard error to this program: MLX's ring writes to it line after line once a peer has gone."""
+    """Drop messages of native code on standard error: MLX's ring repeats one as long as a peer is lost."""
     sys.stderr.flush()
     own = os.dup(2)
     sys.stderr = open(own, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
 
 
-_stops = 0
+_interrupts = 0
 
 
-def _note_stop(signum: int, frame: FrameType | None) -> None:
-    """Let the first Ctrl-C stop all ranks at the next token or batch of rows, and the second one this rank at once."""
+def _handle_interrupt(signum: int, frame: FrameType | None) -> None:
+    """Stop all ranks at the next token or batch of rows; from the third Ctrl-C on, stop this rank at once."""
     from ..distributed import request_stop
 
-    global _stops
-    _stops += 1
-    if _stops > 2:
+    global _interrupts
+    _interrupts += 1
+    if _interrupts > 2:
         raise KeyboardInterrupt
     request_stop()

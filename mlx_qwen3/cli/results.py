@@ -1,4 +1,4 @@
-"""How the verbs for texts give their results: JSON lines for programs, a table for people, or a file."""
+"""Print the results of the verbs for texts as JSON lines or a table, or write them to a file."""
 
 import argparse
 import csv
@@ -15,50 +15,55 @@ from typing import IO, Any
 from ..errors import InputError, MlxQwen3Error
 from ..files import open_atomically
 from .interrupts import defer_interrupts
-from .ranks import is_first_process, is_peer_loss, peer_loss
+from .ranks import is_first_process, is_peer_loss, peer_loss_error
 from .standard_streams import is_unicode
 
 Cells = Callable[[Any], Sequence[Sequence[str]]]
-"""A result → the lines of a table that show it."""
+"""A result → its lines in the table."""
 
-OUTPUTS = (".jsonl", ".csv", ".parquet", ".npy")
+OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet", ".npy")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, resume: bool = True) -> None:
-    """Add `--format`, `--output`, and `--resume` for verbs whose results come row by row."""
+    """Add `--format` and `--output`, and `--resume` for verbs that produce their results row by row."""
     parser.add_argument(
-        "--format", choices=("json", "table"), help="JSON lines or a table (default: a table on a terminal)"
+        "--format",
+        choices=("json", "table"),
+        help="JSON lines or a table (default: a table on a terminal, else JSON lines)",
     )
     parser.add_argument(
-        "--output", "-o", metavar="FILE", help="write all rows to a .jsonl, .csv or .parquet file (embed also: .npy)"
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="write all rows to a .jsonl, .csv or .parquet file; embed also writes .npy",
     )
     if resume:
         parser.add_argument(
-            "--resume", action="store_true", help="continue the --output of a run that was cut short (.jsonl only)"
+            "--resume", action="store_true", help="continue the --output of an interrupted run (.jsonl only)"
         )
 
 
-def rows_done(args: argparse.Namespace) -> int:
-    """Return how many rows the output of an earlier run holds, if it is to be continued.
+def count_finished_rows(args: argparse.Namespace) -> int:
+    """Return how many rows the output of the interrupted run holds; 0 without `--resume`.
 
     Raises:
-        InputError: an output that cannot be continued.
+        InputError: the output is not a .jsonl file, or cannot be read.
     """
     if not getattr(args, "resume", False):
         return 0
     if args.output is None or Path(args.output).suffix.lower() != ".jsonl":
-        raise InputError("--resume continues a .jsonl file. Name it with --output FILE.jsonl")
+        raise InputError("--resume continues a .jsonl file only. Give one with --output FILE.jsonl")
     path = Path(os.path.expanduser(args.output))
-    held = next((file for file in (_partial(path), path) if file.is_file()), None)
-    return 0 if held is None else sum(line.endswith(b"\n") for line in _lines(held))
+    existing = next((file for file in (_partial_path(path), path) if file.is_file()), None)
+    return 0 if existing is None else sum(line.endswith(b"\n") for line in _read_lines(existing))
 
 
-def _partial(path: Path) -> Path:
-    """Return the file that holds the rows of an output that is not complete."""
+def _partial_path(path: Path) -> Path:
+    """Return the file that holds the rows of an incomplete output."""
     return path.with_name(f"{path.name}.partial")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             yield from file
@@ -67,13 +72,19 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Sequence[str], cells: Cells) -> int:
-    """Print results as they come, or write them to a file.
-
-    The status is 1 when a row could not be used, 130 after Ctrl-C.
+    """Print results while they are computed, or write them to the file of `--output`.
 
     Args:
-        columns: the heads of the table.
-        cells: the lines of the table for a result.
+        args: the parsed command line.
+        results: one result per row.
+        columns: column headers of the table.
+        cells: function that returns the table lines of a result.
+
+    Returns:
+        The exit status: 0, 1 if a row failed, or 130 after Ctrl-C.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     if not is_first_process():
         deque(results, maxlen=0)  # the first process prints and writes
@@ -81,13 +92,13 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
     if args.output is not None:
         return _write_results(args, results)
     as_table = args.format == "table" or (args.format is None and sys.stdout.isatty())
-    plain = not is_unicode(sys.stdout)  # then JSON escapes what the stream cannot write
+    plain = not is_unicode(sys.stdout)  # then JSON escapes the characters that the stream cannot encode
     failed = done = 0
     lines: list[Sequence[str]] = []
     stopped = False
     try:
         for result in results:
-            with defer_interrupts() as interrupt:  # a row is printed whole
+            with defer_interrupts() as interrupt:  # do not interrupt the output of a row
                 wrong = is_error(result)
                 if wrong:
                     failed += 1
@@ -104,30 +115,32 @@ def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Seq
         _print_table(("row", *columns), lines)
     if stopped:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # the terminal has written ^C
+            print(file=sys.stderr)  # end the line on which the terminal shows ^C
         print(f"mlx-qwen3: stopped by Ctrl-C after {done} rows", file=sys.stderr)
         return 130
     return 1 if failed else 0
 
 
 def is_error(result: Any) -> bool:
-    """Return whether a result says what is wrong with its row."""
+    """Return whether a result is an error report of its row."""
     return isinstance(result, dict) and {"error", "row"} <= set(result) and not {"labels", "entities"} & set(result)
 
 
 def output_path(args: argparse.Namespace) -> Path | None:
-    """Return the file of `--output`, if there is one.
+    """Return the file of `--output`; None without the flag.
 
     Raises:
-        InputError: an ending that names no format, a folder, or the file that the rows are read from.
+        InputError: an unknown suffix, a folder, or the file that the rows are read from.
     """
     if args.output is None:
         return None
     path = Path(os.path.expanduser(args.output))
     kind = path.suffix.lower()
-    if kind not in OUTPUTS or (kind == ".npy" and args.verb != "embed"):
-        known = ", ".join(OUTPUTS if args.verb == "embed" else OUTPUTS[:-1])
-        raise InputError(f"--output is {args.output!r}, expected a name that ends in one of {known}")
+    if kind not in OUTPUT_SUFFIXES or (kind == ".npy" and args.verb != "embed"):
+        known = ", ".join(OUTPUT_SUFFIXES if args.verb == "embed" else OUTPUT_SUFFIXES[:-1])
+        raise InputError(
+            f"--output is {args.output!r}, expected a name that ends in one of {known}. Choose another name"
+        )
     if path.is_dir():
         raise InputError(f"--output {args.output} is a folder. Give the name of a file")
     if args.file is not None and path.exists() and Path(args.file).exists() and path.samefile(args.file):
@@ -136,7 +149,7 @@ def output_path(args: argparse.Namespace) -> Path | None:
 
 
 def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
-    """Write results to `args.output`; after Ctrl-C what is done stays, in a file whose name marks it as partial."""
+    """Write results to the file of `--output`; after Ctrl-C, write the rows that are finished."""
     path = output_path(args)
     assert path is not None
     if path.suffix.lower() == ".jsonl":
@@ -148,13 +161,13 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
         try:
             for result in results:
                 with defer_interrupts() as interrupt:
-                    failed += _tell(result, done)
+                    failed += _report_error(result, done)
                     rows.append(result)
                     done += 1
                 interrupt.check()
         except KeyboardInterrupt:
             stopped = True
-        _finish(path, file, rows)
+        _write_table(path, file, rows)
     if stopped:
         print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
         return 130
@@ -163,8 +176,8 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
 
 
 def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -> int:
-    """Write a line per result to FILE.partial, which gets its name at the end; `--resume` continues after its rows."""
-    partial, before = _partial(path), rows_done(args)
+    """Write one line per result to FILE.partial and rename it at the end. `--resume` continues after its rows."""
+    partial, before = _partial_path(path), count_finished_rows(args)
     failed, done, stopped = 0, before, False
     try:
         if before and not partial.is_file():
@@ -177,10 +190,10 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
             try:
                 for result in results:
                     with defer_interrupts() as interrupt:
-                        failed += _tell(result, done)
+                        failed += _report_error(result, done)
                         if is_error(result):
                             result["row"] = done
-                        _put(file, json.dumps(result, ensure_ascii=False) + "\n")
+                        _write_text(file, json.dumps(result, ensure_ascii=False) + "\n")
                         file.flush()
                         done += 1
                     interrupt.check()
@@ -197,8 +210,8 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
             raise
         if isinstance(error, RuntimeError) and not is_peer_loss(error):
             raise
-        found = error if isinstance(error, MlxQwen3Error) else peer_loss(error)
-        raise type(found)(f"{found}; {partial} holds the first {done} rows, which --resume continues") from None
+        failure = error if isinstance(error, MlxQwen3Error) else peer_loss_error(error)
+        raise type(failure)(f"{failure}. {partial} holds the first {done} rows. Continue them with --resume") from None
     if stopped:
         print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
         return 130
@@ -206,49 +219,49 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
     return 1 if failed else 0
 
 
-def _tell(result: Any, number: int) -> int:
-    """Report a row that could not be used; how many there were."""
+def _report_error(result: Any, number: int) -> int:
+    """Print the error of a failed row; return 1 for a failed row, else 0."""
     if not is_error(result):
         return 0
     print(f"row {number}: {result['error']}", file=sys.stderr)
     return 1
 
 
-def _put(file: IO[bytes], text: str) -> None:
+def _write_text(file: IO[bytes], text: str) -> None:
     file.write(text.encode("utf-8", errors="replace"))
 
 
-def _finish(path: Path, file: IO[bytes], rows: list[Any]) -> None:
-    """Write the formats whose columns are known only at the end."""
+def _write_table(path: Path, file: IO[bytes], rows: list[Any]) -> None:
+    """Write a .npy, .csv or .parquet file, which needs all rows at once."""
     kind = path.suffix.lower()
     if kind == ".npy":
         import numpy as np
 
         bad = next((index for index, row in enumerate(rows) if is_error(row)), None)
         if bad is not None:
-            raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Write a .jsonl file, or correct the row")
+            raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Correct the row, or write a .jsonl file")
         np.save(file, np.array([row["embedding"] for row in rows], np.float32))
     elif kind in (".csv", ".parquet"):
-        flatten = [_flat(row) for row in rows]
-        names = list(dict.fromkeys(name for row in flatten for name in row))
+        flat_rows = [_flatten(row) for row in rows]
+        names = list(dict.fromkeys(name for row in flat_rows for name in row))
         if kind == ".csv":
             text = io.StringIO()
             writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(flatten)
-            _put(file, text.getvalue())
+            writer.writerows(flat_rows)
+            _write_text(file, text.getvalue())
             return
         try:
             import pyarrow
             from pyarrow import parquet
         except ImportError:
             raise InputError("a .parquet file needs pyarrow. Run pip install pyarrow, or write a .jsonl file") from None
-        table = pyarrow.table({name: [row.get(name) for row in flatten] for name in names})
+        table = pyarrow.table({name: [row.get(name) for row in flat_rows] for name in names})
         parquet.write_table(table, file)
 
 
-def _flat(row: Any) -> dict[str, Any]:
-    """Return a row of plain cells: the one label of a text becomes two columns, other lists stay JSON."""
+def _flatten(row: Any) -> dict[str, Any]:
+    """Return a row of scalar cells: a single label becomes the columns label and score, other lists become JSON."""
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if name == "labels" and isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):

@@ -1,4 +1,4 @@
-"""The standard streams: what stands for one that is closed (`0<&-`, `>&-`; Python leaves None), and UTF-8."""
+"""Replace closed standard streams (`0<&-`, `>&-`), which are None in Python, and set UTF-8."""
 
 import io
 import os
@@ -9,49 +9,52 @@ from ..errors import InputError
 
 
 class ClosedInput(io.StringIO):
-    """Stands for a closed standard input: no terminal, and an `InputError` for whoever reads."""
+    """Replacement for a closed standard input: not a terminal, and reading raises `InputError`."""
 
     def read(self, size: int | None = -1, /) -> NoReturn:
-        raise InputError("the standard input is closed: give the text on the command line, or in a file with < FILE")
+        raise InputError("the standard input is closed. Give the text on the command line, or in a file with < FILE")
 
     readline = read
 
 
-def fill_closed_streams() -> None:
-    """Put something in the place of closed streams; a verb that does not read runs without a standard input.
+def replace_closed_streams() -> None:
+    """Replace closed standard streams, so that a verb that reads nothing runs without a standard input.
 
-    The numbers 0 to 2 are taken, because a file that gets one is in danger: MLX refuses to read from number 0.
+    Their descriptors are filled by opening the null device, because MLX cannot read a file that gets descriptor 0.
 
     Raises:
-        InputError: the standard output is closed, so that nobody would see the result.
+        InputError: the standard output is closed, so the result would be lost.
     """
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)
         sys.stdin = ClosedInput()
     if sys.stdout is None:
-        raise InputError("the standard output is closed: leave it open, or send it somewhere with > FILE")
-    for stream in (sys.stdout, sys.stderr):  # a Latin-1 or ASCII terminal shows a question mark for what it lacks
+        raise InputError("the standard output is closed. Leave it open, or redirect it with > FILE")
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # print a question mark for characters that a Latin-1 or ASCII terminal lacks
         if isinstance(stream, io.TextIOWrapper) and not is_unicode(stream):
             stream.reconfigure(errors="replace")
-    if sys.stderr is None:  # `print(file=None)` would mix messages into the results
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the end
+    if sys.stderr is None:  # print(file=None) would print messages among the results
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # stays open until the process exits
 
 
 def is_unicode(stream: TextIO) -> bool:
-    """Return whether a stream can write every character."""
+    """Return whether a stream can encode every character."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf-")
 
 
-def utf8_input() -> TextIO:
-    """Return the standard input before its first read: UTF-8 whatever the locale, with an error for other bytes.
+def open_utf8_input() -> TextIO:
+    """Set the standard input to strict UTF-8, whatever the locale, and return it. Call it before the first read.
 
-    A byte order mark in front is no text.
+    A leading byte order mark is skipped.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     return sys.stdin
 
 
-def not_utf8() -> InputError:
-    """Return what to say when the standard input holds other bytes."""
-    return InputError("stdin: is not UTF-8 text; convert it to UTF-8")
+def utf8_error() -> InputError:
+    """Return the error for a standard input that is not UTF-8."""
+    return InputError("stdin: is not UTF-8 text. Convert it to UTF-8")

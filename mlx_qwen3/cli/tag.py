@@ -1,11 +1,11 @@
-"""`mlx-qwen3 tag`: the labelled words and spans of texts, with their places."""
+"""Label the words and spans of texts, such as named entities, with their character positions."""
 
 import argparse
 from itertools import tee
 from typing import Any
 
 from .results import add_output_arguments, print_results
-from .texts import Row, add_model_arguments, add_text_arguments, joined, read_rows, task_options
+from .texts import Row, add_model_arguments, add_result, add_text_arguments, read_rows, task_options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -18,15 +18,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         dest="aggregate",
         choices=("none", "simple", "first", "average", "max"),
         default="simple",
-        help="how tokens are joined: not at all, by equal labels, or by words first (default: simple)",
+        help="how tokens are grouped into entities: none, by equal labels (simple), or by words first (first, average, "
+        "max) (default: simple)",
     )
-    parser.add_argument("--stride", type=int, help="tokens that windows of a long text share; without it, it is cut")
+    parser.add_argument(
+        "--stride", type=int, help="overlap in tokens of the windows of a long text; without it, long texts are cut"
+    )
     parser.add_argument(
         "--ignore-labels",
         "--ignore",
         dest="ignore",
         default="O",
-        help="labels to leave out, with commas between them (default: O)",
+        help="comma-separated labels to leave out (default: O)",
     )
     add_model_arguments(parser)
     add_output_arguments(parser)
@@ -42,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
     options = {"aggregation_strategy": args.aggregate, "stride": args.stride, "ignore_labels": ignored}
     rows, texts = tee(read_rows(args))
     results = pipeline("token-classification", **options, **task_options(args))(row.value for row in rows)
-    return print_results(args, map(_record, texts, results), ("text", "label", "score", "place"), _cells)
+    return print_results(args, map(_make_record, texts, results), ("text", "label", "score", "place"), _format_cells)
 
 
-def _record(row: Row, result: Any) -> Row:
-    return joined(row, result if isinstance(result, dict) else {"entities": result})
+def _make_record(row: Row, result: Any) -> Row:
+    return add_result(row, result if isinstance(result, dict) else {"entities": result})
 
 
-def _cells(record: Row) -> list[tuple[str, ...]]:
+def _format_cells(record: Row) -> list[tuple[str, ...]]:
     return [
         (
             record.value[entity["start"] : entity["end"]],

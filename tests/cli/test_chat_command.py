@@ -1,4 +1,4 @@
-"""The conversation in the terminal: commands, several lines, history, and Ctrl-C."""
+"""The chat in the terminal: commands, messages of several lines, history, and Ctrl-C."""
 
 import signal
 import sys
@@ -23,7 +23,7 @@ def conversation(*answers, thinking="dim", **options):
 
 
 def lines(*given):
-    """Return a reader of these lines; an exception among them is raised."""
+    """Return a reader that returns these lines, and raises the exceptions among them."""
     rest = iter(given)
 
     def read(prompt):
@@ -35,14 +35,14 @@ def lines(*given):
     return read
 
 
-def test_a_conversation_until_the_end_of_input(capsys):
+def test_a_conversation_runs_until_the_end_of_the_input(capsys):
     chat = conversation("One.", "Two.", thinking="off")
     assert chat.loop(lines("first", "", "second")) == 0
     assert capsys.readouterr().out == "One.\nTwo.\n"
     assert len(chat.session.messages) == 4
 
 
-def test_a_pipe_is_no_terminal_to_make_quiet(tmp_path, monkeypatch):
+def test_quiet_terminal_leaves_a_pipe_unchanged(tmp_path, monkeypatch):
     (tmp_path / "messages").write_text("Hi\n", encoding="utf-8")
     with (tmp_path / "messages").open(encoding="utf-8") as messages:
         monkeypatch.setattr(sys, "stdin", messages)
@@ -50,7 +50,7 @@ def test_a_pipe_is_no_terminal_to_make_quiet(tmp_path, monkeypatch):
             assert sys.stdin.readline() == "Hi\n"
 
 
-def test_commands(tmp_path, capsys):
+def test_commands_print_and_change_the_conversation(tmp_path, capsys):
     chat = conversation("One.", "Two.", thinking="off")
     path = tmp_path / "talk.json"
     chat.loop(
@@ -62,23 +62,23 @@ def test_commands(tmp_path, capsys):
     )  # fmt: skip
     shown = capsys.readouterr()
     assert shown.out == "One.\nOne.\nTwo.\n"
-    said = shown.err
+    messages = shown.err
     for words in (
         "there is no answer yet",
         "system prompt is set",
         "tokens/s",
         "Saved 2 messages to",
-        "forgotten",
-        "nothing to take back",
+        "is cleared",
+        "no message to remove",
         "Loaded 2 messages",
-        "Taken back: second",
+        "Removed: second",
         "Thinking is off",
         "Thinking is on",
-        "/save needs the name",
+        "/save needs a name",
         "no command /frobnicate",
         *(command for command, (line, _) in COMMANDS.items() if line),
     ):
-        assert words in said
+        assert words in messages
     assert chat.over
     assert chat.session.system == "Be kind."
 
@@ -104,7 +104,7 @@ def test_reasoning_is_dimmed_on_a_terminal(monkeypatch, capsys):
     assert AnswerPrinter("dim")._console is None
 
 
-def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys):
+def test_control_characters_of_a_model_do_not_reach_the_terminal(monkeypatch, capsys):
     conversation("a\x1b[2Jb\tc\nd").take("?")
     assert "\x1b[2J" in capsys.readouterr().out  # a pipe gets every byte
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -114,19 +114,19 @@ def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys):
     assert "\x1b[2J" not in shown
 
 
-def test_a_switch_may_bring_its_message(capsys):
+def test_no_think_can_be_followed_by_a_message(capsys):
     chat = conversation("One.")
     chat.take("/no_think first")
     assert not chat.session.thinking
     assert capsys.readouterr().out == "One.\n"
 
 
-def test_long_answers_keep_coming(capsys):
+def test_a_long_answer_is_printed_completely(capsys):
     conversation("word " * 150, thinking="off").take("?")
     assert capsys.readouterr().out == "word " * 150 + "\n"
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(capsys):
+def test_ctrl_c_stops_the_answer_and_the_chat_continues(capsys):
     chat = conversation("A long answer that goes on and on.", "Two.", thinking="off")
     plain = chat.session.model.reply
     count = 0
@@ -147,7 +147,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(capsys):
     assert chat.session.messages[1]["content"] == first
 
 
-def test_ctrl_c_while_the_prompt_is_computed_takes_the_turn_back():
+def test_ctrl_c_during_the_prefill_removes_the_message():
     chat = conversation("One.", thinking="off")
     chat.session._prefill_step_size = 4
     plain, fired = chat.session.model.fill_cache, []
@@ -166,7 +166,7 @@ def test_ctrl_c_while_the_prompt_is_computed_takes_the_turn_back():
     assert chat.session.messages[1]["content"] == "One."
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_raises_immediately():
     before = signal.getsignal(signal.SIGINT)
     with defer_interrupts() as interrupt:
         signal.raise_signal(signal.SIGINT)
@@ -185,33 +185,36 @@ def test_ctrl_c_at_the_prompt_of_a_terminal_only_clears_the_line(monkeypatch, ca
     assert "Ctrl-D" in capsys.readouterr().out
 
 
-def test_messages_of_several_lines():
+def test_three_quotes_enclose_a_message_of_several_lines():
     assert read_message(lines('"""one', "two", 'three"""')) == "one\ntwo\nthree"
     assert read_message(lines('"""', "  code", '"""')) == "  code"
     assert read_message(lines('"""short"""')) == "short"
     assert read_message(lines("plain")) == "plain"
 
 
-def test_a_message_that_does_not_end_is_not_sent(monkeypatch, capsys):
+def test_an_unclosed_message_is_not_sent(monkeypatch, capsys):
     chat = conversation("One.", thinking="off")
     assert chat.loop(lines('"""one', "two")) == 1
-    assert capsys.readouterr().err == 'a message begins with """ and does not end: it was not sent; end it with """\n'
+    assert (
+        capsys.readouterr().err
+        == 'the input ended inside a message that begins with """; it was not sent. Close it with """\n'
+    )
     assert chat.session.messages == []
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     chat = conversation("One.", thinking="off")
-    assert chat.loop(lines('"""one', EOFError(), "first")) == 0  # a person may say it again
+    assert chat.loop(lines('"""one', EOFError(), "first")) == 0  # on a terminal, the chat continues
     assert capsys.readouterr().out == "One.\n"
 
 
 @pytest.mark.parametrize("line", ["/frobnicate", "/stats", "x" * 5000])  # the last one is longer than the context
-def test_a_pipe_learns_that_something_failed(line, monkeypatch, capsys):
+def test_the_exit_status_reports_errors_of_piped_messages(line, monkeypatch, capsys):
     assert conversation("One.", thinking="off").loop(lines(line, "/help")) == 1
     assert conversation("One.", thinking="off").loop(lines("first")) == 0
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert conversation("One.", thinking="off").loop(lines(line)) == 0
 
 
-def test_lines_are_edited_and_remembered(monkeypatch, tmp_path):
+def test_lines_can_be_edited_and_are_saved_in_the_history(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     with create_pipe_input() as keys:
@@ -232,7 +235,7 @@ def test_lines_are_edited_and_remembered(monkeypatch, tmp_path):
     assert history.read_text() == before
 
 
-def test_where_history_lies(monkeypatch):
+def test_the_history_folder_follows_the_platform(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert state_folder().parts[-2:] == ("Application Support", "mlx-qwen3")
     monkeypatch.setattr(sys, "platform", "linux")

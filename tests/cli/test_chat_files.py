@@ -1,4 +1,4 @@
-"""Commands of a chat that take names: odd ones never end it and lose nothing; Tab completes them."""
+"""Chat commands that take names: invalid names are one-line errors and lose nothing; Tab completes names."""
 
 import json
 import sys
@@ -23,12 +23,12 @@ def session(*answers, **options):
 @pytest.fixture
 def chat(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    made = Conversation(session("One.", "Two."), "off")
-    made.take("first")
-    return made
+    conversation = Conversation(session("One.", "Two."), "off")
+    conversation.take("first")
+    return conversation
 
 
-ODD_NAMES = [
+INVALID_NAMES = [
     ".",
     "/",
     "..",
@@ -44,14 +44,14 @@ ODD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("name", INVALID_NAMES)
 @pytest.mark.parametrize("command", ["/save", "/load"])
-def test_names_that_cannot_be_are_one_line_and_lose_nothing(chat, capsys, tmp_path, command, name):
+def test_invalid_names_are_one_line_errors_and_lose_nothing(chat, capsys, tmp_path, command, name):
     (tmp_path / "folder").mkdir()
     chat.take(f"{command} {name}")
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert len(said) < 400
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert len(message) < 400
     assert len(chat.session.messages) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
     chat.take("second")
@@ -59,7 +59,7 @@ def test_names_that_cannot_be_are_one_line_and_lose_nothing(chat, capsys, tmp_pa
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 1}', "[" * 100_000, '"x"', "\x00", '{"messages": 5}'])
-def test_files_that_hold_no_conversation_are_one_line(chat, capsys, tmp_path, content):
+def test_files_without_a_conversation_are_one_line_errors(chat, capsys, tmp_path, content):
     (tmp_path / "odd.json").write_text(content, encoding="utf-8")
     before = (tmp_path / "odd.json").read_bytes()
     for command in ("/load odd.json", "/save odd.json"):
@@ -75,7 +75,7 @@ def test_quotes_around_a_name_are_not_part_of_it(chat, tmp_path, typed):
     assert json.loads((tmp_path / "my talk.json").read_text(encoding="utf-8"))["messages"]
 
 
-def test_an_existing_file_is_overwritten_only_when_that_is_confirmed(chat, tmp_path, monkeypatch, capsys):
+def test_an_existing_file_is_overwritten_only_after_confirmation(chat, tmp_path, monkeypatch, capsys):
     chat.take("/save talk.json")
     before = (tmp_path / "talk.json").read_bytes()
     chat.take("second")
@@ -98,9 +98,9 @@ def test_a_conversation_continues_with_another_model(chat, capsys):
         if name == "missing":
             raise HubError("there is no folder missing. Check the name")
         opened.append(name)
-        made = session("Other.")
-        made.model_name = name
-        return made
+        opened_session = session("Other.")
+        opened_session.model_name = name
+        return opened_session
 
     chat.open_model = open_model
     chat.session.system, chat.session.thinking = "Be kind.", False
@@ -113,7 +113,7 @@ def test_a_conversation_continues_with_another_model(chat, capsys):
     assert [m["content"] for m in chat.session.messages] == ["first", "One.", "second", "Other."]
     assert (chat.session.system, chat.session.thinking) == ("Be kind.", False)
     chat.take("/model")
-    assert "This is other model." in capsys.readouterr().err
+    assert "The current model is other model." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Verbs, errors in one line, exit statuses, prompts from everywhere."""
+"""Verbs, one-line errors, exit statuses, and the sources of the prompt."""
 
 import io
 import os
@@ -37,12 +37,12 @@ def test_help_names_every_verb(capsys):
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_verbs_have_help_and_a_function(verb, capsys):
+def test_every_verb_prints_its_help(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert verb in capsys.readouterr().out
 
 
-def test_only_the_asked_verb_is_imported():
+def test_only_the_module_of_the_verb_is_imported():
     code = (
         "import sys; from mlx_qwen3.cli import main; main(['--help']);"
         "assert not {'mlx.core', 'mlx_qwen3.cli.chat', 'prompt_toolkit', 'rich'} & set(sys.modules)"
@@ -50,7 +50,7 @@ def test_only_the_asked_verb_is_imported():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_generate_repeats_by_seed(generate, capsys):
+def test_generate_repeats_its_answer_with_the_same_seed(generate, capsys):
     assert main([*generate, "--prompt", "hi"]) == 0
     first = capsys.readouterr()
     assert main([*generate, "--prompt", "hi"]) == 0
@@ -60,7 +60,7 @@ def test_generate_repeats_by_seed(generate, capsys):
     assert capsys.readouterr().out != first.out
 
 
-def test_generate_reads_the_standard_input(generate, capsys, monkeypatch):
+def test_generate_reads_standard_input(generate, capsys, monkeypatch):
     assert main([*generate, "--prompt", "hi", "--ignore-chat-template", "--temp", "0.9"]) == 0
     first = capsys.readouterr().out
     for given in (["--prompt", "-"], []):
@@ -69,7 +69,7 @@ def test_generate_reads_the_standard_input(generate, capsys, monkeypatch):
         assert capsys.readouterr().out == first
 
 
-def test_the_prompt_needs_no_flag(generate, capsys):
+def test_the_prompt_can_be_a_positional_argument(generate, capsys):
     assert main([*generate, "--prompt", "hi"]) == 0
     first = capsys.readouterr().out
     for given in ([generate[0], "hi", *generate[1:]], [*generate, "hi"]):
@@ -79,14 +79,14 @@ def test_the_prompt_needs_no_flag(generate, capsys):
     assert "not allowed with argument TEXT" in capsys.readouterr().err
 
 
-def test_verbose_tells_fit_and_speed(generate, capsys):
+def test_verbose_prints_memory_and_speed(generate, capsys):
     assert main([*generate, "--prompt", "hi", "-v"]) == 0
     shown = capsys.readouterr().err
     assert "cache for 256 tokens" in shown
     assert "answer: 8 tokens at" in shown
 
 
-def test_a_prompt_cache_is_kept_and_taken_up(generate, capsys, tmp_path):
+def test_a_prompt_cache_is_saved_and_loaded(generate, capsys, tmp_path):
     path = tmp_path / "cache.safetensors"
     command = [*generate, "--prompt", "hi", "--temp", "0", "-v", "--prompt-cache-file", str(path)]
     assert main(command) == 0
@@ -119,11 +119,11 @@ def test_errors_are_one_line_and_exit_2(generate, capsys, arguments, words):
     assert main([*generate, *arguments]) == 2
     shown = capsys.readouterr().err
     assert words in shown
-    assert shown.count("\n") == (2 if "--help lists" in shown else 1)  # argparse's own have a second line
+    assert shown.count("\n") == (2 if "--help for a list" in shown else 1)  # errors of argparse have a second line
     assert shown.startswith("mlx-qwen3")
 
 
-def test_models_that_cannot_be(tmp_path, capsys):
+def test_models_that_cannot_generate_are_one_line_errors(tmp_path, capsys):
     assert main(["generate", "--model", str(tmp_path / "none"), "--prompt", "hi"]) == 2
     assert "there is no folder" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}')
@@ -131,16 +131,16 @@ def test_models_that_cannot_be(tmp_path, capsys):
     assert "mlx-lm" in capsys.readouterr().err
     tiny_model("Qwen3ForTokenClassification").save_pretrained(tmp_path)
     assert main(["generate", "--model", str(tmp_path), "--prompt", "hi"]) == 2
-    assert "writes no text" in capsys.readouterr().err
+    assert "does not generate text" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_refused_with_numbers(generate, capsys, monkeypatch):
+def test_a_model_that_does_not_fit_is_refused_with_figures(generate, capsys, monkeypatch):
     monkeypatch.setattr("mlx_qwen3.memory.machine_memory", lambda: 100_000)
     assert main([*generate, "--prompt", "hi"]) == 2
     assert "does not fit: weights" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_can_be_forced(generate, monkeypatch, caplog):
+def test_a_model_that_does_not_fit_can_be_forced(generate, monkeypatch, caplog):
     monkeypatch.setattr("mlx_qwen3.memory.machine_memory", lambda: 1000)
     assert main([*generate, "--prompt", "hi", "--max-tokens", "2", "--force"]) == 0
     assert "does not fit and may end the process" in caplog.text
@@ -162,7 +162,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("message", OUT_OF_MEMORY, ids=["allocator", "metal"])
-def test_out_of_memory_is_one_line(generate, monkeypatch, capsys, message):
+def test_out_of_memory_is_a_one_line_error(generate, monkeypatch, capsys, message):
     def fails(*_, **__):
         raise RuntimeError(message)
 
@@ -171,7 +171,7 @@ def test_out_of_memory_is_one_line(generate, monkeypatch, capsys, message):
     assert capsys.readouterr().err.startswith("mlx-qwen3: out of memory")
 
 
-def test_a_real_process_stops_on_ctrl_c_and_when_nobody_reads(checkpoint):
+def test_a_process_stops_on_ctrl_c_and_on_a_closed_pipe(checkpoint):
     command = [sys.executable, "-m", "mlx_qwen3", "generate", "--model", checkpoint, "--prompt", "hi", "--temp", "0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -188,6 +188,6 @@ def test_a_real_process_stops_on_ctrl_c_and_when_nobody_reads(checkpoint):
         assert b"BrokenPipe" not in errors
 
 
-def test_the_parser_knows_flags_of_one_verb_only():
+def test_the_parser_has_the_flags_of_the_verb():
     parser = make_parser(["generate", "--prompt", "x"])
     assert parser.parse_args(["generate", "--prompt", "x"]).prompt == "x"

@@ -1,4 +1,4 @@
-"""`--output FILE`: every format keeps ids and columns; a name that cannot be is refused before anything is loaded."""
+"""`--output FILE`: every format keeps ids and columns; an invalid name is refused before a model is loaded."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def test_json_lines_keep_every_column(rows, tmp_path):
     assert all(0 < row["labels"][0]["score"] <= 1 for row in found)
 
 
-def test_a_table_has_one_column_for_the_label(rows, tmp_path):
+def test_a_csv_file_has_one_column_for_the_label(rows, tmp_path):
     target = tmp_path / "found.csv"
     assert main(["classify", "--file", str(rows), "-o", str(target)]) == 0
     with target.open(encoding="utf-8", newline="") as file:
@@ -37,7 +37,7 @@ def test_a_table_has_one_column_for_the_label(rows, tmp_path):
     assert all(row["label"] and float(row["score"]) > 0 for row in found)
 
 
-def test_parquet_holds_the_same_table(rows, tmp_path):
+def test_a_parquet_file_has_the_same_columns(rows, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     target = tmp_path / "found.parquet"
     assert main(["classify", "--file", str(rows), "-o", str(target)]) == 0
@@ -46,7 +46,7 @@ def test_parquet_holds_the_same_table(rows, tmp_path):
     assert all(isinstance(row["score"], float) for row in found)
 
 
-def test_vectors_are_an_array(rows, tmp_path, capsys):
+def test_embeddings_are_saved_as_one_array(rows, tmp_path, capsys):
     target = tmp_path / "vectors.npy"
     assert main(["embed", "--file", str(rows), "-o", str(target)]) == 0
     vectors = np.load(target)
@@ -78,12 +78,12 @@ def test_a_row_that_fails_is_reported_and_the_others_are_written(tmp_path, capsy
         ("rows.jsonl", "is the file that the rows are read from"),
     ],
 )
-def test_names_that_cannot_be_are_refused_before_a_model_is_loaded(rows, tmp_path, capsys, monkeypatch, name, words):
+def test_invalid_names_are_refused_before_a_model_is_loaded(rows, tmp_path, capsys, monkeypatch, name, words):
     (tmp_path / "folder.csv").mkdir()
     monkeypatch.setattr("mlx_qwen3.pipeline", None)
     before = rows.read_bytes()
     assert main(["classify", "--file", str(rows), "--output", str(tmp_path / name)]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
     assert rows.read_bytes() == before

@@ -1,4 +1,4 @@
-"""What a user can put right is one line and status 2, whatever was typed or piped."""
+"""Errors of the user are one line with exit status 2, whatever was typed or piped."""
 
 import subprocess
 import sys
@@ -35,22 +35,22 @@ COMMAND = [sys.executable, "-m", "mlx_qwen3"]
         (["classify", "--labels", " ,", "hello"], "--labels names no label"),
     ],
 )
-def test_values_out_of_range(arguments, words, capsys):
+def test_invalid_values_are_reported_in_the_last_line(arguments, words, capsys):
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert words in said.splitlines()[-1]
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert words in message.splitlines()[-1]
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("locale", ["C.UTF-8", "en_US.UTF-8", "C"])
-def test_stdin_that_is_not_utf8(locale):
+def test_rows_from_stdin_that_are_not_utf8_are_refused(locale):
     found = subprocess.run([*COMMAND, "classify"], input=b"caf\xe9\n", capture_output=True, env={"LC_ALL": locale})
     assert found.returncode == 2
     assert found.stdout == b""
     assert b"stdin: is not UTF-8 text" in found.stderr
 
 
-def test_a_byte_order_mark_is_no_text():
+def test_a_byte_order_mark_is_skipped():
     found = subprocess.run([*COMMAND, "classify"], input=b"\xef\xbb\xbfhello\n", capture_output=True)
     assert found.returncode == 0
     assert b"hello" in found.stdout
@@ -58,115 +58,114 @@ def test_a_byte_order_mark_is_no_text():
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
-def test_a_prompt_that_is_not_utf8(verb):
+def test_a_prompt_that_is_not_utf8_is_refused(verb):
     found = subprocess.run([*COMMAND, verb], input=b"caf\xe9\n", capture_output=True)
     assert found.returncode == (1 if verb == "chat" else 2)
     assert found.stdout == b""
-    assert found.stderr.splitlines()[-1].endswith(b"stdin: is not UTF-8 text; convert it to UTF-8")
+    assert found.stderr.splitlines()[-1].endswith(b"stdin: is not UTF-8 text. Convert it to UTF-8")
 
 
-def closed(stream, *arguments):
-    """Return what the command does when the shell has closed a stream for it."""
+def run_with_closed(stream, *arguments):
+    """Run the command with a stream that the shell has closed, and return the finished process."""
     command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND, *arguments]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "classify"])
-def test_a_closed_input(verb):
-    found = closed("0<&-", verb)
+def test_a_closed_input_is_a_one_line_error(verb):
+    found = run_with_closed("0<&-", verb)
     assert found.returncode == 2
-    assert "the standard input is closed: give the text on the command line" in found.stderr.splitlines()[-1]
+    assert "the standard input is closed. Give the text on the command line" in found.stderr.splitlines()[-1]
     assert "Traceback" not in found.stderr
 
 
 def test_a_chat_with_a_closed_input_reports_one_line():
-    found = closed("0<&-", "chat")
+    found = run_with_closed("0<&-", "chat")
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
     assert found.stdout == ""
 
 
 def test_a_chat_with_a_closed_input_answers_the_message_of_the_command_line():
-    found = closed("0<&-", "chat", "hi", "--max-tokens", "4")
+    found = run_with_closed("0<&-", "chat", "hi", "--max-tokens", "4")
     assert found.returncode == 0
     assert "the standard input is closed" not in found.stderr
 
 
 @pytest.mark.parametrize("arguments", [["generate", "-p", "hi", "-m", "8", "--seed", "1"], ["classify", "hi"]])
-def test_verbs_that_read_nothing_do_without_an_input(arguments):
-    found = closed("0<&-", *arguments)
+def test_a_closed_input_is_ignored_by_verbs_that_read_nothing(arguments):
+    found = run_with_closed("0<&-", *arguments)
     assert found.returncode == 0
     assert found.stdout
 
 
 @pytest.mark.parametrize("arguments", [["generate", "-p", "hi"], ["info", "x"], ["chat"], ["classify", "hi"]])
-def test_a_closed_output(arguments):
-    found = closed(">&-", *arguments)
+def test_a_closed_output_is_a_one_line_error(arguments):
+    found = run_with_closed(">&-", *arguments)
     assert found.returncode == 2
-    assert found.stderr == (
-        "mlx-qwen3: the standard output is closed: leave it open, or send it somewhere with > FILE\n"
-    )
+    assert found.stderr == ("mlx-qwen3: the standard output is closed. Leave it open, or redirect it with > FILE\n")
 
 
-def test_messages_do_not_mix_with_results_where_the_error_stream_is_closed():
-    found = closed("2>&-", "classify", "hi")
+def test_messages_are_not_printed_among_results_if_standard_error_is_closed():
+    found = run_with_closed("2>&-", "classify", "hi")
     assert found.returncode == 0
     assert found.stdout.startswith('{"text": "hi"')
 
 
 @pytest.mark.parametrize("flag", ["--bits", "--group-size"])
 @pytest.mark.parametrize("model", [[], ["--model", "q4"]])
-def test_bench_packs_only_random_weights(flag, model, capsys):
+def test_bench_quantizes_random_weights_only(flag, model, capsys):
     assert main(["bench", *model, flag, "4"]) == 2
     assert capsys.readouterr().err.startswith(f"mlx-qwen3: {flag} needs --random SIZE")
 
 
 @pytest.mark.parametrize("arguments", [["generate", "several", "words"], ["chat", "hello", "words"]])
-def test_words_too_many_are_refused_in_two_lines(arguments, capsys):
+def test_surplus_words_are_refused_in_two_lines(arguments, capsys):
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said == (
+    assert capsys.readouterr().err == (
         f"mlx-qwen3 {arguments[0]}: unrecognized arguments: words\n"
-        f"mlx-qwen3 {arguments[0]} --help lists what it takes\n"
+        f"Run mlx-qwen3 {arguments[0]} --help for a list of the flags\n"
     )
 
 
 @pytest.mark.parametrize("name", ["", "~no-such-user/x", "./x", "a/b/c"])
-def test_models_that_are_not_there(name, capsys):
+def test_missing_models_are_one_line_errors(name, capsys):
     assert main(["generate", "-p", "hi", "--model", name]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert (f"there is no folder {name};" if name else "'' names no model") in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert (f"there is no folder {name};" if name else "'' names no model") in message
 
 
-SLOW = "--dtype float16 is many times slower than float32 on a CPU; leave --dtype out\n"
+SLOW = "--dtype float16 is many times slower than float32 on a CPU. Leave --dtype out\n"
 
 
-def test_a_type_that_is_slow_on_a_cpu(monkeypatch, capsys):
+def test_a_dtype_that_is_slow_on_a_cpu_is_warned_about(monkeypatch, capsys):
     for arguments in (["generate", "-p", "hi", "-m", "1"], ["classify", "hi"]):
         assert main([*arguments, "--dtype", "float16"]) == 0
         assert capsys.readouterr().err.startswith(SLOW)
         for quiet in ([], ["--dtype", "float32"]):
             assert main([*arguments, *quiet]) == 0
             assert "--dtype" not in capsys.readouterr().err
-    asked = {"verb": "generate", "dtype": "float16"}
-    for other, says in (({"device": "cpu"}, SLOW), ({"device": "gpu"}, ""), ({"verb": "convert"}, "")):
-        warn_if_slow(Namespace(**{**asked, **other}))
-        assert capsys.readouterr().err == says
+    flags = {"verb": "generate", "dtype": "float16"}
+    for other, warning in (({"device": "cpu"}, SLOW), ({"device": "gpu"}, ""), ({"verb": "convert"}, "")):
+        warn_if_slow(Namespace(**{**flags, **other}))
+        assert capsys.readouterr().err == warning
     monkeypatch.setattr("mlx.core.default_device", lambda: mx.Device(mx.DeviceType.gpu, 0))
-    warn_if_slow(Namespace(**asked))
+    warn_if_slow(Namespace(**flags))
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_under_the_output():
+def test_a_full_disk_is_a_one_line_error():
     with Path("/dev/full").open("w") as full:
         found = subprocess.run([*COMMAND, "info", str(bundled_model_path())], stdout=full, stderr=subprocess.PIPE)
     assert found.returncode == 2
-    assert found.stderr.decode().strip() == "mlx-qwen3: the output: No space left on device"
+    assert (
+        found.stderr.decode().strip() == "mlx-qwen3: the output: No space left on device. Free some space on the disk"
+    )
 
 
-def test_a_search_for_formats_is_refused_before_it_starts(tmp_path, monkeypatch):
+def test_target_bpw_is_refused_before_layers_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("mlx_qwen3.conversion.pipeline.formats_for_target", lambda *given: pytest.fail("searched"))
     with pytest.raises(QuantizationError, match="quantized already"):
         convert(bundled_model_path(), tmp_path / "new", target_bpw=4.5)

@@ -1,4 +1,4 @@
-"""`--prompt-lookup` and `--draft-model`: the same answer, by another way."""
+"""`--prompt-lookup` and `--draft-model` do not change the answer."""
 
 import pytest
 
@@ -11,8 +11,8 @@ from tests.support.scripted import byte_tokenizer
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    made: Qwen3ForCausalLM = tiny.model(vocab_size=261, max_position_embeddings=512)
-    made.save_pretrained(folder)
+    model: Qwen3ForCausalLM = tiny.model(vocab_size=261, max_position_embeddings=512)
+    model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 
@@ -23,7 +23,7 @@ def answer(checkpoint, capsys, *flags) -> str:
     return capsys.readouterr().out
 
 
-def test_the_answer_stays_the_same(checkpoint, capsys):
+def test_speculative_decoding_does_not_change_the_answer(checkpoint, capsys):
     plain = answer(checkpoint, capsys)
     assert answer(checkpoint, capsys, "--prompt-lookup") == plain
     assert answer(checkpoint, capsys, "--draft-model", checkpoint, "--num-draft-tokens", "3") == plain
@@ -37,7 +37,7 @@ def test_the_answer_stays_the_same(checkpoint, capsys):
         (["--prompt-lookup", "--num-draft-tokens", "0"], "--num-draft-tokens: 0 is too small"),
     ],
 )
-def test_wrong_flags_are_named(checkpoint, capsys, flags, words):
+def test_invalid_flags_are_named(checkpoint, capsys, flags, words):
     flags = [checkpoint if flag == "CHECKPOINT" else flag for flag in flags]
     base = ["generate", "--model", checkpoint, "--prompt", "x", "--ignore-chat-template"]
     assert main([*base, "--max-tokens", "2", *flags]) == 2

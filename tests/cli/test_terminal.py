@@ -1,4 +1,4 @@
-"""The chat on a real terminal: a pseudo-terminal is typed into, and a terminal emulator shows what a person sees."""
+"""The chat on a terminal: tests type into a pseudo-terminal and read the screen of a terminal emulator."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from tests.support.scripted_terminal import SCRIPT
 
 
 class Screen:
-    """A chat with a scripted model in a terminal of that many columns."""
+    """A chat with a scripted model in a terminal of `columns` x `rows` characters."""
 
     def __init__(self, tmp_path, answers, columns=80, rows=60, delay=0.0, arguments=()):
         script = tmp_path / "chat.py"
@@ -35,7 +35,7 @@ class Screen:
         self.raw = ""
 
     def read(self, seconds=0.3):
-        """Read until nothing has come for that long."""
+        """Read until there was no output for `seconds`, and return the lines of the screen that are not blank."""
         quiet = time.time() + seconds
         while time.time() < quiet:
             try:
@@ -52,7 +52,7 @@ class Screen:
         return [line.rstrip() for line in self.screen.display if line.strip()]
 
     def wait(self, words, seconds=20):
-        """Read until the screen shows these words."""
+        """Read until the screen shows these words, and return its lines."""
         end = time.time() + seconds
         while time.time() < end:
             lines = self.read(0.1)
@@ -61,7 +61,7 @@ class Screen:
         raise AssertionError(f"{words!r} is not on the screen: {self.read()}")
 
     def wait_for(self, condition, seconds=20):
-        """Read until the condition holds; whether it does."""
+        """Read until the condition holds or the time is up, and return whether it holds."""
         end = time.time() + seconds
         while time.time() < end and not condition():
             self.read(0.1)
@@ -108,7 +108,7 @@ def screen_folder(screen):
     return Path(os.fsdecode(screen.child.args[1])).parent
 
 
-def test_a_pasted_line_that_begins_with_a_slash_is_sent(terminal):
+def test_a_line_that_begins_with_a_path_is_sent(terminal):
     screen = terminal("It is a folder.")
     screen.say("/etc is missing")
     assert any("It is a folder." in line for line in screen.wait("It is a folder."))
@@ -125,7 +125,7 @@ def test_answers_are_wrapped_at_words(terminal, columns):
     assert [word for word in shown if word.startswith("word")] == words
 
 
-def test_tab_completes_a_command_and_up_recalls_a_block_whole(terminal):
+def test_tab_completes_a_command_and_up_recalls_a_whole_block(terminal):
     screen = terminal("Seen.", "Again.", "Third.")
     screen.child.send(f"\x1b[200~{PASTED}\x1b[201~\r")
     screen.wait("Seen.")
@@ -140,12 +140,12 @@ def test_tab_completes_a_command_and_up_recalls_a_block_whole(terminal):
     screen.wait("Saved 4 messages")
     import json
 
-    said = json.loads((screen_folder(screen) / "talk.json").read_text())["messages"]
-    assert said[0]["content"] == said[2]["content"]
-    assert said[0]["content"].strip() == PASTED.strip()
+    messages = json.loads((screen_folder(screen) / "talk.json").read_text())["messages"]
+    assert messages[0]["content"] == messages[2]["content"]
+    assert messages[0]["content"].strip() == PASTED.strip()
 
 
-def test_markdown_is_rendered_and_code_stays_as_it_is(terminal):
+def test_markdown_is_rendered_and_code_is_unchanged(terminal):
     code = "def area(r):\n    return 3.14 * r * r  # " + "x" * 90
     screen = terminal(f"Some **bold** words.\n\n- one\n- two\n\n```python\n{code}\n```\n\nDone.")
     screen.say("?")
@@ -155,16 +155,16 @@ def test_markdown_is_rendered_and_code_stays_as_it_is(terminal):
     assert "bold" in text
     assert " • one" in text
     assert "def area(r):" in lines
-    assert "    return 3.14 * r * r  # " + "x" * (80 - 27) in lines  # a long line goes on, unchanged, on the next row
+    assert "    return 3.14 * r * r  # " + "x" * (80 - 27) in lines  # a long line continues on the next row
 
 
-def test_ctrl_c_at_ten_moments_ends_the_answer_and_nothing_else(terminal):
-    # one more answer than messages: which of them come depends on the moments
+def test_ctrl_c_at_random_times_stops_only_the_answer(terminal):
+    # more answers than messages, because the number used depends on the times
     screen = terminal(*["word " * 60 + "end."] * 12, delay=0.004)
-    moments = random.Random(3)
+    times = random.Random(3)
     for _ in range(10):
         screen.say("go on")
-        time.sleep(0.05 + 0.4 * moments.random())
+        time.sleep(0.05 + 0.4 * times.random())
         screen.child.sendintr()
         screen.read(0.3)
         assert screen.child.isalive()
@@ -177,7 +177,7 @@ def test_ctrl_c_at_ten_moments_ends_the_answer_and_nothing_else(terminal):
     screen.child.expect(pexpect.EOF)
 
 
-def test_what_is_typed_ahead_is_the_next_message(terminal):
+def test_text_typed_during_an_answer_is_the_next_message(terminal):
     screen = terminal("word " * 80, "Second.", delay=0.004)
     screen.say("first")
     time.sleep(0.5)
@@ -188,10 +188,10 @@ def test_what_is_typed_ahead_is_the_next_message(terminal):
     screen.wait("Second.")
 
 
-def test_near_misses_and_endings(terminal):
+def test_misspelled_commands_are_reported_and_exit_leaves(terminal):
     screen = terminal("Not asked.")
     screen.say("/no_thnk")
-    screen.wait("did you mean /no_think?")
+    screen.wait("Did you mean /no_think?")
     screen.say("/reset2")
     screen.wait("there is no command /reset2")
     screen.say("/?")
@@ -201,7 +201,7 @@ def test_near_misses_and_endings(terminal):
     assert "Not asked" not in screen.raw
 
 
-def test_hidden_thinking_shows_that_something_happens(terminal):
+def test_hidden_thinking_shows_a_progress_indicator(terminal):
     screen = terminal(
         "<think>\n" + "deep " * 60 + "\n</think>\n\nAnswer.", delay=0.004, arguments=["--thinking", "hide"]
     )

@@ -1,4 +1,4 @@
-"""Functions in the chat of a terminal: each call waits for a yes; anything else keeps it from running."""
+"""Tool calls in a chat on a terminal: a function runs only after the answer yes."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ sys.path.insert(0, {root!r})
 import mlx_qwen3.cli.constraint_flags as flags
 from mlx_qwen3.cli.main import main
 
-plain = flags.tool_options  # the bundled model calls nothing of its own accord
+plain = flags.tool_options  # the bundled model does not call tools by itself
 flags.tool_options = lambda args: {{**plain(args), "tool_choice": "required", "max_tool_rounds": 1}}
 options = ["--thinking", "off", "--seed", "0", "-m", "60", "--plain", "--no-history"]
 sys.exit(main(["chat", "Light, please.", "--tools", {tools!r}, *options, *sys.argv[1:]]))
@@ -41,19 +41,19 @@ def start(tmp_path):
     (tmp_path / "chat.py").write_text(SCRIPT.format(root=str(ROOT), tools=str(tmp_path / "tools.py")))
     running = []
 
-    def begin(*flags):
+    def run(*flags):
         environment = {**os.environ, "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
         command = [str(tmp_path / "chat.py"), *flags]
         running.append(pexpect.spawn(sys.executable, command, env=environment, encoding="utf-8", timeout=60))
         return running[-1]
 
-    yield begin
+    yield run
     for child in running:
         child.close(force=True)
 
 
 @pytest.mark.parametrize(("typed", "result"), [("y", "the lamp was switched"), ("", "did not allow this call")])
-def test_a_call_waits_for_consent(start, typed, result):
+def test_a_call_waits_for_confirmation(start, typed, result):
     child = start()
     child.expect(r'lamp\(\{"room": "hall", "on": (true|false)\}\)')
     child.expect(r"Run lamp\? \[y/N\]")
@@ -61,6 +61,6 @@ def test_a_call_waits_for_consent(start, typed, result):
     child.expect(result)
 
 
-def test_nobody_is_asked_with_yes(start):
+def test_yes_skips_the_confirmation(start):
     child = start("--yes")
     assert child.expect(["the lamp was switched", r"Run lamp\?"]) == 0

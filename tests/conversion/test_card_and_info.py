@@ -209,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(convert_verb.ProgressBar, "__call__", interrupt)
     args = parser().parse_args(["convert", "--model", str(source), "--mlx-path", str(tmp_path / "out")])
     assert args.run(args) == 130
-    assert "run the same command again" in capsys.readouterr().err
+    assert "is unchanged. Run the same command again" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

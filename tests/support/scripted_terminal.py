@@ -23,6 +23,6 @@ def reply(seen):
 
 model = ScriptedModel(reply)
 model.config.max_position_embeddings = 1 << 20
-chat.load_asked = lambda *arguments, **options: (model, tokenizer)
+chat.load_model = lambda *arguments, **options: (model, tokenizer)
 sys.exit(main(["chat", *{{arguments!r}}]))
 """

@@ -125,13 +125,13 @@ def test_fill_mask_prints_words(run, folders):
     ("arguments", "message"),
     [
         (("classify", "--file", "missing.txt"), "missing.txt: cannot be read"),
-        (("classify", "--file", "x.txt", "text"), "give texts or --file, and not both"),
+        (("classify", "--file", "x.txt", "text"), "texts and --file are both given"),
         (("classify", "--top-k", "-1", "x"), "--top-k is -1"),
         (("classify", "--multi-label", "x"), "need --labels"),
         (("classify", "--file", "rows.csv", "--column", "txt"), "has no column 'txt', only a, b"),
         (("classify", "--file", "rows.jsonl"), "line 2 is not JSON"),
         (("classify", "--file", "latin.txt"), "is not UTF-8 text"),
-        (("answer", "x"), "give --question"),
+        (("answer", "x"), "there is no question. Give --question"),
         (("tag", "x"), "has no token classification head"),
     ],
 )

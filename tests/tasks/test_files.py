@@ -86,21 +86,21 @@ def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
     [
         (["classify", "--file", "none.txt"], "none.txt: cannot be read"),
         (["classify", "--file", "."], "cannot be read (Is a directory)"),
-        (["classify", "--file", "rows.csv"], "has no column 'text', only a, b; name one with --column"),
+        (["classify", "--file", "rows.csv"], "has no column 'text', only a, b. Give one with --column"),
         (["classify", "--file", "rows.csv", "--column", "a", "--pair-column", "c"], "has no column 'c'"),
-        (["classify", "--file", "-", "--pair-column", "b"], "stdin: rows of text and b need a csv"),
+        (["classify", "--file", "-", "--pair-column", "b"], "stdin: rows of text and b need a file. Give a csv"),
         (["classify", "--file", "empty.csv"], "has no column 'text', only nothing"),
         (["classify", "--file", "huge.csv"], "huge.csv: cannot be read after line 1 (field larger"),
         (
             ["classify", "--labels", "a,b", "--file", "rows.xlsx"],
-            "a .xlsx file is not read; give txt (one row per line)",
+            "cannot read .xlsx files. Give txt (one row per line)",
         ),
-        (["classify", "--file", "object.json"], "is no JSON array"),
+        (["classify", "--file", "object.json"], "is not a JSON array"),
         (
             ["classify", "--file", "lines.json"],
-            "line 2 is not JSON (Extra data); a file with one row per line is named .jsonl",
+            "line 2 is not JSON (Extra data). Correct it, or name a file with one row per line .jsonl",
         ),
-        (["classify", "--file", "number.json"], "number.json: row 0 is no JSON object"),
+        (["classify", "--file", "number.json"], "number.json: row 0 is not a JSON object"),
         (["tag", "--file", "none.txt"], "none.txt: cannot be read"),
         (["answer", "--file", "rows.csv"], "has no column 'question'"),
         (["embed", "--file", "rows.csv"], "has no column 'text'"),
@@ -108,9 +108,9 @@ def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
         (["fill-mask", "--model", "x", "--file", "none.txt"], "none.txt: cannot be read"),
         (
             ["rank", "--query", "q", "a"],
-            "rank needs --model, such as Qwen/Qwen3-Reranker-0.6B; the model of the package",
+            "the bundled model does not support it. Give one such as Qwen/Qwen3-Reranker-0.6B",
         ),
-        (["fill-mask", "a [MASK]"], "fill-mask needs --model, such as bert-base-uncased; the model of the package"),
+        (["fill-mask", "a [MASK]"], "fill-mask needs --model, because the bundled model does not support it"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, words, tmp_path, monkeypatch, capsys):
@@ -135,8 +135,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, words, tmp_pa
 def test_help_says_whether_there_is_a_default_model(verb, capsys):
     assert main([verb, "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert ("by default the model that comes with the package" in told) == (verb not in ("rank", "fill-mask"))
-    assert "Blank lines are left out" in told
+    assert ("(default: the bundled small model)" in told) == (verb not in ("rank", "fill-mask"))
+    assert "Blank lines are skipped" in told
 
 
 def test_a_language_model_without_labels_is_told_of_them(folders, capsys):
