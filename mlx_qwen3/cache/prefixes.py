@@ -26,15 +26,16 @@ class PrefixCache:
         if max_bytes < 0:
             raise InputError(f"max_bytes is {max_bytes}, expected at least 0")
         self.max_bytes = max_bytes
-        self._entries: OrderedDict[bytes, tuple[np.ndarray, Cache]] = OrderedDict()  # the newest last
+        self._entries: OrderedDict[bytes, tuple[np.ndarray, Cache]] = OrderedDict()  # the most recently used last
+        self._nbytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the entries hold."""
-        return sum(cache.nbytes for _, cache in self._entries.values())
+        """Bytes of all entries."""
+        return self._nbytes
 
     def insert(self, ids: Sequence[int], cache: Cache) -> bool:
         """Keep a copy of `cache`, which holds exactly `ids`; return whether it fits the limit.
@@ -59,10 +60,12 @@ class PrefixCache:
         for key, (known, _) in list(self._entries.items()):
             covered = len(known) <= len(tokens) and _common(known, tokens) == len(known)
             if covered and cache.reach(len(known)) == len(known):
-                del self._entries[key]
-        self._entries[tokens.tobytes()] = (tokens, cache.copy())
-        while self.nbytes > self.max_bytes:
-            self._entries.popitem(last=False)
+                self._drop(key)
+        copy = cache.copy()
+        self._entries[tokens.tobytes()] = (tokens, copy)
+        self._nbytes += copy.nbytes
+        while self._nbytes > self.max_bytes:
+            self._drop(next(iter(self._entries)))
         return True
 
     def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
@@ -87,6 +90,11 @@ class PrefixCache:
     def clear(self) -> None:
         """Drop every entry."""
         self._entries.clear()
+        self._nbytes = 0
+
+    def _drop(self, key: bytes) -> None:
+        _, cache = self._entries.pop(key)
+        self._nbytes -= cache.nbytes
 
 
 def _as_ids(ids: Sequence[int]) -> np.ndarray:

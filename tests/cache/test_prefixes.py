@@ -48,6 +48,28 @@ def test_the_bound_holds_after_every_insert_and_the_least_used_goes():
     assert len(small) == 0
 
 
+def test_the_total_of_bytes_follows_every_insert_replacement_eviction_and_clear():
+    model = tiny.model()
+    short, long = (filled(model, ids, step=1) for ids in ([1, 2, 3], [1, 2, 3, 4, 5]))
+    other = filled(model, [7, 8, 9], step=1)
+    prefixes = PrefixCache(short.nbytes + long.nbytes)
+    assert prefixes.nbytes == 0
+    for _ in range(2):  # the second insert replaces the entry of the same ids
+        prefixes.insert([1, 2, 3], short)
+        assert prefixes.nbytes == short.nbytes
+    prefixes.longest_prefix([1, 2])
+    assert prefixes.nbytes == short.nbytes
+    prefixes.insert([1, 2, 3, 4, 5], long)  # covers the short one
+    assert prefixes.nbytes == long.nbytes
+    prefixes.insert([7, 8, 9], other)
+    assert prefixes.nbytes == long.nbytes + other.nbytes
+    prefixes.insert([6, 6, 6], filled(model, [6, 6, 6], step=1))  # evicts the long one
+    assert len(prefixes) == 2
+    assert prefixes.nbytes == 2 * other.nbytes
+    prefixes.clear()
+    assert prefixes.nbytes == 0
+
+
 def test_an_entry_that_a_longer_one_covers_is_dropped_where_it_can_be_reached():
     ids = list(range(1, 21))
     for fields, left in (({}, 1), (SLIDING, 2)):
