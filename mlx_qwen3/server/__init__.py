@@ -1,6 +1,6 @@
 """An HTTP server for chat, completions, embeddings, reranking, classification and extraction.
 
-Needs the extra `server`: `pip install 'mlx-qwen3[server]'`.
+Requires the extra `server`: `pip install 'mlx-qwen3[server]'`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def create_app(settings: ServerSettings | None = None, **options: Any) -> Any:
 
 
 def serve(settings: ServerSettings | None = None, **options: Any) -> int:
-    """Run the server until a signal ends it; see `mlx_qwen3.server.running.serve`."""
+    """Run the server until SIGINT or SIGTERM; see `mlx_qwen3.server.running.serve`."""
     from .running import serve as run
 
     return run(settings or ServerSettings(**options))

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, errors, metrics, and the engine behind them."""
+"""The ASGI application: routes, error responses and metrics on top of the engine."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from .models import load_models
 from .page import page_response
 from .schemas import Body, ChatBody, ClassifyBody, CompletionBody, EmbeddingBody, ExtractBody, RerankBody, parse_body
 from .settings import ServerSettings
-from .streams import DisconnectedError, EventStream, unless_disconnected
+from .streams import DisconnectedError, EventStream, run_unless_disconnected
 from .task_routes import classify, embed, rerank
 from .text_routes import ChatRequest, CompletionRequest
 
@@ -39,12 +39,12 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 def error_response(error: ApiError) -> Response:
-    """Return an error as OpenAI writes it."""
+    """Return an error response in the shape of the OpenAI API."""
     return json_response(error.body(), error.status, error.headers)
 
 
 class Api:
-    """What the routes share: the engine, the settings, the counters."""
+    """The engine, settings and metrics that the routes share, and the operations on them."""
 
     def __init__(self, settings: ServerSettings, engine: Engine):
         self.settings, self.engine = settings, engine
@@ -62,20 +62,24 @@ class Api:
         return self.engine.models
 
     async def body(self, request: Request, kind: type[T]) -> T:
-        """Read and check a request's body."""
-        self.models  # noqa: B018 - refuses while starting, before the body is read
+        """Read and validate a request's body.
+
+        Raises:
+            ApiError: 400 for an invalid body, 503 while the server is starting or stopping.
+        """
+        self.models  # noqa: B018 - raises 503 before the body is read
         return parse_body(await request.body(), kind)
 
-    async def prepared(self, kind: Any, body: Any) -> Any:
-        """Check a chat or completion request and make its prompts, in a worker thread."""
+    async def prepare(self, kind: Any, body: Any) -> Any:
+        """Validate a chat or completion request and encode its prompts, in a worker thread."""
         self.engine.preparing += 1
         try:
             return await asyncio.to_thread(kind.prepare, self.models, self.settings, body)
         finally:
             self.engine.preparing -= 1
 
-    async def result(self, request: Request, job: Job) -> Any:
-        """Run a job with a single event and return it; the job is dropped when the client goes away."""
+    async def run_task(self, request: Request, job: Job) -> Any:
+        """Run a job that has a single event and return the event; cancel the job if the client disconnects."""
 
         async def wait() -> Any:
             found = None
@@ -85,12 +89,12 @@ class Api:
 
         self.engine.submit(job)
         try:
-            return await unless_disconnected(request.receive, wait())
+            return await run_unless_disconnected(request.receive, wait())
         finally:
             self.engine.cancel(job)
 
-    async def text(self, request: Request, made: Any, stream: bool, usage: bool) -> Response | EventStream:
-        """Answer a chat or completion request, whole or as a stream."""
+    async def answer_text(self, request: Request, made: Any, stream: bool, usage: bool) -> Response | EventStream:
+        """Return the response to a chat or completion request: the whole answer, or a stream of events."""
         if not stream:
             return json_response(made.whole(await self.gather(request, made.jobs)))
         began = time.monotonic()
@@ -99,7 +103,11 @@ class Api:
         return EventStream(events, self.settings.stall_seconds, finish)
 
     async def gather(self, request: Request, jobs: list[TextJob]) -> list[list[Delta]]:
-        """Run jobs and return the deltas of each of their choices; they are dropped when the client goes away."""
+        """Run jobs and return the deltas of each choice; cancel the jobs if the client disconnects.
+
+        Returns:
+            One list of deltas per choice, in the order of the jobs and of their choices.
+        """
         began = time.monotonic()
         finish = self._submit(jobs)
         choices: list[list[Delta]] = [[] for _ in range(sum(job.options.choices for job in jobs))]
@@ -110,13 +118,17 @@ class Api:
                     choices[delta.index].append(delta)
 
         try:
-            await unless_disconnected(request.receive, read())
+            await run_unless_disconnected(request.receive, read())
         finally:
             finish()
         return choices
 
     def _submit(self, jobs: list[TextJob]) -> Callable[[], None]:
-        """Submit all jobs or none; return what is to be called when they are over."""
+        """Submit all jobs or none.
+
+        Returns:
+            A function to call once at the end: it cancels unfinished jobs and counts the tokens.
+        """
         submitted: list[TextJob] = []
 
         def finish() -> None:
@@ -134,7 +146,7 @@ class Api:
         return finish
 
     async def _deltas(self, jobs: list[TextJob], began: float) -> AsyncIterator[list[Delta]]:
-        """Yield the deltas of all jobs as they come, with the index of the choice among all."""
+        """Yield the deltas of all jobs as they arrive; choices are numbered across the jobs."""
         first = True
         if len(jobs) == 1:
             async for found in jobs[0].read():
@@ -148,7 +160,7 @@ class Api:
         async def pump(job: TextJob, shift: int) -> None:
             try:
                 async for found in job.read():
-                    await queue.put([_shifted(delta, shift) for delta in found])
+                    await queue.put([_shift_index(delta, shift) for delta in found])
                 await queue.put(None)
             except ApiError as error:
                 await queue.put(error)
@@ -156,13 +168,13 @@ class Api:
         shifts = [sum(job.options.choices for job in jobs[:i]) for i in range(len(jobs))]
         pumps = [asyncio.ensure_future(pump(job, shift)) for job, shift in zip(jobs, shifts, strict=True)]
         try:
-            left = len(jobs)
-            while left:
+            unfinished = len(jobs)
+            while unfinished:
                 found = await queue.get()
                 if isinstance(found, ApiError):
                     raise found
                 if found is None:
-                    left -= 1
+                    unfinished -= 1
                     continue
                 yield found
         finally:
@@ -170,14 +182,14 @@ class Api:
                 one.cancel()
 
     def count_tokens(self, jobs: list[TextJob]) -> None:
-        """Count the tokens of requests that are over."""
+        """Add the tokens of finished requests to the metrics."""
         for job in jobs:
             self.metrics.prompt_tokens.inc(len(job.prompt))
             self.metrics.cached_tokens.inc(job.cached_tokens)
             self.metrics.completion_tokens.inc(job.completion_tokens)
 
 
-def _shifted(delta: Delta, shift: int) -> Delta:
+def _shift_index(delta: Delta, shift: int) -> Delta:
     if not shift:
         return delta
     return Delta(delta.index + shift, delta.kind, delta.text, delta.logprobs, delta.finish_reason, delta.call)
@@ -187,31 +199,31 @@ def _shifted(delta: Delta, shift: int) -> Delta:
 
 
 async def health(api: Api, request: Request) -> Response:
-    """Tell whether requests are served."""
+    """Report the state of the server and the load; the status is 503 unless requests are served."""
     status = "stopping" if api.engine.stopping else "ok" if api.engine.loaded else "starting"
     return json_response({"status": status, **api.engine.numbers()}, 200 if status == "ok" else 503)
 
 
 async def metrics(api: Api, request: Request) -> Response:
-    """Give the counters to Prometheus."""
+    """Return the metrics in Prometheus's text format."""
     return Response(api.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def list_models(api: Api, request: Request) -> Response:
     """List the models."""
-    return json_response({"object": "list", "data": [_described(served) for served in api.models.served]})
+    return json_response({"object": "list", "data": [_describe_model(served) for served in api.models.served]})
 
 
-async def one_model(api: Api, request: Request) -> Response:
+async def get_model(api: Api, request: Request) -> Response:
     """Describe a model."""
     name = request.path_params["name"]
     for served in api.models.served:
         if served.name == name:
-            return json_response(_described(served))
-    raise ApiError(404, f"there is no model {name!r}. See /v1/models.", "model", "model_not_found")
+            return json_response(_describe_model(served))
+    raise ApiError(404, f"unknown model: {name!r}. GET /v1/models lists the models.", "model", "model_not_found")
 
 
-def _described(served: Any) -> dict[str, Any]:
+def _describe_model(served: Any) -> dict[str, Any]:
     return {
         "id": served.name,
         "object": "model",
@@ -224,19 +236,19 @@ def _described(served: Any) -> dict[str, Any]:
 
 
 async def chat_completions(api: Api, request: Request) -> Any:
-    """Answer a conversation."""
+    """Generate the next message of a conversation."""
     body = await api.body(request, ChatBody)
-    made = await api.prepared(ChatRequest, body)
+    made = await api.prepare(ChatRequest, body)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return await api.text(request, made.start(), bool(body.stream), usage)
+    return await api.answer_text(request, made.start(), bool(body.stream), usage)
 
 
 async def completions(api: Api, request: Request) -> Any:
-    """Continue texts."""
+    """Complete one or more prompts."""
     body = await api.body(request, CompletionBody)
-    made = await api.prepared(CompletionRequest, body)
+    made = await api.prepare(CompletionRequest, body)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return await api.text(request, made.start(), bool(body.stream), usage)
+    return await api.answer_text(request, made.start(), bool(body.stream), usage)
 
 
 async def embeddings(api: Api, request: Request) -> Response:
@@ -245,17 +257,17 @@ async def embeddings(api: Api, request: Request) -> Response:
 
 
 async def reranking(api: Api, request: Request) -> Response:
-    """Order documents by a query."""
+    """Rank documents by their relevance to a query."""
     return json_response(await rerank(api, request, await api.body(request, RerankBody)))
 
 
 async def classification(api: Api, request: Request) -> Response:
-    """Label texts."""
+    """Classify texts."""
     return json_response(await classify(api, request, await api.body(request, ClassifyBody)))
 
 
 async def extraction(api: Api, request: Request) -> Response:
-    """Extract values by a JSON schema."""
+    """Extract values that conform to a JSON schema."""
     return json_response(await extract(api, request, await api.body(request, ExtractBody)))
 
 
@@ -263,7 +275,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/v1/models", list_models),
-    ("GET", "/v1/models/{name:path}", one_model),
+    ("GET", "/v1/models/{name:path}", get_model),
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/completions", completions),
     ("POST", "/v1/embeddings", embeddings),
@@ -278,11 +290,12 @@ ROUTES: list[tuple[str, str, Handler]] = [
 def create_app(settings: ServerSettings | None = None, engine: Engine | None = None, **options: Any) -> Any:
     """Return the server as an ASGI application.
 
-    The engine starts with the application's lifespan and is drained at its end.
+    The application's lifespan starts and drains the engine, unless `engine` is given.
 
     Args:
-        settings: see `ServerSettings`; or give its fields as keywords.
-        engine: one that is started already; by default a new one.
+        settings: see `ServerSettings`.
+        engine: an engine that the caller starts and stops; by default a new one.
+        **options: fields of `ServerSettings`, as an alternative to `settings`.
 
     Raises:
         InputError: settings out of range.
@@ -314,8 +327,8 @@ def create_app(settings: ServerSettings | None = None, engine: Engine | None = N
             except ApiError as error:
                 response = error_response(error)
             except (DisconnectedError, ClientDisconnect):
-                response = Response(status_code=499)  # nobody reads it
-            except Exception:  # one request fails, the server goes on
+                response = Response(status_code=499)  # not sent: the client has disconnected
+            except Exception:  # a failed request must not stop the server
                 logger.exception("%s %s failed", request.method, path)
                 response = error_response(internal_error())
             api.metrics.requests.labels(path, str(response.status_code)).inc()
@@ -328,9 +341,9 @@ def create_app(settings: ServerSettings | None = None, engine: Engine | None = N
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "")
-            message = f"{request.method} is not allowed here. Use {allowed}."
+            message = f"method not allowed on this path: {request.method}. Use {allowed}."
             return error_response(ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed}))
-        message = f"there is nothing at {request.url.path[:200]!r}. The API begins with /v1."
+        message = f"unknown path: {request.url.path[:200]!r}. Paths of the API start with /v1."
         return error_response(ApiError(error.status_code, message, code="not_found"))
 
     routes = [Route(path, endpoint(handler, path), methods=[method]) for method, path, handler in ROUTES]

@@ -1,4 +1,4 @@
-"""Sequences that are decoded together: rows of one cache that join and leave at token boundaries."""
+"""Batches of sequences that share a cache; rows join and leave between two tokens."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ class Row:
     """One choice of a request in a batch.
 
     Attributes:
-        length: its tokens in the cache.
-        sampler: scores (B, V) → tokens (B,); rows with the same object are sampled together.
-        processors: functions of its ids (1, S) and its scores (1, V).
-        matcher: the state of its constraint.
-        reserved: bytes of cache that it may come to need.
-        counted: its tokens that the request's usage includes.
-        error: why it has failed, where the request is at fault.
+        length: number of its tokens in the cache.
+        sampler: function of scores (B, V) that returns tokens (B,). Rows with the same object are sampled in one call.
+        processors: functions of ids (1, S) and scores (1, V) that return scores (1, V).
+        matcher: state of the constraint; None without one.
+        reserved: bytes of cache reserved for the row.
+        counted: number of its tokens that are already in the request's usage.
+        error: the error for the client if the request is invalid; None for a failure of the server.
     """
 
     job: TextJob
@@ -50,11 +50,11 @@ class Row:
 
     @property
     def controlled(self) -> bool:
-        """Whether the scores of its next token depend on the tokens before."""
+        """Whether the previous token must be known on the host before the next one can be sampled."""
         return bool(self.processors) or self.matcher is not None
 
     def fail(self, error: BaseException) -> None:
-        """Let the row leave the batch with an error."""
+        """Mark the row as failed, so that it leaves the batch with an error."""
         self.failed = True
         if isinstance(error, MlxQwen3Error):
             self.error = ApiError(400, str(error))
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether it leaves the batch."""
+        """Whether the row must leave the batch."""
         return self.failed or self.job.cancelled or self.answer.finish_reason is not None
 
 
@@ -71,7 +71,7 @@ _SHARED: dict[tuple[Any, ...], RandomSampler] = {}
 
 
 def sampler_for(sampling: dict[str, Any] | None, index: int) -> Any:
-    """Return the sampler of a choice: its own one with a seed, else one for all rows with the same options."""
+    """Return the sampler of a choice: a new one if it has a seed, else one shared by all rows with these options."""
     if sampling is None:
         return greedy
     if sampling.get("seed") is not None:
@@ -85,41 +85,43 @@ def sampler_for(sampling: dict[str, Any] | None, index: int) -> Any:
 
 
 @dataclass
-class Chosen:
-    """The next token of each row, on its way from the device.
+class NextTokens:
+    """The sampled token of each row, possibly still being computed.
 
-    logprobs: row index → (log-probability of the token, ids of the likeliest tokens, their log-probabilities).
+    Attributes:
+        tokens: ids (B,).
+        logprobs: row index → (log-probability of the token, ids of the most likely tokens, their log-probabilities).
     """
 
     tokens: mx.array
     logprobs: dict[int, tuple[mx.array, mx.array, mx.array]] = field(default_factory=dict)
 
-    def start(self) -> "Chosen":
-        """Start the computation."""
+    def start(self) -> "NextTokens":
+        """Start the computation asynchronously and return self."""
         mx.async_eval(self.tokens, [array for arrays in self.logprobs.values() for array in arrays])
         return self
 
-    def kept(self, rows: Sequence[int]) -> "Chosen":
-        """Return the tokens of some rows, in this order."""
-        order = {row: place for place, row in enumerate(rows)}
+    def select(self, rows: Sequence[int]) -> "NextTokens":
+        """Return the tokens of the rows with these indices, in this order."""
+        order = {row: index for index, row in enumerate(rows)}
         own = {order[row]: found for row, found in self.logprobs.items() if row in order}
-        return Chosen(self.tokens[mx.array(list(rows))], own)
+        return NextTokens(self.tokens[mx.array(list(rows))], own)
 
-    def joined(self, other: "Chosen") -> "Chosen":
-        """Return these tokens followed by others."""
+    def concatenate(self, other: "NextTokens") -> "NextTokens":
+        """Return these tokens followed by those of `other`."""
         shift = self.tokens.shape[0]
         moved = {row + shift: found for row, found in other.logprobs.items()}
-        return Chosen(mx.concatenate([self.tokens, other.tokens]), {**self.logprobs, **moved})
+        return NextTokens(mx.concatenate([self.tokens, other.tokens]), {**self.logprobs, **moved})
 
     def read(self, rows: Sequence[Row]) -> list[tuple[int, TokenLogprob | None]]:
-        """Wait for the tokens: an id for each row, and its log-probabilities where the request wants them."""
+        """Wait for the tokens and return (id, log-probabilities or None) per row."""
         tokens = cast(list[int], self.tokens.tolist())
         found: list[tuple[int, TokenLogprob | None]] = []
-        for place, token in enumerate(tokens):
+        for index, token in enumerate(tokens):
             logprob = None
-            if place in self.logprobs:
-                own, ids, values = self.logprobs[place]
-                count = rows[place].job.options.logprobs or 0
+            if index in self.logprobs:
+                own, ids, values = self.logprobs[index]
+                count = rows[index].job.options.logprobs or 0
                 pairs = zip(cast(list[int], ids.tolist()), cast(list[float], values.tolist()), strict=True)
                 logprob = TokenLogprob(token, finite(own.item()), tuple((i, finite(x)) for i, x in [*pairs][:count]))
             found.append((token, logprob))
@@ -127,53 +129,57 @@ class Chosen:
 
 
 def finite(value: Any) -> float:
-    """Return a log-probability as JSON can hold it: OpenAI writes -9999.0 for what is not finite."""
+    """Return a log-probability as a float that JSON can represent: -9999.0 if it is not finite, as in OpenAI's API."""
     return float(value) if np.isfinite(value) else -9999.0
 
 
-def choose(logits: mx.array, rows: Sequence[Row]) -> Chosen:
-    """Choose the next token of each row from logits (B, V). A row whose constraint or processor fails is marked."""
+def choose(logits: mx.array, rows: Sequence[Row]) -> NextTokens:
+    """Sample the next token of each row from logits (B, V). Rows whose constraint or processor raises fail."""
     logprobs: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
     scores = logits
     if any(row.processors for row in rows):
         parts = mx.split(logits.astype(mx.float32), len(rows), axis=0)
-        scores = mx.concatenate([_processed(row, part) for row, part in zip(rows, parts, strict=True)], axis=0)
-    masks = [_mask(row) for row in rows]
+        scores = mx.concatenate([_process_scores(row, part) for row, part in zip(rows, parts, strict=True)], axis=0)
+    masks = [_compute_mask(row) for row in rows]
     if any(mask is not None for mask in masks):
         scores = apply_masks(scores, masks)
     tokens = _sample(scores, [row.sampler for row in rows])
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.job.options.logprobs is not None:
-            logprobs[place] = _logprobs(scores[place], tokens[place])
-    return Chosen(tokens, logprobs)
+            logprobs[index] = _compute_logprobs(scores[index], tokens[index])
+    return NextTokens(tokens, logprobs)
 
 
-def _processed(row: Row, scores: mx.array) -> mx.array:
-    """Return the scores (1, V) of a row's next token after its penalties and biases."""
+def _process_scores(row: Row, scores: mx.array) -> mx.array:
+    """Return the scores (1, V) of a row's next token after penalties and biases."""
     if not row.processors or row.done:
         return scores
     try:
         ids = mx.array([[*row.job.prompt, *row.answer.tokens]], dtype=mx.int32)
         for process in row.processors:
             scores = process(ids, scores)
-    except Exception as error:  # noqa: BLE001 - this request alone fails
+    except Exception as error:  # noqa: BLE001 - only this request fails
         row.fail(error)
     return scores
 
 
-def _mask(row: Row) -> Any:
-    """Return the tokens that a row's constraint allows next; None where it has none."""
+def _compute_mask(row: Row) -> Any:
+    """Return the bit mask of the tokens that a row's constraint allows next; None without a constraint."""
     if row.matcher is None or row.done:
         return None
     try:
         return row.matcher.mask()
-    except Exception as error:  # noqa: BLE001 - this request alone fails
+    except Exception as error:  # noqa: BLE001 - only this request fails
         row.fail(error)
         return None
 
 
-def _logprobs(scores: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Return the log-probabilities of a token and of the likeliest ones, from scores (V,)."""
+def _compute_logprobs(scores: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Return the log-probability of a token, and the ids and log-probabilities of the most likely ones.
+
+    Args:
+        scores: (V,). token: id, a scalar array.
+    """
     values = scores.astype(mx.float32)
     values = values - mx.logsumexp(values)
     count = min(MOST_TOP_LOGPROBS, values.shape[0])
@@ -183,22 +189,22 @@ def _logprobs(scores: mx.array, token: mx.array) -> tuple[mx.array, mx.array, mx
 
 
 def _sample(scores: mx.array, samplers: Sequence[Any]) -> mx.array:
-    """Return one token per row (B,), each by its own sampler."""
-    places: dict[int, list[int]] = {}
-    for place, sampler in enumerate(samplers):
-        places.setdefault(id(sampler), []).append(place)
-    if len(places) == 1:
+    """Return one token per row (B,), each from its own sampler."""
+    indices: dict[int, list[int]] = {}
+    for index, sampler in enumerate(samplers):
+        indices.setdefault(id(sampler), []).append(index)
+    if len(indices) == 1:
         return samplers[0](scores).astype(mx.int32)
     order: list[int] = []
     tokens: list[mx.array] = []
-    for own in places.values():
+    for own in indices.values():
         tokens.append(samplers[own[0]](scores[mx.array(own)]).astype(mx.int32))
         order += own
     return mx.concatenate(tokens)[mx.array(np.argsort(order))]
 
 
 def make_row(job: TextJob, index: int, served: Any, budget: int, reserved: int) -> Row:
-    """Return the row of a request's choice, before its first token."""
+    """Return the row of one choice of a request, before its first token."""
     options = job.options
     answer = Answer(served.tokenizer, options, served.ends, budget, index)
     own = resolve_options(None, options.processors, streaming=True) if options.processors else None
@@ -208,30 +214,30 @@ def make_row(job: TextJob, index: int, served: Any, budget: int, reserved: int) 
 
 
 class Batch:
-    """Rows that share a cache and every pass of the model; each ends at the cache's last slot.
+    """Rows that share a cache and every forward pass; each row is padded on the left.
 
     Args:
-        passes: of the model.
-        deliver: takes a row and the deltas of a step.
-        finished: takes a row that leaves and a function that gives a cache of this row alone.
+        passes: the forward passes of the model.
+        deliver: called with a row and the deltas of a step.
+        finished: called with a row that leaves and a function that returns a cache of this row alone.
     """
 
     def __init__(self, passes: Passes, deliver: Callable[[Row, list[Any]], None], finished: Callable[..., None]):
         self.passes, self.deliver, self.finished = passes, deliver, finished
         self.rows: list[Row] = []
         self.cache: Cache | None = None
-        self.chosen: Chosen | None = None
+        self.chosen: NextTokens | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def padding_with(self, lengths: Sequence[int]) -> tuple[int, int]:
-        """Return the slots of padding, and of real tokens, that the cache would have with further rows."""
+        """Return the numbers of padding slots and of tokens in the cache if rows of these lengths joined."""
         own = [row.length for row in self.rows] + list(lengths)
         return max(own) * len(own) - sum(own), sum(own)
 
-    def join(self, rows: Sequence[Row], cache: Cache, chosen: Chosen) -> None:
-        """Add rows with their cache, which is not used any more, and their first tokens."""
+    def join(self, rows: Sequence[Row], cache: Cache, chosen: NextTokens) -> None:
+        """Add rows with their cache and their first tokens. The caller must not use the cache afterwards."""
         if self.cache is None or self.chosen is None:
             self.rows, self.cache, self.chosen = list(rows), cache, chosen
             return
@@ -240,41 +246,41 @@ class Batch:
             RowSource(cache, range(len(rows)), cache.offset),
         ]
         self.cache = self.passes.join_rows(sources)
-        self.chosen = self.chosen.joined(chosen)
+        self.chosen = self.chosen.concatenate(chosen)
         self.rows += rows
 
     def step(self) -> int:
-        """Compute one token more of every row, and deliver the tokens of the last step; their number."""
+        """Compute one more token per row, deliver the tokens of the previous step, and return the number of rows."""
         self.drop_finished()
         if not self.rows or self.chosen is None:
             return 0
         rows, chosen = self.rows, self.chosen
-        logits = self._pass(chosen.tokens)
+        logits = self._run_model(chosen.tokens)
         controlled = any(row.controlled for row in rows)
         following = None if controlled else choose(logits, rows).start()
         if following is None:
             mx.async_eval(logits)
         for row, (token, logprob) in zip(rows, chosen.read(rows), strict=True):
             row.length += 1
-            self._take(row, token, logprob)
+            self._accept_token(row, token, logprob)
         self.chosen = choose(logits, rows).start() if following is None else following
         self.drop_finished()
         return len(rows)
 
-    def _take(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
+    def _accept_token(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
         if row.done:
             return
         try:
             if row.matcher is not None:
                 row.matcher.accept(token)
             deltas = row.answer.take(token, logprob, row.matcher)
-        except Exception as error:  # noqa: BLE001 - this request alone fails
+        except Exception as error:  # noqa: BLE001 - only this request fails
             row.fail(error)
             return
         self.deliver(row, deltas)
 
-    def _pass(self, tokens: mx.array) -> mx.array:
-        """Run the model over one token per row (B,); logits (B, V)."""
+    def _run_model(self, tokens: mx.array) -> mx.array:
+        """Run the model over one token per row (B,) and return the logits (B, V)."""
         assert self.cache is not None
         slot = self.cache.offset
         lengths = np.array([row.length for row in self.rows], dtype=np.int32)
@@ -292,16 +298,16 @@ class Batch:
         cache, chosen, rows = self.cache, self.chosen, self.rows
         assert cache is not None
         assert chosen is not None
-        kept = [place for place, row in enumerate(rows) if not row.done]
-        for place, row in enumerate(rows):
+        kept = [index for index, row in enumerate(rows) if not row.done]
+        for index, row in enumerate(rows):
             if row.done:
-                self.finished(row, lambda place=place, row=row: self._alone(cache, place, row))
-        self.rows = [rows[place] for place in kept]
+                self.finished(row, lambda index=index, row=row: self._extract_row(cache, index, row))
+        self.rows = [rows[index] for index in kept]
         if not kept:
             self.cache = self.chosen = None
             return
         self.cache = self.passes.join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
-        self.chosen = chosen.kept(kept)
+        self.chosen = chosen.select(kept)
 
-    def _alone(self, cache: Cache, place: int, row: Row) -> Cache:
-        return self.passes.join_rows([RowSource(cache, [place], row.length)], room=False)
+    def _extract_row(self, cache: Cache, index: int, row: Row) -> Cache:
+        return self.passes.join_rows([RowSource(cache, [index], row.length)], room=False)

@@ -1,4 +1,4 @@
-"""Text generation for one model: prompts wait, are computed in chunks, and join a running batch."""
+"""Continuous batching for one model: prompts are computed in chunks, then join a running batch."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,34 +17,37 @@ from .jobs import Delta, TextJob
 from .passes import Passes
 
 SMALLEST_CHUNK = 4
-"""Tokens of a prompt in one pass, at least."""
+"""Minimum number of prompt tokens per pass."""
 
 WORTH_KEEPING = 32
-"""Tokens of the shortest prompt whose cache is kept for later ones."""
+"""Number of tokens from which on the cache of a prompt is kept for later prompts."""
 
 TOLERATED_PADDING = 1024
-"""Slots of padding in a batch that need no reason, at least; see `Decoder`. More must stay below the real tokens."""
+"""Padding slots that a batch may always have; see `Decoder`. More padding must not exceed the number of tokens."""
 
 PATIENCE = 2.0
-"""Seconds after which the oldest prompt goes before shorter ones."""
+"""Seconds of waiting after which the oldest prompt goes before shorter ones."""
 
 TOO_SHORT, TOO_LONG = 0.9, 1.5
-"""Shares of the time that a pass may take, below and above which the next one has twice or half as many tokens."""
+"""Fractions of the target time of a pass: below the first the pass size is doubled, above the second halved."""
 
 CALM = 16
-"""Passes after one that took too long in which their size does not grow again."""
+"""Number of passes after an overlong one during which the pass size does not grow."""
 
 FIRST_PASS = 0.03
-"""Seconds of the passes whose size a prompt that was computed alone suggests."""
+"""Target seconds of a pass when its size is estimated from a prompt that was computed without a time limit."""
 
 
 @dataclass
 class Prompt:
-    """A request whose prompt is being computed.
+    """A request whose prompt is waiting or being computed.
 
     Attributes:
-        done: tokens in `cache`. reserved: bytes of cache that each choice may come to need.
-        looked_up: how many prefixes had been kept when they were last searched for this prompt.
+        budget: maximum number of tokens to generate.
+        reserved: bytes of cache reserved per choice.
+        done: number of tokens in `cache`.
+        looked_up: number of prefixes kept so far at the last search for this prompt; -1 before the first search.
+        began: time at which it was added.
     """
 
     job: TextJob
@@ -57,14 +60,15 @@ class Prompt:
 
     @property
     def left(self) -> int:
-        """Tokens that are not computed yet."""
+        """Number of tokens still to compute."""
         return len(self.job.prompt) - self.done
 
 
 class Pace:
-    """How many tokens a pass may have that should take so many seconds: as many as the last passes have shown.
+    """Choose the number of tokens of a pass with a target duration, from the durations of earlier passes.
 
-    A rate would not tell: a pass has a fixed cost, and the first one of its size may compile kernels.
+    A rate in tokens per second would mislead: a pass has a fixed cost, and the first pass of a size may compile
+    kernels.
     """
 
     def __init__(self) -> None:
@@ -73,12 +77,12 @@ class Pace:
         self._calm = 0
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
-        """Return how many tokens to compute in `seconds` (None for no limit): a power of two, at most `most`."""
+        """Return the number of tokens to compute in `seconds` (None: no limit): a power of two, at most `most`."""
         self._seconds = seconds
         return power_of_two(most if seconds is None else min(self._size, most))
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Note how long the pass took."""
+        """Record that a pass of `tokens` tokens took `seconds`."""
         self._calm -= 1
         if self._seconds is None:
             share = min(1.0, FIRST_PASS / max(seconds, 1e-6))
@@ -90,20 +94,21 @@ class Pace:
 
 
 def power_of_two(number: int) -> int:
-    """Return the largest power of two up to a number above 0."""
+    """Return the largest power of two that is at most `number`, which must be positive."""
     return 1 << (number.bit_length() - 1)
 
 
 class Decoder:
-    """Continuous batching for one model. Every method but `waiting_count` runs in the engine's thread.
+    """Continuous batching for one model. All methods run in the engine's thread.
 
     Args:
-        served: has `model`, `tokenizer`, `ends`.
-        max_batch: rows that are decoded together.
-        passes: of its model.
-        post: takes a job and its events.
-        padding_bytes: what the padding of a batch may hold without a reason. A second batch would read all weights
-            once more for every token, which takes longer than reading padding of up to that size.
+        served: the `ServedModel`.
+        max_batch: maximum number of rows that are decoded at once.
+        passes: the forward passes of the model.
+        post: called with a job and its events.
+        cache_options: options of new caches, to compute their size.
+        padding_bytes: bytes of padding that a batch may always have. A second batch would read all weights again for
+            every token, which takes longer than reading that much padding.
     """
 
     def __init__(
@@ -118,10 +123,10 @@ class Decoder:
         config = served.model.config
         rope = getattr(config, "rope_parameters", None) or {}
         moving = rope.get("rope_type") in MOVING_FREQUENCIES
-        # with moving frequencies another row, or another length of a pass, would change a row's numbers
+        # these RoPE frequencies depend on the length of a pass: other rows or chunks would change a row's results
         self.max_batch, self.chunk = (1, None) if moving else (max_batch, variants().prefill_step_size)
         self.served, self.config, self.passes, self._post = served, config, passes, post
-        self._kept = 0
+        self._prefix_count = 0
         self.waiting: list[Prompt] = []
         self.batches: list[Batch] = []
         self.pace = Pace()
@@ -129,21 +134,21 @@ class Decoder:
         dtype = str(served.model.dtype).rpartition(".")[2]
         processes = process_count(served.model.group)
         self.row_bytes = lambda tokens: cache_bytes(config, tokens, dtype=dtype, **cache_options) // processes
-        self._tolerated = max(TOLERATED_PADDING, 1024 * padding_bytes // max(self.row_bytes(1024), 1))
+        self._tolerated_padding = max(TOLERATED_PADDING, 1024 * padding_bytes // max(self.row_bytes(1024), 1))
 
     @property
     def running(self) -> int:
-        """Rows that are being decoded."""
+        """Number of rows being decoded. May be read from any thread."""
         return sum(map(len, self.batches))
 
     @property
     def cache_nbytes(self) -> int:
-        """Bytes of keys and values of running rows and unfinished prompts."""
+        """Bytes of the keys and values of running rows and unfinished prompts."""
         held = [batch.cache for batch in self.batches] + [prompt.cache for prompt in self.waiting]
         return sum(cache.nbytes for cache in held if cache is not None)
 
     def jobs(self) -> list[TextJob]:
-        """Return every request in here."""
+        """Return every request in the decoder."""
         found = [prompt.job for prompt in self.waiting]
         found += [row.job for batch in self.batches for row in batch.rows]
         return list(dict.fromkeys(found))
@@ -151,7 +156,7 @@ class Decoder:
     # decoding
 
     def step(self) -> int:
-        """Compute a token of every running row; how many there were."""
+        """Compute one token for every running row and return the number of rows."""
         count = 0
         for batch in list(self.batches):
             start = time.perf_counter()
@@ -174,33 +179,33 @@ class Decoder:
         if deltas:
             self._post(row.job, deltas)
 
-    def _finished(self, row: Row, alone: Callable[[], Cache]) -> None:
+    def _finish_row(self, row: Row, extract: Callable[[], Cache]) -> None:
         job = row.job
         if row.answer.finish_reason is not None and not job.cancelled and self.passes.prefixes.max_bytes:
             ids = [*job.prompt, *row.answer.tokens]
             if len(ids) >= WORTH_KEEPING:
-                cache = alone()
+                cache = extract()
                 self.passes.trim(cache, cache.offset - len(ids))
-                self._keep(ids, cache)
+                self._keep_prefix(ids, cache)
         self._post(job, [row])
 
-    def _keep(self, ids: Sequence[int], cache: Cache) -> None:
+    def _keep_prefix(self, ids: Sequence[int], cache: Cache) -> None:
         mx.async_eval(cache.arrays)
-        self._kept += self.passes.keep_prefix(ids, cache)
+        self._prefix_count += self.passes.keep_prefix(ids, cache)
 
     # prompts
 
     def add(self, prompt: Prompt) -> None:
-        """Let a prompt wait."""
+        """Add a prompt to the queue."""
         self.waiting.append(prompt)
 
     def prefill(self, seconds: float | None) -> int:
-        """Compute some tokens of waiting prompts, for about so many seconds; how many.
+        """Compute tokens of waiting prompts for about `seconds` (None: no limit) and return how many.
 
-        Prompts that fit into one pass together are computed together; of long ones, the one with the fewest tokens
-        left goes first, unless the oldest has waited for long.
+        Prompts that fit into one pass are computed in one batch. Of longer ones, the one with the fewest tokens left
+        goes first, unless the oldest has waited for more than `PATIENCE` seconds.
         """
-        self.waiting = [prompt for prompt in self.waiting if not self._dropped(prompt)]
+        self.waiting = [prompt for prompt in self.waiting if not self._drop_if_cancelled(prompt)]
         free = self.max_batch - self.running
         ready = [prompt for prompt in self.waiting if prompt.job.options.choices <= free]
         if not ready:
@@ -214,10 +219,10 @@ class Decoder:
         if time.monotonic() - oldest.began > PATIENCE and self.batches:
             ready.remove(oldest)
             ready.insert(0, oldest)
-        group = self._together(ready, tokens, free)
+        group = self._select_group(ready, tokens, free)
         for prompt in group:
             self._look_up(prompt)
-        group = self._together(group, tokens, free)
+        group = self._select_group(group, tokens, free)
         start = time.perf_counter()
         try:
             count = self._prefill_group(group) if len(group) > 1 else self._prefill_one(group[0], tokens)
@@ -230,24 +235,24 @@ class Decoder:
         self.pace.add(count, time.perf_counter() - start)
         return count
 
-    def _dropped(self, prompt: Prompt) -> bool:
+    def _drop_if_cancelled(self, prompt: Prompt) -> bool:
         if prompt.job.cancelled:
             self._post(prompt.job, [prompt])
         return prompt.job.cancelled
 
     def _look_up(self, prompt: Prompt) -> None:
-        """Start a prompt from what an earlier one has left."""
-        if prompt.done or prompt.looked_up == self._kept:
+        """Start a prompt from the longest kept prefix."""
+        if prompt.done or prompt.looked_up == self._prefix_count:
             return
-        prompt.looked_up = self._kept
+        prompt.looked_up = self._prefix_count
         found, length = self.passes.longest_prefix(prompt.job.prompt[:-1])
-        if length < min(WORTH_KEEPING, len(prompt.job.prompt) // 2):  # a pass together with others saves more
+        if length < min(WORTH_KEEPING, len(prompt.job.prompt) // 2):  # computing it in a batch saves more
             found, length = None, 0
         prompt.cache, prompt.done = found or self.passes.new_cache(), length
         prompt.job.cached_tokens = length
 
-    def _together(self, ready: list[Prompt], tokens: int | None, free: int) -> list[Prompt]:
-        """Return the prompts, shortest first, that one pass of at most `tokens` tokens computes whole."""
+    def _select_group(self, ready: list[Prompt], tokens: int | None, free: int) -> list[Prompt]:
+        """Return the prompts, shortest first, that one pass of at most `tokens` tokens can compute; at least one."""
         group: list[Prompt] = []
         for prompt in ready:
             fresh = prompt.done == 0 and prompt.job.options.choices == 1
@@ -257,7 +262,7 @@ class Decoder:
         return group or ready[:1]
 
     def _prefill_group(self, group: list[Prompt]) -> int:
-        """Compute several prompts in one pass, padded on the left."""
+        """Compute several prompts in one pass with left padding; return the number of tokens, padding included."""
         length = max(prompt.left for prompt in group)
         padding = np.array([length - prompt.left for prompt in group], dtype=np.int32)
         ids = np.zeros((len(group), length), dtype=np.int32)
@@ -270,18 +275,18 @@ class Decoder:
             positions = mx.array(np.maximum(slots - padding[:, None], 0))
         cache = self.passes.new_cache()
         logits = self.passes.step_logits(mx.array(ids), cache, 1, mask, positions)[:, -1]
-        for place, prompt in enumerate(group):
+        for index, prompt in enumerate(group):
             self.waiting.remove(prompt)
             if self.passes.prefixes.max_bytes and prompt.left >= WORTH_KEEPING:
-                self._keep(
-                    prompt.job.prompt, self.passes.join_rows([RowSource(cache, [place], prompt.left)], room=False)
+                self._keep_prefix(
+                    prompt.job.prompt, self.passes.join_rows([RowSource(cache, [index], prompt.left)], room=False)
                 )
         rows = [make_row(prompt.job, 0, self.served, prompt.budget, prompt.reserved) for prompt in group]
-        self._start(rows, cache, logits)
+        self._start_rows(rows, cache, logits)
         return len(group) * length
 
     def _prefill_one(self, prompt: Prompt, tokens: int | None) -> int:
-        """Compute the next chunk of a prompt; after the last one its choices join the batch."""
+        """Compute the next chunk of a prompt and return its length; after the last chunk its choices join a batch."""
         cache = prompt.cache
         assert cache is not None
         count = prompt.left if tokens is None else min(prompt.left, tokens)
@@ -296,24 +301,24 @@ class Decoder:
         self.waiting.remove(prompt)
         job, choices = prompt.job, prompt.job.options.choices
         if self.passes.prefixes.max_bytes and len(job.prompt) >= WORTH_KEEPING:
-            self._keep(job.prompt, cache)
+            self._keep_prefix(job.prompt, cache)
         rows = [make_row(job, i, self.served, prompt.budget, prompt.reserved) for i in range(choices)]
         if choices > 1:
             cache = self.passes.join_rows([RowSource(cache, [0] * choices, len(job.prompt))])
             logits = mx.repeat(logits, choices, axis=0)
-        self._start(rows, cache, logits)
+        self._start_rows(rows, cache, logits)
         return count
 
-    def _start(self, rows: list[Row], cache: Cache, logits: mx.array) -> None:
-        """Choose the first tokens and let the rows join a batch in which they need little padding."""
+    def _start_rows(self, rows: list[Row], cache: Cache, logits: mx.array) -> None:
+        """Sample the first tokens and add the rows to a batch in which they need little padding, or to a new one."""
         chosen = choose(logits, rows).start()
         mx.eval(chosen.tokens)
         lengths = [row.length for row in rows]
         for batch in self.batches:
             padding, real = batch.padding_with(lengths)
-            if padding <= max(real, self._tolerated):
+            if padding <= max(real, self._tolerated_padding):
                 batch.join(rows, cache, chosen)
                 return
-        batch = Batch(self.passes, self._deliver, self._finished)
+        batch = Batch(self.passes, self._deliver, self._finish_row)
         batch.join(rows, cache, chosen)
         self.batches.append(batch)

@@ -1,8 +1,8 @@
-"""A server whose chat model several processes divide.
+"""Serve a chat model that is sharded over several processes.
 
-Rank 0 alone speaks HTTP, schedules, samples and checks constraints. What the ranks must do together are the passes of
-the model, so rank 0 sends each pass, and each change of a cache since the last one, to the others, which repeat it with
-their part of the keys and values.
+Only rank 0 handles HTTP, scheduling, sampling and constraints. The other ranks repeat its forward passes, and its
+operations on caches, with their shards of the weights, keys and values. Rank 0 sends them these commands before each
+pass.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .passes import Passes
 
 
 class Leader:
-    """Rank 0's end: collects commands, and sends them before the next pass."""
+    """The sender on rank 0: collects commands and sends them before the next pass."""
 
     def __init__(self, group: Group):
         self.group = group
@@ -29,17 +29,17 @@ class Leader:
         self._count = 0
 
     def add(self, *command: Any) -> None:
-        """Note a command, which is sent with the next pass."""
+        """Add a command to those that are sent with the next pass."""
         self._commands.append(list(command))
 
     def send(self, *command: Any) -> None:
-        """Send all commands, this one as the last."""
+        """Send all collected commands, followed by this one."""
         self.add(*command)
         commands, self._commands = self._commands, []
         send_bytes(json.dumps(commands).encode(), self.group)
 
-    def name(self, cache: Cache) -> int:
-        """Return the number of a new cache; the other ranks drop theirs when this one is gone."""
+    def register(self, cache: Cache) -> int:
+        """Return a number for a new cache; the other ranks drop their shard when this cache is freed."""
         self._count += 1
         number, key = self._count, id(cache)
         self._numbers[key] = number
@@ -51,13 +51,13 @@ class Leader:
         weakref.finalize(cache, drop).atexit = False
         return number
 
-    def number(self, cache: Cache) -> int:
-        """Return the number of a known cache."""
+    def number_of(self, cache: Cache) -> int:
+        """Return the number of a registered cache."""
         return self._numbers[id(cache)]
 
 
 class DividedPasses(Passes):
-    """The passes of a divided model, on rank 0."""
+    """The forward passes of a sharded model on rank 0; the other ranks repeat each one."""
 
     def __init__(self, model: Any, cache_options: dict[str, Any], prefixes: PrefixCache, leader: Leader):
         super().__init__(model, cache_options, prefixes)
@@ -66,7 +66,7 @@ class DividedPasses(Passes):
     def new_cache(self) -> Cache:
         """Return an empty cache."""
         cache = super().new_cache()
-        self._leader.add("new", self._leader.name(cache))
+        self._leader.add("new", self._leader.register(cache))
         return cache
 
     def step_logits(
@@ -77,46 +77,46 @@ class DividedPasses(Passes):
         mask: mx.array | None = None,
         positions: mx.array | None = None,
     ) -> mx.array:
-        """Return the logits (B, keep, V) of the newest positions of ids (B, L), which go into the cache."""
+        """Run ids (B, L), append their keys and values to the cache, and return the last `keep` logits (B, keep, V)."""
         arrays = [None if array is None else array.astype(mx.int32) for array in (ids, mask, positions)]
         shapes = [None if array is None else list(array.shape) for array in arrays]
-        self._leader.send("step", self._leader.number(cache), keep, shapes)
-        ids, mask, positions = _shared(arrays, self._leader.group)  # type: ignore[assignment]
+        self._leader.send("step", self._leader.number_of(cache), keep, shapes)
+        ids, mask, positions = _broadcast(arrays, self._leader.group)  # type: ignore[assignment]
         return super().step_logits(ids, cache, keep, mask, positions)
 
     def fill_cache(self, ids: mx.array, cache: Cache) -> None:
-        """Put the keys and values of ids (B, L) into the cache."""
-        self._leader.send("fill", self._leader.number(cache), list(ids.shape))
-        (ids,) = _shared([ids.astype(mx.int32)], self._leader.group)  # type: ignore[assignment]
+        """Append the keys and values of ids (B, L) to the cache."""
+        self._leader.send("fill", self._leader.number_of(cache), list(ids.shape))
+        (ids,) = _broadcast([ids.astype(mx.int32)], self._leader.group)  # type: ignore[assignment]
         super().fill_cache(ids, cache)
 
     def join_rows(self, sources: Sequence[RowSource], room: bool = True) -> Cache:
-        """Return a cache of rows of others."""
-        described = [[self._leader.number(one.cache), list(one.rows), one.length] for one in sources]
+        """Return a cache made of rows of other caches."""
+        described = [[self._leader.number_of(one.cache), list(one.rows), one.length] for one in sources]
         cache = super().join_rows(sources, room)
-        self._leader.add("join", self._leader.name(cache), described, room)
+        self._leader.add("join", self._leader.register(cache), described, room)
         return cache
 
     def trim(self, cache: Cache, count: int) -> None:
-        """Drop the newest `count` tokens of a cache."""
+        """Drop the last `count` tokens of a cache."""
         super().trim(cache, count)
-        self._leader.add("trim", self._leader.number(cache), count)
+        self._leader.add("trim", self._leader.number_of(cache), count)
 
     def keep_prefix(self, ids: Sequence[int], cache: Cache) -> bool:
-        """Keep a copy of a cache for later prompts; whether there was room."""
-        self._leader.add("keep", [int(token) for token in ids], self._leader.number(cache))
+        """Keep a copy of a cache for later prompts; return whether it fits the limit."""
+        self._leader.add("keep", [int(token) for token in ids], self._leader.number_of(cache))
         return super().keep_prefix(ids, cache)
 
     def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
-        """Return a cache that holds the first n of `ids`, and n; (None, 0) without one."""
+        """Return a cache of the longest kept prefix of `ids`, and its length; (None, 0) without one."""
         cache, length = super().longest_prefix(ids)
-        number = 0 if cache is None else self._leader.name(cache)
+        number = 0 if cache is None else self._leader.register(cache)
         self._leader.add("look up", [int(token) for token in ids], number)
         return cache, length
 
 
 class DividedTask:
-    """A task that runs a divided model, on rank 0: every rank computes the same rows."""
+    """A task of a sharded model on rank 0: every rank computes the same rows."""
 
     def __init__(self, task: Any, ability: str, leader: Leader):
         self._task, self._ability, self._leader = task, ability, leader
@@ -138,10 +138,12 @@ class DividedTask:
 
 
 class Follower:
-    """Another rank's end: repeats what rank 0 sends, until it ends.
+    """The receiver on the other ranks: runs the commands that rank 0 sends.
 
     Args:
-        chat: the chat model, with its tasks. cache_options, prefix_bytes: as on rank 0.
+        chat: this rank's shard of the chat model, with its tasks.
+        group: the processes.
+        cache_options, prefix_bytes: as on rank 0.
     """
 
     def __init__(self, chat: Any, group: Group, cache_options: dict[str, Any], prefix_bytes: int):
@@ -150,7 +152,7 @@ class Follower:
         self._caches: dict[int, Cache] = {}
 
     def run(self) -> None:
-        """Work until rank 0 says that it ends."""
+        """Run commands until rank 0 sends "end"."""
         while True:
             for command, *arguments in json.loads(send_bytes(None, self._group)):
                 if command == "end":
@@ -164,14 +166,14 @@ class Follower:
         self._caches.pop(number, None)
 
     def _step(self, number: int, keep: int, shapes: list[list[int] | None]) -> None:
-        ids, mask, positions = _shared([_zeros(shape) for shape in shapes], self._group)
+        ids, mask, positions = _broadcast([_zeros(shape) for shape in shapes], self._group)
         assert ids is not None
         cache = self._caches[number]
         logits = self._passes.step_logits(ids, cache, keep, mask, positions)
         mx.async_eval(logits, cache.arrays)
 
     def _fill(self, number: int, shape: list[int]) -> None:
-        (ids,) = _shared([_zeros(shape)], self._group)
+        (ids,) = _broadcast([_zeros(shape)], self._group)
         assert ids is not None
         cache = self._caches[number]
         self._passes.fill_cache(ids, cache)
@@ -195,16 +197,16 @@ class Follower:
 
     def _pieces(self, ability: str, rows: list[Any], options: dict[str, Any]) -> None:
         task = self._chat.tasks[ability]
-        task.pieces([_row(row) for row in rows], task.options(**options))
+        task.pieces([_restore_row(row) for row in rows], task.options(**options))
 
     def _compute(self, ability: str, described: list[Any], options: dict[str, Any]) -> None:
         task = self._chat.tasks[ability]
-        rows = [(_row(row), [Piece(*parts) for parts in pieces]) for row, pieces in described]
+        rows = [(_restore_row(row), [Piece(*parts) for parts in pieces]) for row, pieces in described]
         task.compute(rows, task.options(**options))
 
 
-def _row(row: Any) -> Any:
-    """Return a row as it was before JSON made a list of a pair of texts."""
+def _restore_row(row: Any) -> Any:
+    """Return a row as it was before JSON turned a pair of texts into a list."""
     return tuple(row) if isinstance(row, list) and row and isinstance(row[0], str) else row
 
 
@@ -212,8 +214,8 @@ def _zeros(shape: list[int] | None) -> mx.array | None:
     return None if shape is None else mx.zeros(shape, mx.int32)
 
 
-def _shared(arrays: Sequence[mx.array | None], group: Group) -> list[mx.array | None]:
-    """Return rank 0's arrays on every rank; the others give zeros of the same shapes."""
+def _broadcast(arrays: Sequence[mx.array | None], group: Group) -> list[mx.array | None]:
+    """Return rank 0's arrays on every rank; the other ranks pass zeros of the same shapes."""
     found = [None if array is None else mx.distributed.all_sum(array, group=group) for array in arrays]
     mx.async_eval([array for array in found if array is not None])
     return found

@@ -1,7 +1,7 @@
 """The engine: one thread that owns the models and every MLX array, and interleaves all work.
 
-Each round computes one token of every running sequence, then a chunk of a waiting prompt and a slice of the waiting
-embedding, reranking and classification rows, both bounded by time while sequences are running.
+Each round computes one token per running sequence, then a chunk of a waiting prompt and some of the waiting embedding,
+reranking and classification rows. The time of both is limited while sequences are running.
 """
 
 import asyncio
@@ -30,38 +30,41 @@ from .task_rows import next_rows
 logger = logging.getLogger(__name__)
 
 SHORTEST_PAUSE = 0.03
-"""Seconds that a running stream may wait for other work between two tokens, at least; see `Engine._pause`."""
+"""Minimum seconds for other work between two tokens of running streams; see `Engine._pause`."""
 
 PAUSE_STEPS = 2.0
-"""The same in steps of the batch, where those take longer."""
+"""Seconds for other work as a multiple of a decoding step, if that is longer than `SHORTEST_PAUSE`."""
 
 LONGEST_PAUSE = 0.25
-"""Seconds that running streams may wait at most because more prompts wait than streams run."""
+"""Maximum seconds for prompts between two tokens when more prompts wait than streams run."""
 
 FEW_STREAMS = 8
-"""Up to so many running sequences every token is delivered at once."""
+"""Number of running sequences up to which every token is delivered immediately."""
 
 DELIVERY_SECONDS = 0.015
-"""With more sequences, tokens of so long travel together: delivering costs as much as computing them."""
+"""Seconds between deliveries with more sequences, because delivering a token costs as much as computing it."""
 
 GATHERING = 0.003
-"""Seconds in which rows of several requests come together while nothing else runs."""
+"""Seconds to wait for the rows of further requests while nothing else runs, to compute them in one batch."""
 
 LONGEST_GATHERING = 0.02
-"""Seconds that the first request may wait for others whose prompts are being prepared: one pass computes them all."""
+"""Maximum seconds that a request waits for others whose prompts are being prepared, to compute all in one pass."""
 
 CACHE_SHARE = 0.9
+"""Share of the machine's memory for weights, intermediates and caches."""
+
 BUFFER_SHARE = 8
-"""Freed buffers that MLX keeps for later arrays are at most this fraction of the memory."""
+"""MLX's cache of freed buffers may hold 1 / BUFFER_SHARE of the memory."""
 
 COPIES = 3
-"""A batch may hold as much padding as tokens, and exists twice while rows join or leave it."""
+"""Bytes of memory per byte of cache: a batch may be half padding, and exists twice while rows join or leave it."""
 
 
 class Engine:
-    """Runs requests. `start` it once; `submit` and `cancel` are called from event loops.
+    """Run requests in a thread. Call `start` once; `submit` and `cancel` may be called from any event loop.
 
     Args:
+        settings: limits of the queue, the batch and the memory.
         load: returns the models; called in the engine's thread.
     """
 
@@ -72,28 +75,29 @@ class Engine:
         self.ready = threading.Event()
         self.stopping = False
         self.preparing = 0
-        """Requests whose prompts are being prepared; the event loop counts them."""
-        self.prefixes = PrefixCache(settings.prefix_bytes)
+        """Number of requests whose prompts are being prepared; changed by the event loop only."""
+        self.prefixes: list[PrefixCache] = []
+        """Caches of earlier prompts, per model; together they hold at most `settings.prefix_bytes`."""
         self.capacity = 0
         self.reserved = 0
         self._condition = threading.Condition()
         self._inbox: list[Job] = []
         self._tasks: list[TaskJob] = []
-        self._held: list[TextJob] = []  # wait for memory
-        self._open: dict[Job, int] = {}  # every accepted request and the choices that it still waits for
+        self._held: list[TextJob] = []  # waiting for memory
+        self._open: dict[Job, int] = {}  # accepted request → number of its unfinished choices
         self._outbox: dict[Job, list[Any]] = {}
         self._decoders: dict[Any, Decoder] = {}
         self._task_pace = Pace()
         self._worked = False
         self._leader: Leader | None = None
-        self._urgent = False  # something in the outbox that is not the next token of a running stream
+        self._urgent = False  # the outbox has a first token, an error or the end of a request
         self._delivered = 0.0
         self._thread = threading.Thread(target=self._run, name="mlx-qwen3-engine", daemon=True)
 
     # called from other threads
 
     def start(self) -> None:
-        """Start the thread, which loads the models first."""
+        """Start the thread, which first loads the models."""
         self._thread.start()
 
     @property
@@ -102,10 +106,10 @@ class Engine:
         return self.models is not None and self.error is None
 
     def submit(self, job: Job) -> None:
-        """Accept a request.
+        """Queue a request.
 
         Raises:
-            ApiError: 503 while starting or stopping, 429 when the queue is full, 400 for a prompt that can never fit.
+            ApiError: 503 while starting or stopping, 429 if the queue is full, 400 if the request can never fit.
         """
         if self.stopping or not self.loaded:
             raise self.unavailable()
@@ -115,7 +119,7 @@ class Engine:
             if len(self._open) >= self.settings.max_queue:
                 raise ApiError(
                     429,
-                    f"the server has {len(self._open)} requests, as many as it takes. Try again later.",
+                    f"the queue is full: {len(self._open)} requests. Try again later.",
                     code="queue_full",
                     headers={"Retry-After": "2"},
                 )
@@ -124,30 +128,30 @@ class Engine:
             self._condition.notify()
 
     def cancel(self, job: Job) -> None:
-        """Drop a request at the next token; does nothing for one that has finished."""
+        """Cancel a request at the next token; a finished one is ignored."""
         with self._condition:
             if job in self._open:
                 job.cancel()
                 self._condition.notify()
 
     def stop(self) -> None:
-        """Refuse further requests and end the thread once those that were accepted have finished."""
+        """Refuse new requests; the thread exits once all accepted requests have finished."""
         with self._condition:
             self.stopping = True
             self._condition.notify()
 
     def abort(self) -> None:
-        """Stop, and answer all requests with 503."""
+        """Stop immediately and answer all open requests with 503."""
         with self._condition:
             self.stopping = True
             for job in self._open:
                 job.cancel()
-                with contextlib.suppress(RuntimeError):  # its loop is closed: nobody reads the answer
+                with contextlib.suppress(RuntimeError):  # the event loop is closed: the client has gone
                     job.loop.call_soon_threadsafe(job.deliver, [self.unavailable()])
             self._condition.notify()
 
     def unavailable(self) -> ApiError:
-        """Return the error for requests that come before the models are loaded or after the server was stopped."""
+        """Return the error for requests that arrive before the models are loaded or after `stop`."""
         state = "stopping" if self.stopping else "starting"
         return ApiError(503, f"the server is {state}. Try again later.", code=state, headers={"Retry-After": "5"})
 
@@ -157,7 +161,7 @@ class Engine:
         return not self._thread.is_alive()
 
     def numbers(self) -> dict[str, int]:
-        """Return what is going on: requests and sequences, tokens' caches in bytes."""
+        """Return the current numbers of requests, sequences and kept prompts, and the bytes reserved for caches."""
         decoders = list(self._decoders.values())
         running = sum(decoder.running for decoder in decoders)
         return {
@@ -165,20 +169,20 @@ class Engine:
             "running_sequences": running,
             "waiting_requests": sum(len(decoder.waiting) for decoder in decoders) + len(self._held) + len(self._tasks),
             "reserved_cache_bytes": self.reserved,
-            "prefix_cache_entries": len(self.prefixes),
+            "prefix_cache_entries": sum(map(len, self.prefixes)),
         }
 
     def _check_fit(self, job: TextJob) -> None:
-        """Raise `ApiError` for a request that this server can never hold."""
+        """Raise `ApiError` for a request that can never fit into the memory for caches."""
         decoder = self._decoders[job.served]
-        needed = self._needed(decoder, job)
+        needed = self._required_bytes(decoder, job)
         if needed > self.capacity:
             tokens = len(job.prompt) + self._budget(decoder, job)
             choices = f" in {job.options.choices} choices" if job.options.choices > 1 else ""
             raise ApiError(
                 400,
-                f"the request may need {tokens:,} tokens of cache{choices}, {needed / 1e6:,.1f} MB, and the server has "
-                f"{self.capacity / 1e6:,.1f} MB for all. Shorten the prompt or lower max_tokens.",
+                f"the request may need {tokens:,} tokens of cache{choices}: {needed / 1e6:,.1f} MB of at most "
+                f"{self.capacity / 1e6:,.1f} MB. Shorten the prompt or lower max_tokens.",
                 "max_tokens",
                 "insufficient_memory",
             )
@@ -187,7 +191,7 @@ class Engine:
     def _budget(decoder: Decoder, job: TextJob) -> int:
         return tokens_left(decoder.config, 0, len(job.prompt), job.options.max_tokens)
 
-    def _needed(self, decoder: Decoder, job: TextJob) -> int:
+    def _required_bytes(self, decoder: Decoder, job: TextJob) -> int:
         return decoder.row_bytes(len(job.prompt) + self._budget(decoder, job)) * job.options.choices
 
     # the engine's thread
@@ -197,7 +201,7 @@ class Engine:
             models = self._load()
             self._set_limits(models)
             for served in models.generating:
-                passes = self._passes(served, models.cache_options)
+                passes = self._make_passes(served, models)
                 self._decoders[served] = Decoder(
                     served,
                     self.settings.max_batch,
@@ -207,27 +211,30 @@ class Engine:
                     min(models.nbytes // 2, self.capacity // 4),
                 )
             self.models = models
-        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for `ready`
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller that waits for `ready`
             self.error = error
             return
         finally:
             self.ready.set()
-        while self._take_in():
+        while self._receive_jobs():
             try:
-                self._round()
-            except Exception as error:  # the requests concerned have received their error
+                self._run_round()
+            except Exception as error:  # the affected requests have received their errors
                 if self._leader is not None and isinstance(error, RuntimeError):
                     self._abandon(error)
                     return
-                logger.exception("a step of the engine failed")
+                logger.exception("an engine step failed")
             self._flush()
         self._decoders.clear()
         if self._leader is not None:
             self._leader.send("end")
 
-    def _passes(self, served: Any, cache_options: dict[str, Any]) -> Passes:
-        """Return the passes of a model; where processes divide it, the others repeat them from here on."""
-        model, prefixes = served.model.for_inference(), self._prefixes(served)
+    def _make_passes(self, served: Any, models: Any) -> Passes:
+        """Return the forward passes of a model; if it is sharded, the other processes repeat them from now on."""
+        # an adapter changes all keys and values, so that each model needs its own prefixes
+        prefixes = PrefixCache(self.settings.prefix_bytes // len(models.generating))
+        self.prefixes.append(prefixes)
+        model, cache_options = served.model.for_inference(), models.cache_options
         if served.model.group is None:
             return Passes(model, cache_options, prefixes)
         self._leader = Leader(served.model.group)
@@ -235,22 +242,15 @@ class Engine:
         return DividedPasses(model, cache_options, prefixes, self._leader)
 
     def _abandon(self, error: RuntimeError) -> None:
-        """End all requests: a process has exited, or the processes are no longer at the same pass."""
-        logger.debug("the processes have lost each other", exc_info=error)
-        self.error = DistributedError(f"the processes have lost each other ({error}). Start all of them again")
+        """Fail all requests: a process has exited, or the processes do not run the same pass."""
+        logger.debug("the processes are out of step", exc_info=error)
+        self.error = DistributedError(f"the processes are out of step: {error}. Restart all of them.")
         for job in list(self._open):
             self._fail(job, ApiError(503, "a process of the server has exited. Try again later.", code="stopping"))
         self._flush()
 
-    def _prefixes(self, served: Any) -> PrefixCache:
-        """Return the caches of earlier prompts; an adapter's own, since it changes every number."""
-        return self.prefixes if served is self._first(served) else PrefixCache(self.settings.prefix_bytes // 4)
-
-    def _first(self, served: Any) -> Any:
-        return next(iter(self._decoders), served)
-
     def _set_limits(self, models: Any) -> None:
-        """Decide how many bytes of cache running requests may reserve."""
+        """Set the number of bytes of cache that running requests may reserve, and the limit of MLX's buffers."""
         memory = machine_memory()
         mx.set_cache_limit(memory // BUFFER_SHARE)
         if self.settings.cache_bytes is not None:
@@ -259,15 +259,15 @@ class Engine:
         rest = CACHE_SHARE * memory - models.nbytes - models.working_bytes - self.settings.prefix_bytes
         self.capacity = max(int(rest / COPIES), 0)
 
-    def _take_in(self) -> bool:
-        """Move new requests to where they wait; sleeps while there is nothing to do. False when all is over."""
+    def _receive_jobs(self) -> bool:
+        """Move new requests to the queues, blocking while there is nothing to do; return False at the end."""
         with self._condition:
             while not (self._inbox or self._busy()):
                 if self.stopping and not self._open:
                     return False
                 woken = self._condition.wait(0.5 if self._open or self._worked else None)
-                if not woken and self._worked and not self._open:  # buffers are allocated again with the next request
-                    self._worked = False
+                if not woken and self._worked and not self._open:
+                    self._worked = False  # idle: free the buffers; the next request allocates them again
                     mx.clear_cache()
             inbox, self._inbox = self._inbox, []
         if not self._busy():
@@ -278,7 +278,7 @@ class Engine:
         return True
 
     def _gather(self, first: list[Job]) -> list[Job]:
-        """Wait a moment for requests that come together with the first ones, and return them."""
+        """Wait briefly for requests that arrive together with the first ones, and return them."""
         began = time.monotonic()
         if not first or began - first[0].created > LONGEST_GATHERING:
             return []
@@ -295,11 +295,11 @@ class Engine:
         return bool(self._tasks or self._held or any(d.waiting or d.batches for d in self._decoders.values()))
 
     def _admit(self) -> None:
-        """Let requests that wait for memory go on, in their order, as far as it reaches."""
+        """Pass requests to their decoders in order, as long as their caches fit into memory."""
         waiting: list[TextJob] = []
         for job in self._held:
             decoder = self._decoders[job.served]
-            needed = self._needed(decoder, job)
+            needed = self._required_bytes(decoder, job)
             if job.cancelled:
                 self._close(job)
             elif waiting or (self.reserved + needed > self.capacity and self.reserved):
@@ -310,7 +310,7 @@ class Engine:
                 decoder.add(Prompt(job, budget, needed // job.options.choices))
         self._held = waiting
 
-    def _round(self) -> None:
+    def _run_round(self) -> None:
         for decoder in self._decoders.values():
             decoder.step()
         self._flush()
@@ -323,14 +323,14 @@ class Engine:
         self._worked = True
 
     def _pause(self) -> float | None:
-        """Return seconds that other work may take before the next token of running streams; None without streams."""
+        """Return the seconds for other work before the next token of running streams; None if no stream is running."""
         running = [decoder for decoder in self._decoders.values() if decoder.running]
         if not running:
             return None
         return max(SHORTEST_PAUSE, PAUSE_STEPS * max(decoder.step_seconds for decoder in running))
 
     def _prompt_pause(self, pause: float | None) -> float | None:
-        """Return the same for prompts: more where more prompts wait than streams run."""
+        """Return the seconds for prompts: more than `pause` if more prompts wait than streams run."""
         if pause is None:
             return None
         running = sum(decoder.running for decoder in self._decoders.values())
@@ -340,7 +340,7 @@ class Engine:
     # tasks
 
     def _run_tasks(self, pause: float | None) -> None:
-        """Compute some rows of the requests that share the oldest one's task and options."""
+        """Compute rows of the requests that share the task and the options of the oldest one."""
         for job in [job for job in self._tasks if job.cancelled]:
             self._tasks.remove(job)
             self._close(job)
@@ -351,7 +351,7 @@ class Engine:
         for job in [job for job in group if job.pieces is None]:
             try:
                 job.pieces = job.task.pieces(job.rows, job.options)
-            except Exception as error:  # noqa: BLE001 - this request alone fails
+            except Exception as error:  # noqa: BLE001 - only this request fails
                 self._tasks.remove(job)
                 group.remove(job)
                 self._fail(job, error)
@@ -363,7 +363,7 @@ class Engine:
             results = first.task.compute([(job.rows[i], (job.pieces or [])[i]) for job, i in rows], first.options)
             tokens = sum(len(piece.ids) for job, i in rows for piece in (job.pieces or [])[i])
             self._task_pace.add(tokens, time.perf_counter() - start)
-        except Exception as error:  # noqa: BLE001 - these requests alone fail
+        except Exception as error:  # noqa: BLE001 - only these requests fail
             for job in group:
                 self._tasks.remove(job)
                 self._fail(job, error)
@@ -379,15 +379,16 @@ class Engine:
     # events
 
     def _post(self, job: TextJob, events: list[Any]) -> None:
-        """Pass on the deltas of a job; a row or prompt in place of them means that it has left."""
+        """Queue the events of a job for delivery; a `Row` or `Prompt` among them has left the decoder."""
         self._urgent = self._urgent or job.completion_tokens <= job.options.choices
         for event in events:
             if isinstance(event, Prompt | Row):
-                self._left(job, event)
+                self._release(job, event)
             else:
                 self._outbox.setdefault(job, []).append(event)
 
-    def _left(self, job: TextJob, part: Prompt | Row) -> None:
+    def _release(self, job: TextJob, part: Prompt | Row) -> None:
+        """Release the memory of a prompt or row that has left the decoder, and close its request after the last one."""
         whole = isinstance(part, Prompt)
         self.reserved -= part.reserved * (job.options.choices if whole else 1)
         failed = whole or part.failed
@@ -414,14 +415,14 @@ class Engine:
         self._close(job)
 
     def _close(self, job: Job) -> None:
-        """The last event of a request."""
+        """Queue the end of a request."""
         with self._condition:
             self._open.pop(job, None)
         self._outbox.setdefault(job, []).append(None)
         self._urgent = True
 
     def _flush(self) -> None:
-        """Deliver all events, with one call per event loop."""
+        """Deliver the queued events, with one call per event loop."""
         if not self._outbox:
             return
         now = time.monotonic()
@@ -436,7 +437,7 @@ class Engine:
         for loop, deliveries in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_deliver, deliveries)
-            except RuntimeError:  # the loop is closed: nobody reads the answers
+            except RuntimeError:  # the loop is closed: the clients have gone
                 for job, _ in deliveries:
                     job.cancel()
 

@@ -1,4 +1,4 @@
-"""Errors that a client receives, in the shape that the OpenAI API defines."""
+"""Error responses, in the shape that the OpenAI API defines."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ TYPES = {
     500: "server_error",
     503: "unavailable_error",
 }
-"""Status → the error's type."""
+"""HTTP status → `type` of the error."""
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error response to a request.
 
     Args:
         status: the HTTP status.
-        message: what is wrong and the next step, one line.
-        param: the field of the request that is wrong.
-        code: a word for programs, such as "model_not_found".
-        headers: further headers of the response.
+        message: what is wrong and the next step, in one line.
+        param: name of the invalid field of the request.
+        code: machine-readable code, such as "model_not_found".
+        headers: additional headers of the response.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class ApiError(Exception):
 
 
 def invalid(param: str, problem: str, code: str | None = None) -> ApiError:
-    """Return the error for a wrong field: status 400, and a message that starts with the field's name."""
+    """Return the error (400) for an invalid field; the message starts with the name of the field."""
     return ApiError(400, f"{param}: {problem}", param, code)
 
 
 def internal_error() -> ApiError:
-    """Return the error for a failure of the server; the log has the details, the client does not."""
-    return ApiError(500, "the server failed on this request. Its log has the details.", code="internal_error")
+    """Return the error (500) for a failure of the server; only the log has the details."""
+    return ApiError(500, "internal server error. See the log of the server for details.", code="internal_error")

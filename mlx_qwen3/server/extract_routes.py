@@ -1,4 +1,4 @@
-"""Extraction: a text and a JSON schema in, a value of that schema out. Each text is an answer under a constraint."""
+"""Extraction of JSON values that conform to a schema: one constrained answer per text."""
 
 import asyncio
 import json
@@ -21,20 +21,20 @@ from .text_api import usage_of
 
 
 def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody) -> tuple[ServedModel, list[Any]]:
-    """Return the model and the (ids, options) of each text.
+    """Return the model, and the (prompt ids, `TextOptions`) of each text.
 
     Raises:
-        ApiError: 400 for a schema or a text that cannot be used, 404 for an unknown model.
+        ApiError: 400 for an invalid schema or text, 404 for an unknown model.
     """
     served = models.find(body.model, "chat")
     if not isinstance(body.json_schema, dict):
-        raise invalid("schema", "it is no JSON schema. Send an object.")
+        raise invalid("schema", "it is not a JSON schema. Send an object.")
     try:
         constraint = compile_constraint("schema", body.json_schema, served.tokenizer)
     except MlxQwen3Error as error:
         raise invalid("schema", str(error)) from None
     if served.thinking is None:
-        raise invalid("model", f"{served.name!r} has no chat template, which extraction needs.")
+        raise invalid("model", f"{served.name!r} has no chat template, which extraction requires. Use another model.")
     variables = {"enable_thinking": False} if served.thinking is ThinkingSupport.OPTIONAL else {}
     texts = [body.input] if isinstance(body.input, str) else body.input
     ends = sorted(served.ends)
@@ -42,7 +42,7 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
     for index, text in enumerate(texts):
         where = f"input[{index}]" if len(texts) > 1 else "input"
         if not text.strip():
-            raise invalid(where, "it is empty. Send a text.")
+            raise invalid(where, "it is empty. Send a non-empty string.")
         messages = extraction_messages(text, body.json_schema, body.instruction or INSTRUCTION)
         try:
             prompt = served.tokenizer.apply_chat_template(
@@ -60,14 +60,14 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
 
 
 async def extract(api: Any, request: Any, body: ExtractBody) -> dict[str, Any]:
-    """Return a value of the schema for each text; `data` is null where max_tokens cut it off."""
+    """Extract one value per text; `data` is null if `max_tokens` cut off the answer."""
     served, prepared = await asyncio.to_thread(extraction_jobs, api.models, api.settings, body)
     jobs = [TextJob(served, ids, options) for ids, options in prepared]
     choices = await api.gather(request, jobs)
     results = []
     for index, deltas in enumerate(choices):
         text = "".join(delta.text for delta in deltas if delta.kind == "answer")
-        reason = _reason(deltas)
+        reason = _finish_reason(deltas)
         data = json.loads(text) if reason == "stop" else None
         results.append({"index": index, "data": data, "text": text, "finish_reason": reason})
     return {
@@ -79,5 +79,5 @@ async def extract(api: Any, request: Any, body: ExtractBody) -> dict[str, Any]:
     }
 
 
-def _reason(deltas: list[Delta]) -> str | None:
+def _finish_reason(deltas: list[Delta]) -> str | None:
     return next((delta.finish_reason for delta in reversed(deltas) if delta.finish_reason), None)

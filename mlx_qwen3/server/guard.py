@@ -1,4 +1,4 @@
-"""What every request passes before it reaches a route: host, origin, key, size of the body."""
+"""ASGI middleware that checks the host, the origin, the API key and the size of every request."""
 
 import asyncio
 import contextlib
@@ -16,20 +16,20 @@ from .settings import LOOPBACK, ServerSettings
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/", "/health")
-"""Paths that need no key; so do the page's own files."""
+"""Paths that need no key. The files of the page, under /page/, need none either."""
 
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 HEADER_BYTES = 64 << 10
-"""Bytes of the names and values of all headers."""
+"""Maximum bytes of all header names and values."""
 
 DRAIN_SECONDS, DRAINED_BODIES = 2.0, 4
-"""How long, and how many times the largest body, the rest of a refused request is read."""
+"""Limits for reading the rest of a refused request: seconds, and multiples of the largest body."""
 
 METHODS = "GET, POST, OPTIONS"
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON; numbers that JSON does not have become null."""
+    """Return a value encoded as JSON; NaN and infinity become null."""
     return pydantic_core.to_json(value, inf_nan_mode="null")
 
 
@@ -40,17 +40,18 @@ def json_headers(body: bytes, extra: dict[str, str] | None = None) -> list[tuple
 
 
 async def send_error(send: Any, error: ApiError) -> None:
-    """Answer with an error."""
+    """Send an error response."""
     body = json_bytes(error.body())
     await send({"type": "http.response.start", "status": error.status, "headers": json_headers(body, error.headers)})
     await send({"type": "http.response.body", "body": body})
 
 
 class Guard:
-    """ASGI middleware that refuses what must not reach a route.
+    """Refuse requests that must not reach a route.
 
-    The Host header must be a name of this machine, an IP address or a name that the settings allow: a web page that
-    has its own name point here (DNS rebinding) is refused. Requests of other web origins are refused unless allowed.
+    The Host header must be a name of this machine, an IP address or a name that the settings allow. This refuses web
+    pages that make their own host name resolve to this machine (DNS rebinding). Requests from other web origins are
+    refused unless the settings allow them.
     """
 
     def __init__(self, app: Any, settings: ServerSettings):
@@ -83,9 +84,9 @@ class Guard:
             self._check_key(scope["path"], headers)
             self._check_length(headers)
         except ApiError as error:
-            await send_error(_with_headers(limited.drained(send), cors), error)
+            await send_error(_add_headers(limited.drain_before_end(send), cors), error)
             return
-        await self.app(scope, limited, _with_headers(limited.drained(send), cors))
+        await self.app(scope, limited, _add_headers(limited.drain_before_end(send), cors))
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         host = headers.get(b"host", b"").decode("latin-1").strip()
@@ -93,8 +94,8 @@ class Guard:
         if name is None or not (name in self._hosts or name.endswith(".localhost") or _is_address(name)):
             raise ApiError(
                 400,
-                f"the Host header is {host[:100]!r}, which is no name of this server. "
-                "Use its address, or start it with --allow-host NAME.",
+                f"the Host header is not a name of this server: {host[:100]!r}. "
+                "Use the server's address, or start it with --allow-host NAME.",
                 code="host_not_allowed",
             )
 
@@ -110,7 +111,7 @@ class Guard:
         if urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
             return []
         raise ApiError(
-            403, f"web origin {text[:100]!r} is not allowed. Start the server with --allow-origin.", code="origin"
+            403, f"web origin not allowed: {text[:100]!r}. Start the server with --allow-origin.", code="origin"
         )
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
@@ -137,17 +138,17 @@ class Guard:
 
 
 def too_large(limit: int) -> ApiError:
-    """Return the error for a body above the limit; the connection is closed, since the rest is not read."""
+    """Return the error for a body above the limit. The connection is closed since the rest of the body is not read."""
     return ApiError(
         413,
-        f"the body has more than {limit:,} bytes. Send less.",
+        f"the body exceeds the limit of {limit:,} bytes. Send a smaller one.",
         code="body_too_large",
         headers={"Connection": "close"},
     )
 
 
 class _LimitedBody:
-    """`receive` with limits on the size of the body and on the time that it takes to arrive."""
+    """Wrap `receive` with limits on the size of the body and on the time until it has arrived."""
 
     def __init__(self, receive: Any, settings: ServerSettings):
         self._receive, self._settings = receive, settings
@@ -174,10 +175,10 @@ class _LimitedBody:
             self._whole = not message.get("more_body", False)
         return message
 
-    def drained(self, send: Any) -> Any:
-        """Return `send` that reads the rest of the request before a response ends.
+    def drain_before_end(self, send: Any) -> Any:
+        """Return a `send` that reads the rest of the request before it ends the response.
 
-        A connection that is closed with unread bytes is reset, and the client may lose the response.
+        Closing a connection with unread bytes resets it, and the client may lose the response.
         """
 
         async def wrapped(message: Any) -> None:
@@ -188,12 +189,12 @@ class _LimitedBody:
         return wrapped
 
     async def _drain(self) -> None:
-        left = DRAINED_BODIES * self._settings.max_body
+        remaining = DRAINED_BODIES * self._settings.max_body
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while left > 0 and not self._whole:
+                while remaining > 0 and not self._whole:
                     message = await self._receive()
-                    left -= len(message.get("body", b""))
+                    remaining -= len(message.get("body", b""))
                     self._whole = message["type"] != "http.request" or not message.get("more_body", False)
 
 
@@ -202,17 +203,17 @@ def _check_header_size(headers: list[tuple[bytes, bytes]]) -> None:
     if size > HEADER_BYTES:
         raise ApiError(
             431,
-            f"the headers have {size:,} bytes and the limit is {HEADER_BYTES:,}. Send less.",
+            f"the headers exceed the limit of {HEADER_BYTES:,} bytes: {size:,} bytes. Send fewer headers.",
             code="headers_too_large",
             headers={"Connection": "close"},
         )
 
 
 def _host_name(host: str) -> str | None:
-    """Return the name or address of a Host header without its port; None for what is none."""
+    """Return the host name or address in a Host header, without the port; None if it is invalid."""
     try:
         parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018 - raises for a wrong port
+        parts.port  # noqa: B018 - raises for an invalid port
     except ValueError:
         return None
     if not parts.hostname or parts.path or parts.query or parts.fragment or "@" in host:
@@ -228,7 +229,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _with_headers(send: Any, extra: list[tuple[bytes, bytes]]) -> Any:
+def _add_headers(send: Any, extra: list[tuple[bytes, bytes]]) -> Any:
     async def wrapped(message: Any) -> None:
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", []), *extra, (b"x-content-type-options", b"nosniff")]

@@ -1,4 +1,4 @@
-"""What passes between the HTTP side, which runs in an event loop, and the engine's thread."""
+"""Requests and events exchanged between the event loop of the HTTP side and the engine's thread."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from .errors import ApiError
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token, its log-probability, and the most likely tokens at that position, as (id, log-probability) pairs."""
+    """A token id, its log-probability, and (id, log-probability) pairs of the most likely tokens at its position."""
 
     token: int
     logprob: float
@@ -22,8 +22,13 @@ class TokenLogprob:
 class Delta:
     """What a step adds to one choice of an answer.
 
-    kind: "reasoning", "answer" or "tool" (a piece of a tool call's text).
-    finish_reason: set in the last delta of a choice.
+    Attributes:
+        index: index of the choice.
+        kind: "reasoning", "answer" or "tool".
+        text: new text of the reasoning or the answer.
+        logprobs: log-probabilities of new tokens.
+        finish_reason: set in the last delta of a choice.
+        call: a tool call in OpenAI's shape, if the kind is "tool".
     """
 
     index: int
@@ -35,9 +40,9 @@ class Delta:
 
 
 class Job:
-    """A request on its way through the engine. Created in the event loop that waits for it.
+    """A request for the engine. Create it in the event loop that reads its events.
 
-    Events are posted by the engine's thread and read in the loop; `cancel` may be called from either.
+    The engine's thread posts the events. `cancel` may be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -54,15 +59,15 @@ class Job:
         return self._loop
 
     def deliver(self, events: Sequence[Any]) -> None:
-        """Add events; runs in the loop."""
+        """Add events. Call it in the event loop."""
         self._events += events
         self._wake.set()
 
     async def read(self) -> AsyncIterator[list[Any]]:
-        """Yield the events as they come, those that came together in one list; ends after the last one.
+        """Yield lists of new events until the last one.
 
         Raises:
-            ApiError: the engine has refused or failed the request.
+            ApiError: the request has failed in the engine.
         """
         while True:
             await self._wake.wait()
@@ -78,20 +83,25 @@ class Job:
                     return
 
     def cancel(self) -> None:
-        """Ask the engine to drop the request."""
+        """Mark the request as cancelled, so that the engine drops it."""
         self.cancelled = True
 
 
 @dataclass
 class TextOptions:
-    """How the tokens of a request are chosen and turned into text.
+    """How the tokens of a request are sampled and converted to text.
 
-    sampling: arguments of the sampler; None for greedy. With a seed, choice i draws with seed + i.
-    processors: keywords of `resolve_options` that change scores.
-    logprobs: how many most likely tokens to report with each token; None for no log-probabilities.
-    thinking: whether the prompt may be followed by reasoning: True when it has opened it, None where there is none.
-    constraint: returns a matcher that the answer must follow; None where it is free.
-    tools: returns a parser of tool calls; None where the answer has none.
+    Attributes:
+        max_tokens: maximum number of tokens per choice.
+        choices: number of choices.
+        sampling: arguments of `RandomSampler`; None for greedy decoding. With a seed, choice i uses seed + i.
+        processors: keywords of `resolve_options` that change scores.
+        stop: stop strings.
+        logprobs: number of most likely tokens to report with each token; None for no log-probabilities.
+        thinking: True if the prompt ends inside the reasoning, False if the answer may begin with reasoning, None for
+            text without reasoning.
+        constraint: function that returns the matcher of a choice; None without a constraint.
+        tools: function that returns a parser of tool calls; None without tools.
     """
 
     max_tokens: int
@@ -106,7 +116,7 @@ class TextOptions:
 
 
 class TextJob(Job):
-    """A prompt to continue. Its events are lists of `Delta`, preceded by one `Started`."""
+    """A prompt to complete. Each event is a `Delta`."""
 
     def __init__(self, served: Any, prompt: list[int], options: TextOptions):
         super().__init__()
@@ -116,11 +126,13 @@ class TextJob(Job):
 
 
 class TaskJob(Job):
-    """Rows for an embedding, reranking or classification model. Its single event is the list of results.
+    """Rows for an embedding, reranking or classification task. The single event is the list of results.
 
     Args:
-        task: the task. options: its options; jobs with the same task and options run together.
-        rows: as the task has checked them. pieces: their ids, or None when the task needs its model to make them.
+        task: the `ServedTask`.
+        options: options of the task; rows of jobs with the same task and options are computed in one batch.
+        rows: the inputs.
+        pieces: the encoded rows; None if the task needs its model to encode them.
     """
 
     def __init__(self, task: Any, options: Any, rows: list[Any], pieces: list[Any] | None):
@@ -130,5 +142,5 @@ class TaskJob(Job):
 
     @property
     def key(self) -> tuple[int, Any]:
-        """What jobs that run together share."""
+        """The task and options, which jobs in one batch share."""
         return id(self.task), repr(self.options)

@@ -1,4 +1,4 @@
-"""Counters of a server, as Prometheus reads them."""
+"""Prometheus metrics of the server."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ class Metrics:
     """Counters, gauges and histograms with a registry of their own.
 
     Args:
-        numbers: returns the gauges of the engine by name.
+        numbers: returns the values of the engine's gauges by name.
     """
 
     def __init__(self, numbers: Callable[[], dict[str, int]]):
@@ -20,9 +20,11 @@ class Metrics:
         self.requests = Counter(
             f"{prefix}requests", "Requests answered, by route and status.", ["route", "status"], registry=registry
         )
-        self.prompt_tokens = Counter(f"{prefix}prompt_tokens", "Tokens of prompts and inputs.", registry=registry)
+        self.prompt_tokens = Counter(
+            f"{prefix}prompt_tokens", "Tokens of prompts and of other inputs.", registry=registry
+        )
         self.cached_tokens = Counter(
-            f"{prefix}cached_prompt_tokens", "Tokens of prompts that were not computed again.", registry=registry
+            f"{prefix}cached_prompt_tokens", "Prompt tokens taken from the prefix cache.", registry=registry
         )
         self.completion_tokens = Counter(f"{prefix}completion_tokens", "Tokens generated.", registry=registry)
         self.first_token = Histogram(
@@ -33,16 +35,16 @@ class Metrics:
         )
         self._gauges: dict[str, Any] = {}
         for name, text in (
-            ("open_requests", "Requests that were accepted and not yet answered."),
-            ("running_sequences", "Sequences that are being generated."),
-            ("waiting_requests", "Requests whose prompt or rows wait or are being computed."),
-            ("reserved_cache_bytes", "Bytes of cache that running sequences may come to need."),
-            ("prefix_cache_entries", "Earlier prompts whose cache is kept."),
+            ("open_requests", "Requests accepted and not yet answered."),
+            ("running_sequences", "Sequences being generated."),
+            ("waiting_requests", "Requests whose prompt or rows are waiting or being computed."),
+            ("reserved_cache_bytes", "Bytes of cache reserved for running sequences."),
+            ("prefix_cache_entries", "Prompts in the prefix cache."),
         ):
             self._gauges[name] = Gauge(prefix + name, text, registry=registry)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         from prometheus_client import generate_latest
 
         for name, value in self._numbers().items():

@@ -1,6 +1,8 @@
-"""The models of a server: loaded once, found by the name that a request gives."""
+"""Load the models of a server and find them by name."""
 
+import logging
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,9 @@ from ..bundled import BUNDLED_NAME, bundled_model_path
 from ..chat.modes import ThinkingSupport, thinking_support
 from ..checkpoint import resolve_checkpoint
 from ..distributed import process_count, same_outcome
-from ..errors import InputError, TokenizerError
+from ..errors import InputError, MlxQwen3Error, TokenizerError
 from ..generation import GenerationConfig
+from ..generation.constraints import compile_constraint
 from ..generation.context import context_length
 from ..generation.options import resolve_options
 from ..generation.stream import ending_ids
@@ -26,20 +29,23 @@ from .errors import ApiError
 from .settings import ServerSettings
 from .task_models import ServedClassifier, ServedEmbedding, ServedReranker, ServedZeroShot
 
+logger = logging.getLogger(__name__)
+
 ABILITIES = ("chat", "completions", "embeddings", "rerank", "classify", "labels")
 FIT_TOKENS = 4096
-"""Tokens of cache for which a model must fit into memory when it is loaded."""
+"""Tokens of cache that must fit into memory beside the weights when a model is loaded."""
 
 
 @dataclass(eq=False)
 class ServedModel:
-    """A model under its name.
+    """A model and the name under which it is served.
 
     Attributes:
         tasks: ability → the task that serves it.
         generates: whether it serves chat and completions.
-        ends: ids that end an answer.
-        thinking: whether its chat template lets it reason before it answers; None without a chat template.
+        ends: ids of the tokens that end an answer.
+        thinking: whether its chat template supports reasoning; None without a chat template.
+        created: Unix time at which it was loaded, in seconds.
     """
 
     name: str
@@ -53,36 +59,36 @@ class ServedModel:
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """How the checkpoint wants its tokens to be chosen."""
+        """The generation config of the checkpoint, or the default one."""
         return getattr(self.model, "generation_config", None) or GenerationConfig()
 
     @property
     def context(self) -> int:
-        """The tokens that it holds."""
+        """Length of the context in tokens."""
         return context_length(self.model.config)
 
     @property
     def abilities(self) -> list[str]:
-        """What it serves."""
+        """The abilities that it serves, in the order of `ABILITIES`."""
         own = [*(("chat", "completions") if self.generates else ()), *self.tasks]
         return [ability for ability in ABILITIES if ability in own]
 
 
 @dataclass
 class Models:
-    """All models of a server, the chat model first."""
+    """All models of a server, the chat model first, and the options of new caches."""
 
     served: list[ServedModel]
     cache_options: dict[str, Any]
 
     @property
     def generating(self) -> list[ServedModel]:
-        """Those that serve chat and completions."""
+        """The models that serve chat and completions."""
         return [served for served in self.served if served.generates]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights; those that models share count once."""
+        """Bytes of all weights; shared arrays count once."""
         arrays: dict[int, int] = {}
         for served in self.served:
             weights: list[Any] = [array for _, array in tree_flatten(served.model.parameters())]
@@ -91,42 +97,50 @@ class Models:
 
     @property
     def working_bytes(self) -> int:
-        """Bytes of the intermediates of the largest pass."""
+        """Bytes of the intermediate arrays of the largest pass."""
         return max((working_bytes(s.model.config, 2048, 4) for s in self.generating), default=0)
 
     def find(self, name: str | None, ability: str) -> ServedModel:
         """Return the model of a request.
 
+        Args:
+            name: `model` of the request; None for the first model that has the ability.
+            ability: one of `ABILITIES`.
+
         Raises:
-            ApiError: 404 for an unknown name, 400 for a model that cannot do what is asked for.
+            ApiError: 404 for an unknown name, 400 for a model without the ability.
         """
         able = [served for served in self.served if ability in served.abilities]
         if name is None:
             if able:
                 return able[0]
-            raise ApiError(400, f"no model of this server does {ability}. Start it with one that does.", "model")
+            raise ApiError(
+                400, f"no model of this server serves {ability}. Start the server with one that does.", "model"
+            )
         found = next((served for served in self.served if served.name == name), None)
         if found is None:
             known = ", ".join(served.name for served in self.served)
-            raise ApiError(404, f"there is no model {name!r}. This server has {known}.", "model", "model_not_found")
+            raise ApiError(404, f"unknown model: {name!r}. Use one of {known}.", "model", "model_not_found")
         if ability not in found.abilities:
             names = ", ".join(served.name for served in able)
-            hint = f"Use {names}." if able else "No model of this server does."
-            wanted = "classification by labels of the request" if ability == "labels" else ability
+            hint = f"Use {names}." if able else "No model of this server serves it."
+            wanted = "classification by the request's labels" if ability == "labels" else ability
             raise ApiError(400, f"model {name!r} does not serve {wanted}. {hint}", "model", "model_not_supported")
         return found
 
 
 def load_models(settings: ServerSettings) -> Models:
-    """Load every model that the settings name; one that is named twice is loaded once.
+    """Load every model of the settings; a source that is given twice is loaded once.
 
     Raises:
-        InputError: a checkpoint of the wrong kind. CheckpointError, HubError, MemoryFitError: as in loading.
+        InputError: a checkpoint of the wrong class, or two models with the same name.
+        CheckpointError, HubError, MemoryFitError: as in loading.
     """
     options: dict[str, Any] = {} if settings.dtype is None else {"dtype": settings.dtype}
     chat = _load_chat(settings, options)
+    start_constraint_preparation(chat.tokenizer)
     models = Models([chat], cache_options(settings))
-    models.served += _adapted(settings, chat, options)
+    models.served += _load_adapters(settings, chat, options)
     roles = (
         ("embeddings", settings.embedding_model),
         ("rerank", settings.rerank_model),
@@ -137,7 +151,7 @@ def load_models(settings: ServerSettings) -> Models:
         if source is None:
             continue
         known = sources.get(str(source))
-        served = _task_model(role, source, options, known, models)
+        served = _load_task_model(role, source, options, known)
         sources[str(source)] = served
         if known is None:
             models.served.append(served)
@@ -145,19 +159,39 @@ def load_models(settings: ServerSettings) -> Models:
     names = [served.name for served in models.served]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two models are called {double}. Rename a folder or an adapter.")
+        raise InputError(f"two models have the same name: {double!r}. Rename a folder or an adapter.")
     for served in models.served:
         mx.eval(served.model.parameters())
     return models
 
 
+def start_constraint_preparation(tokenizer: Any) -> threading.Thread:
+    """Prepare a tokenizer for constrained answers in a thread, so that the first request with a schema is not slow.
+
+    The thread imports the constraint engine and builds the token tables. Call this before the weights are read,
+    because building the tables of a large vocabulary holds the global interpreter lock, which would delay the tokens
+    of running streams. A request that arrives earlier waits for the tables instead of building them again.
+    """
+
+    def prepare() -> None:
+        try:
+            compile_constraint("schema", {"type": "object"}, tokenizer)
+        except MlxQwen3Error as error:  # requests with a constraint are answered with this error
+            logger.debug("no constrained answers: %s", error)
+
+    # not a daemon: on exit the interpreter waits until the file of the tables is written
+    thread = threading.Thread(target=prepare, name="mlx-qwen3-constraints")
+    thread.start()
+    return thread
+
+
 def load_follower(settings: ServerSettings) -> ServedModel:
-    """Load the part of the chat model that a process other than the first has, with the tasks that run on it."""
+    """Load this process's shard of the chat model, with the tasks that use the chat model."""
     options: dict[str, Any] = {} if settings.dtype is None else {"dtype": settings.dtype}
     chat = _load_chat(settings, options)
     for role, source in (("embeddings", settings.embedding_model), ("rerank", settings.rerank_model)):
         if source is not None and str(source) == str(settings.model):
-            _task_model(role, source, options, chat, Models([chat], {}))
+            _load_task_model(role, source, options, chat)
     _add_chat_tasks(settings, chat)
     return chat
 
@@ -170,18 +204,18 @@ def cache_options(settings: ServerSettings) -> dict[str, Any]:
 
 
 def _add_chat_tasks(settings: ServerSettings, chat: ServedModel) -> None:
-    """Add the tasks that the chat model serves where no model of their own is named."""
+    """Add the tasks that the chat model serves because no other model is given for them."""
     if settings.embedding_model is None:
         chat.tasks["embeddings"] = ServedEmbedding(Embedding(chat.model, chat.tokenizer))
     if settings.rerank_model is None:
-        reranker = _reranker(chat)
+        reranker = _make_reranker(chat)
         if reranker is not None:
             chat.tasks["rerank"] = reranker
     chat.tasks["labels"] = ServedZeroShot(ZeroShotClassification(chat.model, chat.tokenizer))
 
 
-def _reranker(chat: ServedModel) -> ServedReranker | None:
-    """Return a reranker of the chat model, where its tokenizer has the words for it."""
+def _make_reranker(chat: ServedModel) -> ServedReranker | None:
+    """Return a reranker that uses the chat model; None if its tokenizer lacks "yes" and "no"."""
     try:
         return ServedReranker(Reranker(chat.model, chat.tokenizer))
     except InputError:
@@ -189,7 +223,7 @@ def _reranker(chat: ServedModel) -> ServedReranker | None:
 
 
 def model_name(source: str | Path | None) -> str:
-    """Return the name under which a model is served: a Hub id, or a folder's name without its path."""
+    """Return the name under which a model is served: its Hub id, or the last component of its path."""
     if source is None:
         return BUNDLED_NAME
     path = Path(os.path.expanduser(source))
@@ -201,7 +235,9 @@ def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel
     shown = str(source or BUNDLED_NAME)
     with same_outcome(settings.group):
         if settings.group is not None and settings.adapters:
-            raise InputError("several processes cannot serve --adapter. Merge it first: mlx-qwen3 merge")
+            raise InputError(
+                "--adapter is not supported with several processes. Merge the adapter first: mlx-qwen3 merge"
+            )
         known = bundled_model_path() if source is None else None
         folder = known or resolve_checkpoint(str(source), settings.revision, tokenizer=True)
         _check_fit(folder, shown, settings)
@@ -211,23 +247,23 @@ def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel
             f"{shown} is a {type(model).__name__}, which writes no text. "
             "Pass it as --embedding-model, --rerank-model or --classify-model."
         )
-    return _generating(model_name(source), model, tokenizer)
+    return _make_generating(model_name(source), model, tokenizer)
 
 
-def _generating(name: str, model: Any, tokenizer: Any) -> ServedModel:
-    """Return a model for chat and completions."""
+def _make_generating(name: str, model: Any, tokenizer: Any) -> ServedModel:
+    """Return a served model for chat and completions."""
     model.for_inference()
     served = ServedModel(name, model, tokenizer, generates=True)
     served.ends = frozenset(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))
     try:
         served.thinking = thinking_support(tokenizer)
-    except TokenizerError:  # completions only
+    except TokenizerError:  # no chat template: serve completions only
         served.thinking = None
     return served
 
 
-def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any]) -> list[ServedModel]:
-    """Return the chat model with each adapter. All share the arrays of one base, which the chat model uses as well."""
+def _load_adapters(settings: ServerSettings, chat: ServedModel, options: dict[str, Any]) -> list[ServedModel]:
+    """Return the chat model with each adapter. All of them and the chat model share the weights of one base."""
     from ..training.adapter_set import AdapterSet
 
     if not settings.adapters:
@@ -236,11 +272,11 @@ def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any
     source = bundled_model_path() if given is None else resolve_checkpoint(given, settings.revision)
     adapters = AdapterSet(settings.adapters, source, **options)
     base = adapters.model()
-    base.for_inference()  # joins matrices: adapters that are attached afterwards share the joined ones
+    base.for_inference()  # fuses projections; adapters that are attached afterwards share the fused weights
     for name, folder in settings.adapters.items():
         adapters.add(name, folder)
     chat.model = base
-    found = [_generating(name, adapters.model(name), chat.tokenizer) for name in settings.adapters]
+    found = [_make_generating(name, adapters.model(name), chat.tokenizer) for name in settings.adapters]
     wrong = next((served for served in found if not hasattr(served.model, "fill_cache")), None)
     if wrong is not None:
         raise InputError(f"adapter {wrong.name} is for a {type(wrong.model).__name__}, which writes no text.")
@@ -248,7 +284,7 @@ def _adapted(settings: ServerSettings, chat: ServedModel, options: dict[str, Any
 
 
 def _check_fit(folder: Path, shown: str, settings: ServerSettings) -> None:
-    """Raise `MemoryFitError` for a model that does not fit into memory."""
+    """Raise `MemoryFitError` if the model does not fit into memory."""
     from ..config.pretrained import read_config_file
     from ..models.registry import model_class
 
@@ -261,10 +297,8 @@ def _check_fit(folder: Path, shown: str, settings: ServerSettings) -> None:
         check_fit(fit, shown, force=settings.force)
 
 
-def _task_model(
-    role: str, source: str | Path, options: dict[str, Any], known: ServedModel | None, models: Models
-) -> ServedModel:
-    """Return the model of a task, added to one that is loaded already where it is the same."""
+def _load_task_model(role: str, source: str | Path, options: dict[str, Any], known: ServedModel | None) -> ServedModel:
+    """Return the model of a task. `known` is the model of the same source if it is already loaded; it gets the task."""
     given = (known.model, known.tokenizer) if known is not None else (str(source), None)
     extra = {} if known is not None else options
     if role == "embeddings":

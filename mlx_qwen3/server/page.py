@@ -1,4 +1,4 @@
-"""The chat page: files of this package under fixed names."""
+"""The files of the chat page, which are part of this package."""
 
 from functools import cache
 from importlib.resources import files
@@ -19,7 +19,7 @@ FILES = {
     "highlight.js": ("vendor/highlight.min.js", "text/javascript; charset=utf-8"),
     "licenses.txt": ("vendor/LICENSES.txt", "text/plain; charset=utf-8"),
 }
-"""Name in the address → file in the package and its type. Nothing else can be read."""
+"""Name in the URL → file in the package and its content type. No other file is served."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -28,7 +28,7 @@ POLICY = (
 
 
 @cache
-def _content(name: str) -> bytes:
+def _read_file(name: str) -> bytes:
     return files("mlx_qwen3.server").joinpath("static").joinpath(name).read_bytes()
 
 
@@ -36,7 +36,7 @@ def page_response(request: Request) -> Response:
     """Return the page or one of its files."""
     name = request.path_params.get("name", "")
     if name not in FILES or (name == "" and request.url.path != "/"):
-        error = ApiError(404, "there is no such file. The page is at /.", code="not_found")
+        error = ApiError(404, "there is no such file. Open the page at /.", code="not_found")
         return Response(json_bytes(error.body()), 404, media_type="application/json")
     path, kind = FILES[name]
     headers = {
@@ -45,4 +45,4 @@ def page_response(request: Request) -> Response:
         "cache-control": "no-cache",
         "content-type": kind,
     }
-    return Response(_content(path), headers=headers)
+    return Response(_read_file(path), headers=headers)

@@ -1,4 +1,4 @@
-"""What an engine does with a model and its caches: here, on one process; `server.divided` does it on several."""
+"""Forward passes of a model and operations on its caches, in one process; `server.divided` extends them to several."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,12 @@ from ..generation.context import new_cache
 
 
 class Passes:
-    """The passes of one model, and every change of its caches.
+    """The forward passes of one model, and every operation on its caches.
 
     Args:
         model: has `step_logits` and `fill_cache`.
-        cache_options: of new caches. prefixes: caches of earlier prompts.
+        cache_options: options of new caches.
+        prefixes: caches of earlier prompts.
     """
 
     def __init__(self, model: Any, cache_options: dict[str, Any], prefixes: PrefixCache):
@@ -32,25 +33,25 @@ class Passes:
         mask: mx.array | None = None,
         positions: mx.array | None = None,
     ) -> mx.array:
-        """Return the logits (B, keep, V) of the newest positions of ids (B, L), which go into the cache."""
+        """Run ids (B, L), append their keys and values to the cache, and return the last `keep` logits (B, keep, V)."""
         return self.model.step_logits(ids, cache, keep, mask, positions)
 
     def fill_cache(self, ids: mx.array, cache: Cache) -> None:
-        """Put the keys and values of ids (B, L) into the cache."""
+        """Append the keys and values of ids (B, L) to the cache."""
         self.model.fill_cache(ids, cache)
 
     def join_rows(self, sources: Sequence[RowSource], room: bool = True) -> Cache:
-        """Return a cache of rows of others."""
+        """Return a cache made of rows of other caches."""
         return join_rows(sources, room)
 
     def trim(self, cache: Cache, count: int) -> None:
-        """Drop the newest `count` tokens of a cache."""
+        """Drop the last `count` tokens of a cache."""
         cache.trim(count)
 
     def keep_prefix(self, ids: Sequence[int], cache: Cache) -> bool:
-        """Keep a copy of a cache for later prompts; whether there was room."""
+        """Keep a copy of a cache for later prompts; return whether it fits the limit."""
         return self.prefixes.insert(ids, cache)
 
     def longest_prefix(self, ids: Sequence[int]) -> tuple[Cache | None, int]:
-        """Return a cache that holds the first n of `ids`, and n; (None, 0) without one."""
+        """Return a cache of the longest kept prefix of `ids`, and its length; (None, 0) without one."""
         return self.prefixes.longest_prefix(ids)

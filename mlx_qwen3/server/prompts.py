@@ -1,4 +1,4 @@
-"""From the body of a chat or completion request to the ids of its prompt and the options of its answer."""
+"""Convert the body of a chat or completion request to prompt ids and options of the answer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,31 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 """Roles of the API → roles of chat templates."""
 
 TEMPLATE_VARIABLES = ("enable_thinking",)
-"""What `chat_template_kwargs` may set; other names are ignored, since they could replace the template itself."""
+"""Variables that `chat_template_kwargs` may set. Others are ignored, since they could replace the template itself."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of `max_tokens` for completions."""
 
 
 def chat_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages as a chat template takes them: content as text, tool calls in OpenAI's shape.
+    """Return the messages in the shape that chat templates expect: content as text, tool calls in OpenAI's shape.
 
     Raises:
-        ApiError: 400 with the index of a message that cannot be used.
+        ApiError: 400 for an invalid message; `param` has its index.
     """
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [_convert_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _convert_message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise invalid(f"{where}.role", f"it is {role!r}. Use one of {', '.join(ROLES)}.")
-    result: dict[str, Any] = {"role": ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+        raise invalid(f"{where}.role", f"unknown role: {role!r}. Use one of {', '.join(ROLES)}.")
+    result: dict[str, Any] = {
+        "role": ROLES[role],
+        "content": _convert_content(message.get("content"), f"{where}.content"),
+    }
     if role == "user" and message.get("content") is None:
-        raise invalid(f"{where}.content", "it is missing. Send a text.")
+        raise invalid(f"{where}.content", "it is missing. Send a string.")
     if role != "assistant":
         return result
     reasoning = message.get("reasoning_content")
@@ -52,37 +55,39 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list):
-            raise invalid(f"{where}.tool_calls", "it is no list. Send a list of tool calls.")
+            raise invalid(f"{where}.tool_calls", "it is not a list. Send a list of tool calls.")
         if calls:
-            result["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+            result["tool_calls"] = [
+                _convert_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
+            ]
     return result
 
 
-def _content(content: Any, where: str) -> str:
+def _convert_content(content: Any, where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise invalid(where, "it is neither a text nor a list of parts. Send a text.")
+        raise invalid(where, "it is neither a string nor a list of parts. Send a string.")
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
-            raise invalid(f"{where}[{index}]", f"a part of type {kind!r} is not supported. Send parts of type 'text'.")
+            raise invalid(f"{where}[{index}]", f"unsupported type of part: {kind!r}. Send parts of type 'text'.")
         texts.append(part["text"])
     return "".join(texts)
 
 
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
+def _convert_tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise invalid(where, "it has no function with a name. Send the call as it was received.")
+        raise invalid(where, "it has no function name. Send the call as it was received.")
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str | dict):
-        raise invalid(f"{where}.function.arguments", "it is neither a text nor an object. Send a JSON text.")
+        raise invalid(f"{where}.function.arguments", "it is neither a string nor an object. Send a JSON string.")
     if isinstance(arguments, str):
-        try:  # a template writes an object as JSON of its own
+        try:  # templates encode an object themselves
             parsed = json.loads(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments
         except ValueError:
@@ -92,10 +97,12 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as the model reads it.
+    """A conversation rendered by the chat template.
 
-    Args:
-        enable_thinking: as the template got it.
+    Attributes:
+        text: the prompt.
+        ids: its token ids.
+        enable_thinking: the variable passed to the template; None if it was not passed.
     """
 
     text: str
@@ -104,27 +111,27 @@ class Rendered:
 
     @property
     def opens_thinking(self) -> bool:
-        """Whether it ends inside the reasoning."""
+        """Whether the prompt ends inside the reasoning."""
         return opens_thinking(self.text)
 
 
 def render(served: ServedModel, body: ChatBody, tools: Sequence[Mapping[str, Any]] | None) -> Rendered:
-    """Return the prompt of a conversation.
+    """Render the prompt of a conversation.
 
     Raises:
-        ApiError: 400 for messages or tools that the template refuses.
+        ApiError: 400 for invalid messages or tools, or a model without a chat template.
     """
     if served.thinking is None:
         raise ApiError(400, f"model {served.name!r} has no chat template. Use /v1/completions.", "model")
     messages = chat_messages(body.messages)
     variables: dict[str, Any] = {}
-    asked = (body.chat_template_kwargs or {}).get("enable_thinking")
-    if asked is not None and not isinstance(asked, bool):
-        raise invalid("chat_template_kwargs", "enable_thinking is neither true nor false.")
-    if asked is None and body.reasoning_effort in ("none", "minimal"):
-        asked = False
-    if asked is not None and served.thinking is ThinkingSupport.OPTIONAL:
-        variables["enable_thinking"] = asked
+    requested = (body.chat_template_kwargs or {}).get("enable_thinking")
+    if requested is not None and not isinstance(requested, bool):
+        raise invalid("chat_template_kwargs", "enable_thinking is neither true nor false. Send a boolean.")
+    if requested is None and body.reasoning_effort in ("none", "minimal"):
+        requested = False
+    if requested is not None and served.thinking is ThinkingSupport.OPTIONAL:
+        variables["enable_thinking"] = requested
     try:
         text = served.tokenizer.apply_chat_template(
             messages, tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False, **variables
@@ -136,15 +143,19 @@ def render(served: ServedModel, body: ChatBody, tools: Sequence[Mapping[str, Any
 
 
 def completion_prompts(served: ServedModel, prompt: Any) -> list[list[int]]:
-    """Return the ids of the prompts of a completion: a text, ids, or a list of either.
+    """Return the ids of each prompt of a completion request.
+
+    Args:
+        served: the model.
+        prompt: a string, token ids, or a list of either.
 
     Raises:
-        ApiError: 400 for anything else.
+        ApiError: 400 for anything else, or ids outside the vocabulary.
     """
     if isinstance(prompt, str) or is_ids(prompt):
         prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
-        raise invalid("prompt", "it is neither a text, nor token ids, nor a list of those. Send a text.")
+        raise invalid("prompt", "it is neither a string, nor token ids, nor a list of those. Send a string.")
     rows = []
     for index, item in enumerate(prompt):
         where = f"prompt[{index}]" if len(prompt) > 1 else "prompt"
@@ -154,19 +165,19 @@ def completion_prompts(served: ServedModel, prompt: Any) -> list[list[int]]:
             except InputError as error:
                 raise invalid(where, str(error)) from None
         elif is_ids(item):
-            rows.append(checked_ids(item, served.model.config.vocab_size, where))
+            rows.append(check_ids(item, served.model.config.vocab_size, where))
         else:
-            raise invalid(where, "it is empty, or neither a text nor token ids. Send a text.")
+            raise invalid(where, "it is empty, or neither a string nor token ids. Send a string.")
     return rows
 
 
 def is_ids(value: Any) -> TypeGuard[list[int]]:
-    """Return whether a value is a list of whole numbers, not empty."""
+    """Return whether a value is a non-empty list of integers."""
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-def checked_ids(ids: list[int], size: int, where: str) -> list[int]:
-    """Return token ids.
+def check_ids(ids: list[int], size: int, where: str) -> list[int]:
+    """Check token ids and return them.
 
     Raises:
         ApiError: 400 for an id outside the vocabulary.
@@ -178,7 +189,7 @@ def checked_ids(ids: list[int], size: int, where: str) -> list[int]:
 
 
 def check_room(served: ServedModel, prompt: Sequence[int], where: str) -> None:
-    """Raise `ApiError` for a prompt that fills the model's context."""
+    """Raise `ApiError` (400) if a prompt leaves no room in the model's context."""
     try:
         tokens_left(served.model.config, 0, len(prompt), None)
     except ContextError as error:
@@ -188,17 +199,24 @@ def check_room(served: ServedModel, prompt: Sequence[int], where: str) -> None:
 def text_options(
     served: ServedModel, body: Sampled, limit: int, logprobs: int | None, thinking: bool | None
 ) -> TextOptions:
-    """Return the options of an answer; what the request leaves open follows the checkpoint.
+    """Return the options of an answer; values missing from the request come from the checkpoint.
+
+    Args:
+        served: the model.
+        body: the request.
+        limit: maximum number of tokens.
+        logprobs: number of most likely tokens to report; None for no log-probabilities.
+        thinking: as in `TextOptions`.
 
     Raises:
-        ApiError: 400 for a value that cannot be.
+        ApiError: 400 for an invalid value.
     """
     config = served.generation_config
-    asked = Sampling(body.temperature, body.top_p, body.top_k, body.min_p)
+    requested = Sampling(body.temperature, body.top_p, body.top_k, body.min_p)
     if thinking is not None and served.thinking is not None:
-        chosen = asked.over(mode_sampling(thinking, served.thinking, config))
+        chosen = requested.over(mode_sampling(thinking, served.thinking, config))
     else:
-        chosen = asked.over(Sampling(config.temperature, config.top_p, config.top_k, config.min_p))
+        chosen = requested.over(Sampling(config.temperature, config.top_p, config.top_k, config.min_p))
     sampling: dict[str, Any] | None = None
     given = [value for value in (body.temperature, body.top_p, body.top_k, body.min_p) if value is not None]
     if chosen.temperature != 0 and (given or config.do_sample or thinking is not None):
@@ -217,59 +235,62 @@ def text_options(
         max_tokens=limit,
         choices=body.n or 1,
         sampling=sampling,
-        processors=_processors(served, body),
+        processors=_processor_options(served, body),
         stop=body.stops,
         logprobs=logprobs,
         thinking=thinking,
     )
 
 
-def _processors(served: ServedModel, body: Sampled) -> dict[str, Any]:
+def _processor_options(served: ServedModel, body: Sampled) -> dict[str, Any]:
     penalty = body.repetition_penalty
     options: dict[str, Any] = {
         "repetition_penalty": served.generation_config.repetition_penalty if penalty is None else penalty,
         "presence_penalty": body.presence_penalty or None,
         "frequency_penalty": body.frequency_penalty or None,
-        "logit_bias": _bias(body.logit_bias, served.model.config.vocab_size) if body.logit_bias else None,
+        "logit_bias": _parse_logit_bias(body.logit_bias, served.model.config.vocab_size) if body.logit_bias else None,
     }
     if options["repetition_penalty"] == 1:
         options["repetition_penalty"] = None
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _bias(bias: Mapping[str, float], size: int) -> dict[int, float]:
+def _parse_logit_bias(bias: Mapping[str, float], size: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for name, value in bias.items():
         if not (name.isascii() and name.isdigit() and int(name) < size):
-            raise invalid("logit_bias", f"{name[:40]!r} is no token id of the vocabulary of {size}.")
+            raise invalid(
+                "logit_bias",
+                f"{name[:40]!r} is not a token id of the vocabulary of {size}. Use this model's tokenizer.",
+            )
         found[int(name)] = float(value)
     return found
 
 
-def completion_limits(body: CompletionBody) -> None:
-    """Raise `ApiError` for fields of completions that would be ignored."""
+def check_unsupported_fields(body: CompletionBody) -> None:
+    """Raise `ApiError` (400) for fields that this server does not support, instead of ignoring them."""
     if body.suffix:
-        raise invalid("suffix", "filling in before a suffix is not supported. Leave it out.")
+        raise invalid("suffix", "inserting text before a suffix is not supported. Omit it.")
     if body.echo:
-        raise invalid("echo", "echoing the prompt is not supported. Leave it out.")
+        raise invalid("echo", "echoing the prompt is not supported. Omit it.")
     if body.best_of is not None and body.best_of != (body.n or 1):
-        raise invalid("best_of", "choosing the best of several answers is not supported. Leave it out.")
+        raise invalid("best_of", "choosing the best of several answers is not supported. Omit it.")
 
 
 @dataclass(frozen=True)
 class OneCall(AnswerRules):
-    """Rules of an answer that is one call of any of the tools."""
+    """Rules of an answer that is exactly one call of any of the tools."""
 
     def inner_matcher(self, model: Any, tokenizer: Any) -> TokenMatcher:
-        """Return what follows the call."""
+        """Return the matcher of the call."""
         return call_constraint(self.tools, tokenizer).matcher(self._ends(model, tokenizer))
 
 
 def answer_rules(served: ServedModel, body: ChatBody, tools: Sequence[Tool], choice: str) -> AnswerRules:
-    """Return what an answer must be: its `response_format`, and which tools it may or must call.
+    """Return the rules of an answer: its `response_format`, and the tools that it may or must call.
 
     Raises:
-        ApiError: 400 for a format or a schema that cannot be used.
+        ApiError: 400 for an invalid format, schema or tool.
     """
     schema = _response_schema(body.response_format)
     constraint = None if schema is None else schema_constraint(served, schema, "response_format")
@@ -283,26 +304,26 @@ def answer_rules(served: ServedModel, body: ChatBody, tools: Sequence[Tool], cho
     return rules
 
 
-def _response_schema(form: dict[str, Any] | None) -> Any:
-    """Return the schema of an answer, None for free text."""
-    kind = "text" if form is None else form.get("type")
-    if form is None or kind == "text":
+def _response_schema(response_format: dict[str, Any] | None) -> Any:
+    """Return the JSON schema of an answer; None for free text."""
+    kind = "text" if response_format is None else response_format.get("type")
+    if response_format is None or kind == "text":
         return None
     if kind == "json_object":
         return {"type": "object"}
     if kind != "json_schema":
-        raise invalid("response_format", f"its type is {kind!r}. Use text, json_object or json_schema.")
-    inner = form.get("json_schema")
+        raise invalid("response_format", f"unknown type: {kind!r}. Use text, json_object or json_schema.")
+    inner = response_format.get("json_schema")
     if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict | bool):
-        raise invalid("response_format", "json_schema has no schema. Send {'name': …, 'schema': {…}}.")
+        raise invalid("response_format", "json_schema has no field 'schema'. Send {'name': …, 'schema': {…}}.")
     return inner["schema"]
 
 
 def schema_constraint(served: ServedModel, schema: Any, field: str) -> Constraint:
-    """Compile a JSON schema.
+    """Compile a JSON schema to a constraint.
 
     Raises:
-        ApiError: 400 for a schema that cannot be used.
+        ApiError: 400 for an invalid or unsupported schema; `param` is `field`.
     """
     try:
         return compile_constraint("schema", schema, served.tokenizer)
@@ -311,7 +332,7 @@ def schema_constraint(served: ServedModel, schema: Any, field: str) -> Constrain
 
 
 def matcher_factory(served: ServedModel, rules: AnswerRules, prompt: Rendered) -> Any:
-    """Return what gives a matcher for each choice of an answer; None where it is free."""
+    """Return a function that makes the matcher of a choice; None for an unconstrained answer."""
     if not rules.watches:
         return None
     thinking = prompt.enable_thinking is not False and served.thinking is not ThinkingSupport.NEVER

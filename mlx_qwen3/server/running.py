@@ -1,4 +1,4 @@
-"""The server as a process: its socket, its signals, the line that says it is ready."""
+"""Run the server as a process: its socket, its signals, and the line with its address."""
 
 import asyncio
 import contextlib
@@ -26,33 +26,35 @@ from .settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 HEADER_SECONDS = 15.0
-"""Time that a client has for the head of a request."""
+"""Seconds within which a client must send the request line and headers."""
 
 KEEP_ALIVE_SECONDS = 30
+"""Seconds for which an idle connection stays open."""
+
 LAST_ANSWERS_SECONDS = 2.0
-"""Time to send 503 to the requests that are still open after `drain_seconds`."""
+"""Seconds to send 503 to the requests that are still open after `drain_seconds`."""
 
 SWITCH_SECONDS = 0.0005
-"""How long one Python thread may keep another waiting: the engine's and the HTTP side's take turns."""
+"""Python's thread switch interval in seconds; short, so that the HTTP side delays the engine less."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 that answers malformed requests in JSON and gives each request's head a limited time."""
+    """HTTP/1.1 with JSON errors for malformed requests and a time limit for the request line and headers."""
 
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Start to wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; once a head is complete, its time is over."""
+        """Parse data, and stop the timer once the headers are complete."""
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
@@ -61,24 +63,26 @@ class Protocol(H11Protocol):
             self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Answer malformed HTTP with a JSON error."""
         self._refuse(
             ApiError(400, "the request is not valid HTTP/1.1. Check its request line and headers.", code="http")
         )
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._head_is_late)
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._refuse_late_head)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _head_is_late(self) -> None:
+    def _refuse_late_head(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing() and self.conn.our_state is h11.IDLE:
             self._refuse(
-                ApiError(408, f"the request's head did not arrive within {HEADER_SECONDS:g} s.", code="timeout")
+                ApiError(
+                    408, f"the headers did not arrive within {HEADER_SECONDS:g} s. Send them again.", code="timeout"
+                )
             )
 
     def _refuse(self, error: ApiError) -> None:
@@ -92,7 +96,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, ended by signals without a traceback: the first one drains, the second one drops everything."""
+    """uvicorn's server, stopped by signals: the first one drains the engine, the second one aborts it."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, drain_seconds: float):
         super().__init__(config)
@@ -111,7 +115,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def end(self) -> None:
-        """Stop: requests that run may finish, unless this is called again."""
+        """Stop the server. Running requests may finish, unless this is called again."""
         if self.should_exit:
             self.force_exit = True
             self._engine.abort()
@@ -122,15 +126,15 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
+    """Return a non-blocking socket that listens on an address; port 0 selects a free port.
 
     Raises:
-        InputError: the address cannot be used, or the port is in use.
+        InputError: an invalid address, or a port that is in use.
     """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise InputError(f"--host {host!r} is no address of this machine. Use 127.0.0.1.") from error
+        raise InputError(f"--host is not an address of this machine: {host!r}. Use 127.0.0.1.") from error
     family, _, _, _, address = found[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -141,21 +145,22 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         sock.close()
         raise InputError(
-            f"cannot listen on {host}, port {port}: {error.strerror}. Choose another with --port."
+            f"cannot listen on {host}, port {port}: {error.strerror}. Choose another port with --port."
         ) from error
     return sock
 
 
 def serve(settings: ServerSettings) -> int:
-    """Run the server until SIGINT or SIGTERM; the exit status.
+    """Run the server until SIGINT or SIGTERM and return the exit status.
 
-    The address is printed on standard output once the models are loaded. Requests that come sooner get 503.
+    The URL is printed on standard output once the models are loaded. Earlier requests are answered with 503.
 
     Raises:
-        InputError: an address that cannot be used. MlxQwen3Error: a model that cannot be loaded.
+        InputError: an invalid address, or a port that is in use.
+        MlxQwen3Error: a model that cannot be loaded.
     """
     if settings.group is not None and settings.group.rank():
-        return _follow(settings)
+        return _run_follower(settings)
     sock = listen(settings.host, settings.port)
     try:
         engine = Engine(settings, lambda: load_models(settings))
@@ -184,8 +189,8 @@ def serve(settings: ServerSettings) -> int:
     return 0
 
 
-def _follow(settings: ServerSettings) -> int:
-    """Work along with the first of several processes, which serves, until it ends."""
+def _run_follower(settings: ServerSettings) -> int:
+    """Compute this process's shard of the chat model for rank 0, which serves, until rank 0 exits."""
     assert settings.group is not None
     Follower(load_follower(settings), settings.group, cache_options(settings), settings.prefix_bytes).run()
     return 0
@@ -200,8 +205,8 @@ async def _run(server: Server, engine: Engine, sock: socket.socket, settings: Se
         host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
         print(f"http://{host}:{sock.getsockname()[1]}", flush=True)
 
-    port_open = asyncio.create_task(announce())
+    announcement = asyncio.create_task(announce())
     await server.serve(sockets=[sock])
     engine.abort()
     await asyncio.to_thread(engine.join, 10.0)
-    await port_open
+    await announcement

@@ -1,7 +1,7 @@
-"""The bodies of requests: which fields there are, of which types and ranges.
+"""Request bodies: their fields, types and ranges.
 
-Types are strict: "1" is no number and 1 is no text. Unknown fields are ignored, since clients send many that change
-nothing, such as `user` or `prompt_cache_key`.
+Types are strict: numbers are not accepted as strings, nor strings as numbers. Unknown fields are ignored, because
+clients send many that have no effect, such as `user` or `prompt_cache_key`.
 """
 
 import math
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import ApiError, invalid
 
 DEEPEST = 100
-"""Levels of nesting in a body."""
+"""Maximum nesting depth of a body."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,7 +22,7 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Body(BaseModel):
-    """A request's body."""
+    """Base of all request bodies."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
 
@@ -30,7 +30,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream contains."""
+    """`stream_options` of a request."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -38,7 +38,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampled(Body):
-    """What chat and completions share."""
+    """Fields that chat and text completions share."""
 
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -57,7 +57,7 @@ class Sampled(Body):
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings; empty ones stop nothing."""
+        """The stop strings, without empty ones."""
         texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text for text in texts if text]
 
@@ -129,10 +129,11 @@ T = TypeVar("T", bound=Body)
 
 
 def parse_body(data: bytes, kind: type[T]) -> T:
-    """Return a request's body, checked.
+    """Parse and validate a request's body.
 
     Raises:
-        ApiError: 400 for what is no JSON object, NaN, too deep nesting, lone surrogates, or a wrong field.
+        ApiError: 400 for anything but a JSON object, for NaN, nesting deeper than `DEEPEST`, lone surrogates, or an
+            invalid field.
     """
     try:
         value = pydantic_core.from_json(data, allow_inf_nan=False)
@@ -145,7 +146,7 @@ def parse_body(data: bytes, kind: type[T]) -> T:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise invalid(_place(first["loc"]), first["msg"]) from None
+        raise invalid(_field_name(first["loc"]), first["msg"]) from None
 
 
 def _check_depth(value: Any) -> None:
@@ -153,20 +154,24 @@ def _check_depth(value: Any) -> None:
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise ApiError(400, f"the body has more than {DEEPEST} levels. Send one with fewer.", code="invalid_json")
+            raise ApiError(
+                400, f"the body is nested deeper than {DEEPEST} levels. Send one with fewer.", code="invalid_json"
+            )
         inner: list[Any] = []
         for item in level:
             if isinstance(item, float) and not math.isfinite(item):
-                raise ApiError(400, "the body has a number that is too large. Send a finite one.", code="invalid_json")
+                raise ApiError(
+                    400, "the body has a number that is not finite. Send a smaller one.", code="invalid_json"
+                )
             inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         level = inner
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
-    """Return the name of a field as a client knows it: `messages[0]`."""
-    place = str(loc[0]) if loc else "body"
+def _field_name(loc: tuple[int | str, ...]) -> str:
+    """Return the name of a field as in the request, such as `messages[0]`."""
+    name = str(loc[0]) if loc else "body"
     for part in loc[1:]:
         if not isinstance(part, int):
             break
-        place += f"[{part}]"
-    return place
+        name += f"[{part}]"
+    return name

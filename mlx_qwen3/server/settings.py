@@ -1,4 +1,4 @@
-"""What a server is started with, checked before anything is loaded."""
+"""Settings of a server, validated before any model is loaded."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -12,34 +12,38 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Options of a server.
+    """Settings of a server.
 
     Args:
-        model: of chat and completions: a folder, a Hub id, a GGUF file; None for the bundled model.
-        revision: of `model` on the Hub; None for its main branch.
-        embedding_model: of embeddings; None for the chat model.
-        rerank_model: of reranking; None for the chat model, where it can.
-        classify_model: with a trained head, for classification without labels.
+        model: the chat model, also used for completions: a folder, a Hub id or a GGUF file; None for the bundled model.
+        revision: revision of `model` on the Hub; None for its main branch.
+        embedding_model: the model of embeddings; None for the chat model.
+        rerank_model: the model of reranking; None for the chat model if it supports reranking.
+        classify_model: a model with a trained head, for classification without `labels` in the request.
         adapters: name → folder of an adapter for the chat model; each is served as a model of that name.
-        dtype: what to compute in; None for the checkpoint's own, or float32 on a CPU.
-        kv_bits: 8 or 4 to quantize keys and values; kv_group_size: numbers that share a scale.
-        host, port: where to listen; port 0 takes a free one.
-        api_key: what clients must send; None for no key, on loopback only.
-        max_batch: sequences that are decoded together.
-        max_queue: requests that wait or run at most; more are refused with 429.
-        max_tokens: of an answer where a request names no limit.
-        cache_bytes: keys and values of all running sequences; None for what the memory leaves.
-        prefix_bytes: keys and values kept of earlier prompts.
-        allow_origins: web origins that may call the API from a browser; none by default.
-        allow_hosts: further names that the Host header may have.
-        max_body: bytes of a request's body.
-        body_seconds: time that a client has to send a request; stall_seconds: to read a piece of a response.
-        drain_seconds: time that running requests have to finish after SIGTERM.
-        force: load models although they do not fit into memory.
-        group: the processes that divide the chat model; None for this one alone.
+        dtype: dtype of the computation; None for that of the checkpoint, or float32 on a CPU.
+        kv_bits: 8 or 4 to quantize keys and values.
+        kv_group_size: quantization group size of keys and values.
+        host: address to listen on.
+        port: port to listen on; 0 selects a free one.
+        api_key: the key that clients must send; None for no key, which is allowed on loopback only.
+        max_batch: maximum number of sequences that are decoded at once.
+        max_queue: maximum number of waiting and running requests; more are refused with 429.
+        max_tokens: maximum tokens of an answer if the request has no limit.
+        cache_bytes: bytes for the keys and values of running sequences; None for what is left of the memory.
+        prefix_bytes: bytes for the keys and values of earlier prompts, shared equally by the chat model and its
+            adapters.
+        allow_origins: web origins that may call the API from a browser.
+        allow_hosts: additional names that the Host header may have.
+        max_body: maximum bytes of a request's body.
+        body_seconds: seconds within which a client must send a request's body.
+        stall_seconds: seconds within which a client must read each piece of a stream.
+        drain_seconds: seconds that running requests have to finish after SIGTERM.
+        force: load models even if they do not fit into memory.
+        group: the processes over which the chat model is sharded; None for a single process.
 
     Raises:
-        InputError: a value out of range, or a server for other machines without a key.
+        InputError: a value out of range, or a host other than loopback without a key.
     """
 
     model: str | Path | None = None
@@ -70,7 +74,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise InputError(f"port is {self.port}, expected 0 to 65535. 0 takes a free port.")
+            raise InputError(f"port is {self.port}, expected 0 to 65535. 0 selects a free port.")
         for name in ("max_batch", "max_queue", "max_tokens", "max_body"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a whole number above 0.")
@@ -81,18 +85,20 @@ class ServerSettings:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a number of seconds above 0.")
         if self.api_key is not None and not self.api_key.strip():
-            raise InputError("the API key is empty. Choose a long random text.")
+            raise InputError("the API key is empty. Choose a long random string.")
         if self.api_key is None and not is_loopback(self.host):
             raise InputError(
                 f"host {self.host} lets other machines connect and there is no API key. "
-                "Pass --api-key KEY, or leave out --host."
+                "Pass --api-key KEY, or omit --host."
             )
         if "*" in self.allow_origins and self.api_key is None:
-            raise InputError("allow_origins is '*' and there is no API key: any page could use the server. Pass one.")
+            raise InputError(
+                "allow_origins is '*' and there is no API key: any web page could use the server. Pass a key."
+            )
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address or name."""
+    """Return whether an address or host name can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

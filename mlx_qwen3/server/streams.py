@@ -1,4 +1,4 @@
-"""Responses that end when the client goes away: whole ones, and streams of server-sent events."""
+"""Responses that are cancelled when the client disconnects: whole ones, and streams of server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,39 +9,39 @@ from .guard import json_bytes
 
 
 class DisconnectedError(Exception):
-    """The client has gone; nobody reads the answer."""
+    """The client has disconnected before the response was complete."""
 
 
-async def _gone(receive: Any) -> None:
+async def _wait_for_disconnect(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_disconnected(receive: Any, work: Awaitable[Any]) -> Any:
-    """Return what `work` gives, or cancel it when the client disconnects.
+async def run_unless_disconnected(receive: Any, work: Awaitable[Any]) -> Any:
+    """Await `work` and return its result; cancel it if the client disconnects.
 
     Raises:
-        DisconnectedError: the client has gone.
+        DisconnectedError: the client has disconnected.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, disconnect], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise DisconnectedError
         return task.result()
     finally:
-        for one in (task, gone):
+        for one in (task, disconnect):
             one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 class EventStream:
     """An ASGI response of server-sent events, ended by `data: [DONE]`.
 
     Args:
-        events: JSON values or encoded events.
-        stall: seconds that the client has to read a piece.
-        finished: called when the stream is over, however it ended.
+        events: the encoded events.
+        stall: seconds within which the client must read each piece.
+        finished: called at the end of the stream, whether or not it was completed.
     """
 
     status_code = 200
@@ -56,16 +56,16 @@ class EventStream:
         sending = asyncio.ensure_future(self._send(send))
         watching = asyncio.create_task(self._watch(sending))
         try:
-            await unless_disconnected(receive, sending)
+            await run_unless_disconnected(receive, sending)
         except (DisconnectedError, OSError, asyncio.CancelledError):
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # there is one: it runs this
-                raise  # the server is stopping, not the client
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # not None inside a task
+                raise  # cancelled by the server, not by the client
         finally:
             watching.cancel()
             self._finished()
 
     async def _watch(self, sending: asyncio.Future[None]) -> None:
-        """Cancel the response when a piece has not been read in time; cheaper than a timeout for every piece."""
+        """Cancel the response if a piece is not read in time. This is cheaper than a timeout per piece."""
         loop = asyncio.get_running_loop()
         while not sending.done():
             since = self._sending_since
@@ -84,17 +84,17 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             async for event in self._events:
-                await self._body(send, event)
-        except ApiError as error:  # the status is sent already: the error is the last event
-            await self._body(send, sse(error.body()))
-        await self._body(send, b"data: [DONE]\n\n", more=False)
+                await self._send_body(send, event)
+        except ApiError as error:  # the status was sent: report the error as an event
+            await self._send_body(send, sse(error.body()))
+        await self._send_body(send, b"data: [DONE]\n\n", more=False)
 
-    async def _body(self, send: Any, data: bytes, more: bool = True) -> None:
+    async def _send_body(self, send: Any, data: bytes, more: bool = True) -> None:
         self._sending_since = asyncio.get_running_loop().time()
         await send({"type": "http.response.body", "body": data, "more_body": more})
         self._sending_since = None
 
 
 def sse(value: Any) -> bytes:
-    """Return a value as a server-sent event."""
+    """Return a value encoded as a server-sent event."""
     return b"data: " + json_bytes(value) + b"\n\n"

@@ -1,5 +1,7 @@
-"""The tasks behind embeddings, reranking and classification, in three parts: rows to ids, which needs no device and
-runs in any thread; ids to outputs, in the engine's thread; outputs to results.
+"""Embedding, reranking and classification tasks, split into the parts that the server runs separately.
+
+`pieces` encodes rows to ids; it needs no device and runs in any thread, unless `needs_model` is true. `compute` runs
+the model in the engine's thread and converts its outputs to results.
 """
 
 from collections.abc import Sequence
@@ -11,27 +13,27 @@ from ..tasks.batches import Piece
 
 
 class ServedTask:
-    """A task as the engine runs it.
+    """Base of the tasks that the engine runs.
 
     Args:
         task: a task of `mlx_qwen3.tasks`.
     """
 
     needs_model = False
-    """Whether making the pieces runs the model."""
+    """Whether `pieces` runs the model and must therefore run in the engine's thread."""
 
     def __init__(self, task: Any):
         self.task = task
 
     def options(self, **options: Any) -> Any:
-        """Return the task's options with some replaced."""
+        """Return the options of the task with the given ones replaced."""
         return self.task.options.replaced(options)
 
     def pieces(self, rows: Sequence[Any], options: Any) -> list[list[Piece]]:
-        """Return the pieces of each row.
+        """Return the encoded pieces of each row.
 
         Raises:
-            InputError: a row that cannot be used, by its index.
+            InputError: an invalid row; the message starts with its index.
         """
         checked = []
         for index, row in enumerate(rows):
@@ -56,12 +58,12 @@ class ServedTask:
 
 
 class ServedEmbedding(ServedTask):
-    """An embedding model. A row is a text, or a list of token ids, which are taken as they are."""
+    """An embedding model. A row is a text, or a list of token ids, to which no special tokens are added."""
 
     task: Embedding
 
     def pieces(self, rows: Sequence[Any], options: Any) -> list[list[Piece]]:
-        """Return one piece per row; a longer row than the model holds is refused.
+        """Return one piece per row; rows longer than the limit of the model are refused.
 
         Raises:
             InputError: a row that is empty, too long, or has an id outside the vocabulary.
@@ -88,32 +90,32 @@ class ServedEmbedding(ServedTask):
                 wrong = [token for token in row if not 0 <= token < size]
                 if wrong or not row:
                     what = f"token id {wrong[0]} is outside the vocabulary of {size}" if wrong else "it has no tokens"
-                    raise InputError(f"row {index}: {what}")
+                    raise InputError(f"row {index}: {what}. Use this model's tokenizer.")
                 found[index] = [Piece([*before, *row])]
             count = len(found[index][0].ids)
             if count > limit:
-                raise InputError(f"row {index}: it has {count} tokens and the model holds {limit}. Split the text")
+                raise InputError(f"row {index}: it has {count} tokens, more than the limit of {limit}. Split the text.")
         return found
 
     def check_dimensions(self, options: Any) -> None:
-        """Raise `InputError` for more dimensions than the model has."""
+        """Raise `InputError` if the options request more dimensions than the model has."""
         self.task._width(options)
 
 
 class ServedReranker(ServedTask):
-    """A reranking model. A row is a (query, document) pair; its result is the score."""
+    """A reranking model. A row is a (query, document) pair, its result a score."""
 
     task: Reranker
 
 
 class ServedClassifier(ServedTask):
-    """A model with a classification head. A row is a text; its result is a list of labels with scores, best first."""
+    """A model with a classification head. A row is a text, its result a list of labels with scores, best first."""
 
     task: TextClassification
 
 
 class ServedZeroShot(ServedTask):
-    """A causal model that scores labels of the request."""
+    """A causal model that scores the labels of the request. A row is a text."""
 
     task: ZeroShotClassification
     needs_model = True

@@ -1,4 +1,4 @@
-"""Embeddings, reranking and classification: from a request's body to rows, and from results to a response."""
+"""Embeddings, reranking and classification: convert request bodies to rows and results to responses."""
 
 import asyncio
 import base64
@@ -15,44 +15,46 @@ from .prompts import is_ids
 from .schemas import ClassifyBody, EmbeddingBody, RerankBody
 
 MOST_ROWS = 16384
-"""Rows of one request."""
+"""Maximum number of rows per request."""
 
 _ROW = re.compile(r"row (\d+): ")
 
 
-async def _run(api: Any, request: Any, task: Any, rows: list[Any], options: Any, field: str) -> tuple[list[Any], int]:
-    """Return the results of some rows, and the tokens that they had."""
+async def _run_rows(
+    api: Any, request: Any, task: Any, rows: list[Any], options: Any, field: str
+) -> tuple[list[Any], int]:
+    """Run rows through a task; return their results and their number of tokens."""
     if len(rows) > MOST_ROWS:
-        raise invalid(field, f"it has {len(rows):,} rows. Send at most {MOST_ROWS:,} at once.")
+        raise invalid(field, f"too many rows: {len(rows):,}. Send at most {MOST_ROWS:,} per request.")
     pieces = None
     try:
         if not task.needs_model:
             pieces = await asyncio.to_thread(task.pieces, rows, options)
     except MlxQwen3Error as error:
-        raise _named(error, field) from None
+        raise _name_field(error, field) from None
     job = TaskJob(task, options, rows, pieces)
     try:
-        results = await api.result(request, job)
+        results = await api.run_task(request, job)
     except ApiError as error:
-        raise _named(error, field) if error.status == 400 else error from None
+        raise _name_field(error, field) if error.status == 400 else error from None
     tokens = sum(len(piece.ids) for found in job.pieces or [] for piece in found)
     api.metrics.prompt_tokens.inc(tokens)
     return results, tokens
 
 
-def _named(error: Exception, field: str) -> ApiError:
-    """Return an error of a row under the name of the request's field."""
+def _name_field(error: Exception, field: str) -> ApiError:
+    """Return the error of a row, with the name of the request's field for the number of the row."""
     text = str(error)
     found = _ROW.match(text)
-    place = f"{field}[{found[1]}]" if found else field
-    return ApiError(400, f"{place}: {text[found.end() :] if found else text}", place)
+    name = f"{field}[{found[1]}]" if found else field
+    return ApiError(400, f"{name}: {text[found.end() :] if found else text}", name)
 
 
 async def embed(api: Any, request: Any, body: EmbeddingBody) -> dict[str, Any]:
-    """Return one vector per text or list of token ids."""
+    """Return one vector per text or list of token ids, in the shape of the OpenAI API."""
     served = api.models.find(body.model, "embeddings")
     task = served.tasks["embeddings"]
-    rows = _inputs(body.input)
+    rows = _parse_inputs(body.input)
     try:
         options = task.options(
             **{
@@ -67,17 +69,17 @@ async def embed(api: Any, request: Any, body: EmbeddingBody) -> dict[str, Any]:
         task.check_dimensions(options)
     except InputError as error:
         raise ApiError(400, str(error), "dimensions") from None
-    vectors, tokens = await _run(api, request, task, rows, options, "input")
-    return await asyncio.to_thread(_embedding_response, served.name, vectors, tokens, body.encoding_format)
+    vectors, tokens = await _run_rows(api, request, task, rows, options, "input")
+    return await asyncio.to_thread(_make_embedding_response, served.name, vectors, tokens, body.encoding_format)
 
 
-def _embedding_response(name: str, vectors: list[Any], tokens: int, form: str | None) -> dict[str, Any]:
-    def encoded(vector: np.ndarray) -> Any:
-        if form == "base64":
+def _make_embedding_response(name: str, vectors: list[Any], tokens: int, encoding: str | None) -> dict[str, Any]:
+    def encode(vector: np.ndarray) -> Any:
+        if encoding == "base64":
             return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()
         return vector.tolist()
 
-    data = [{"object": "embedding", "index": i, "embedding": encoded(vector)} for i, vector in enumerate(vectors)]
+    data = [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)]
     return {
         "object": "list",
         "model": name,
@@ -86,25 +88,28 @@ def _embedding_response(name: str, vectors: list[Any], tokens: int, form: str | 
     }
 
 
-def _inputs(value: Any) -> list[Any]:
-    """Return the rows of an embedding request: texts, or lists of token ids."""
+def _parse_inputs(value: Any) -> list[Any]:
+    """Return the rows of an embedding request: strings, or lists of token ids."""
     rows = [value] if isinstance(value, str) or is_ids(value) else value
     if not isinstance(rows, list) or not rows:
-        raise invalid("input", "it is neither a text, nor token ids, nor a list of those. Send a text.")
+        raise invalid("input", "it is neither a string, nor token ids, nor a list of those. Send a string.")
     kind = str if isinstance(rows[0], str) else list
     for index, row in enumerate(rows):
         right = isinstance(row, str) if kind is str else is_ids(row)
         if not right:
-            raise invalid(f"input[{index}]", "it is empty, or neither a text nor token ids as the others are.")
+            raise invalid(
+                f"input[{index}]",
+                "it is empty, or of another type than the first. Send only strings, or only token ids.",
+            )
     return rows
 
 
 async def rerank(api: Any, request: Any, body: RerankBody) -> dict[str, Any]:
-    """Return the documents in the order of their scores, as Cohere and Jina do."""
+    """Return the documents sorted by score, in the shape of the Cohere and Jina APIs."""
     served = api.models.find(body.model, "rerank")
-    documents = [_document(document, f"documents[{index}]") for index, document in enumerate(body.documents)]
+    documents = [_parse_document(document, f"documents[{index}]") for index, document in enumerate(body.documents)]
     if not body.query.strip():
-        raise invalid("query", "it is empty. Send a text.")
+        raise invalid("query", "it is empty. Send a string.")
     task = served.tasks["rerank"]
     try:
         options = task.options(**({"instruction": body.instruction} if body.instruction is not None else {}))
@@ -113,7 +118,7 @@ async def rerank(api: Any, request: Any, body: RerankBody) -> dict[str, Any]:
     scores, tokens = [], 0
     if documents:
         pairs = [(body.query, text) for text in documents]
-        scores, tokens = await _run(api, request, task, pairs, options, "documents")
+        scores, tokens = await _run_rows(api, request, task, pairs, options, "documents")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if body.return_documents:
@@ -129,20 +134,20 @@ async def rerank(api: Any, request: Any, body: RerankBody) -> dict[str, Any]:
     }
 
 
-def _document(document: Any, where: str) -> str:
+def _parse_document(document: Any, where: str) -> str:
     text = document.get("text") if isinstance(document, dict) else document
     if not isinstance(text, str) or not text.strip():
-        raise invalid(where, "it has no text. Send a text, or an object with 'text'.")
+        raise invalid(where, "it has no text. Send a string, or an object with 'text'.")
     return text
 
 
 async def classify(api: Any, request: Any, body: ClassifyBody) -> dict[str, Any]:
-    """Return the labels of texts with their scores, best first."""
+    """Return the labels of each text with their scores, best first."""
     rows = [body.input] if isinstance(body.input, str) else body.input
     if body.labels is None:
         served = api.models.find(body.model, "classify")
         if body.multi_label is not None:
-            raise invalid("multi_label", "it needs labels. Send labels, or leave it out.")
+            raise invalid("multi_label", "it requires labels. Send labels, or omit it.")
         task = served.tasks["classify"]
         options = task.options(top_k=None)
     else:
@@ -152,7 +157,7 @@ async def classify(api: Any, request: Any, body: ClassifyBody) -> dict[str, Any]
             options = task.options(candidate_labels=body.labels, multi_label=bool(body.multi_label))
         except InputError as error:
             raise ApiError(400, f"labels: {error}", "labels") from None
-    found, tokens = await _run(api, request, task, rows, options, "input")
+    found, tokens = await _run_rows(api, request, task, rows, options, "input")
     results = []
     for index, result in enumerate(found):
         if isinstance(result, dict):

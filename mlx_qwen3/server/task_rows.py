@@ -1,4 +1,4 @@
-"""Which rows of embedding, reranking and classification requests are computed next, together."""
+"""Select the rows of embedding, reranking and classification requests to compute in the next batch."""
 
 import time
 from collections.abc import Sequence
@@ -7,26 +7,27 @@ from .decoder import PATIENCE
 from .jobs import TaskJob
 
 ROWS_AT_ONCE = 4096
+"""Maximum number of rows per batch."""
 
 ROWS_TOGETHER = 128
-"""Rows that are computed together even where they are more than half of all."""
+"""Number of rows of several requests up to which a batch may have more than half of all rows."""
 
 
 def next_rows(group: Sequence[TaskJob], tokens: int) -> list[tuple[TaskJob, int]]:
-    """Return the next rows of requests that share a task and its options, as (request, index of the row).
+    """Return the next rows of requests that share a task and its options, as (request, row index).
 
-    Requests with the fewest rows left go first, unless the oldest has waited for long. Of many rows only half are
-    taken, so that the answers of these are sent while the others are computed.
+    Requests with the fewest remaining rows go first, unless the oldest has waited for more than `PATIENCE` seconds. Of
+    many rows only half are selected, so that their results are sent while the others are computed.
 
     Args:
-        group: the requests, the oldest first.
-        tokens: of all rows; the first row may have more.
+        group: the requests, oldest first.
+        tokens: maximum number of tokens of all rows; the first row may have more.
     """
-    left = {job: len(job.rows) - len(job.results) for job in group}
+    remaining = {job: len(job.rows) - len(job.results) for job in group}
     most = ROWS_AT_ONCE
     if len(group) > 1:
-        most = min(ROWS_AT_ONCE, max(ROWS_TOGETHER, -(-sum(left.values()) // 2)))
-    order = sorted(group, key=lambda job: left[job])
+        most = min(ROWS_AT_ONCE, max(ROWS_TOGETHER, -(-sum(remaining.values()) // 2)))
+    order = sorted(group, key=lambda job: remaining[job])
     if time.monotonic() - group[0].created > PATIENCE:
         order.sort(key=lambda job: job is not group[0])
     chosen: list[tuple[TaskJob, int]] = []

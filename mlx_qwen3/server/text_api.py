@@ -1,4 +1,4 @@
-"""Chat and text completions: the shapes of their responses and of the events of their streams."""
+"""Shapes of the responses and stream events of chat and text completions."""
 
 import time
 import uuid
@@ -10,7 +10,7 @@ from .streams import sse
 
 
 def usage_of(jobs: Iterable[TextJob]) -> dict[str, Any]:
-    """Return the tokens that requests have used; a prompt counts once, whatever the number of its choices."""
+    """Return the `usage` of requests. A prompt counts once, regardless of the number of its choices."""
     jobs = list(jobs)
     prompt, completion = sum(len(job.prompt) for job in jobs), sum(job.completion_tokens for job in jobs)
     return {
@@ -22,17 +22,17 @@ def usage_of(jobs: Iterable[TextJob]) -> dict[str, Any]:
 
 
 class Tokens:
-    """The text and bytes of single tokens."""
+    """Text and bytes of single tokens."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the bytes that a token stands for."""
+        """Return the bytes of a token."""
         return self._tokenizer.token_bytes(token)
 
     def text_of(self, token: int) -> str:
-        """Return a token's text; bytes that form no character are U+FFFD."""
+        """Return the text of a token; bytes that are not valid UTF-8 become U+FFFD."""
         return self.bytes_of(token).decode("utf-8", "replace")
 
     def chat_logprob(self, found: TokenLogprob, top: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Tokens:
 
 
 class Shape:
-    """What responses of one request share: id, time, model."""
+    """Base of the response shapes: id, creation time and model."""
 
     object_name = ""
     prefix = ""
@@ -61,26 +61,26 @@ class Shape:
         self.tokens, self.top = tokens, top_logprobs
 
     def first_events(self, choices: int) -> list[dict[str, Any]]:
-        """Return the choices of the events before the first token."""
+        """Return the choices of the events that precede the first token, one per event."""
         return []
 
     def choice(self, delta: Delta) -> dict[str, Any]:
-        """Return the choice of a stream's event."""
+        """Return the choice of a stream event."""
         raise NotImplementedError
 
     def whole(self, choices: list[list[Delta]]) -> list[dict[str, Any]]:
-        """Return the choices of a whole response, each from all of its deltas."""
+        """Return the choices of a whole response from the deltas of each choice."""
         raise NotImplementedError
 
     async def events(
         self, jobs: list[TextJob], deltas: AsyncIterator[list[Delta]], usage: bool
     ) -> AsyncIterator[bytes]:
-        """Yield the events of a stream; with `usage`, one more that has no choices."""
+        """Yield the events of a stream; if `usage` is true, the last one has the usage and no choices."""
         head = {**self.head, "object": self.chunk_name}
         for choice in self.first_events(sum(job.options.choices for job in jobs)):
             yield sse({**head, "choices": [choice], **({"usage": None} if usage else {})})
         async for found in deltas:
-            for delta in merged(found):
+            for delta in merge_deltas(found):
                 yield sse({**head, "choices": [self.choice(delta)], **({"usage": None} if usage else {})})
         if usage:
             yield sse({**head, "choices": [], "usage": usage_of(jobs)})
@@ -94,7 +94,7 @@ class ChatShape(Shape):
     object_name, chunk_name, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def first_events(self, choices: int) -> list[dict[str, Any]]:
-        """Return an event per choice that names the role."""
+        """Return one choice per event, with the role."""
         delta = {"role": "assistant", "content": ""}
         return [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(choices)]
 
@@ -111,12 +111,12 @@ class ChatShape(Shape):
         return {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
     def whole(self, choices: list[list[Delta]]) -> list[dict[str, Any]]:
-        """Return a message per choice."""
+        """Return one message per choice."""
         return [self._message(index, deltas) for index, deltas in enumerate(choices)]
 
     def _message(self, index: int, deltas: list[Delta]) -> dict[str, Any]:
         texts = {kind: "".join(d.text for d in deltas if d.kind == kind) for kind in ("answer", "reasoning")}
-        calls = joined_calls([delta.call for delta in deltas if delta.kind == "tool"])
+        calls = join_calls([delta.call for delta in deltas if delta.kind == "tool"])
         message: dict[str, Any] = {"role": "assistant", "content": texts["answer"]}
         if any(delta.kind == "reasoning" for delta in deltas):
             message["reasoning_content"] = texts["reasoning"]
@@ -147,7 +147,7 @@ class CompletionShape(Shape):
         }
 
     def whole(self, choices: list[list[Delta]]) -> list[dict[str, Any]]:
-        """Return a text per choice."""
+        """Return one text per choice."""
         rows = []
         for index, deltas in enumerate(choices):
             found = tuple(logprob for delta in deltas for logprob in delta.logprobs)
@@ -174,8 +174,8 @@ class CompletionShape(Shape):
         }
 
 
-def merged(deltas: list[Delta]) -> list[Delta]:
-    """Return deltas that came together, with neighbours of one choice and kind as one."""
+def merge_deltas(deltas: list[Delta]) -> list[Delta]:
+    """Merge adjacent deltas of the same choice and kind, and drop empty ones."""
     found: list[Delta] = []
     for delta in deltas:
         last = found[-1] if found else None
@@ -187,8 +187,8 @@ def merged(deltas: list[Delta]) -> list[Delta]:
     return [delta for delta in found if delta.text or delta.logprobs or delta.call or delta.finish_reason]
 
 
-def joined_calls(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return whole tool calls from the pieces of a stream."""
+def join_calls(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return whole tool calls from the pieces in a stream."""
     calls: dict[int, dict[str, Any]] = {}
     for piece in pieces:
         call = calls.setdefault(

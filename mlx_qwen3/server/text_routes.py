@@ -1,4 +1,4 @@
-"""What chat, completion and extraction requests become: prompts with options, and the shape of their response."""
+"""Validated chat and text completion requests: prompts, options, and the shape of the response."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +9,10 @@ from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
 from .prompts import (
+    DEFAULT_COMPLETION_TOKENS,
     answer_rules,
     check_room,
-    completion_limits,
+    check_unsupported_fields,
     completion_prompts,
     matcher_factory,
     render,
@@ -24,7 +25,7 @@ from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
 
 @dataclass
 class TextRequest:
-    """A checked request. It is prepared in a worker thread and started in the event loop."""
+    """A validated request. It is prepared in a worker thread and started in the event loop."""
 
     served: ServedModel
     prompts: list[list[int]]
@@ -33,7 +34,7 @@ class TextRequest:
     jobs: list[TextJob] = field(default_factory=list)
 
     def start(self) -> "TextRequest":
-        """Create the jobs; to be called in the event loop that waits for them."""
+        """Create the jobs and return self. Call it in the event loop that reads their events."""
         self.jobs = [TextJob(self.served, prompt, self.options) for prompt in self.prompts]
         return self
 
@@ -44,14 +45,17 @@ class TextRequest:
 
 def _check_choices(body: Sampled, settings: ServerSettings) -> None:
     if (body.n or 1) > settings.max_batch:
-        raise invalid("n", f"it is {body.n} and this server decodes {settings.max_batch} sequences. Ask for fewer.")
+        raise invalid(
+            "n",
+            f"too many choices: {body.n}. This server decodes {settings.max_batch} sequences at once. Request fewer.",
+        )
 
 
-def chosen_tools(body: ChatBody) -> tuple[list[Tool], str]:
-    """Return the tools of a request, and which may or must be called: "none", "auto", "required" or a name.
+def parse_tools(body: ChatBody) -> tuple[list[Tool], str]:
+    """Return the tools of a request, and its tool choice: "none", "auto", "required" or the name of a tool.
 
     Raises:
-        ApiError: 400 for tools without a name, another choice, or one of a tool that is not there.
+        ApiError: 400 for a tool without a name, an unknown choice, or the choice of a tool that the request lacks.
     """
     try:
         tools = make_tools(body.tools)
@@ -62,10 +66,10 @@ def chosen_tools(body: ChatBody) -> tuple[list[Tool], str]:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if name not in [tool.name for tool in tools]:
-            raise invalid("tool_choice", f"there is no function {name!r} among the tools.")
+            raise invalid("tool_choice", f"unknown function: {name!r}. Use the name of one of the tools.")
         return tools, str(name)
     if choice not in (None, "none", "auto", "required"):
-        raise invalid("tool_choice", f"it is {choice!r}. Use none, auto, required or a function.")
+        raise invalid("tool_choice", f"unknown choice: {choice!r}. Use none, auto, required or a function.")
     if choice == "required" and not tools:
         raise invalid("tool_choice", "it is 'required' and there are no tools. Send tools.")
     return tools, choice or ("auto" if tools else "none")
@@ -76,7 +80,7 @@ class ChatRequest(TextRequest):
 
     @classmethod
     def prepare(cls, models: Models, settings: ServerSettings, body: ChatBody) -> "ChatRequest":
-        """Check a body and render its conversation.
+        """Validate a body and render its conversation.
 
         Raises:
             ApiError: 400 or 404.
@@ -84,8 +88,8 @@ class ChatRequest(TextRequest):
         served = models.find(body.model, "chat")
         _check_choices(body, settings)
         if body.top_logprobs is not None and not body.logprobs:
-            raise invalid("top_logprobs", "it needs logprobs. Set logprobs to true, or leave it out.")
-        tools, choice = chosen_tools(body)
+            raise invalid("top_logprobs", "it requires logprobs. Set logprobs to true, or omit it.")
+        tools, choice = parse_tools(body)
         prompt = render(served, body, None if choice == "none" else [tool.schema for tool in tools])
         check_room(served, prompt.ids, "messages")
         limit = body.max_completion_tokens or body.max_tokens or settings.max_tokens
@@ -102,16 +106,16 @@ class CompletionRequest(TextRequest):
 
     @classmethod
     def prepare(cls, models: Models, settings: ServerSettings, body: CompletionBody) -> "CompletionRequest":
-        """Check a body and encode its prompts.
+        """Validate a body and encode its prompts.
 
         Raises:
             ApiError: 400 or 404.
         """
         served = models.find(body.model, "completions")
         _check_choices(body, settings)
-        completion_limits(body)
+        check_unsupported_fields(body)
         prompts = completion_prompts(served, body.prompt)
         for prompt in prompts:
             check_room(served, prompt, "prompt")
-        options = text_options(served, body, body.max_tokens or 16, body.logprobs, None)
+        options = text_options(served, body, body.max_tokens or DEFAULT_COMPLETION_TOKENS, body.logprobs, None)
         return cls(served, prompts, options, CompletionShape(served.name, Tokens(served.tokenizer), body.logprobs))

@@ -1,4 +1,4 @@
-"""A server in a process of its own, with a tiny random chat model, for all tests here."""
+"""A server process with a tiny random chat model, shared by the tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path

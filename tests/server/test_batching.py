@@ -1,4 +1,4 @@
-"""Answers do not depend on what else runs; limits in numbers; cancelled requests leave nothing behind."""
+"""Continuous batching: answers do not depend on other requests, limits are reported, cancelled requests are freed."""
 
 import json
 import os
@@ -36,8 +36,8 @@ def text(answer: httpx.Response) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def test_24_staggered_requests_are_answered_as_alone(server: Running):
-    """In float32 on a CPU, where scores of two tokens this close to one another (1e-4) do not occur here."""
+def test_24_staggered_requests_equal_single_ones(server: Running):
+    """Exact, because no two scores of these requests are within 1e-4 of each other in float32 on a CPU."""
     alone = [text(server.complete(**request(number))) for number in range(24)]
     together = [""] * 24
 
@@ -52,7 +52,7 @@ def test_24_staggered_requests_are_answered_as_alone(server: Running):
 
 
 @pytest.mark.parametrize("flags", [["--kv-bits", "8", "--kv-group-size", "32"], ["--prefix-cache", "0"]], ids=str)
-def test_staggered_requests_with_other_caches(tmp_path, flags):
+def test_concurrent_requests_with_quantized_sliding_and_uncached_prompts_equal_single_ones(tmp_path, flags):
     from tests.support import tiny_checkpoints
 
     fields = {"head_dim": 32, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
@@ -76,7 +76,7 @@ def test_choices_share_a_prompt_and_differ_by_seed(server: Running):
     assert first["choices"][1]["text"] == text(server.complete(**{**body, "n": 1, "seed": 12}))
 
 
-def test_a_prompt_seen_before_is_not_computed_again(server: Running):
+def test_the_prefix_of_an_earlier_prompt_is_reused(server: Running):
     long = "a prompt that is asked twice " * 8
     cached = [
         server.complete(long, max_tokens=4).json()["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2)
@@ -85,7 +85,7 @@ def test_a_prompt_seen_before_is_not_computed_again(server: Running):
     assert text(server.complete(long, max_tokens=4)) == text(server.complete(long, max_tokens=4))
 
 
-def test_a_long_prompt_does_not_hold_up_a_stream(server: Running):
+def test_a_long_prompt_does_not_stall_a_running_stream(server: Running):
     times: list[float] = []
     body = {"prompt": prompt(1), "max_tokens": 400, "temperature": 0, "stream": True, **ENDLESS}
     long = [random.Random(1).randrange(300, 400) for _ in range(3000)]
@@ -106,7 +106,7 @@ def test_a_long_prompt_does_not_hold_up_a_stream(server: Running):
     assert gaps.max() < 2.0, f"a gap of {gaps.max():.2f} s, median {np.median(gaps) * 1000:.1f} ms"
 
 
-def test_what_can_never_fit_is_refused_with_numbers(chat_folder):
+def test_a_request_that_can_never_fit_is_refused_with_numbers(chat_folder):
     running = Running("--model", str(chat_folder), "--cache-memory", "0.0005")
     try:
         refused = running.complete("a b c", max_tokens=3000)
@@ -133,7 +133,7 @@ def test_a_full_queue_is_429_with_retry_after(chat_folder):
         running.stop()
 
 
-def test_sigterm_lets_a_stream_finish_and_refuses_others(chat_folder):
+def test_a_running_stream_finishes_after_sigterm(chat_folder):
     running = Running("--model", str(chat_folder))
     body = {"prompt": "a b c", "max_tokens": 300, "temperature": 0, "stream": True, **ENDLESS}
     count, status = 0, None
@@ -151,7 +151,7 @@ def test_sigterm_lets_a_stream_finish_and_refuses_others(chat_folder):
 
 
 def _abandon(server: Running, number: int) -> None:
-    """Send a request and go away before its answer is complete."""
+    """Send a request and disconnect before its answer is complete."""
     body = json.dumps({**request(number), "temperature": 0, "max_tokens": 400, "stream": bool(number % 2), **ENDLESS})
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
@@ -179,7 +179,7 @@ def _mixed(server: Running, number: int) -> int:
 
 
 def _resources(server: Running) -> tuple[int, int]:
-    """Return bytes of memory and open descriptors of the server's process."""
+    """Return the resident bytes and the number of open descriptors of the server's process."""
     pid = server.process.pid
     with open(f"/proc/{pid}/statm") as file:
         pages = int(file.read().split()[1])
@@ -188,7 +188,7 @@ def _resources(server: Running) -> tuple[int, int]:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 @pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
-def test_mixed_requests_with_cancels_leave_nothing_behind(server: Running, count):
+def test_mixed_requests_with_cancels_release_memory_and_descriptors(server: Running, count):
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(lambda number: _mixed(server, number), range(40)))
         server.wait_idle()

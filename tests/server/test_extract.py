@@ -1,4 +1,4 @@
-"""Extraction by a schema, and answers with a response_format, from a model that knows nothing."""
+"""Extraction by a schema and answers with a response_format, from a model with random weights."""
 
 import json
 
@@ -18,7 +18,7 @@ def check(value):
     assert isinstance(value["old"], bool)
 
 
-def test_every_text_gives_a_value_of_the_schema(server: Running):
+def test_one_value_of_the_schema_is_extracted_per_text(server: Running):
     answer = server.post("/v1/extract", {"input": ["Ann is 7.", "Bob"], "schema": SCHEMA})
     assert answer.status_code == 200, answer.text
     results = answer.json()["results"]
@@ -28,13 +28,13 @@ def test_every_text_gives_a_value_of_the_schema(server: Running):
         assert result["finish_reason"] == "stop"
 
 
-def test_a_value_that_was_cut_off_is_null(server: Running):
+def test_a_value_that_is_cut_off_is_null(server: Running):
     [result] = server.post("/v1/extract", {"input": "Ann", "schema": SCHEMA, "max_tokens": 2}).json()["results"]
     assert result["data"] is None
     assert result["finish_reason"] == "length"
 
 
-def test_what_cannot_be_extracted_is_400(server: Running):
+def test_invalid_texts_and_schemas_are_400(server: Running):
     for body, field in (
         ({"input": "", "schema": SCHEMA}, "input"),
         ({"input": [], "schema": SCHEMA}, "input"),
@@ -48,7 +48,7 @@ def test_what_cannot_be_extracted_is_400(server: Running):
         assert field in f"{error['param']} {error['message']}"
 
 
-def test_a_constrained_answer_streams_whole_json(server: Running):
+def test_a_streamed_constrained_answer_is_valid_json(server: Running):
     body = {
         "messages": [{"role": "user", "content": "Ann?"}],
         "temperature": 1.5,

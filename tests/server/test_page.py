@@ -46,7 +46,7 @@ def page(browser, bundled):
     found.goto(bundled.url)
     found.locator("#model option").first.wait_for(state="attached")
     yield found
-    # the policy blocks what the sanitizer then removes, and reports it
+    # the content security policy reports inline handlers before the sanitizer removes them
     assert not [problem for problem in problems if "inline event handler" not in problem]
     assert all(url.startswith((bundled.url, "data:")) for url in requests)
     context.close()
@@ -99,7 +99,7 @@ def test_stop_ends_the_answer(page):
     page.locator("#stop").wait_for(state="hidden")
 
 
-def test_what_a_model_writes_is_sanitized_and_highlighted(page):
+def test_answers_are_sanitized_and_code_is_highlighted(page):
     text = (
         "<img src=x onerror=alert(1)><script>alert(2)</script>\n\n"
         "```python\ndef f(): return 'x'\n```\n\n[x](javascript:alert(3))"
@@ -137,7 +137,7 @@ def test_every_control_has_a_name_and_tabs_take_arrow_keys(page):
     assert not page.locator("#view-chat").is_visible()
 
 
-def test_tasks(page):
+def test_tasks_show_their_results(page):
     page.get_by_role("tab", name="Tasks").click()
     page.fill("#labels", "files\nnetwork")
     page.fill("#texts", "os.path.join\nsocket.bind")

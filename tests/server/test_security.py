@@ -1,4 +1,4 @@
-"""What a hostile client or web page may not do; each fault is one JSON error and the server goes on."""
+"""Hostile clients and web pages are refused with one JSON error per request, and the server keeps running."""
 
 import socket
 
@@ -48,18 +48,18 @@ def test_other_machines_need_a_key(host):
     [{"port": 70000}, {"max_batch": 0}, {"api_key": " "}, {"cache_bytes": -1}, {"allow_origins": ("*",)}],
     ids=str,
 )
-def test_settings_that_cannot_be(options):
+def test_invalid_settings_are_refused(options):
     with pytest.raises(InputError):
         ServerSettings(**options)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "a b", ""])
-def test_host_names_of_others_are_refused(server, host):
+def test_foreign_host_names_are_refused(server, host):
     check(server.client.get("/v1/models", headers={"host": host}), 400, "host_not_allowed")
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:1234", "127.0.0.1", "[::1]:80", "192.168.0.9", "LOCALHOST"])
-def test_names_of_this_machine_are_taken(server, host):
+def test_names_and_addresses_of_this_machine_are_accepted(server, host):
     assert server.client.get("/v1/models", headers={"host": host}).status_code == 200
 
 
@@ -93,7 +93,7 @@ def test_a_missing_or_wrong_key_is_401(keyed, headers):
 
 
 @pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
-def test_the_key_is_taken_from_the_headers_that_clients_use(keyed, name):
+def test_the_key_is_accepted_in_each_of_its_headers(keyed, name):
     value = (f"Bearer {KEY}" if name == "authorization" else KEY).encode()
     assert keyed.client.get("/v1/models", headers={name: value}).status_code == 200
     assert keyed.client.get("/health").status_code == 200
@@ -121,7 +121,7 @@ def test_no_path_reaches_the_file_system(server, path):
     ],
     ids=["tls", "version", "nonsense", "no host", "length", "long header"],
 )
-def test_what_is_not_http_is_one_json_error(server, data):
+def test_malformed_http_is_one_json_error(server, data):
     answer = raw(server, data)
     assert answer.startswith(b"HTTP/1.1 4")
     assert b'"error"' in answer
@@ -150,7 +150,7 @@ def test_what_is_not_http_is_one_json_error(server, data):
     ],
     ids=range(16),
 )
-def test_bodies_that_cannot_be_are_400(server, content):
+def test_invalid_bodies_are_400(server, content):
     check(server.client.post("/v1/completions", content=content), 400)
 
 
@@ -164,7 +164,7 @@ def test_a_body_above_the_limit_is_413(server):
     check(server.client.post("/v1/completions", content=pieces()), 413, "body_too_large")
 
 
-def test_unknown_things_are_404_and_405(server):
+def test_unknown_paths_and_models_are_404_and_wrong_methods_405(server):
     check(server.client.get("/v1/nothing"), 404)
     check(server.client.get("/v1/models/nobody"), 404, "model_not_found")
     check(server.complete("x", model="nobody"), 404, "model_not_found")

@@ -1,4 +1,4 @@
-"""Requests that are still open when the time to drain is over."""
+"""Requests that are still open at the end of the drain time."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ pytest.importorskip("starlette")
 from tests.support.running_server import Running
 
 
-def test_open_requests_get_503_after_the_time_to_drain(chat_folder: Path) -> None:
+def test_open_requests_get_503_at_the_end_of_the_drain_time(chat_folder: Path) -> None:
     server = Running("--model", str(chat_folder), "--drain", "0.5")
     body = {"prompt": [5, 6, 7], "temperature": 0, "max_tokens": 4000, "logit_bias": {"0": -100}, "n": 4}
     found: dict[bool, Any] = {}

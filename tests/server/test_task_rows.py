@@ -1,4 +1,4 @@
-"""Rows of several requests that are computed together."""
+"""Selection of the rows of several requests that are computed in one batch."""
 
 import time
 from types import SimpleNamespace
@@ -20,27 +20,27 @@ def job(rows, done=0, age=0.0, length=5):
     return Job(rows=[None] * rows, results=[None] * done, pieces=pieces, created=time.monotonic() - age)
 
 
-def test_one_request_is_computed_at_once():
+def test_all_rows_of_a_single_request_are_selected():
     only = job(1000, done=3)
     assert next_rows([only], PLENTY) == [(only, row) for row in range(3, 1000)]
 
 
-def test_few_rows_of_many_requests_are_computed_together():
+def test_few_rows_of_many_requests_are_all_selected():
     assert len(next_rows([job(1) for _ in range(ROWS_TOGETHER)], PLENTY)) == ROWS_TOGETHER
 
 
-def test_of_many_rows_half_are_computed_those_of_short_requests_first():
+def test_half_of_many_rows_are_selected_shortest_request_first():
     long, short = job(300), job(100)
     found = next_rows([long, short], PLENTY)
     assert found[:100] == [(short, row) for row in range(100)]
     assert found[100:] == [(long, row) for row in range(100)]
 
 
-def test_the_oldest_request_goes_first_once_it_has_waited_for_long():
+def test_the_oldest_request_goes_first_after_a_long_wait():
     old, short = job(300, age=2 * PATIENCE), job(100)
     assert {found for found, _ in next_rows([old, short], PLENTY)} == {old}
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(0, 1), (5, 1), (12, 2), (100, 20)])
-def test_tokens_limit_the_rows_but_one_always_goes(tokens, rows):
+def test_tokens_limit_the_rows_to_at_least_one(tokens, rows):
     assert len(next_rows([job(30)], tokens)) == rows

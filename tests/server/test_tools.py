@@ -1,4 +1,4 @@
-"""Tool calls: forced ones are valid, streamed ones add up, wrong choices are refused."""
+"""Tool calls: forced calls are valid, streamed pieces add up, invalid tools and choices are refused."""
 
 import json
 
@@ -33,7 +33,7 @@ def bundled():
 
 
 @pytest.mark.parametrize(("choice", "names"), [("required", {"lamp", "heater"}), (NAMED, {"heater"})], ids=str)
-def test_a_forced_call_is_valid(bundled, choice, names):
+def test_a_forced_call_is_valid_whole_and_streamed(bundled, choice, names):
     answer = bundled.post("/v1/chat/completions", {**BODY, "tool_choice": choice})
     assert answer.status_code == 200, answer.text
     found = answer.json()["choices"][0]
@@ -58,7 +58,7 @@ def test_a_forced_call_is_valid(bundled, choice, names):
     ],
     ids=str,
 )
-def test_tools_that_cannot_be_are_400(bundled, fields):
+def test_invalid_tools_and_choices_are_400(bundled, fields):
     answer = bundled.post("/v1/chat/completions", {**BODY, **fields})
     assert answer.status_code == 400, answer.text
     assert "tool" in answer.json()["error"]["message"]

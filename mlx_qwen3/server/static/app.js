@@ -1,9 +1,9 @@
 "use strict";
-// The chat view. Everything that a model writes is sanitized before it becomes HTML.
+// The chat view. All model output is sanitized before it is inserted as HTML.
 
 const byId = (id) => document.getElementById(id);
 const messages = []; // {role, content, reasoning, error, note}
-let running = null; // the AbortController of the answer that is coming
+let running = null; // the AbortController of the current answer
 let models = [];
 
 function make(tag, className, text) {
@@ -58,7 +58,7 @@ async function loadModels() {
   fillModels();
 }
 
-// ---- showing messages
+// ---- rendering of messages
 
 const SANITIZED = { USE_PROFILES: { html: true }, FORBID_TAGS: ["style", "form", "input", "img", "video", "audio"], FORBID_ATTR: ["style"] };
 
@@ -127,7 +127,7 @@ function dropFrom(index) {
   }
 }
 
-// ---- asking
+// ---- requests
 
 function numberOf(id) {
   const value = byId(id).value.trim();

@@ -1,5 +1,5 @@
 "use strict";
-// The view of classification, embeddings, reranking and extraction.
+// The view for classification, embeddings, reranking and extraction.
 
 const TEXTS = { classify: "Texts, one per line", embed: "Texts, one per line", rerank: "Documents, one per line", extract: "Text" };
 
@@ -58,7 +58,7 @@ const TASKS = {
     try {
       schema = JSON.parse(byId("schema").value);
     } catch (error) {
-      throw new Error(`The schema is no JSON: ${error.message}`);
+      throw new Error(`The schema is not valid JSON: ${error.message}`);
     }
     const { results } = await post("v1/extract", { model, input: byId("texts").value, schema });
     return make("pre", "", JSON.stringify(results[0].data, null, 2));
