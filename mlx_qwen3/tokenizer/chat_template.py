@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
 from ..errors import InputError, MlxQwen3Error, TokenizerError
+from .batch import BatchEncoding
 from .control_tokens import control_tokens, mark_control_tokens
 from .template_limits import LimitedEnvironment, check_nested, marks_generation, start_rendering
 from .tools import function_schema
@@ -150,9 +151,29 @@ def find_control_tokens(tokenizer: "Tokenizer", template: str) -> list[str]:
     return control_tokens(list(tokenizer.added_tokens_decoder.values()), join_literals(template))
 
 
-def has_generation_blocks(template: str) -> bool:
-    """Return whether the template marks the assistant's text with `{% generation %}`."""
-    return _GENERATION_TAG.search(template) is not None
+def check_conversation(conversation: Any) -> None:
+    """Raise InputError unless the conversation is a non-empty sequence."""
+    if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
+        raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'")
+
+
+def check_outputs(tokenize: bool, return_dict: bool | None, return_mask: bool, sanitize: bool) -> None:
+    """Raise InputError for output options of `apply_chat_template` that exclude each other."""
+    if return_mask and (not tokenize or return_dict is False):
+        raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True. Omit one of them")
+    if sanitize and (not tokenize or return_mask):
+        raise InputError(
+            "sanitize_control_tokens needs tokenize=True and excludes return_assistant_tokens_mask. Leave one out"
+        )
+
+
+def check_generation_blocks(template: str) -> None:
+    """Raise InputError unless the template marks the assistant's text with `{% generation %}`."""
+    if _GENERATION_TAG.search(template) is None:
+        raise InputError(
+            "return_assistant_tokens_mask needs a chat template with {% generation %} … {% endgeneration %} "
+            "around the assistant's text. Pass one as chat_template="
+        )
 
 
 def split_generation_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
@@ -172,6 +193,17 @@ def split_generation_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
             spans.append((start, length))
             start = None
     return "".join([*parts, marked[last:]]), spans
+
+
+def build_assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return 1 for each token of a row that overlaps one of the character spans, else 0."""
+    encodings = inputs.encodings or []
+    mask = [0] * len(encodings[row])
+    for start, end in spans:
+        for index, (first, last) in enumerate(encodings[row].offsets):
+            if first < end and last > start and encodings[row].sequence_ids[index] is not None:
+                mask[index] = 1
+    return mask
 
 
 def choose_template(templates: str | dict[str, str] | None, requested: str | None, with_tools: bool) -> str:

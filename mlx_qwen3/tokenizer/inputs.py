@@ -1,6 +1,6 @@
 """Check and normalize the arguments of a tokenizer: texts, pairs and batches; ids as ints, lists and arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -82,3 +82,10 @@ def _as_id(token: Any) -> Any:
     if isinstance(token, list | tuple):
         return as_ids(token)
     raise InputError(f"a token id is of type {type(token).__name__}. Pass integers")
+
+
+def check_keywords(given: Any) -> dict[str, Any]:
+    """Return `tokenizer_kwargs` as a dict; raise InputError for another type."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}. Pass a dict of keyword arguments")
+    return dict(given or {})

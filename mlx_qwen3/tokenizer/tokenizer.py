@@ -13,7 +13,7 @@ from .backend import GENERIC, Family, backend_errors
 from .batch import BatchEncoding, check_tensor_type
 from .control_tokens import encode_sanitized
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
-from .inputs import as_ids, as_rows
+from .inputs import as_ids, as_rows, check_keywords
 from .lengths import NO_LENGTH, Lengths, check_side, resolve_lengths
 from .padding import pad_encoded
 from .saving import save_tokenizer
@@ -143,7 +143,7 @@ class Tokenizer(Vocabulary):
         """
         options = {name: value for name, value in locals().items() if name not in _UNFORWARDED_ARGUMENTS}
         if tokenizer_kwargs is not None or text_target is not None or text_pair_target is not None:
-            options |= _check_keywords(tokenizer_kwargs)
+            options |= check_keywords(tokenizer_kwargs)
             if text_target is None:
                 return self(text, text_pair, **options)
             labels = self(text_target, text_pair_target, **options)
@@ -381,22 +381,13 @@ class Tokenizer(Vocabulary):
                 tokenizer call that is not a variable of the template.
             TokenizerError: no usable template.
         """
-        if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-            raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'")
-        if return_assistant_tokens_mask and (not tokenize or return_dict is False):
-            raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True")
-        if sanitize_control_tokens and (not tokenize or return_assistant_tokens_mask):
-            raise InputError(
-                "sanitize_control_tokens needs tokenize=True and excludes return_assistant_tokens_mask. Leave one out"
-            )
+        chat_templates.check_conversation(conversation)
+        chat_templates.check_outputs(tokenize, return_dict, return_assistant_tokens_mask, sanitize_control_tokens)
         batched = isinstance(conversation[0], list | tuple)
         template = self.get_chat_template(chat_template, tools)
         chat_templates.check_variables(template, template_variables)
-        if return_assistant_tokens_mask and not chat_templates.has_generation_blocks(template):
-            raise InputError(
-                "return_assistant_tokens_mask needs a chat template with {% generation %} … {% endgeneration %} "
-                "around the assistant's text. Pass one as chat_template="
-            )
+        if return_assistant_tokens_mask:
+            chat_templates.check_generation_blocks(template)
         marked = chat_templates.find_control_tokens(self, template) if sanitize_control_tokens else None
         texts = [
             chat_templates.render_chat(
@@ -424,13 +415,13 @@ class Tokenizer(Vocabulary):
             "truncation": truncation,
             "max_length": max_length,
             "return_tensors": return_tensors,
-            **_check_keywords(tokenizer_kwargs),
+            **check_keywords(tokenizer_kwargs),
         }
         given = list(texts) if batched else texts[0]
         inputs = encode_sanitized(self, given, **options) if sanitize_control_tokens else self(given, **options)
         if return_assistant_tokens_mask:
             alone = not batched and return_tensors is None
-            masks = [_build_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
+            masks = [chat_templates.build_assistant_mask(inputs, row, row_spans) for row, row_spans in enumerate(spans)]
             inputs["assistant_masks"] = masks[0] if alone else masks
             inputs.convert_to_tensors(return_tensors)
         return inputs if return_dict or return_assistant_tokens_mask else inputs["input_ids"]
@@ -455,21 +446,3 @@ class Tokenizer(Vocabulary):
             TokenizerError: the folder cannot be written.
         """
         return save_tokenizer(self, save_directory, keywords)
-
-
-def _check_keywords(given: Any) -> dict[str, Any]:
-    """Return `tokenizer_kwargs` as a dict; raise InputError for another type."""
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}. Pass a dict of keyword arguments")
-    return dict(given or {})
-
-
-def _build_assistant_mask(inputs: BatchEncoding, row: int, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return 1 for each token of a row that overlaps one of the character spans, else 0."""
-    encodings = inputs.encodings or []
-    mask = [0] * len(encodings[row])
-    for start, end in spans:
-        for index, (first, last) in enumerate(encodings[row].offsets):
-            if first < end and last > start and encodings[row].sequence_ids[index] is not None:
-                mask[index] = 1
-    return mask
