@@ -1,4 +1,4 @@
-"""Batch generation against mlx-lm's BatchGenerator and against one sequence at a time, on the same random weights.
+"""Compare batch generation with mlx-lm's BatchGenerator and with single sequences, on the same random weights.
 
 python benchmarks/batch.py --random 0.6B --bits 4 --prompts 32
 python benchmarks/batch.py --random 0.6B --prompts 128 --at-once 32 --shortest-answer 8
@@ -18,8 +18,8 @@ from mlx_qwen3.bench.mlx_lm_reference import mlx_lm_model
 from mlx_qwen3.generation.continuous_batch import BatchSequence, decode_rows
 
 
-def ours(model, prompts, budgets, at_once):
-    """Tokens, and seconds for all tokens of all prompts."""
+def run_own(model, prompts, budgets, at_once):
+    """Return the number of generated tokens, and the seconds for all prompts, with this package."""
     start = time.perf_counter()
     found = decode_rows(
         model.for_inference(),
@@ -31,8 +31,8 @@ def ours(model, prompts, budgets, at_once):
     return count, time.perf_counter() - start
 
 
-def theirs(reference, prompts, budgets, at_once):
-    """Return the same by mlx-lm."""
+def run_mlx_lm(reference, prompts, budgets, at_once):
+    """Return the same figures for mlx-lm."""
     module = importlib.import_module("mlx_lm.generate")
     stream = mx.default_stream(mx.default_device())
     start = time.perf_counter()
@@ -46,7 +46,7 @@ def theirs(reference, prompts, budgets, at_once):
     return count, seconds
 
 
-def alone(model, prompt, max_tokens):
+def measure_single(model, prompt, max_tokens):
     """Return the decode speed of one sequence in tokens per second, without the prompt."""
     steps = generate_step(model, prompt, max_tokens=max_tokens)
     next(steps)
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument(
-        "--shortest-answer", type=int, help="new tokens of a prompt are drawn from here on; default all"
+        "--shortest-answer", type=int, help="minimum of the random number of new tokens (default: --max-tokens)"
     )
-    parser.add_argument("--at-once", type=int, help="sequences in a pass; default all")
+    parser.add_argument("--at-once", type=int, help="sequences decoded together (default: all)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
@@ -87,12 +87,12 @@ def main() -> None:
         budgets = draw.integers(shortest, args.max_tokens + 1, args.prompts).tolist()
         middle = sorted(prompts, key=len)[len(prompts) // 2]
         rounds = []
-        for turn in range(args.rounds + 1):
-            a, own = ours(model, prompts, budgets, at_once)
-            b, other = theirs(reference, prompts, budgets, at_once)
+        for index in range(args.rounds + 1):
+            a, own = run_own(model, prompts, budgets, at_once)
+            b, other = run_mlx_lm(reference, prompts, budgets, at_once)
             assert a == b == sum(budgets), (a, b)
-            if turn:
-                rounds.append((a / own, b / other, alone(model, middle, args.max_tokens)))
+            if index:
+                rounds.append((a / own, b / other, measure_single(model, middle, args.max_tokens)))
         own, other, single = (statistics.median(column) for column in zip(*rounds, strict=True))
         over = statistics.median(one / two for one, two, _ in rounds)
         many = statistics.median(one / three for one, _, three in rounds)
@@ -101,7 +101,7 @@ def main() -> None:
         print(f"| {label} | mlx-lm | {other:.0f} | | {other / single:.1f}× |", flush=True)
     print(f"{args.prompts} prompts of {args.shortest} to {args.longest} tokens, {at_once} at once;")
     print(f"{args.shortest_answer or args.max_tokens} to {args.max_tokens} new tokens each;")
-    print("tokens/s count the prompts' time; the one sequence's rate does not.")
+    print("tokens/s include the time of the prompts, except for the single sequence.")
 
 
 if __name__ == "__main__":

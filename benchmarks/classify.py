@@ -1,12 +1,11 @@
-"""Texts per second of sequence classification, against transformers on PyTorch: the same weights, device and texts.
+"""Compare sequence classification with transformers on PyTorch, with the same weights, device and texts.
 
     python benchmarks/classify.py [--shape 0.6b|tiny] [--dtype bfloat16] [--rounds 3] [--output FILE]
 
-The weights are random and the texts are random ids, so nothing is downloaded. Both sides get the same list of texts of
-different lengths in the same order and give one row of logits each, on the host. transformers runs as its pipeline
-does: the texts in their order, some at a time, padded to the longest of them, with a mask. The two take
-turns; a figure is the median of the rounds. Zero-shot classification is compared with calls of our own model, one
-prompt per label, on a part of the texts.
+Weights and texts are random, so nothing is downloaded. Both implementations get the same texts in the same order, and
+return one row of logits per text on the host. transformers runs as in its pipeline: batches in the order of the texts,
+padded to the longest text of the batch, with a mask. Rounds are interleaved, and figures are medians of the rounds.
+Zero-shot classification is compared with one prompt per label on this package's model, on a part of the texts.
 """
 
 import argparse
@@ -52,7 +51,7 @@ Texts = list[list[int]]
 
 
 def workloads(vocabulary: int, scale: float) -> dict[str, tuple[Texts, int, int | None]]:
-    """Name → (texts as ids, batch size of the plain side, ours: the same, or None for what our side chooses)."""
+    """Return name → (token ids, batch size of transformers, batch size of this package or None for its choice)."""
     draw = np.random.default_rng(0)
 
     def texts(lengths) -> Texts:
@@ -74,7 +73,7 @@ def workloads(vocabulary: int, scale: float) -> dict[str, tuple[Texts, int, int 
 
 
 class Ours:
-    """Sequence classification as the tasks run it."""
+    """Sequence classification as in the tasks of this package."""
 
     def __init__(self, folder: Path, dtype: str):
         self.model = Qwen3ForSequenceClassification.from_pretrained(folder, dtype=dtype)
@@ -85,13 +84,13 @@ class Ours:
 
     def __call__(self, texts: Texts, batch_size: int | None) -> np.ndarray:
         pieces = [Piece(ids) for ids in texts]
-        if batch_size == 1:  # one text after the other, as they come
+        if batch_size == 1:  # in the given order, without sorting by length
             return np.stack([self.runner.run([piece], self.compute)[0][0] for piece in pieces])
         return np.stack([row for (row,) in self.runner.run(pieces, self.compute, batch_size=batch_size)])
 
 
 class Torch:
-    """The same with transformers."""
+    """Sequence classification with transformers."""
 
     def __init__(self, folder: Path, dtype: str):
         import torch
@@ -103,8 +102,8 @@ class Torch:
         model = transformers.Qwen3ForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype))
         self.model = model.to(self.device).eval()
 
-    def give_back(self) -> None:
-        """Free what is cached of the device's memory."""
+    def release_memory(self) -> None:
+        """Release the memory that PyTorch caches on the device."""
         if self.device != "cpu":
             getattr(self.torch, self.device).empty_cache()
 
@@ -131,7 +130,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def classification(folder: Path, dtype: str, rounds: int, scale: float, vocabulary: int, only: str) -> list[str]:
     ours, plain = Ours(folder, dtype), Torch(folder, dtype)
-    all_memory = mx.set_memory_limit(machine_memory() // 2)  # the other half is PyTorch's
+    all_memory = mx.set_memory_limit(machine_memory() // 2)  # the other half is for PyTorch
     lines = [
         f"MLX on {mx.default_device()}, PyTorch on {plain.device}, {dtype}. Texts per second; median of {rounds}.",
         "",
@@ -141,8 +140,8 @@ def classification(folder: Path, dtype: str, rounds: int, scale: float, vocabula
     for name, (texts, batch_size, own_size) in workloads(vocabulary, scale).items():
         if only not in name:
             continue
-        plain.give_back()  # both sides keep freed memory for themselves, and there is one memory
-        for _ in range(2):  # to warm up; a shape is compiled when it comes for the second time
+        plain.release_memory()  # both libraries cache freed memory of the same device
+        for _ in range(2):  # warm up twice: a shape is compiled on its second use
             difference = float(np.abs(ours(texts, own_size) - plain(texts, batch_size)).max())
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(rounds):
@@ -203,12 +202,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="0.6b" if gpu else "tiny")
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0 if gpu else 0.05, help="share of the texts to run")
+    parser.add_argument("--scale", type=float, default=1.0 if gpu else 0.05, help="fraction of the texts to run")
     parser.add_argument("--output", type=Path, help="also write the tables to this file")
-    parser.add_argument("--only", default="", help="run the rows of the table whose name holds this; no zero-shot then")
+    parser.add_argument("--only", default="", help="run only rows whose name contains this, and no zero-shot")
     options = parser.parse_args()
     if not (find_spec("torch") and find_spec("transformers")):
-        parser.error("torch and transformers are what it compares with: pip install -e '.[reference]'")
+        parser.error("torch and transformers are required: pip install -e '.[reference]'")
     config = Qwen3Config(**SHAPES[options.shape], max_position_embeddings=4096, rope_theta=1e6, pad_token_id=0)
     config.tie_word_embeddings = True
     lines = [

@@ -1,7 +1,7 @@
-"""Peak memory, wall time and throughput of conversion to affine 4-bit, ours against mlx_lm.convert.
+"""Compare conversion to affine 4-bit with mlx_lm.convert: peak memory, wall time and throughput.
 
-Builds a synthetic bf16 Qwen3 checkpoint in shards (at least 4 GB unless --size says otherwise) in a temporary folder,
-converts it with each tool in a process of its own, and prints a table. Run on an idle machine:
+Build a synthetic sharded bf16 Qwen3 checkpoint (at least 4 GB, or --size) in a temporary folder, convert it with each
+tool in a separate process, and print a table. Run it on an idle machine:
 
     python benchmarks/convert.py [--size 4.0] [--shard-size 1.0] [--only ours|mlx-lm] [--folder DIR]
 """
@@ -58,7 +58,7 @@ def shapes(size: float) -> dict[str, tuple[int, ...]]:
 
 
 def build(folder: Path, size: float, shard_size: float) -> tuple[int, int]:
-    """Write the checkpoint; gives back its bytes and those of its largest tensor."""
+    """Write the checkpoint, and return its size and the size of its largest tensor in bytes."""
     names = shapes(size)
     folder.mkdir(parents=True)
     writer = CheckpointWriter(
@@ -97,7 +97,7 @@ def build(folder: Path, size: float, shard_size: float) -> tuple[int, int]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A one-word tokenizer: mlx_lm.convert does not run without one."""
+    """Write a one-word tokenizer, which mlx_lm.convert requires."""
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
@@ -106,7 +106,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def measure(code: str, source: Path, target: Path) -> tuple[float, int]:
-    """Wall time in seconds and peak resident bytes of a Python process."""
+    """Run code in a Python process, and return its wall time in seconds and its peak resident memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code, str(source), str(target)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -119,16 +119,18 @@ def measure(code: str, source: Path, target: Path) -> tuple[float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=float, default=4.0, help="GB of bf16 weights, at least")
-    parser.add_argument("--shard-size", type=float, default=1.0, help="GB in a shard")
+    parser.add_argument("--size", type=float, default=4.0, help="minimum GB of bf16 weights")
+    parser.add_argument("--shard-size", type=float, default=1.0, help="GB per shard")
     parser.add_argument("--only", choices=["ours", "mlx-lm"])
-    parser.add_argument("--folder", help="where to build the checkpoint; default a temporary folder")
+    parser.add_argument("--folder", help="folder for the checkpoint (default: a temporary folder)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         needed = args.size * 1e9 * 1.4
         free = shutil.disk_usage(temporary).free
         if free < needed:
-            raise SystemExit(f"{temporary} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+            raise SystemExit(
+                f"{temporary} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed. Pass another --folder"
+            )
         source, target = Path(temporary) / "source", Path(temporary) / "target"
         size, largest = build(source, args.size * 1e9, args.shard_size * 1e9)
         bound = BOUND_FACTOR * largest + BOUND_EXTRA

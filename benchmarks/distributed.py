@@ -1,17 +1,18 @@
-"""One process against several, and against mlx-lm's own division of the same checkpoint.
+"""Compare one process with several, and with mlx-lm's sharding of the same checkpoint.
 
     python benchmarks/distributed.py --sizes 8B --bits 16 4 --rows 10000 --output 8B.json
     python benchmarks/distributed.py --sizes 32B --bits 16 --output 32B-16.json
     python benchmarks/distributed.py --sizes 32B --bits 4 --output 32B-4.json
 
-Each implementation runs in processes of its own, one after the other, on one random checkpoint: `one` process,
-`divided` (this package over the processes), `mlx-lm` (its `shard()` over the processes). Peak memory of a process
-includes loading.
-`--rows N` measures the classification of N texts on one process and on all. Prints a Markdown table and the ratios;
-`--output FILE` is rewritten after every run, so that a run that is cut short leaves what was measured.
+Each implementation runs in separate processes, one after the other, on one random checkpoint: `one` (a single
+process), `divided` (this package, sharded over the processes) and `mlx-lm` (its `shard()` over the processes). Peak
+memory of a process includes loading. `--rows N` measures the classification of N texts on one process and on all.
 
-The checkpoint repeats one random layer and lies in memory (/dev/shm) where that has room for it, else in the temporary
-folder. `--keep` leaves it there for the next run.
+The script prints a Markdown table and the ratios. `--output FILE` is rewritten after every run, so that an interrupted
+benchmark keeps its results.
+
+The checkpoint repeats one random layer. It is written to memory (/dev/shm) if it fits, otherwise to the temporary
+folder. `--keep` keeps it for the next run.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SAFETENSORS_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", 
 
 
 def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
-    """Write a random checkpoint of that size: one random layer, under the names of every layer."""
+    """Write a random checkpoint of the given size, which repeats one random layer under the names of all layers."""
     from mlx_qwen3 import Qwen3Config
     from mlx_qwen3.bench.random_models import SIZES
     from mlx_qwen3.bundled import bundled_model_path
@@ -97,11 +98,11 @@ def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
         for job in jobs:
             job.result()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    (folder / "config.json").write_text(json.dumps(values))  # last: its presence says that the checkpoint is complete
+    (folder / "config.json").write_text(json.dumps(values))  # written last: its presence marks a complete checkpoint
 
 
 def in_memory(array: mx.array) -> tuple[str, np.ndarray[Any, Any]]:
-    """Return the dtype's name in safetensors, and the bytes of an array."""
+    """Return the safetensors name of the dtype, and the bytes of an array."""
     return SAFETENSORS_NAMES[array.dtype], np.array(array.view(mx.uint8))
 
 
@@ -123,7 +124,7 @@ def write_safetensors(path: Path, arrays: dict[str, tuple[str, np.ndarray[Any, A
 
 
 def checkpoint_bytes(size: str, bits: int) -> int:
-    """Return about how many bytes a checkpoint of that size takes."""
+    """Return the approximate size of a checkpoint in bytes."""
     from mlx_qwen3.bench.random_models import SIZES
 
     fields = SIZES[size]
@@ -135,7 +136,7 @@ def checkpoint_bytes(size: str, bits: int) -> int:
 
 
 def default_folder(needed: int) -> Path:
-    """Return the folder for a checkpoint of `needed` bytes: in memory where it leaves as much again twice over."""
+    """Return a folder for a checkpoint of `needed` bytes, in /dev/shm if the available memory is 2.5 times its size."""
     memory = Path("/dev/shm")
     if memory.is_dir():
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -145,10 +146,10 @@ def default_folder(needed: int) -> Path:
 
 
 def work(way: str, folder: Path, prompt: int, tokens: int, rounds: int) -> None:
-    """Load and generate on this process; rank 0 prints the figures of all ranks."""
+    """Load and generate in this process. Rank 0 prints the maximum over the ranks of each memory figure."""
     group = mx.distributed.init() if way != "one" else None
     mx.reset_peak_memory()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     if way == "mlx-lm":
         from mlx_lm.utils import load_model
 
@@ -160,10 +161,10 @@ def work(way: str, folder: Path, prompt: int, tokens: int, rounds: int) -> None:
 
         model = Qwen3ForCausalLM.from_pretrained(folder, distributed=group or False)
     mx.eval(mx.zeros((1,)))
-    loading, loaded = time.perf_counter() - began, mx.get_active_memory()
+    loading, loaded = time.perf_counter() - start_time, mx.get_active_memory()
     loading_peak = mx.get_peak_memory()
     ids = mx.random.randint(0, 1000, (prompt,), key=mx.random.key(1))
-    speeds = [_speed(way, model, ids, tokens) for _ in range(rounds + 1)][1:]
+    speeds = [_measure_speed(way, model, ids, tokens) for _ in range(rounds + 1)][1:]
     own: Any = [loaded / 1e9, loading_peak / 1e9, mx.get_peak_memory() / 1e9]
     if group is not None:
         own = mx.distributed.all_gather(mx.array([own]), group=group).max(axis=0).tolist()
@@ -180,7 +181,7 @@ def work(way: str, folder: Path, prompt: int, tokens: int, rounds: int) -> None:
         print(MARK + json.dumps(result), flush=True)
 
 
-def _speed(way: str, model: Any, ids: mx.array, tokens: int) -> tuple[float, float]:
+def _measure_speed(way: str, model: Any, ids: mx.array, tokens: int) -> tuple[float, float]:
     """Return the time to the first token in seconds, and tokens per second after it."""
     if way == "mlx-lm":
         from mlx_lm.generate import generate_step as step
@@ -190,15 +191,15 @@ def _speed(way: str, model: Any, ids: mx.array, tokens: int) -> tuple[float, flo
         from mlx_qwen3 import generate_step
 
         steps = generate_step(model, ids, max_tokens=tokens)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     next(iter(steps))
-    first = time.perf_counter() - began
+    first = time.perf_counter() - start_time
     count = sum(1 for _ in steps)
-    return first, count / (time.perf_counter() - began - first)
+    return first, count / (time.perf_counter() - start_time - first)
 
 
 def classify(rows: int, size: str, distributed: bool) -> None:
-    """Label `rows` texts of about 64 tokens with a random model that every process makes from one seed."""
+    """Classify `rows` texts of about 64 tokens with a random model that every process creates from the same seed."""
     from mlx_qwen3 import Qwen3Config, Qwen3ForSequenceClassification, TextClassification, load
     from mlx_qwen3.bench.random_models import SIZES
 
@@ -212,16 +213,16 @@ def classify(rows: int, size: str, distributed: bool) -> None:
     task = TextClassification(model, tokenizer, distributed=distributed)
     texts = [f"row {i}: return the {'very ' * (i % 9)}arc cosine of a value " * 3 for i in range(rows)]
     task(texts[:512])
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     task(texts)
     if not distributed or mx.distributed.init().rank() == 0:
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         way = "rows divided" if distributed else "rows on one"
-        print(MARK + json.dumps({"way": way, "texts/s": rows / took}), flush=True)
+        print(MARK + json.dumps({"way": way, "texts/s": rows / seconds}), flush=True)
 
 
 def start(arguments: list[str], processes: int, backend: str, limit: float) -> dict[str, Any]:
-    """Run this script in `processes` processes and return what rank 0 prints."""
+    """Run this script in `processes` processes, and return the result printed by rank 0."""
     words = [sys.executable, str(Path(__file__).resolve()), *arguments]
     if processes > 1:
         names = [name for name in os.environ if name in ("PYTHONPATH", "LD_LIBRARY_PATH") or name.startswith("NCCL_")]
@@ -252,7 +253,7 @@ def start(arguments: list[str], processes: int, backend: str, limit: float) -> d
 
 
 def ratios(results: list[dict[str, Any]]) -> list[str]:
-    """Return one line per comparison: what was divided by what, for every checkpoint."""
+    """Return one line per comparison and checkpoint, with the two implementations and their ratio."""
     lines = []
     for size, bits in dict.fromkeys((result["size"], result["bits"]) for result in results):
         found = {result["way"]: result for result in results if (result["size"], result["bits"]) == (size, bits)}
@@ -274,7 +275,7 @@ def ratios(results: list[dict[str, Any]]) -> list[str]:
 
 
 def report(results: list[dict[str, Any]], output: Path | None) -> None:
-    """Write what was measured so far."""
+    """Write the results so far to `output`."""
     if output is not None:
         output.write_text(json.dumps({"results": results, "ratios": ratios(results)}, indent=2) + "\n")
 
@@ -288,14 +289,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--backend", default="nccl")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: in memory, if it fits)")
-    parser.add_argument("--keep", action="store_true", help="leave checkpoints for the next run, and use those there")
+    parser.add_argument("--folder", type=Path, help="folder for checkpoints (default: in memory, if they fit)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep checkpoints for the next run, and reuse existing ones"
+    )
     parser.add_argument("--prompt-tokens", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0)
-    parser.add_argument("--rows-size", default="8B", help="the model that classifies --rows (default: 8B)")
-    parser.add_argument("--limit", type=float, default=200, help="seconds that one run may take")
+    parser.add_argument("--rows-size", default="8B", help="size of the model that classifies --rows (default: 8B)")
+    parser.add_argument("--limit", type=float, default=200, help="timeout of one run in seconds")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.work in WAYS:
@@ -309,22 +312,22 @@ def main() -> None:
     results: list[dict[str, Any]] = []
 
     def measure(size: str, bits: int, arguments: list[str], count: int) -> None:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         found = start(arguments, count, options.backend, options.limit)
         results.append({"size": size, "bits": bits, **found})
-        print(results[-1], f"({time.perf_counter() - began:.0f} s)", flush=True)
+        print(results[-1], f"({time.perf_counter() - start_time:.0f} s)", flush=True)
         report(results, options.output)
 
     for size in options.sizes:
         for bits in options.bits:
             needed = checkpoint_bytes(size, bits)
             folder = (options.folder or default_folder(needed)) / f"{size}-{bits}"
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             try:
                 if not (options.keep and (folder / "config.json").is_file()):
                     make(size, bits, folder, options.dtype)
-                took = time.perf_counter() - began
-                print(f"{folder}: {needed / 1e9:.1f} GB, made in {took:.0f} s", flush=True)
+                seconds = time.perf_counter() - start_time
+                print(f"{folder}: {needed / 1e9:.1f} GB, written in {seconds:.0f} s", flush=True)
                 mx.clear_cache()
                 for way in options.ways:
                     count = 1 if way == "one" else options.processes

@@ -1,13 +1,13 @@
-"""Peak memory and throughput of converting a GGUF file to an MLX folder, and the speed that its scales cost.
+"""Measure the conversion of a GGUF file to an MLX folder, and the effect of the scales' dtype on speed.
 
-Builds a synthetic Qwen3 file of the kinds of a Q4_K_M file (Q4_K, Q6_K for half of the value and down projections and
-for the embedding) or of any one kind, of at least 4 GB unless --size says otherwise, in a temporary folder; converts it
-in a process of its own, and prints a table. Run on an idle machine:
+Build a synthetic Qwen3 file (at least 4 GB, or --size) in a temporary folder, convert it in a separate process, and
+print peak memory and throughput. The file has the types of Q4_K_M (Q4_K, and Q6_K for the embedding and for half of the
+value and down projections) or a single type. Run it on an idle machine:
 
     python benchmarks/gguf_files.py [--size 4.0] [--kind Q4_K_M] [--to mlx|gguf] [--folder DIR]
 
-With --speed it times one token through matrices in each packed layout, with the types of scales side by side, on the
-default device:
+With --speed, time one token through matrices in each packed layout and with each dtype of the scales, on the default
+device:
 
     python benchmarks/gguf_files.py --speed [--rows 4096] [--columns 4096] [--rounds 30]
 """
@@ -27,7 +27,7 @@ import numpy as np
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 2048, 6144, 16, 8, 128, 151936
 SCALES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q3_K": (108,), "Q8_0": (0,), "Q4_0": (0,), "Q2_K": (80, 82)}
-"""Kind -> where a block holds float16 scales."""
+"""Type -> byte offsets of the float16 scales in a block."""
 TO_MLX = "import sys; from mlx_qwen3 import convert; convert(sys.argv[1], sys.argv[2])"
 TO_GGUF = (
     "import sys; from mlx_qwen3.conversion import convert_to_gguf; convert_to_gguf(sys.argv[1], sys.argv[2], 'q8_0')"
@@ -36,7 +36,7 @@ BOUND_FACTOR, BOUND_EXTRA = 4, 300e6
 
 
 def kind_of(name: str, layer: int, kind: str) -> str:
-    """Return the kind of a matrix; a Q4_K_M file has larger ones where they count most."""
+    """Return the type of a matrix; a Q4_K_M file uses a larger type for sensitive matrices."""
     if kind != "Q4_K_M":
         return kind
     sensitive = name == "token_embd" or (name.endswith(("attn_v", "ffn_down")) and layer % 2 == 0)
@@ -44,7 +44,7 @@ def kind_of(name: str, layer: int, kind: str) -> str:
 
 
 def build(path: Path, size: float, kind: str) -> tuple[int, int]:
-    """Write the file; returns its bytes and the float16 bytes of its largest tensor."""
+    """Write the file, and return its size and the size of its largest tensor in float16, in bytes."""
     import gguf
 
     from mlx_qwen3 import AutoTokenizer
@@ -126,7 +126,7 @@ def build(path: Path, size: float, kind: str) -> tuple[int, int]:
 
 
 def measure(code: str, source: Path, target: Path) -> tuple[float, int]:
-    """Wall time in seconds and peak resident bytes of a Python process."""
+    """Run code in a Python process, and return its wall time in seconds and its peak resident memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", code, str(source), str(target)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -137,11 +137,11 @@ def measure(code: str, source: Path, target: Path) -> tuple[float, int]:
 
 
 MATRICES = {"gpu": 24, "cpu": 1}
-"""Matrices of one measurement: more than the caches of a GPU hold, and enough to hide the start of a kernel."""
+"""Matrices per measurement: too many for the caches of a GPU, and enough to hide the launch of a kernel."""
 
 
 def speed(rows: int, columns: int, rounds: int) -> None:
-    """Time one token through matrices in each layout that GGUF weights get, by the type of the scales."""
+    """Time one token through matrices in each packed layout of GGUF weights, with each dtype of the scales."""
     dtypes, count = (mx.float16, mx.bfloat16, mx.float32), MATRICES[mx.default_device().type.name]
     x = {dtype: mx.random.normal((1, columns)).astype(dtype) for dtype in dtypes}
     print(f"MLX {mx.__version__}, {mx.default_device()}, one token through {count} matrices of {rows} x {columns}")
@@ -172,10 +172,10 @@ def speed(rows: int, columns: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=float, default=4.0, help="GB of the file, at least")
+    parser.add_argument("--size", type=float, default=4.0, help="minimum GB of the file")
     parser.add_argument("--kind", default="Q4_K_M", choices=["Q4_K_M", *SCALES])
-    parser.add_argument("--to", default="mlx", choices=["mlx", "gguf"], help="what to convert to (gguf: q8_0)")
-    parser.add_argument("--folder", help="where to build the file; default a temporary folder")
+    parser.add_argument("--to", default="mlx", choices=["mlx", "gguf"], help="output format (gguf: q8_0)")
+    parser.add_argument("--folder", help="folder for the file (default: a temporary folder)")
     parser.add_argument("--speed", action="store_true", help="time the layouts instead")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)

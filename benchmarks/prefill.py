@@ -1,12 +1,13 @@
-"""Prompts and batches of texts: speed and peak memory by the number of layers in flight, beside mlx-lm.
+"""Measure prompts and batches of texts for several numbers of layers per evaluation, and compare with mlx-lm.
 
     python benchmarks/prefill.py [--size 0.6B] [--bits 16 8 4] [--tokens 512 2048 6000] [--rounds 3] [--encode]
 
-Random weights, so nothing is downloaded. All implementations compute the same prompts with the same arrays, in turns;
-a figure is the median of the rounds after one that does not count. "auto" is what the package does by default; "graph"
-evaluates a pass at its end, as it did before; the others fix the layers per step or the tokens per pass.
-`--encode`
-measures batches of texts instead: "before" is a compiled pass in one graph with cosines and sines from a table.
+Weights are random, so nothing is downloaded. All implementations compute the same prompts on the same arrays in
+interleaved rounds. Figures are medians of the rounds after one warm-up round. "auto" is the default of the package,
+"graph" evaluates a whole pass at its end, and the others fix the layers per step or the tokens per pass.
+
+`--encode` measures batches of texts instead. There "before" is a compiled pass in one graph with a table of cosines and
+sines.
 """
 
 import argparse

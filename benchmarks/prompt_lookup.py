@@ -1,10 +1,10 @@
-"""Prompt-lookup decoding against one pass per token: text that copies, and text that does not.
+"""Compare prompt-lookup decoding with plain decoding, on text that repeats the prompt and on random text.
 
     python benchmarks/prompt_lookup.py                       the bundled model
     python benchmarks/prompt_lookup.py --random 0.6B --bits 4
 
-Every pass of the model is computed, and then its answer is exchanged for the next word of a dictated text, so that any
-model copies as well, or as little, as the text does: a passage of the prompt again, or random tokens.
+Every forward pass is computed, but its result is replaced with the next token of a given text, so that the share of
+accepted drafts depends on the text only. The text is a passage of the prompt, or random tokens.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mlx_qwen3.generation.prompt_lookup import prompt_lookup
 
 
 class Dictated:
-    """A model that computes its logits and then prefers the dictated token."""
+    """A model that computes its logits, then raises the logit of the next token of `text`."""
 
     def __init__(self, model, text: list[int]):
         self.model, self.config, self.text = model.for_inference(), model.config, mx.array(text)
@@ -35,8 +35,8 @@ class Dictated:
         self.model.fill_cache(ids, cache)
 
 
-def timed(model, ids, max_tokens, decoding):
-    """Return the tokens, and the seconds per token after the first."""
+def time_steps(model, ids, max_tokens, decoding):
+    """Generate, and return the tokens and the seconds per token after the first."""
     steps = generate_step(model, ids, max_tokens=max_tokens, decoding=decoding)
     tokens = [next(steps)]
     start = time.perf_counter()
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--random")
     parser.add_argument("--bits", type=int, default=16)
-    parser.add_argument("--dtype", default="bfloat16", help="of random weights")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of random weights")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
@@ -62,7 +62,7 @@ def main() -> None:
     else:
         model, _ = load(args.model)
     print(this_machine(mx.default_device()))
-    print("| text | one pass a token, tokens/s | with lookup, tokens/s | ratio | same tokens |")
+    print("| text | plain, tokens/s | with lookup, tokens/s | ratio | same tokens |")
     print("| --- | ---: | ---: | ---: | --- |")
     length = args.prompt_tokens + args.max_tokens + 1
     draw = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def main() -> None:
         for turn in range(args.rounds + 1):
             found = {}
             for decoding in (None, prompt_lookup()) if turn % 2 else (prompt_lookup(), None):
-                found[decoding is None] = timed(dictated, ids, args.max_tokens - 8, decoding)
+                found[decoding is None] = time_steps(dictated, ids, args.max_tokens - 8, decoding)
             if turn:
                 rounds.append((found[True][1], found[False][1], found[True][0] == found[False][0]))
         plain, drafted = (statistics.median(column) for column in list(zip(*rounds, strict=True))[:2])

@@ -1,12 +1,12 @@
-"""What fake quantization and packing cost a BERT: sentences per second, and how far the embeddings move.
+"""Measure the cost of fake quantization and packing of a BERT: sentences per second, and change of the embeddings.
 
     python benchmarks/qdqbert.py speed [--device gpu] [--shape base] [--batch 32] [--length 64]
     python benchmarks/qdqbert.py quality FOLDER [--methods max percentile mse entropy]
 
-`speed` times a random BERT in float32, fake-quantized, packed in 8 bits and unpacked again, beside PyTorch's BertModel
-on the same device if it is installed. `quality` takes a sentence encoder, calibrates it on 200 sentences and reports
-the cosine of mean-pooled embeddings of others to those of the float model. The sentences are the first paragraphs of
-the standard library's docstrings, so that nothing has to be downloaded.
+`speed` times a random BERT in float32, fake-quantized, packed in 8 bits and unpacked again, and PyTorch's BertModel on
+the same device if it is installed. `quality` calibrates a sentence encoder on 200 sentences. It reports the cosine
+similarity between its mean-pooled embeddings of other sentences and those of the float model. The sentences are the
+first paragraphs of docstrings of the standard library, so nothing is downloaded.
 """
 
 import argparse
@@ -91,7 +91,7 @@ SHAPES = {
 
 
 def sentences() -> list[str]:
-    """English sentences of 40 to 250 characters, in a fixed random order."""
+    """Return English sentences of 40 to 250 characters, in a fixed random order."""
     found = []
     for name in MODULES:
         for _, value in sorted(vars(importlib.import_module(name)).items()):
@@ -106,12 +106,12 @@ def sentences() -> list[str]:
 
 
 def megabytes(model, within: str = "") -> float:
-    """Return megabytes of a model's weights, or of those whose name holds `within`."""
+    """Return the size in MB of a model's weights, or of the weights whose name contains `within`."""
     return sum(array.nbytes for name, array in tree_flatten(model.parameters()) if within in name) / 1e6
 
 
-def timed(run, repeat: int) -> float:
-    """Return the median seconds of a run, after one to warm up."""
+def time_run(run, repeat: int) -> float:
+    """Return the median time of `run` in seconds, after one warm-up run."""
     run()
     times = []
     for _ in range(repeat):
@@ -132,7 +132,7 @@ def speed(args: argparse.Namespace) -> None:
     rows = []
 
     def add(name: str) -> None:
-        seconds = timed(lambda: mx.eval(model(ids, attention_mask=mask).pooler_output), args.repeat)
+        seconds = time_run(lambda: mx.eval(model(ids, attention_mask=mask).pooler_output), args.repeat)
         rows.append((name, args.batch / seconds, megabytes(model, "encoder")))
 
     model.disable_quantizers("")
@@ -160,7 +160,7 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def torch_speed(args: argparse.Namespace, ids: np.ndarray) -> tuple[str, float, float] | None:
-    """Return the same shape in PyTorch, or None where it is not installed or has no such device."""
+    """Return the row of PyTorch for the same shape, or None if PyTorch or transformers is not installed."""
     try:
         import torch
         import transformers
@@ -175,7 +175,7 @@ def torch_speed(args: argparse.Namespace, ids: np.ndarray) -> tuple[str, float, 
         with torch.no_grad():
             model(tensor).pooler_output.cpu()
 
-    seconds = timed(run, args.repeat)
+    seconds = time_run(run, args.repeat)
     size = sum(p.nbytes for p in model.encoder.parameters()) / 1e6
     return f"torch {torch.__version__} BertModel float32", args.batch / seconds, size
 

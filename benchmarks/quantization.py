@@ -1,12 +1,14 @@
-"""What each quantization recipe costs on the bundled model: size, bits per weight, divergence, agreement, its task.
+"""Measure the loss of each quantization recipe on the bundled model: size, bits per weight, divergence and accuracy.
 
     python -m benchmarks.quantization [CHECKPOINT] [--questions 90] [--only NAME ...] [--torch]
 
-Converts the unquantized checkpoint with each recipe into a temporary folder and compares the two on the bundled
-model's examination: questions in phrasings held out of training, with their answers. The answers' tokens count; the
-task is the share of questions whose exact answer is the greedy one. Layers for the target recipes are measured on
-other conversations. With --torch the converted weights, unpacked to float32, run in transformers instead: the figures
-are those of the weights, and on a CPU without a fast MLX it takes minutes instead of hours.
+Convert the unquantized checkpoint with each recipe into a temporary folder, and compare both on the bundled model's
+test set: questions in phrasings held out of training, with their answers. Only the tokens of the answers are compared.
+"exact answers" is the share of questions for which greedy decoding gives the exact answer. The sensitivity of layers,
+for the target recipes, is measured on other conversations.
+
+With --torch the converted weights run in transformers, unpacked to float32. The figures then describe the weights only,
+and take minutes instead of hours on a CPU without a fast MLX.
 """
 
 import argparse
@@ -45,7 +47,10 @@ RECIPES = {
 
 
 def conversations(count, calibration=24):
-    """(prompt, completion) pairs to report on, known names, made-up names and others evenly; and to calibrate on."""
+    """Return test pairs (prompt, completion) and calibration pairs.
+
+    The test pairs ask about known names, made-up names and other topics in equal parts.
+    """
     from tools.bundled_model import facts, questions, tokenizer
     from tools.bundled_model.corpus import Corpus
 
@@ -66,7 +71,7 @@ def samples_of(tokenizer, pairs):
 
 
 class TorchQwen3ForCausalLM:
-    """transformers' model with a converted folder's weights in float32, called as ours."""
+    """transformers' model with the weights of a converted folder in float32, and this package's interface."""
 
     def __init__(self, folder):
         import torch
@@ -90,13 +95,13 @@ class TorchQwen3ForCausalLM:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=BUNDLED)
-    parser.add_argument("--questions", type=int, default=90, help="of the examination")
+    parser.add_argument("--questions", type=int, default=90, help="number of test questions")
     parser.add_argument("--calibration", type=int, default=12, help="conversations to measure layers on")
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--torch", action="store_true", help="run the weights in transformers (the extra `reference`)")
     args = parser.parse_args()
     if args.questions < 3:
-        parser.error(f"--questions is {args.questions}, expected at least 3: one of each kind")
+        parser.error(f"--questions is {args.questions}, expected at least 3. Each of the three topics needs a question")
     pairs, calibration = conversations(args.questions, args.calibration)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
 
@@ -109,7 +114,7 @@ def main() -> None:
     print(f"MLX {mx.__version__}, {where}, {platform.machine()}, {time.strftime('%Y-%m-%d')}, ", end="")
     print(f"{len(samples)} questions, {sum(len(s.ids) - s.start for s in samples)} answer tokens")
     print(
-        "| recipe | MB | bits a weight | KL mean | KL median | KL p99 | same top token | perplexity | exact answers |"
+        "| recipe | MB | bits per weight | KL mean | KL median | KL p99 | same top token | perplexity | exact answers |"
     )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as temporary:

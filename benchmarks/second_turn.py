@@ -1,4 +1,4 @@
-"""Time to the first token of a second turn: in the chat's cache, from kept prefixes, and from a file.
+"""Measure the time to first token of a second chat turn with the chat's cache, a prefix cache and a saved cache.
 
 python benchmarks/second_turn.py --random 0.6B --tokens 16384
 """
@@ -17,7 +17,7 @@ from mlx_qwen3.bench import SIZES, this_machine
 
 
 def first_token(model, ids, cache):
-    """Return seconds until the first token of ids that are not in the cache yet."""
+    """Return the seconds to the first token for ids that are not in the cache yet."""
     start = time.perf_counter()
     steps = generate_step(model, ids, cache, max_tokens=2)
     next(steps)
@@ -29,7 +29,7 @@ def first_token(model, ids, cache):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--random", default="tiny")
-    parser.add_argument("--layers", type=int, help="fewer layers than the size has, for a slow machine")
+    parser.add_argument("--layers", type=int, help="number of layers (default: all), for a slow machine")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -50,7 +50,7 @@ def main() -> None:
     figures: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.rounds):
-            # another number of new tokens each time, as in a chat: nothing that was made for a length comes again
+            # vary the number of new tokens as in a chat, so that nothing compiled for a length is reused
             new = args.new_tokens + 3 * turn
             prefixes, cache = PrefixCache(8 << 30), model.make_cache(slack=32)
             figures["first turn"].append(first_token(model, first, cache))

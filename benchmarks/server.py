@@ -1,7 +1,9 @@
-"""The server against mlx_lm.server, in turns, on the same random weights; embeddings over HTTP against the pipeline.
+"""Compare the server with mlx_lm.server on the same random weights, and embeddings over HTTP with the pipeline.
 
-python benchmarks/server.py --output server.json  # 0.6B, 1, 8 and 32 streams, on a GPU
-python benchmarks/server.py --random tiny --streams 1 4 --tokens 32 --long 300 --texts 64      # a quick try on a CPU
+python benchmarks/server.py --output server.json  # 0.6B; 1, 8 and 32 streams; on a GPU
+python benchmarks/server.py --random tiny --streams 1 4 --tokens 32 --long 300 --texts 64  # quick test on a CPU
+
+Rounds of the two implementations are interleaved.
 """
 
 import argparse
@@ -28,13 +30,13 @@ from mlx_qwen3.bundled import bundled_model_path
 
 QWEN3_TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "qwen3_tokenizer"
 VOCABULARY = 151664
-"""Ids of the random model: the largest multiple of 16 for which Qwen3's tokenizer has all tokens."""
+"""Vocabulary size of the random model: the largest multiple of 16 for which Qwen3's tokenizer has all tokens."""
 
 WORDS = "time year people way day man thing woman life child world school state family student".split()  # noqa: SIM905
 
 
 def write_model(folder: Path, size: str) -> None:
-    """A random checkpoint that both servers load."""
+    """Write a random checkpoint that both servers load."""
     fields = dict(SIZES[size])
     small = size in ("tiny", "small")
     source = bundled_model_path() if small else QWEN3_TOKENIZER
@@ -52,7 +54,7 @@ def write_model(folder: Path, size: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
+    """Return a free port."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
@@ -68,22 +70,22 @@ class Served:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise SystemExit(f"{name} ended with {self.process.returncode}")
+                raise SystemExit(f"{name} exited with status {self.process.returncode}")
             try:
                 asyncio.run(stream(self, "warm up", 2))
                 return
             except (OSError, RuntimeError, asyncio.IncompleteReadError):
                 time.sleep(0.5)
-        raise SystemExit(f"{name} did not start")
+        raise SystemExit(f"{name} did not start within 300 s")
 
     def stop(self) -> None:
-        """End the process."""
+        """Terminate the process."""
         self.process.terminate()
         self.process.wait(30)
 
 
 async def request(served: Served, path: str, body: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Send a request and read the head of the response."""
+    """Send a request, and read the headers of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1 << 26)
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -96,7 +98,7 @@ async def request(served: Served, path: str, body: dict) -> tuple[asyncio.Stream
 
 
 async def stream(served: Served, prompt: str, tokens: int) -> list[float]:
-    """Return the seconds after which each piece of a streamed answer came, and the end."""
+    """Return the arrival time of each chunk of a streamed response, in seconds after the request."""
     body = {"model": served.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
     start = time.perf_counter()
     reader, writer = await request(served, "/v1/completions", body)
@@ -112,12 +114,12 @@ async def stream(served: Served, prompt: str, tokens: int) -> list[float]:
 
 
 def prompt_of(words: int, seed: float) -> str:
-    """Return a text that no server has seen before."""
+    """Return a random text, so that no server has its prefix in a cache."""
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
 async def load(served: Served, streams: int, tokens: int, seed: int) -> tuple[float, float]:
-    """Return tokens per second of all streams together, and the median seconds to the first piece."""
+    """Return the total tokens per second of all streams, and the median seconds to the first chunk."""
     draw = random.Random(seed)
     jobs = [(draw.randint(20, 400), draw.randint(tokens // 2, tokens)) for _ in range(streams)]
     start = time.perf_counter()
@@ -127,7 +129,7 @@ async def load(served: Served, streams: int, tokens: int, seed: int) -> tuple[fl
 
 
 async def gap(served: Served, words: int, tokens: int, seed: int) -> tuple[float, float]:
-    """Return the largest and the median seconds between pieces of a stream while a long prompt arrives."""
+    """Return the largest and the median gap in seconds between chunks of a stream while a long prompt is processed."""
     running = asyncio.create_task(stream(served, prompt_of(30, seed), tokens))
     await asyncio.sleep(0.5)
     await stream(served, prompt_of(words, seed + 0.5), 2)
@@ -137,7 +139,7 @@ async def gap(served: Served, words: int, tokens: int, seed: int) -> tuple[float
 
 
 async def embed(served: Served, texts: list[str]) -> float:
-    """Return texts per second over HTTP, 64 in a request, four requests at a time."""
+    """Return texts per second over HTTP, with 64 texts per request and four concurrent requests."""
     room = asyncio.Semaphore(4)
 
     async def one(some: list[str]) -> None:
@@ -155,16 +157,16 @@ async def embed(served: Served, texts: list[str]) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", default="0.6B", choices=SIZES)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--tokens", type=int, default=256, help="maximum tokens per answer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--long", type=int, default=3000, help="words of the prompt that arrives late, a token each")
-    parser.add_argument("--texts", type=int, default=1024, help="to embed")
+    parser.add_argument("--long", type=int, default=3000, help="words of the long prompt, one token each")
+    parser.add_argument("--texts", type=int, default=1024, help="number of texts to embed")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--alone", action="store_true", help="leave out mlx_lm.server")
+    parser.add_argument("--alone", action="store_true", help="do not measure mlx_lm.server")
     args = parser.parse_args()
     machine = this_machine(mx.default_device())
     print(machine)
@@ -190,7 +192,7 @@ def main() -> None:
 
 
 def print_ratios(figures: dict[str, dict]) -> None:
-    """Print this server's figures over those of mlx_lm.server, where both were measured."""
+    """Print the ratios of this server's figures to those of mlx_lm.server, if both were measured."""
     if "mlx_lm" not in figures:
         return
     own, other = figures["mlx_qwen3"]["streams"], figures["mlx_lm"]["streams"]
@@ -202,7 +204,7 @@ def print_ratios(figures: dict[str, dict]) -> None:
 
 
 def measure(args: argparse.Namespace, servers: list[Served]) -> dict[str, dict]:
-    """Print and return the figures of each server, measured in turns after one round that is not counted."""
+    """Print and return the figures of each server, from interleaved rounds after one warm-up round."""
     single: dict[str, float] = {}
     figures: dict[str, dict] = {served.name: {"streams": {}} for served in servers}
     for streams in args.streams:
@@ -231,7 +233,7 @@ def measure(args: argparse.Namespace, servers: list[Served]) -> dict[str, dict]:
 
 
 def measure_embeddings(args: argparse.Namespace, served: Served, folder: Path) -> dict[str, float]:
-    """Print and return texts per second over HTTP and by the pipeline, in turns."""
+    """Print and return texts per second over HTTP and with the pipeline, from interleaved rounds."""
     from mlx_qwen3.tasks import Embedding
 
     task = Embedding(folder)
@@ -247,7 +249,7 @@ def measure_embeddings(args: argparse.Namespace, served: Served, folder: Path) -
             rates[1].append(direct)
     over_http, direct = (statistics.median(found) for found in rates)
     print(
-        f"embeddings: {over_http:.0f} texts/s over HTTP, {direct:.0f} texts/s by the pipeline, "
+        f"embeddings: {over_http:.0f} texts/s over HTTP, {direct:.0f} texts/s with the pipeline, "
         f"{over_http / direct:.2f} x"
     )
     return {"over_http": over_http, "pipeline": direct}

@@ -1,11 +1,16 @@
-"""Measure what a JSON Schema costs while decoding, and what forced tokens save.
+"""Measure the cost of a JSON Schema during decoding, and the time that forced tokens save.
 
     python benchmarks/structured.py --tokenizer FOLDER [--tokens 256] [--turns 5] [--tiny]
 
-A random model of Qwen3-0.6B's shape with a vocabulary of 151,936 decodes in turns: free; under a schema of texts, a
-mask per token; under one of texts with a greatest length, whose masks are the most work; under one of records, as
-extraction asks for; and under one of many long names, with forced tokens one by one and together. Ratios above 1 mean
-that a constraint makes decoding faster. The last line is JSON.
+A random model of Qwen3-0.6B's shape with a vocabulary of 151,936 decodes in interleaved rounds:
+
+- without a constraint,
+- with a schema of strings, which needs one mask per token,
+- with a schema of strings of limited length, whose masks are the most expensive,
+- with a schema of records, as in extraction,
+- with a schema of many long names, with forced tokens decoded one by one and together.
+
+Ratios above 1 mean that a constraint makes decoding faster. The last line is JSON.
 """
 
 import argparse
@@ -41,12 +46,12 @@ NAMES = ["customer_full_name", "delivery_street_address", "preferred_contact_met
 
 
 def text_schema(tokens: int, **bounds: int) -> dict:
-    """Return a list of texts that is longer than the answer."""
+    """Return the schema of a list of strings that is longer than the answer."""
     return {"type": "array", "items": {"type": "string", **bounds}, "minItems": tokens}
 
 
 def record_schema(tokens: int) -> dict:
-    """Return a list of records with a text, a choice and a number each."""
+    """Return the schema of a list of records with a string, a choice and a number."""
     properties = {
         "title": {"type": "string", "maxLength": 60},
         "category": {"enum": ["news", "sport", "science", "culture"]},
@@ -57,14 +62,14 @@ def record_schema(tokens: int) -> dict:
 
 
 def names_schema(count: int) -> dict:
-    """Return a list of objects with long names and short values."""
+    """Return the schema of a list of objects with long names and short values."""
     properties = {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in NAMES}
     item = {"type": "object", "properties": properties, "required": NAMES, "additionalProperties": False}
     return {"type": "array", "items": item, "minItems": count}
 
 
 def decode(model, tokenizer, tokens: int, matcher=None, together: bool = True) -> float:
-    """Return the seconds per token after the first."""
+    """Generate, and return the seconds per token after the first."""
     options = {"max_tokens": tokens, "temperature": 1.0, "seed": 0}
     if matcher is None:
         options["eos_token_ids"] = []
@@ -77,7 +82,7 @@ def decode(model, tokenizer, tokens: int, matcher=None, together: bool = True) -
 
 
 def mask_times(constraint, tokens: list[int]) -> list[float]:
-    """Return the seconds of each mask of a text."""
+    """Return the seconds to compute each mask along `tokens`."""
     matcher, times = constraint.matcher(), []
     for token in tokens:
         start = time.perf_counter()
@@ -89,11 +94,11 @@ def mask_times(constraint, tokens: list[int]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", required=True, help="a folder with Qwen3's tokenizer")
+    parser.add_argument("--tokenizer", required=True, help="folder with Qwen3's tokenizer")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--tiny", action="store_true", help="a model of two small layers, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="use a model with two small layers, to test the script")
     args = parser.parse_args()
     tokenizer = mlx_qwen3.AutoTokenizer.from_pretrained(args.tokenizer)
     mx.random.seed(0)
@@ -120,7 +125,7 @@ def main() -> None:
     for turn in range(args.turns + 1):
         for name, run in runs.items():
             found = run()
-            if turn:  # the first turn warms up
+            if turn:  # the first round warms up
                 seconds[name].append(found)
     per_token = {name: statistics.median(values) for name, values in seconds.items()}
     value = json.dumps([dict.fromkeys(NAMES, 42)] * 8, separators=(",", ":"))

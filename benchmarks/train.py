@@ -1,13 +1,14 @@
-"""Training speed and memory on random weights, against mlx_lm.lora and transformers with PEFT.
+"""Compare training speed and memory on random weights with mlx_lm.lora and with transformers and PEFT.
 
     python benchmarks/train.py [--size 0.6B|small|tiny] [--rounds 3] [--steps 32] [--output FILE]
 
-1. LoRA on text generation: steps per second and peak memory, here and with mlx-lm's trainer; the same weights, rows,
-   batch, rank, scale and layers, AdamW, without gradient checkpointing.
-2. LoRA on sequence classification: the same here and with transformers + PEFT on PyTorch, in bfloat16.
-3. A head on frozen features of 10,000 texts of 64 tokens, against embedding them once.
+1. LoRA on text generation: steps per second and peak memory of this package and of mlx-lm's trainer, with the same
+   weights, rows, batch size, rank, scale and layers, AdamW, and without gradient checkpointing.
+2. LoRA on sequence classification: the same figures for this package and for transformers + PEFT on PyTorch, in
+   bfloat16.
+3. A head on frozen features of 10,000 texts of 64 tokens, compared with embedding them once.
 
-The sides take turns; a figure is the median of the rounds. Rows have random lengths from half to the full length.
+Rounds are interleaved, and figures are medians of the rounds. Row lengths are random, from half to the full length.
 """
 
 import argparse
@@ -41,17 +42,17 @@ RANK, SCALE = 8, 2.0
 KEYS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 ROWS_IN_BATCHES = 16
 WARM_UP = ROWS_IN_BATCHES + 1
-"""An epoch: afterwards every shape has been compiled on both sides."""
+"""Steps of one epoch, after which both implementations have compiled every shape."""
 
 
 def rows(count: int, length: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
-    """Return rows of random ids of half to the full length."""
+    """Return `count` rows of random ids, with lengths from half to the full `length`."""
     rng = np.random.default_rng(seed)
     return [rng.integers(5, vocabulary, rng.integers(length // 2, length + 1)).tolist() for _ in range(count)]
 
 
 def reset() -> None:
-    """Free what earlier runs hold, on both sides: MLX and PyTorch keep freed memory for themselves."""
+    """Release the memory of earlier runs, which MLX and PyTorch keep in their caches."""
     gc.collect()
     mx.synchronize()
     mx.clear_cache()
@@ -62,8 +63,8 @@ def reset() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def ours(model: Any, objective: Any, examples: list[Example], args: argparse.Namespace) -> dict[str, float]:
-    """Return steps per second and peak memory of our trainer."""
+def run_own(model: Any, objective: Any, examples: list[Example], args: argparse.Namespace) -> dict[str, float]:
+    """Return steps per second, peak memory and last loss of this package's trainer."""
     mx.random.seed(0)
     add_adapter(model, r=RANK, alpha=RANK * SCALE)
     options = TrainingOptions(method="lora", batch_size=args.batch, epochs=1000, max_steps=args.steps + WARM_UP)
@@ -82,13 +83,13 @@ def ours(model: Any, objective: Any, examples: list[Example], args: argparse.Nam
     }
 
 
-def ours_on_text(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
-    """Run our trainer on text generation."""
+def run_own_on_text(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
+    """Run this package's trainer on text generation."""
     model = random_model(args.size, args.mlx_dtype)
-    return ours(model, LanguageObjective(), [Example(ids, 1) for ids in data], args)
+    return run_own(model, LanguageObjective(), [Example(ids, 1) for ids in data], args)
 
 
-def mlx_lm_on_text(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
+def run_mlx_lm_on_text(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
     """Run mlx-lm's trainer on the same weights and rows."""
     import mlx.optimizers as optimizers
     from mlx_lm.tuner.trainer import TrainingArgs, TrainingCallback, train
@@ -118,7 +119,10 @@ def mlx_lm_on_text(args: argparse.Namespace, data: list[list[int]]) -> dict[str,
         )
         reset()
         optimizer = optimizers.AdamW(learning_rate=5e-4)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):  # hides its progress bar
             train(model, optimizer, [(ids, 0) for ids in data], args=settings, training_callback=Record())
     return {
         "steps_per_second": (len(times) - WARM_UP) / (times[-1] - times[WARM_UP - 1]),
@@ -136,14 +140,14 @@ def classifier(args: argparse.Namespace) -> Any:
     return model
 
 
-def ours_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
-    """Run our trainer on sequence classification."""
+def run_own_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
+    """Run this package's trainer on sequence classification."""
     examples = [Example(ids, index % 4) for index, ids in enumerate(data)]
-    return ours(classifier(args), SequenceObjective(), examples, args)
+    return run_own(classifier(args), SequenceObjective(), examples, args)
 
 
-def peft_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
-    """Run transformers + PEFT on the same shape and rows, batches in the order of ours, padded to their longest row."""
+def run_peft_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str, float]:
+    """Run transformers + PEFT on the same shape, rows and batches, padded to the longest row of a batch."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config as TheirConfig
@@ -189,12 +193,12 @@ def peft_on_labels(args: argparse.Namespace, data: list[list[int]]) -> dict[str,
 
 
 def head(args: argparse.Namespace) -> dict[str, float]:
-    """Return the seconds of embedding texts once, and of embedding them and fitting a head."""
+    """Return the seconds to embed texts once, and the seconds to embed them and fit a head."""
     model = classifier(args)
     rng = np.random.default_rng(0)
     texts = [rng.integers(5, model.config.vocab_size, 64).tolist() for _ in range(args.texts)]
     examples = [Example(ids, index % 4) for index, ids in enumerate(texts)]
-    embed(model, texts[: min(len(texts), 1024)])  # compiles what both use
+    embed(model, texts[: min(len(texts), 1024)])  # compiles the shapes that both runs use
     started = time.perf_counter()
     features = embed(model, texts)
     embedded = time.perf_counter()
@@ -210,7 +214,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=32, help="measured steps, after an epoch of 16 to warm up")
+    parser.add_argument("--steps", type=int, default=32, help="measured steps, after one warm-up epoch of 16 steps")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--only", nargs="+", choices=("text", "labels", "head"), default=["text", "labels", "head"])
@@ -220,14 +224,14 @@ def main() -> None:
     data = rows(args.batch * ROWS_IN_BATCHES, args.length, SIZES[args.size]["vocab_size"])
     sides: dict[str, Any] = {}
     if "text" in args.only:
-        sides |= {"text/mlx_qwen3": ours_on_text, "text/mlx_lm": mlx_lm_on_text}
+        sides |= {"text/mlx_qwen3": run_own_on_text, "text/mlx_lm": run_mlx_lm_on_text}
     if "labels" in args.only:
-        sides["labels/mlx_qwen3"] = ours_on_labels
+        sides["labels/mlx_qwen3"] = run_own_on_labels
         missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
         if missing:
-            print(f"{', '.join(missing)} is not installed: sequence classification is measured on one side only")
+            print(f"not installed: {', '.join(missing)}. Sequence classification is measured without PEFT")
         else:
-            sides["labels/peft"] = peft_on_labels
+            sides["labels/peft"] = run_peft_on_labels
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(args.rounds):
         for name, side in sides.items():
@@ -255,7 +259,7 @@ def main() -> None:
         a, b = medians.get(f"{kind}/mlx_qwen3"), medians.get(f"{kind}/{other}")
         if a and b:
             print(f"{kind}: {a['steps_per_second'] / b['steps_per_second']:.2f} × the steps per second of {other}")
-            if b["peak_bytes"]:  # PyTorch counts it on CUDA alone
+            if b["peak_bytes"]:  # PyTorch reports it on CUDA only
                 print(f"{kind}: {a['peak_bytes'] / b['peak_bytes']:.2f} × the peak memory of {other}")
     if "head" in medians:
         values = medians["head"]

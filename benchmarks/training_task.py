@@ -1,12 +1,13 @@
-"""A real task for every training method: which module of Python's library does a docstring belong to?
+"""Compare training methods on a real task: which module of Python's library does a docstring belong to?
 
     python benchmarks/training_task.py [--seeds 3] [--methods head lora lora/mean full full/mean] [--output FILE]
     python benchmarks/training_task.py --curve
 
-Prints held-out accuracy per seed beside TF-IDF with logistic regression (if scikit-learn is installed), as a Markdown
-table; lora/mean and full/mean pool the mean over the tokens instead of the last one. Held-out accuracy after each epoch
-is in FILE. With --curve: the few-shot curve of the frozen head. The split, the first values and the order of the rows
-depend on the seed.
+Print a Markdown table of the held-out accuracy per seed, and that of TF-IDF with logistic regression if scikit-learn is
+installed. lora/mean and full/mean pool the mean over the tokens instead of the last token. FILE contains the held-out
+accuracy after each epoch. The seed determines the split, the initial weights and the order of the rows.
+
+With --curve, measure the few-shot curve of the frozen head instead.
 """
 
 import argparse
@@ -25,7 +26,7 @@ PER_MODULE, CHARACTERS = 36, 120
 
 
 def docstrings() -> tuple[list[str], list[str]]:
-    """Return the first characters of docstrings, and the module of each."""
+    """Return the beginnings of docstrings, and the module of each."""
     texts, labels = [], []
     for name in MODULES:
         module = importlib.import_module(name)
@@ -45,7 +46,7 @@ def docstrings() -> tuple[list[str], list[str]]:
 
 
 def split(labels: list[str], seed: int, per_label: int | None = None) -> tuple[list[int], list[int]]:
-    """Return rows to train on and held-out rows: a third of each label."""
+    """Return the training rows and the held-out rows, which are a third of each label."""
     rng = np.random.default_rng(seed)
     train, held = [], []
     for label in MODULES:
@@ -68,7 +69,7 @@ def tfidf(texts: list[str], labels: list[str], train: list[int], held: list[int]
 
 
 def run(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Train and measure; return a row per method and seed."""
+    """Train and measure, and return one row per method and seed."""
     texts, labels = docstrings()
     model = args.model
     if model is None and any(name.startswith("full") for name in args.methods):
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     has_sklearn = find_spec("sklearn") is not None
     if not has_sklearn:
-        print("scikit-learn is not installed: TF-IDF with logistic regression is left out", flush=True)
+        print("scikit-learn is not installed: TF-IDF with logistic regression is skipped", flush=True)
     for seed in range(args.seeds):
         for size in args.sizes:
             train, held = split(labels, seed, size)
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
                 row: dict[str, object] = {"method": name, "seed": seed, "rows": len(train)}
                 log = [entry for entry in classifier.report_.log if "evaluation" in entry]
                 row["curve"] = [[entry["step"], entry["evaluation"]["accuracy"]] for entry in log]
-                # the weights of the last step, not those that are best on the held-out rows
+                # use the weights of the last step: the best ones were selected on the held-out rows
                 row["accuracy"] = log[-1]["evaluation"]["accuracy"] if log else classifier.score(*test)
                 row["seconds"] = time.perf_counter() - started
                 rows.append(row)
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def curve(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the held-out accuracy of the frozen head by examples per label; the texts are embedded once."""
+    """Return the held-out accuracy of the frozen head for several numbers of examples per label."""
     from mlx_qwen3.training.fitting import load_base
     from mlx_qwen3.training.frozen_features import embed, fit_head
     from mlx_qwen3.training.objectives import Example
@@ -143,7 +144,7 @@ def curve(args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Return mean and single accuracies by method and number of rows, as Markdown."""
+    """Return the accuracies per method and number of rows, as a Markdown table."""
     groups: dict[tuple[object, object], list[float]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["rows"]), []).append(float(str(row["accuracy"])))
@@ -166,8 +167,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lora-rate", type=float, default=1e-3)
     parser.add_argument("--full-rate", type=float, default=1e-4)
-    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[None], help="rows per label; by default all")
+    parser.add_argument("--dropout", type=float, default=0.0, help="dropout of LoRA")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[None], help="training rows per label (default: all)")
     parser.add_argument("--output", type=Path, help="write every row as JSON")
     parser.add_argument("--curve", action="store_true", help="the few-shot curve of the frozen head")
     parser.add_argument("--work", default="build", help="folder for the unpacked model")
