@@ -1,4 +1,4 @@
-"""What a docstring says of a parameter, found by the example head that comes with the package."""
+"""Answer questions about a docstring, with the example head that comes with the package."""
 
 from mlx_qwen3 import pipeline
 

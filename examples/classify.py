@@ -1,4 +1,4 @@
-"""Which chapter of the Python library is a docstring about? The example head that comes with the package answers."""
+"""Assign docstrings to chapters of Python's library, with the example head that comes with the package."""
 
 from mlx_qwen3 import pipeline
 

@@ -1,6 +1,6 @@
 """Extract fields from ten texts with the bundled model.
 
-The demonstration model knows only names of Python's standard library, so the values are poor; they are always valid.
+The bundled model knows only names of Python's standard library, so many values are wrong. They are always valid.
 
     python examples/extract.py
 """
@@ -22,15 +22,15 @@ SCHEMA = {
 
 TEXTS = [
     "os.path.join joins two or more components of a path.",
-    "json.loads takes a text and returns what it holds.",
-    "re.compile turns a pattern into an object that matches.",
+    "json.loads parses a JSON string and returns the value.",
+    "re.compile compiles a pattern into a regular expression object.",
     "math.pi is the ratio of a circle's circumference to its diameter.",
-    "random.randint returns a whole number between two others.",
+    "random.randint returns a random integer between two bounds.",
     "time.sleep waits for a number of seconds.",
-    "pathlib.Path stands for a path of the file system.",
-    "sys.argv holds the words of the command line.",
+    "pathlib.Path represents a path of the file system.",
+    "sys.argv contains the command-line arguments.",
     "os.getcwd returns the current folder.",
-    "collections.Counter counts how often things occur.",
+    "collections.Counter counts hashable objects.",
 ]
 
 if __name__ == "__main__":

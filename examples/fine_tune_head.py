@@ -1,4 +1,4 @@
-"""Trains a head on the bundled model's frozen backbone: which of two words does a line hold?"""
+"""Train a classification head on the bundled model's frozen backbone: which of two words does a line contain?"""
 
 import mlx.core as mx
 import mlx.nn as nn

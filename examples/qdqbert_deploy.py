@@ -8,9 +8,9 @@ import mlx.core as mx
 from mlx_qwen3 import AutoTokenizer, QDQBertModel, calibrate
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", help="a BERT checkpoint: a folder or a Hub repository")
-parser.add_argument("texts", type=Path, help="a file with one sentence a line")
-parser.add_argument("out", help="where the packed model goes")
+parser.add_argument("folder", help="BERT checkpoint: folder or Hub repository")
+parser.add_argument("texts", type=Path, help="file with one sentence per line")
+parser.add_argument("out", help="folder for the packed model")
 parser.add_argument("--method", default="percentile", choices=["max", "percentile", "mse", "entropy"])
 args = parser.parse_args()
 
@@ -30,4 +30,4 @@ tokenizer.save_pretrained(args.out)
 
 packed = QDQBertModel.from_pretrained(args.out)(**batches[0]).pooler_output
 cosine = (plain * packed).sum(axis=-1) / mx.linalg.norm(plain, axis=-1) / mx.linalg.norm(packed, axis=-1)
-print(f"{len(report.packed)} layers packed, {len(report.left)} left; cosine to float {cosine.mean().item():.4f}")
+print(f"{len(report.packed)} layers packed, {len(report.left)} not packed; cosine to float {cosine.mean().item():.4f}")

@@ -1,4 +1,4 @@
-"""Train a small BERT, calibrate it for 2 bits, fine-tune it quantized, pack it: accuracy after each step."""
+"""Train a small BERT, calibrate it for 2 bits, fine-tune it quantized and pack it; print the accuracy of each step."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,7 +13,7 @@ model = QDQBertForSequenceClassification(QDQBertConfig(20, initializer_range=0.2
 
 
 def examples(count: int) -> tuple[mx.array, mx.array]:
-    """Return rows of a first token and eight others; the label says whether token 7 is among them."""
+    """Return rows of a first token and eight random ones, and a label that is 1 if token 7 is among them."""
     ids = mx.concatenate([mx.full((count, 1), 2), mx.random.randint(5, 17, (count, 8))], axis=1)
     return ids, (ids == 7).any(axis=1).astype(mx.int32)
 
@@ -31,7 +31,7 @@ for name in ("float", "calibrated", "retrained", "packed"):
         model.disable_quantizers("")
         train(120, 3e-3)
     elif name == "packed":
-        model.pack(bits=4)  # the smallest format that holds 2 bits
+        model.pack(bits=4)  # the smallest packed format for 2-bit values
     else:
         model.enable_quantizers("")
         calibrate(model, batches)

@@ -1,4 +1,4 @@
-"""The kinds of the tokens in a line of Python, by the example head that comes with the package."""
+"""Label the tokens in a line of Python code, with the example head that comes with the package."""
 
 from mlx_qwen3 import pipeline
 

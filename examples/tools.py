@@ -1,6 +1,6 @@
 """Let a model call Python functions.
 
-The demonstration model was not trained to call functions, so the first call is required here.
+The bundled model was not trained to call functions, so this example requires a call.
 
     python examples/tools.py
 """

@@ -1,4 +1,4 @@
-"""Trains a text classifier on a few lines: first a head on frozen features, then a LoRA adapter that PEFT loads too."""
+"""Train a text classifier on a few lines: first a head on frozen features, then a LoRA adapter in PEFT's format."""
 
 import tempfile
 from pathlib import Path
@@ -13,8 +13,8 @@ classifier = TextClassifier(method="head", random_state=0).fit(texts, labels)
 print(classifier.report_)
 print(classifier.predict(["Write to a file", "Join a thread"]))
 
-with tempfile.TemporaryDirectory() as place:
-    adapter = Path(place) / "adapter"
+with tempfile.TemporaryDirectory() as folder:
+    adapter = Path(folder) / "adapter"
     TextClassifier(method="lora", epochs=2, random_state=0).fit(texts, labels).save(adapter)
     print(sorted(file.name for file in adapter.iterdir()))
     print(pipeline("text-classification", str(adapter))(["Write to a file", "Join a thread"]))

@@ -1,4 +1,4 @@
-"""Labels without training: any causal checkpoint scores the labels that you name. The bundled one knows Python."""
+"""Classify without training: any causal checkpoint scores the given labels. The bundled model knows Python."""
 
 from mlx_qwen3 import pipeline
 

@@ -1,10 +1,10 @@
-"""Print the table "which model fits which Mac" of README and docs/install.md, from the package's own memory estimate.
+"""Print README's table "Which model fits which Mac", from the package's memory estimate.
 
     python scripts/model_table.py
 
-Memory is what `mlx-qwen3 chat` and `info` count: weights, keys and values of 8,192 tokens, and the intermediates of a
-prompt. It is computed from the shapes of the released models, not measured. Two thirds of a Mac's memory are taken as
-usable by its GPU; `mlx-qwen3 doctor` prints the limit of a machine.
+The estimate is that of `mlx-qwen3 chat` and `info`: weights, keys and values of 8,192 tokens, and the intermediates of
+a prompt. It is computed from the shapes of the released models, not measured. The GPU is assumed to use at most two
+thirds of a Mac's memory; `mlx-qwen3 doctor` prints the limit of a machine.
 """
 
 from dataclasses import asdict
@@ -21,15 +21,17 @@ from mlx_qwen3.memory import working_bytes
 from mlx_qwen3.quantization import PackedFormat
 
 MACS = (8, 16, 24, 32, 48, 64, 96, 128)
-"""Gigabytes of memory."""
+"""Memory sizes in GB."""
 USABLE = 2 / 3
+"""Fraction of the memory that the GPU may use."""
 TOKENS = 8192
+"""Length of the conversation."""
 BITS = (4, 8, 16)
 MODELS = ("0.6B", "1.7B", "4B", "8B", "14B", "32B")
 
 
 def needed_gigabytes(size: str, bits: int) -> float:
-    """Return what a model needs on Metal with a conversation of `TOKENS` tokens, in bfloat16 or packed."""
+    """Return the memory in GB that a model needs on Metal with a conversation of `TOKENS` tokens."""
     config = Qwen3Config(**SIZES[size])
     named: Any = tree_flatten(Qwen3ForCausalLM(config).parameters())  # lazy: nothing is computed
     arrays = [array for _, array in named]
@@ -40,13 +42,13 @@ def needed_gigabytes(size: str, bits: int) -> float:
 
 
 def smallest_mac(gigabytes: float) -> str:
-    """Return the smallest Mac that holds it, in gigabytes of memory."""
+    """Return the memory of the smallest Mac that fits, or "none"."""
     fitting = [mac for mac in MACS if gigabytes <= USABLE * mac]
     return f"{fitting[0]} GB" if fitting else "none"
 
 
 def table() -> str:
-    """Return the table in Markdown."""
+    """Return the table as Markdown."""
     lines = ["| Model | 4 bits | 8 bits | 16 bits |", "| --- | ---: | ---: | ---: |"]
     for size in MODELS:
         needed = [needed_gigabytes(size, bits) for bits in BITS]

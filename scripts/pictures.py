@@ -2,7 +2,7 @@
 
     python scripts/pictures.py [chat|quantization|speed|conversion ...]
 
-Every picture is an SVG whose colours read on a light and on a dark page.
+Every picture is an SVG with colours that are readable on a light and on a dark background.
 """
 
 import io
@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 OURS, PEER, INK = "#4c8dff", "#9aa4b2", "#7d8590"
 LABEL_OFFSETS = {"4-bit": (-8, -3), "--target-bpw 4.5": (-8, -10)}
-"""Recipe -> where its label ends, in points from its mark, where labels would cover one another."""
+"""Recipe -> offset of its label from its mark in points, for labels that would overlap."""
 FIRST, SECOND = "What does os.path.join do?", "and its signature?"
 COLUMNS, ROWS = 84, 24
 
 
 def chat() -> None:
-    """Run the first command of README in a terminal of its own, ask one more question, and draw the screen."""
+    """Run the first command of README in a pseudo-terminal, ask one more question, and draw the screen."""
     import pexpect
     import pyte
     from rich.console import Console
@@ -47,25 +47,25 @@ def chat() -> None:
     console.print(Text(f'$ mlx-qwen3 chat "{FIRST}"', style="bold"))
     shown = [line for line in range(ROWS) if line <= screen.cursor.y]
     for line in shown:
-        console.print(Text.assemble(*(_cell(screen.buffer[line][column]) for column in range(COLUMNS - 1))))
+        console.print(Text.assemble(*(_style_cell(screen.buffer[line][column]) for column in range(COLUMNS - 1))))
     svg = console.export_svg(title="mlx-qwen3 chat")
-    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # no request to anywhere for a font
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # do not load fonts over the network
     (IMAGES / "chat.svg").write_text(re.sub(r"[ \t]+\n", "\n", svg), encoding="utf-8")
 
 
-def _cell(cell: Any) -> tuple[str, str]:
-    """Return a character of the screen and its style in rich's words."""
+def _style_cell(cell: Any) -> tuple[str, str]:
+    """Return a character of the screen, and its style for rich."""
     colour = cell.fg if cell.fg != "default" else ""
     if re.fullmatch("[0-9a-f]{6}", colour):
         colour = f"#{colour}"
-    words = ["bold" if cell.bold else "", "dim italic" if cell.italics else "", colour]  # pyte keeps no "dim"
+    words = ["bold" if cell.bold else "", "dim italic" if cell.italics else "", colour]  # pyte does not support "dim"
     return cell.data, " ".join(word for word in words if word)
 
 
 def quantization() -> None:
     """Draw KL divergence against bits per weight."""
-    data = _read("quantization")
-    axes, save = _axes("bits per weight", "KL divergence, mean (log scale)")
+    data = _read_data("quantization")
+    axes, save = _make_axes("bits per weight", "KL divergence, mean (log scale)")
     for row in data["rows"]:
         mark = "s" if row["recipe"].startswith("--") else "^" if "fp" in row["recipe"] else "o"
         axes.plot(row["bits"], row["kl"], mark, color=OURS, markersize=8)
@@ -84,9 +84,9 @@ def quantization() -> None:
 
 
 def speed() -> None:
-    """Draw decoding and prompts as ratios against mlx-lm."""
-    data = _read("speed")
-    axes, save = _axes("", "times mlx-lm")
+    """Draw the speed of decoding and prompts as ratios to mlx-lm."""
+    data = _read_data("speed")
+    axes, save = _make_axes("", "times mlx-lm")
     positions = range(len(data["rows"]))
     for offset, key, colour in ((-0.2, "decode", OURS), (0.2, "prompt", PEER)):
         bars = axes.bar(
@@ -103,8 +103,8 @@ def speed() -> None:
 
 def conversion() -> None:
     """Draw the peak memory of converting one checkpoint."""
-    data = _read("conversion")
-    axes, save = _axes("", "peak memory, MB")
+    data = _read_data("conversion")
+    axes, save = _make_axes("", "peak memory, MB")
     names = [row["tool"] for row in data["rows"]]
     bars = axes.bar(names, [row["peak_mb"] for row in data["rows"]], 0.5, color=[OURS, PEER])
     axes.bar_label(bars, color=INK)
@@ -112,11 +112,11 @@ def conversion() -> None:
     save("conversion")
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read_data(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _axes(across: str, up: str) -> tuple[Any, Any]:
+def _make_axes(across: str, up: str) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("svg")
@@ -147,5 +147,5 @@ PICTURES = {"chat": chat, "quantization": quantization, "speed": speed, "convers
 
 if __name__ == "__main__":
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for asked in sys.argv[1:] or PICTURES:
-        PICTURES[asked]()
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]()
