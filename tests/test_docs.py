@@ -25,6 +25,7 @@ from mlx_qwen3.cli.main import make_parser
 from mlx_qwen3.quantization import quality
 from tests.support import gguf_files, tiny_checkpoints
 from tests.support.running_server import Running
+from tests.support.scripted import CHAT_TEMPLATE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -72,7 +73,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         length = {} if "bert" in name else {"max_position_embeddings": 4096}
         labels = {"num_labels": 1} if cls == "Qwen3ForSequenceClassification" else {}
         folder = write(cached(root / "hub", name), cls, **length, **labels)
-        change_json(folder / "tokenizer_config.json", {} if "bert" in name else {"model_max_length": 4096})
+        if "bert" not in name:
+            settings = {"model_max_length": 4096, "chat_template": CHAT_TEMPLATE}
+            change_json(folder / "tokenizer_config.json", settings)
         change_json(folder / "config.json", {"model_type": "bert", "disabled_quantizers": []} if "bert" in name else {})
     file = root / "Qwen3-4B-Q4_K_M.gguf"
     gguf_files.write_model_gguf(file, cached(root / "hub", "Qwen/Qwen3-4B"), "Q4_0")
