@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -132,7 +133,8 @@ def test_mlx_lm_shares_the_joined_matrices():
     for name in ("mlx-qwen3", "mlx-lm"):
         list(benchmark.runners[name]([5, 9, 3, 7], 3))
     mx.clear_cache()
-    held = sum(array.nbytes for _, array in tree_flatten(benchmark.model.parameters()))
+    parameters: Any = tree_flatten(benchmark.model.parameters())
+    held = sum(array.nbytes for _, array in parameters)
     assert mx.get_active_memory() - before < 1.2 * held
 
 
