@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import Checkpoint, read_header, resolve_checkpoint, write_checkpoint
+from ..checkpoint import Checkpoint, HubOptions, read_header, resolve_checkpoint, write_checkpoint
 from ..errors import CheckpointError, HubError, UnsupportedModelError
 from ..files import json_text, read_json_object
 from ..folders import update_folder
@@ -65,16 +65,20 @@ class Adapter:
             )
         return self.base
 
-    def base_folder(self) -> Path:
-        """Return the folder of the base that the adapter names.
+    def base_folder(self, hub: HubOptions | None = None) -> Path:
+        """Return the folder of the base model that the adapter names.
+
+        Args:
+            hub: how to download the base model. Its `revision` and `subfolder` are not used: the revision is the
+                one in adapter_config.json.
 
         Raises:
             CheckpointError: it names none.
-            CheckpointError, HubError: the base cannot be found; says that it is an adapter's.
+            CheckpointError, HubError: the base model is not found; the message names the adapter.
         """
         base = self.needs_base()
         try:
-            return resolve_checkpoint(base, self.config.get("revision"))
+            return resolve_checkpoint(base, self.config.get("revision"), hub=(hub or HubOptions()).for_other_repository())
         except (CheckpointError, HubError) as error:
             raise type(error)(f"{self.source} is an adapter for {base}, which cannot be loaded: {error}") from None
 
@@ -119,15 +123,19 @@ def refuse_outer_folder(folder: Path, source: str) -> None:
         )
 
 
-def read_adapter(path_or_id: str | Path, revision: str | None = None) -> Adapter:
-    """Read an adapter folder of PEFT or mlx-lm, or one of the Hub. Weights are read when they are first used.
+def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: HubOptions | None = None) -> Adapter:
+    """Read the adapter of PEFT or mlx-lm in a folder or Hub repository. Weights are read when they are first used.
+
+    Args:
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
+        hub: the other options of the download, such as the token.
 
     Raises:
         CheckpointError: no adapter here, a damaged file, or weights in a pickle only.
         UnsupportedModelError: a task that this package does not run.
     """
     source = str(path_or_id)
-    folder = resolve_checkpoint(path_or_id, revision=revision)
+    folder = resolve_checkpoint(path_or_id, revision=revision, hub=hub)
     if not (folder / CONFIG_NAME).is_file():
         refuse_outer_folder(folder, source)
         raise CheckpointError(f"{source}: there is no {CONFIG_NAME}. Name the folder of an adapter")

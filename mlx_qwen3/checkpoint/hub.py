@@ -96,8 +96,19 @@ class HubOptions:
         return cls(**{name: value for name, value in found.items() if value is not None})
 
     def without_subfolder(self) -> "HubOptions":
-        """Return the same options for the repository's root."""
+        """Return the same options for the root of the repository."""
         return replace(self, subfolder="")
+
+    def for_other_repository(self, revision: str | None = None) -> "HubOptions":
+        """Return the options for another repository that the same call needs, such as that of an adapter.
+
+        `revision` and `subfolder` belong to one repository, so they are not taken over.
+        """
+        return replace(self, revision=revision, subfolder="")
+
+    def after_download(self) -> "HubOptions":
+        """Return the options for reading again what this call has downloaded already."""
+        return replace(self, force_download=False)
 
 
 Complete = Callable[[Path], bool]

@@ -43,7 +43,7 @@ def _values(path_or_id: str | Path, hub: HubOptions, gguf_file: str | None = Non
         return read_config_file(path_or_id)
     names = ["config.json", "adapter_config.json", "adapter*.safetensors"]
     folder = resolve_checkpoint(path_or_id, allow_patterns=names, gguf_file=gguf_file, hub=hub)
-    return read_config_file(read_adapter(folder).base_folder() if is_adapter_folder(folder) else folder)
+    return read_config_file(read_adapter(folder).base_folder(hub) if is_adapter_folder(folder) else folder)
 
 
 class _AutoModel:

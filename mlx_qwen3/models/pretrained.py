@@ -126,7 +126,8 @@ class PreTrainedModel(nn.Module):
             distributed: True to shard the model over the processes that `mlx.launch` started, or a group of
                 `mx.distributed`; each reads only its own shard. False for the whole model.
             **keywords: fields of the configuration to change (`num_labels=3`, `rope_scaling={…}`, …) and arguments of
-                the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`.
+                the Hub: `token`, `cache_dir`, `local_files_only`, `subfolder`, `proxies`, `force_download`. They also
+                apply to the adapter and its base model, except `revision` and `subfolder`.
 
         Raises:
             CheckpointError: files are missing, damaged or unsafe, or a weight is missing, left over or of the wrong
@@ -144,11 +145,11 @@ class PreTrainedModel(nn.Module):
             folder = resolve_checkpoint(path_or_id, revision, gguf_file=gguf_file, hub=hub)
             source, found = str(path_or_id), None
             if adapter is not None:
-                found = read_adapter(adapter)
+                found = read_adapter(adapter, hub=hub.for_other_repository())
             elif is_adapter_folder(folder):
                 found = read_adapter(folder)
                 source = found.needs_base()
-                folder = found.base_folder()
+                folder = found.base_folder(hub)
             refuse_outer_folder(folder, source)
             values = read_config_file(folder)
             check_model_file(values, source)

@@ -13,7 +13,7 @@ from .. import models
 from ..adapters import Adapter, read_adapter
 from ..adapters.attach import attach_adapter
 from ..adapters.layers import plain_linear
-from ..checkpoint import resolve_checkpoint
+from ..checkpoint import resolve_checkpoint, take_hub_options
 from ..errors import InputError
 from ..loading import base_of, load
 from ..tokenizer import Tokenizer
@@ -29,7 +29,8 @@ class AdapterSet:
     Args:
         adapters: folders or Hub repositories of adapters, by name.
         model: the base; default: the base of the first adapter.
-        **options: arguments of `mlx_qwen3.load` for the base, such as `dtype`.
+        **options: arguments of `mlx_qwen3.load` for the base, such as `dtype`. Arguments of the Hub such as `token` also
+            apply to the adapters, except `revision` and `subfolder`.
 
     Raises:
         InputError: no adapters are given.
@@ -42,9 +43,12 @@ class AdapterSet:
     def __init__(self, adapters: Mapping[str, str | Path], model: str | Path | None = None, **options: Any):
         if not adapters:
             raise InputError("an AdapterSet needs at least one adapter. Give name -> folder")
-        found = {name: read_adapter(path) for name, path in adapters.items()}
+        hub = take_hub_options(options, type(self).__name__)
+        self._hub = hub.for_other_repository()
+        found = {name: read_adapter(path, hub=self._hub) for name, path in adapters.items()}
         base = next(iter(found.values())).needs_base() if model is None else model
-        self.base, self.tokenizer = load(base_of(resolve_checkpoint(base))[0], **options)
+        folder = base_of(resolve_checkpoint(base, hub=hub), self._hub)[0]
+        self.base, self.tokenizer = load(folder, **options)
         self.tokenizer: Tokenizer
         self._models: dict[str, Any] = {}
         self._tasks: dict[tuple[str, str], Any] = {}
@@ -90,7 +94,7 @@ class AdapterSet:
 
     def add(self, name: str, adapter: str | Path) -> None:
         """Load another adapter; replace an adapter of the same name."""
-        self._models[name] = self._build_model(read_adapter(adapter))
+        self._models[name] = self._build_model(read_adapter(adapter, hub=self._hub))
         self._tasks = {key: task for key, task in self._tasks.items() if key[1] != name}
 
     def remove(self, name: str) -> None:
