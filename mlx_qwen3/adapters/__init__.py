@@ -1,4 +1,4 @@
-"""LoRA and DoRA adapters: PEFT's folders in and out, mlx-lm's folders in, and merging into the weights."""
+"""LoRA and DoRA adapters: read and write PEFT folders, read mlx-lm folders, and merge adapters into the weights."""
 
 from .attach import AttachedAdapter, attach_adapter, lora_config
 from .attach_divided import attach_divided

@@ -1,4 +1,4 @@
-"""Put an adapter's layers into a model: which tensor goes where, and what is refused."""
+"""Attach an adapter to a model: assign every tensor to a layer, and refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LINEAR, EMBEDDING = nn.Linear | nn.QuantizedLinear, nn.Embedding | nn.QuantizedE
 
 @dataclass
 class AttachedAdapter:
-    """The adapter that is in a model: what is needed to write it again.
+    """The adapter attached to a model, with what is needed to save it.
 
     Attributes:
-        config: adapter_config.json.
-        names: the parameters of the model that belong to it.
-        training: training.json.
-        unwritable: why PEFT's format cannot hold it; "" where it can.
-        whole: whether it replaced whole weights, so that the model is an ordinary one already.
+        config: content of adapter_config.json.
+        names: parameters of the model that belong to the adapter.
+        training: content of training.json.
+        unwritable: why PEFT's format cannot represent the adapter; "" if it can.
+        whole: whether the adapter replaced complete weights, so that the model has no adapted layers.
     """
 
     config: dict[str, Any]
@@ -49,7 +49,7 @@ class AttachedAdapter:
 
 
 class _Attachment:
-    """One adapter on its way into one model: every tensor is used once, and what is left over is refused."""
+    """Attach one adapter to one model. Every tensor is used once; `finish` refuses those that are left over."""
 
     def __init__(self, model: Any, adapter: Adapter):
         self.model, self.source = model, adapter.source
@@ -61,24 +61,24 @@ class _Attachment:
         self.tied = type(model).__name__.endswith("ForCausalLM") and "lm_head" not in model
 
     def paths(self) -> list[str]:
-        """Return the names of all modules as transformers counts them: a tied output head is one."""
+        """Return the names of all modules as transformers has them, which includes a tied output head."""
         return [path for path in self.modules if path] + (["lm_head"] if self.tied else [])
 
     def take(self, name: str, shape: tuple[int, ...] | None) -> mx.array:
-        """Return a tensor that must be there, in the model's dtype."""
+        """Return a required tensor in the model's dtype, after checking its shape unless `shape` is None."""
         if name not in self.left:
             raise CheckpointError(f"{self.source}: tensor {name!r} is missing. Download or save the adapter again")
         array = self.left.pop(name)
         if shape is not None and tuple(array.shape) != shape:
             raise CheckpointError(
-                f"{self.source}: tensor {name!r} has shape {tuple(array.shape)}, the model and the rank in "
-                f"adapter_config.json ask for {shape}. Check the base model and the config"
+                f"{self.source}: tensor {name!r} has shape {tuple(array.shape)}; the model and the rank in "
+                f"adapter_config.json require {shape}. Check the base model and the config"
             )
         self.names.append(name)
         return array.astype(self.dtype)
 
     def untie(self) -> None:
-        """Give a tied model an output head of its own; it shares the arrays of the embedding."""
+        """Give a tied model a separate output head, which shares the arrays of the embedding."""
         if not self.tied:
             return
         layer = self.model.get_input_embeddings()
@@ -96,6 +96,7 @@ class _Attachment:
         self.modules["lm_head"] = head
 
     def replace(self, path: str, layer: nn.Module) -> None:
+        """Replace the layer at `path` in the model."""
         set_module(self.model, path, layer)
         self.modules[path] = layer
 
@@ -105,7 +106,7 @@ class _Attachment:
         rows, columns = dense_shape(layer)
         if weight.shape[1:] != (columns,) or (weight.shape[0] != rows and not rows_may_change):
             raise CheckpointError(
-                f"{self.source}: tensor of {path!r} has shape {tuple(weight.shape)}, the base {(rows, columns)}. "
+                f"{self.source}: tensor of {path!r} has shape {tuple(weight.shape)}, expected {(rows, columns)}. "
                 "Check the base model"
             )
         if isinstance(layer, EMBEDDING):
@@ -114,7 +115,7 @@ class _Attachment:
             self.replace(path, plain_linear(weight, layer.bias if "bias" in layer else None))
 
     def wrap(self, path: str, r: int, scale: float, **options: Any) -> None:
-        """Put LoRA around the layer at `path` and fill it."""
+        """Wrap the layer at `path` in LoRA and fill it with the adapter's tensors."""
         layer = self.modules[path]
         rows, columns = dense_shape(layer)
         dora, head_follows = options.pop("dora", ""), options.pop("head_follows", False)
@@ -140,47 +141,51 @@ class _Attachment:
         self.replace(path, wrapped)
 
     def finish(self) -> None:
-        """Refuse what is left over; check that embedding and output head have as many rows."""
+        """Refuse tensors that are left over, and check that embedding and output head have the same number of rows."""
         if self.left:
             name = sorted(self.left)[0]
             raise CheckpointError(
-                f"{self.source}: tensor {name!r} belongs to nothing that adapter_config.json names in a "
-                f"{type(self.model).__name__} of {self.model.config.num_hidden_layers} layers. Check the base model "
+                f"{self.source}: tensor {name!r} does not belong to any module that adapter_config.json names in a "
+                f"{type(self.model).__name__} with {self.model.config.num_hidden_layers} layers. Check the base model "
                 "and the config"
             )
-        rows = _rows(self.model.get_input_embeddings())
-        if "lm_head" in self.model and _rows(self.model.lm_head) != rows:
-            raise CheckpointError(f"{self.source}: the adapter gives embedding and output head different sizes")
+        rows = _count_rows(self.model.get_input_embeddings())
+        if "lm_head" in self.model and _count_rows(self.model.lm_head) != rows:
+            raise CheckpointError(
+                f"{self.source}: the adapter gives embedding and output head different numbers of rows. "
+                "Check the base model and the config"
+            )
         self.model.config.vocab_size = rows
         self.model.eval()
 
 
-def _rows(layer: Any) -> int:
+def _count_rows(layer: Any) -> int:
     return dense_shape(layer.base_layer if isinstance(layer, AdaptedLayer) else layer)[0]
 
 
 def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> None:
-    """Put an adapter into a model in place; the base's arrays stay as they are.
+    """Attach an adapter to a model in place. The arrays of the base model are not changed.
 
     Args:
-        base: the name of the model, for an adapter that names none.
+        base: name of the base model, recorded if the adapter does not name one.
 
     Raises:
-        UnsupportedModelError: an adapter of a kind, or with an option, that is not supported; names the field.
-        CheckpointError: tensors that are missing, left over or misshapen.
-        InputError: the model has an adapter already.
+        UnsupportedModelError: the type of the adapter or one of its options is not supported; the message names the
+            field.
+        CheckpointError: tensors are missing, left over or of the wrong shape.
+        InputError: the model already has an adapter.
     """
     if model.config.model_type != "qwen3":
         raise UnsupportedModelError(f"{adapter.source}: adapters are supported for Qwen3, not {type(model).__name__}")
     if model.adapter is not None:
-        raise InputError(f"{adapter.source}: the model has an adapter already. Merge it first, or load the base again")
+        raise InputError(f"{adapter.source}: the model already has an adapter. Merge it first, or load the base again")
     if adapter.is_mlx_lm:
         _attach_mlx_lm(model, adapter)
         return
     config = parse_peft_config(adapter.config, adapter.source)
     work = _Attachment(model, adapter)
     _drop_copies(work, config)
-    targets = _targets(work, config)
+    targets = _find_targets(work, config)
     saved = [path for path in work.paths() if config.is_saved_whole(path)]
     _refuse_tying(work, config, [*targets, *saved])
     if "lm_head" in [*targets, *saved] or work.embedding in [*targets, *saved]:
@@ -200,7 +205,7 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
 
 
 def _drop_copies(work: _Attachment, config: PeftConfig) -> None:
-    """Drop the copies of whole modules that PEFT writes beside their plain names for a grown vocabulary."""
+    """Drop the second copies of modules_to_save that PEFT writes when the vocabulary has grown."""
     for name in list(work.left):
         path, marker, leaf = name.partition(".modules_to_save.")
         original = ".original_module." in name
@@ -211,13 +216,13 @@ def _drop_copies(work: _Attachment, config: PeftConfig) -> None:
             work.left.setdefault(f"{path}.{leaf}", array)
 
 
-def _targets(work: _Attachment, config: PeftConfig) -> list[str]:
+def _find_targets(work: _Attachment, config: PeftConfig) -> list[str]:
     paths = work.paths()
     if config.targets_all_linear():
         heads = {"lm_head", "score"} if config.task_type == "SEQ_CLS" else {"lm_head"}
         linear = [p for p in paths if p not in heads and isinstance(work.modules.get(p), LINEAR)]
-        named = PeftConfig(**{**config.__dict__, "targets": linear})
-        return [path for path in linear if named.is_target(path)]
+        selected = PeftConfig(**{**config.__dict__, "targets": linear})
+        return [path for path in linear if selected.is_target(path)]
     found = [path for path in paths if config.is_target(path)]
     for path in found:
         if not isinstance(work.modules.get(path, work.modules[work.embedding]), LINEAR | EMBEDDING):
@@ -226,7 +231,10 @@ def _targets(work: _Attachment, config: PeftConfig) -> list[str]:
                 "embedding. Correct it"
             )
         if config.lora_bias and path.endswith("embed_tokens"):
-            raise UnsupportedModelError(f"{work.source}: adapter field 'lora_bias' is not possible on an embedding")
+            raise UnsupportedModelError(
+                f"{work.source}: adapter field 'lora_bias' is not supported for an embedding. Merge the adapter with "
+                "PEFT first"
+            )
     if not found:
         raise UnsupportedModelError(
             f"{work.source}: adapter field 'target_modules' names no layer of a {type(work.model).__name__}: "
@@ -244,8 +252,7 @@ def _refuse_tying(work: _Attachment, config: PeftConfig, changed: list[str]) -> 
 
 
 def _replace_vocabulary(work: _Attachment, targets: list[str], saved: list[str]) -> None:
-    """Replace embedding and output head where the file holds them whole: PEFT saves them when they are targets, when
-    the vocabulary has grown, and on request."""
+    """Replace embedding and output head if PEFT saved them: as targets, for a grown vocabulary, or on request."""
     head, embedding = "lm_head.weight", f"{work.embedding}.weight"
     for path in (work.embedding, "lm_head"):
         name = f"{path}.base_layer.weight"
@@ -266,17 +273,17 @@ def _replace_vocabulary(work: _Attachment, targets: list[str], saved: list[str])
 
 def _replace_saved(work: _Attachment, config: PeftConfig, saved: list[str]) -> None:
     explicit = work.model.fresh_weights, config.values.get("modules_to_save") or []
-    done: set[str] = set()
+    visited: set[str] = set()
     for path in saved:
         module = work.modules[path]
         held = flatten(module.parameters())
-        if not held or any(path.startswith(f"{other}.") for other in done):
+        if not held or any(path.startswith(f"{other}.") for other in visited):
             continue
-        done.add(path)
+        visited.add(path)
         names = [f"{path}.{name}" for name in held]
         announced = config.is_saved_whole(path) and any(path.endswith(name) for name in explicit[1])
         if not announced and not any(name in work.left for name in names) and not explicit[0] & set(names):
-            continue  # a head that PEFT would save, in a file without it: the base's own is meant
+            continue  # the file lacks a head that PEFT saves by default: keep that of the base
         if isinstance(module, EMBEDDING | LINEAR):
             is_vocabulary = path in (work.embedding, "lm_head")
             bias = work.take(f"{path}.bias", tuple(module.bias.shape)) if "bias" in module else None
@@ -290,7 +297,7 @@ def _replace_saved(work: _Attachment, config: PeftConfig, saved: list[str]) -> N
             owner = work.modules[f"{path}.{leaf}" if leaf else path]
             if isinstance(owner, EMBEDDING | LINEAR) and is_packed(owner):
                 raise UnsupportedModelError(
-                    f"{work.source}: adapter field 'modules_to_save' names {path!r}, which the base holds quantized. "
+                    f"{work.source}: adapter field 'modules_to_save' names {path!r}, which is quantized in the base. "
                     "Load the base with unpack=True"
                 )
             owner[name.rpartition(".")[2]] = work.take(f"{path}.{name}", tuple(array.shape))
@@ -318,14 +325,14 @@ def _replace_tokens(work: _Attachment, config: PeftConfig) -> None:
         layer = work.modules[path]
         if not isinstance(layer, LINEAR | EMBEDDING):
             raise UnsupportedModelError(
-                f"{work.source}: adapter field 'trainable_token_indices' names {path!r}, which target_modules or "
-                "modules_to_save name as well. Merge the adapter with PEFT first"
+                f"{work.source}: adapter field 'trainable_token_indices' names {path!r}, which is also in "
+                "target_modules or modules_to_save. Merge the adapter with PEFT first"
             )
         rows, columns = dense_shape(layer)
         if max(ids) >= rows:
             raise CheckpointError(
-                f"{work.source}: adapter field 'trainable_token_indices' names token {max(ids)}, the base has {rows}. "
-                "Check the base model"
+                f"{work.source}: adapter field 'trainable_token_indices' names token {max(ids)}, the base has {rows} "
+                "tokens. Check the base model"
             )
         delta = work.take(f"{path}.token_adapter.trainable_tokens_delta", (len(ids), columns))
         work.replace(path, RetrainedRows(layer, ids, delta))
@@ -352,7 +359,7 @@ def _replace_biases(work: _Attachment, config: PeftConfig, targets: list[str]) -
 def _attach_mlx_lm(model: Any, adapter: Adapter) -> None:
     if not type(model).__name__.endswith("ForCausalLM"):
         raise UnsupportedModelError(
-            f"{adapter.source}: mlx-lm trains causal models only, this is a {type(model).__name__}. Load it as a "
+            f"{adapter.source}: adapters of mlx-lm require a causal model, not {type(model).__name__}. Load it as "
             "Qwen3ForCausalLM"
         )
     if adapter.config.get("fine_tune_type") == "full":
@@ -366,7 +373,7 @@ def _attach_mlx_lm(model: Any, adapter: Adapter) -> None:
         embedding = isinstance(work.modules[path], EMBEDDING)
         dora = ("rows" if embedding else "columns") if plan.dora else ""
         if embedding and (work.tied or plan.dora):
-            unwritable = "its output head follows an adapted embedding, or its DoRA is by row"
+            unwritable = "its output head uses the adapted embedding, or its DoRA magnitude is per row"
         work.wrap(path, plan.r, plan.scale, dora=dora, head_follows=embedding, dropout=plan.dropout)
     work.finish()
     config = lora_config(
@@ -382,7 +389,7 @@ def _attach_mlx_lm(model: Any, adapter: Adapter) -> None:
 
 
 def _replace_weights(model: Any, adapter: Adapter) -> None:
-    """Replace whole weights, as mlx-lm's type "full" does."""
+    """Replace complete weights, as fine_tune_type "full" of mlx-lm does."""
     held = flatten(model.parameters())
     modules = dict(model.named_modules())
     for name, array in adapter.weights.items():
@@ -390,12 +397,12 @@ def _replace_weights(model: Any, adapter: Adapter) -> None:
         layer: Any = modules.get(path)
         if isinstance(layer, LINEAR | EMBEDDING) and is_packed(layer):
             raise UnsupportedModelError(
-                f"{adapter.source}: it replaces {name!r} whole, which the base holds quantized. Load the base with "
+                f"{adapter.source}: the adapter replaces {name!r}, which is quantized in the base. Load the base with "
                 "unpack=True"
             )
         if name not in held or held[name].shape != array.shape or layer is None:
             raise CheckpointError(
-                f"{adapter.source}: tensor {name!r} of shape {tuple(array.shape)} does not belong to the base. Check "
+                f"{adapter.source}: tensor {name!r} with shape {tuple(array.shape)} does not match the base. Check "
                 "the base model"
             )
         layer[leaf] = array.astype(held[name].dtype)

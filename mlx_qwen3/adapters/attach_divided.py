@@ -1,4 +1,4 @@
-"""Put an adapter's layers into a model whose weights several processes divide, before those are read."""
+"""Attach an adapter to a model that is sharded over several processes, before its weights are read."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,14 +12,15 @@ from .folder import Adapter
 
 
 def attach_divided(model: Any, adapter: Adapter, base: str, weights: Iterable[str], dtype: mx.Dtype) -> None:
-    """Put LoRA or DoRA layers around the layers of a model that holds no weights yet.
+    """Wrap the layers of a model whose weights are not loaded yet in LoRA or DoRA.
 
     Args:
-        weights: the weights that are read afterwards, by their names in memory.
-        dtype: what the model computes in.
+        base: name of the base model.
+        weights: names in memory of the weights that are read afterwards.
+        dtype: the dtype the model computes in.
 
     Raises:
-        InputError: an adapter that replaces weights whole, or changes the vocabulary.
+        InputError: the adapter replaces complete weights or changes the vocabulary.
     """
     model.set_dtype(dtype)
     modules, arrays = dict(model.named_modules()), flatten(model.parameters())
@@ -30,13 +31,13 @@ def attach_divided(model: Any, adapter: Adapter, base: str, weights: Iterable[st
         replaced.append("lm_head.weight")
     if replaced:
         raise InputError(
-            f"{adapter.source}: the adapter replaces {replaced[0]} whole, and such a model cannot be divided between "
-            "processes. Merge the adapter first: mlx-qwen3 merge"
+            f"{adapter.source}: the adapter replaces {replaced[0]}, so the model cannot be divided between processes. "
+            "Merge the adapter first: mlx-qwen3 merge"
         )
 
 
 def _is_kept(name: str, modules: dict[str, Any], arrays: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return whether a weight still belongs to the layer, under an adapter or not, that it is read into."""
+    """Return whether the layer that a weight is read into is still the original one, adapted or not."""
     path, _, leaf = name.rpartition(".")
     layer = now[path]
     while "base_layer" in layer:

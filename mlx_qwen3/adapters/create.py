@@ -1,4 +1,4 @@
-"""Put a new, untrained adapter into a model."""
+"""Add a new, untrained adapter to a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS = {
     "Qwen3ForCausalLM": ("CAUSAL_LM", ""),
     "Qwen3Model": ("FEATURE_EXTRACTION", ""),
 }
-"""Class -> PEFT's task_type and the head that is trained whole."""
+"""Class -> PEFT's task_type, and the head that is trained completely."""
 
 
 def add_adapter(
@@ -36,31 +36,36 @@ def add_adapter(
     base: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Put LoRA or DoRA around the linear layers that `targets` name; at first they change nothing.
+    """Wrap the linear layers that `targets` names in LoRA or DoRA. The outputs do not change before training.
 
-    A new head is part of the adapter. A comes from a uniform distribution of MLX's random state, B is zero.
+    A is drawn from a uniform distribution with MLX's random state; B is zero. The head of a classifier becomes part
+    of the adapter.
 
     Args:
-        r: rank. alpha: the change is scaled by alpha / r.
-        targets: names, or ends of names after a dot.
-        base, revision: the name of the model and its revision on the Hub, for adapter_config.json.
+        r: rank.
+        alpha: the update B·A is scaled by alpha / r.
+        targets: names of layers, complete or without the part before a dot.
+        dora: also learn the magnitude of every row (DoRA).
+        dropout: probability that an input of A is dropped in training.
+        base: name of the base model, for adapter_config.json.
+        revision: revision of the base model on the Hub, for adapter_config.json.
 
     Raises:
-        InputError: the model has an adapter already, a wrong number, or a target that no layer has.
+        InputError: the model already has an adapter, a number is out of range, or a target matches no linear layer.
     """
     if model.adapter is not None:
-        raise InputError("the model has an adapter already. Merge it first, or load the base again")
+        raise InputError("the model already has an adapter. Merge it first, or load the base again")
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        raise InputError(f"rank is {r!r}, expected a whole number above 0")
+        raise InputError(f"rank is {r!r}, expected a whole number above 0. Correct it")
     if not alpha > 0:
-        raise InputError(f"alpha is {alpha!r}, expected a number above 0")
+        raise InputError(f"alpha is {alpha!r}, expected a number above 0. Correct it")
     task, head = HEADS[type(model).__name__]
     layers = dict(model.named_modules())
     found = [p for p in layers if any(p == t or p.endswith(f".{t}") for t in targets) and p.split(".")[0] != head]
     found = [path for path in found if isinstance(layers[path], LINEAR)]
     for target in targets:
         if not any(path == target or path.endswith(f".{target}") for path in found):
-            raise InputError(f"target {target!r} names no linear layer of a {type(model).__name__}. Correct it")
+            raise InputError(f"target {target!r} matches no linear layer of {type(model).__name__}. Correct it")
     for path in sorted(found):
         set_module(model, path, LoRALinear(layers[path], r, lora_scale(alpha, r, False), dropout=dropout, dora=dora))
     names = [name for name in flatten(model.parameters()) if ".lora_" in name]

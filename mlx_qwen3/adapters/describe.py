@@ -1,4 +1,4 @@
-"""What an adapter is and changes, from its files; the base model is not needed."""
+"""Describe an adapter from its files, without its base model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +9,22 @@ from .peft_config import parse_peft_config
 
 @dataclass(frozen=True)
 class AdapterDescription:
-    """An adapter, described.
+    """The description of an adapter.
 
     Attributes:
-        name: as the user wrote it.
-        kind: "LoRA" or "DoRA"; "full" for mlx-lm's whole weights.
+        name: the path or Hub id as the user gave it.
+        kind: "LoRA" or "DoRA"; "full" for complete weights of mlx-lm.
         format: "PEFT" or "mlx-lm".
-        base: the base model that it names; None where it names none.
-        architecture: the class that it is for; None where the base decides.
-        rank, alpha: of layers that no pattern names; None for whole weights. The change is scaled by alpha / rank, or
-            by alpha / √rank where it is rank-stabilized.
-        targets: names of the adapted layers, or the expression that they match.
-        saved: modules whose weights it holds whole.
-        labels: names of the labels, where the adapter has them.
-        parameters: numbers that it holds.
-        bytes: of them in the file.
+        base: the base model that the adapter names, or None.
+        architecture: the class that the adapter is for; None if the base model decides.
+        rank: rank of the layers that no pattern matches; None for complete weights.
+        alpha: alpha of those layers; None for complete weights. The update is scaled by alpha / rank, or by
+            alpha / √rank if it is rank-stabilized.
+        targets: names of the adapted layers, or the regular expression that they match.
+        saved: modules whose weights are stored completely.
+        labels: names of the labels, empty if the adapter has none.
+        parameters: number of parameters in the adapter.
+        bytes: size of these parameters in the file.
     """
 
     name: str
@@ -41,14 +42,18 @@ class AdapterDescription:
 
 
 def describe_adapter(path_or_id: str | Path, revision: str | None = None) -> AdapterDescription:
-    """Describe an adapter folder of PEFT or mlx-lm.
+    """Describe the adapter of PEFT or mlx-lm in a folder or Hub repository.
+
+    Args:
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
 
     Raises:
-        CheckpointError: no adapter, a damaged file, or weights in a pickle only.
-        UnsupportedModelError: a kind or an option that is not supported; names the field.
+        CheckpointError: there is no adapter, a file is damaged, or the weights are in a pickle file.
+        UnsupportedModelError: the type of the adapter or an option is not supported; the message names the field.
+        HubError: the repository cannot be downloaded.
     """
     adapter = read_adapter(path_or_id, revision)
-    kind, rank, alpha, targets, saved = _mlx_lm(adapter) if adapter.is_mlx_lm else _peft(adapter)
+    kind, rank, alpha, targets, saved = _describe_mlx_lm(adapter) if adapter.is_mlx_lm else _describe_peft(adapter)
     labels = (adapter.training.get("config") or {}).get("id2label") or {}
     return AdapterDescription(
         name=str(path_or_id),
@@ -66,14 +71,14 @@ def describe_adapter(path_or_id: str | Path, revision: str | None = None) -> Ada
     )
 
 
-def _peft(adapter: Adapter) -> tuple[str, int | None, float | None, str, list[str]]:
+def _describe_peft(adapter: Adapter) -> tuple[str, int | None, float | None, str, list[str]]:
     config = parse_peft_config(adapter.config, adapter.source)
     targets = config.targets if isinstance(config.targets, str) else ", ".join(sorted(config.targets))
     whole = {name.rpartition(".")[0] for name in adapter.weights if ".lora_" not in name and ".token_" not in name}
     return "DoRA" if config.dora else "LoRA", config.r, config.alpha, targets, sorted(whole)
 
 
-def _mlx_lm(adapter: Adapter) -> tuple[str, int | None, float | None, str, list[str]]:
+def _describe_mlx_lm(adapter: Adapter) -> tuple[str, int | None, float | None, str, list[str]]:
     kind = adapter.config.get("fine_tune_type", "lora")
     if kind == "full":
         return "full", None, None, "", sorted(name.rpartition(".")[0] for name in adapter.weights)

@@ -1,7 +1,6 @@
-"""Adapter folders: recognize one, read it, and write one as PEFT does.
+"""Recognize and read adapter folders of PEFT and mlx-lm, and write PEFT folders.
 
-Both PEFT and mlx-lm write an adapter_config.json; `peft_type` tells them apart. Weights in pickle files are never
-opened.
+Both write an adapter_config.json; the field `peft_type` distinguishes them. Weights in pickle files are never opened.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .peft_config import adapter_class_name
 CONFIG_NAME = "adapter_config.json"
 PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 TRAINING_NAME = "training.json"
-"""What a training writes beside an adapter: label names and the like, which PEFT's files have no field for."""
+"""File that training writes next to an adapter, for label names and other values that PEFT has no field for."""
 PREFIX = "base_model.model."
 MAX_FILE_BYTES = 1 << 50
 
@@ -33,13 +32,14 @@ class Adapter:
     """The content of an adapter folder.
 
     Attributes:
-        source: the folder as the user named it, for messages.
-        config: the content of adapter_config.json.
-        weights: name in the model -> array; mlx-lm's names are its own.
-        is_mlx_lm: whether mlx-lm wrote it.
-        base: the folder or repository of the base model that it names, or None.
-        class_name: the class that it is for, or None where the base decides.
-        training: the content of training.json, empty without that file.
+        source: the path or Hub id as the user gave it, for messages.
+        config: content of adapter_config.json.
+        weights: parameter name in the model -> array; mlx-lm's own names for its adapters.
+        is_mlx_lm: whether mlx-lm wrote the adapter.
+        base: folder or Hub repository of the base model that the adapter names, or None.
+        class_name: the class that the adapter is for; None if the base model decides.
+        folder: where the files are.
+        training: content of training.json, empty without that file.
     """
 
     source: str
@@ -52,10 +52,10 @@ class Adapter:
     training: dict[str, Any] = field(default_factory=dict)
 
     def needs_base(self) -> str:
-        """Return the base that the adapter names.
+        """Return the base model that the adapter names.
 
         Raises:
-            CheckpointError: it names none.
+            CheckpointError: the adapter names no base model.
         """
         if self.base is None:
             name = "model" if self.is_mlx_lm else "base_model_name_or_path"
@@ -73,24 +73,25 @@ class Adapter:
                 one in adapter_config.json.
 
         Raises:
-            CheckpointError: it names none.
+            CheckpointError: the adapter names no base model.
             CheckpointError, HubError: the base model is not found; the message names the adapter.
         """
         base = self.needs_base()
         try:
-            return resolve_checkpoint(base, self.config.get("revision"), hub=(hub or HubOptions()).for_other_repository())
+            options = (hub or HubOptions()).for_other_repository(self.config.get("revision"))
+            return resolve_checkpoint(base, hub=options)
         except (CheckpointError, HubError) as error:
             raise type(error)(f"{self.source} is an adapter for {base}, which cannot be loaded: {error}") from None
 
     def heads(self) -> frozenset[str]:
-        """Return the names of the head's weights that the adapter holds whole."""
+        """Return the names of the head weights that the adapter stores completely."""
         return frozenset(name for name in self.weights if name.startswith(("score.", "qa_outputs.", "classifier.")))
 
     def config_overrides(self, base_labels: int | None) -> dict[str, Any]:
-        """Return the fields of the base's configuration that the adapter replaces: the labels, above all.
+        """Return the configuration fields of the base model that the adapter replaces, mainly the labels.
 
         Args:
-            base_labels: how many labels the base has names for; None for none.
+            base_labels: number of labels that the base model names; None if it names none.
         """
         overrides = dict(self.training.get("config") or {})
         rows = [
@@ -102,24 +103,25 @@ class Adapter:
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Return whether a folder holds an adapter and no model of its own."""
+    """Return whether a folder holds an adapter but no complete model."""
     if not (folder / CONFIG_NAME).is_file():
         return False
     return not ((folder / "config.json").is_file() and any(folder.glob("model*.safetensors")))
 
 
 def refuse_outer_folder(folder: Path, source: str) -> None:
-    """Raise where adapters lie in subfolders of a folder that holds neither a model nor an adapter itself.
+    """Raise for a folder without a model or adapter whose subfolders hold adapters.
 
     Raises:
-        CheckpointError: names the first of them.
+        CheckpointError: the message names the adapters and how to load the first one.
     """
     if (folder / "config.json").is_file() or (folder / CONFIG_NAME).is_file():
         return
     named = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
     if named:
         raise CheckpointError(
-            f"{source} holds no {CONFIG_NAME} itself, only the adapters {', '.join(named)}. Load {source}/{named[0]}"
+            f"{source} has no {CONFIG_NAME}, only the subfolders {', '.join(named)} with adapters. "
+            f"Load {source}/{named[0]}"
         )
 
 
@@ -131,14 +133,15 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
         hub: the other options of the download, such as the token.
 
     Raises:
-        CheckpointError: no adapter here, a damaged file, or weights in a pickle only.
-        UnsupportedModelError: a task that this package does not run.
+        CheckpointError: there is no adapter, a file is damaged, or the weights are in a pickle file.
+        UnsupportedModelError: the task of the adapter is not supported.
+        HubError: the repository cannot be downloaded.
     """
     source = str(path_or_id)
     folder = resolve_checkpoint(path_or_id, revision=revision, hub=hub)
     if not (folder / CONFIG_NAME).is_file():
         refuse_outer_folder(folder, source)
-        raise CheckpointError(f"{source}: there is no {CONFIG_NAME}. Name the folder of an adapter")
+        raise CheckpointError(f"{source} has no {CONFIG_NAME}. Give the folder of an adapter")
     config = read_json_object(folder / CONFIG_NAME)
     is_mlx_lm = "peft_type" not in config and ("fine_tune_type" in config or "lora_parameters" in config)
     if not is_mlx_lm and "peft_type" not in config:
@@ -148,10 +151,12 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
     if not is_mlx_lm and config["peft_type"] != "LORA":
         from .peft_config import parse_peft_config
 
-        parse_peft_config(config, source)  # refuses it by its kind, whatever its other fields say
+        parse_peft_config(config, source)  # raises for the type before any other field is checked
     base = config.get("model" if is_mlx_lm else "base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise CheckpointError(f"{source}: adapter field 'base_model_name_or_path' is not a name. Correct {CONFIG_NAME}")
+        raise CheckpointError(
+            f"{source}: adapter field 'base_model_name_or_path' is not a string. Correct {CONFIG_NAME}"
+        )
     training = read_json_object(folder / TRAINING_NAME) if (folder / TRAINING_NAME).is_file() else {}
     weights = _read_weights(folder, MLX_LM_WEIGHTS if is_mlx_lm else PEFT_WEIGHTS, source)
     if not is_mlx_lm:
@@ -166,10 +171,10 @@ def _read_weights(folder: Path, name: str, source: str) -> dict[str, mx.array]:
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
         if pickles:
             raise CheckpointError(
-                f"{source}: the adapter's weights are a pickle ({pickles[0]}), which can run code and is never opened. "
-                "Save it with PEFT and safe_serialization=True"
+                f"{source}: the adapter's weights are in a pickle file ({pickles[0]}), which can run code and is never "
+                "opened. Save the adapter with PEFT and safe_serialization=True"
             )
-        raise CheckpointError(f"{source}: there is no {name}. Download or save the adapter again")
+        raise CheckpointError(f"{source} has no {name}. Download or save the adapter again")
     entries, metadata = read_header(file)
     return Checkpoint(folder, entries, metadata, [file]).read_all()
 
@@ -190,20 +195,21 @@ def write_adapter(
     training: Mapping[str, Any] | None = None,
     card: str | None = None,
 ) -> None:
-    """Write an adapter folder as PEFT does; its files are replaced together.
+    """Write an adapter folder in PEFT's format. All files are replaced together.
 
     Args:
-        weights: name in the model -> array.
-        training: the content of training.json, where there is something to say.
-        card: README.md; a short one by default.
+        config: content of adapter_config.json.
+        weights: parameter name in the model -> array.
+        training: content of training.json; no file is written if it is empty.
+        card: content of README.md; a short card by default, which does not replace an existing file.
 
     Raises:
-        CheckpointError: the folder holds a model, cannot be written, or the disk is full.
+        CheckpointError: the folder holds a model or cannot be written, or the disk is full.
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
-        # beside a config.json transformers looks for the weights of the base in the adapter's folder
-        raise CheckpointError(f"{folder} holds a model, beside which no adapter can lie. Choose another folder")
+        # With a config.json, transformers would look for the base model's weights in the adapter folder.
+        raise CheckpointError(f"{folder} holds a model, so an adapter cannot be saved there. Choose another folder")
     with update_folder(folder, replaces=is_adapter_file) as staging:
         named = {PREFIX + name: array for name, array in sorted(weights.items())}
         write_checkpoint(staging, named, {"format": "pt"}, MAX_FILE_BYTES)
@@ -213,10 +219,10 @@ def write_adapter(
         if training:
             (staging / TRAINING_NAME).write_text(json_text(dict(training)), encoding="utf-8")
         if card is not None or not (folder / "README.md").exists():
-            (staging / "README.md").write_text(card or _card(config), encoding="utf-8")
+            (staging / "README.md").write_text(card or _make_card(config), encoding="utf-8")
 
 
-def _card(config: Mapping[str, Any]) -> str:
+def _make_card(config: Mapping[str, Any]) -> str:
     base = config.get("base_model_name_or_path")
     named = f"base_model: {base}\n" if base else ""
     return (

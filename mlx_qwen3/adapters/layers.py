@@ -1,8 +1,8 @@
-"""Layers with an adapter around them: LoRA and DoRA for linear layers and embeddings, and retrained embedding rows.
+"""Adapted layers: LoRA and DoRA for linear layers and embeddings, and retrained embedding rows.
 
-Their parameters have the names that PEFT gives them in a file, so that reading and writing rename nothing. mlx-lm's own
-layers are not used: importing any part of mlx_lm imports transformers, which takes seconds; they store A and B
-transposed, and a tied output head always follows its embedding there, which it does not in PEFT.
+Parameters have PEFT's names, so that files are read and written without renaming. mlx-lm's layers are not used for
+three reasons. Importing any part of mlx_lm imports transformers, which takes seconds. They store A and B transposed. A
+tied output head always uses the adapted embedding there, which it does not in PEFT.
 
 Sources: Hu et al. 2021 (LoRA, https://arxiv.org/abs/2106.09685); Liu et al. 2024 (DoRA,
 https://arxiv.org/abs/2402.09353); PEFT 0.21 for names and scales.
@@ -18,7 +18,7 @@ from ..distributed.group import Group, part_of, summed
 
 
 class KeyedDropout(nn.Dropout):
-    """Dropout that takes its random key from outside, so that a recomputation drops the same entries."""
+    """Dropout with an explicit random key, so that a recomputation drops the same entries."""
 
     def __init__(self, p: float):
         super().__init__(p)
@@ -26,7 +26,7 @@ class KeyedDropout(nn.Dropout):
 
     @property
     def drops(self) -> bool:
-        """Return whether anything is dropped in training."""
+        """Whether anything is dropped in training."""
         return self._p_1 < 1
 
     def set_key(self, key: mx.array) -> None:
@@ -42,24 +42,27 @@ class KeyedDropout(nn.Dropout):
 
 
 class AdaptedLayer(nn.Module):
-    """A layer that adds something to `base_layer`; `merged` returns the plain layer that computes the same."""
+    """A layer that changes the output of `base_layer`; `merged` returns an equivalent plain layer."""
 
     base_layer: Any
 
     def merged(self) -> nn.Module:
-        """Return a plain layer that gives this layer's outputs."""
+        """Return a plain layer with the same outputs."""
         raise NotImplementedError
 
 
 class LoRALinear(AdaptedLayer):
-    """y = W·x + b + scale·B·A·x; with DoRA, y = m / ‖W + scale·B·A‖ · (W + scale·B·A)·x + b, norms by row.
+    """A linear layer with LoRA or DoRA.
+
+    LoRA computes y = W·x + b + scale·B·A·x. DoRA computes y = m / ‖W + scale·B·A‖ · (W + scale·B·A)·x + b with norms
+    per row.
 
     Args:
-        base_layer: `nn.Linear` or `nn.QuantizedLinear`; it stays as it is.
-        r: the rank of A (r, in) and B (out, r).
+        base_layer: `nn.Linear` or `nn.QuantizedLinear`, which is not changed.
+        r: rank of A (r, in) and B (out, r).
         scale: alpha / r, or alpha / √r for rank-stabilized LoRA.
-        dropout: share of x that A does not see in training.
-        dora: whether to learn the magnitude m (out,) of each row. It starts at ‖W‖.
+        dropout: probability that an input of A is dropped in training.
+        dora: whether to learn the magnitude m (out,) of the rows, initialized to ‖W‖.
         lora_bias: whether B has a bias, which is scaled as well.
     """
 
@@ -87,16 +90,16 @@ class LoRALinear(AdaptedLayer):
             self.lora_magnitude_vector = mx.linalg.norm(dense_weight(base_layer).astype(mx.float32), axis=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (..., in) → (..., out)."""
+        """Map x (..., in) to (..., out)."""
         y = self.base_layer(x)
         seen = self.lora_dropout(x)
         change = self.change(seen).astype(y.dtype)
         if "lora_magnitude_vector" not in self:
             return y + change
-        # the norm counts as a constant for the gradient (section 4.3 of the paper)
+        # The norm is a constant for the gradient (section 4.3 of the DoRA paper).
         norm = mx.stop_gradient(mx.linalg.norm(self.changed_weight(), axis=1))
         ratio = (self.lora_magnitude_vector / norm).astype(y.dtype)
-        if self.training and self.lora_dropout.drops:  # as PEFT: the base product sees the dropped x as well
+        if self.training and self.lora_dropout.drops:  # as in PEFT, dropout also applies to the base product
             plain = self.base_layer(seen)
             plain = plain - self.base_layer.bias if "bias" in self.base_layer else plain
             return y + (ratio - 1) * plain + ratio * change
@@ -106,8 +109,8 @@ class LoRALinear(AdaptedLayer):
         return ratio * (y + change)
 
     def change(self, x: mx.array) -> mx.array:
-        """Return scale·B·A·x (..., out)."""
-        # A and B may be kept in float32 for training; the products are computed in the dtype of x
+        """Return scale·B·A·x (..., out) for x (..., in)."""
+        # A and B may be float32 for training; the products are computed in the dtype of x.
         low = self.scale * (x @ self.lora_A.weight.T.astype(x.dtype))
         high = low @ self.lora_B.weight.T.astype(x.dtype)
         return high + (self.scale * self.lora_B.bias).astype(x.dtype) if "bias" in self.lora_B else high
@@ -124,7 +127,7 @@ class LoRALinear(AdaptedLayer):
         return self.lora_B.weight.shape[0]
 
     def keep_rows(self, first: int, last: int) -> None:
-        """Keep these rows of B, of its bias and of the magnitude; the base layer has them already."""
+        """Keep rows `first` to `last` of B, its bias and the magnitude. The base layer must have them already."""
         self.lora_B.weight = mx.contiguous(self.lora_B.weight[first:last])
         if "bias" in self.lora_B:
             self.lora_B.bias = mx.contiguous(self.lora_B.bias[first:last])
@@ -133,14 +136,14 @@ class LoRALinear(AdaptedLayer):
         mx.eval(self.parameters())
 
     def divide_columns(self, group: Group) -> "SummedLoRALinear":
-        """Keep a rank's columns of A, and return a layer that sums the products over the ranks."""
+        """Keep this rank's columns of A, and return a layer that sums the products over the ranks."""
         left, right = part_of(self.lora_A.weight.shape[1], group)
         self.lora_A.weight = mx.contiguous(self.lora_A.weight[:, left:right])
         mx.eval(self.parameters())
         return SummedLoRALinear(self, group)
 
     def merged(self) -> nn.Module:
-        """Return the `nn.Linear` that gives the same outputs; products in float32."""
+        """Return an `nn.Linear` with the same outputs. Its weight is computed in float32."""
         weight = self.changed_weight()
         if "lora_magnitude_vector" in self:
             norm = mx.linalg.norm(weight, axis=1)
@@ -155,16 +158,17 @@ class LoRALinear(AdaptedLayer):
 
 
 class SummedLoRALinear(nn.Module):
-    """A `LoRALinear` that holds this rank's columns of W and of A.
+    """A `LoRALinear` with this rank's columns of W and A.
 
-    The products with W and with B·A are added before the one sum over the ranks; magnitude and bias follow it.
+    The products with W and B·A are added before a single all-reduce over the ranks. The DoRA magnitude and the bias
+    are applied after it.
     """
 
     def __init__(self, layer: LoRALinear, group: Group):
         super().__init__()
         self.layer, self._group = layer, group
         if "bias" in layer.lora_B and group.rank():
-            layer.lora_B.bias = mx.zeros_like(layer.lora_B.bias)  # rank 0 adds it to the sum, once
+            layer.lora_B.bias = mx.zeros_like(layer.lora_B.bias)  # only rank 0 adds it, so that it is summed once
         self._ratio = None
         if "lora_magnitude_vector" in layer:
             squares = summed(mx.square(layer.changed_weight()).sum(axis=1), group)
@@ -172,7 +176,7 @@ class SummedLoRALinear(nn.Module):
             mx.eval(self._ratio)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Multiply this rank's part of x (..., in/N) → (..., out) of all ranks."""
+        """Map this rank's part of x (..., in/N) to the output (..., out) summed over all ranks."""
         base = self.layer.base_layer
         product = base(x)
         bias = base.bias if "bias" in base else None
@@ -185,12 +189,14 @@ class SummedLoRALinear(nn.Module):
 
 
 class LoRAEmbedding(AdaptedLayer):
-    """Rows of W + scale·(B·A)ᵀ; A (r, vocabulary), B (width, r).
+    """An embedding with LoRA or DoRA: rows of W + scale·(B·A)ᵀ with A (r, vocabulary) and B (width, r).
 
     Args:
-        base_layer: `nn.Embedding` or `nn.QuantizedEmbedding`.
-        dora: "" for none; "columns" for PEFT's magnitude (width,), "rows" for mlx-lm's (vocabulary,).
-        head_follows: whether a tied output head multiplies with the changed rows, as in mlx-lm, or with the old ones.
+        base_layer: `nn.Embedding` or `nn.QuantizedEmbedding`, which is not changed.
+        r: rank of A and B.
+        scale: alpha / r, or alpha / √r for rank-stabilized LoRA.
+        dora: "" for LoRA; "columns" for PEFT's magnitude (width,), "rows" for mlx-lm's (vocabulary,).
+        head_follows: whether a tied output head uses the adapted rows, as in mlx-lm, instead of the base rows.
     """
 
     def __init__(self, base_layer: nn.Module, r: int, scale: float, *, dora: str = "", head_follows: bool = False):
@@ -207,7 +213,7 @@ class LoRAEmbedding(AdaptedLayer):
             self.lora_magnitude_vector = mx.linalg.norm(weight, axis=self._axis)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return ids (...) → rows (..., width)."""
+        """Return the rows (..., width) of token ids (...)."""
         y = self.base_layer(x)
         change = self.scale * (self.lora_embedding_A.T[x] @ self.lora_embedding_B.T)
         changed = y + change.astype(y.dtype)
@@ -220,7 +226,7 @@ class LoRAEmbedding(AdaptedLayer):
         return changed * (self.lora_magnitude_vector[x][..., None] / norm).astype(y.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """Return hidden states (..., width) → logits (..., vocabulary) of a tied output head."""
+        """Return the logits (..., vocabulary) of a tied output head for hidden states (..., width)."""
         if not self.head_follows:
             return self.base_layer.as_linear(x)
         if self._axis is not None:
@@ -229,6 +235,7 @@ class LoRAEmbedding(AdaptedLayer):
         return self.base_layer.as_linear(x) + change.astype(x.dtype)
 
     def changed_weight(self) -> mx.array:
+        """Return W + scale·(B·A)ᵀ (vocabulary, width) in float32."""
         change = (self.lora_embedding_B.astype(mx.float32) @ self.lora_embedding_A.astype(mx.float32)).T
         return dense_weight(self.base_layer).astype(mx.float32) + self.scale * change
 
@@ -241,7 +248,7 @@ class LoRAEmbedding(AdaptedLayer):
         return weight
 
     def merged(self) -> nn.Module:
-        """Return the `nn.Embedding` that gives the same rows."""
+        """Return an `nn.Embedding` with the same rows."""
         return plain_embedding(self._merged_weight().astype(layer_dtype(self.base_layer)))
 
 
@@ -254,12 +261,12 @@ class TokenAdapter(nn.Module):
 
 
 class RetrainedRows(AdaptedLayer):
-    """An embedding, or an output head, of which some rows are replaced.
+    """An embedding or output head with some rows replaced.
 
     Args:
-        base_layer: an embedding or a linear layer, plain or packed.
-        tokens: the ids of the rows, in the order of `rows`.
-        rows: (tokens, width).
+        base_layer: an embedding or linear layer, plain or packed.
+        tokens: token ids of the replaced rows, in the order of `rows`.
+        rows: the new rows (tokens, width).
     """
 
     def __init__(self, base_layer: nn.Module, tokens: list[int], rows: mx.array):
@@ -270,13 +277,13 @@ class RetrainedRows(AdaptedLayer):
         positions = [0] * size
         for position, token in enumerate(tokens):
             positions[token] = position
-        # underscores keep both out of the parameters
+        # MLX does not count attributes with an underscore as parameters.
         self._tokens = mx.array(tokens)
         self._positions = mx.array(positions)
         self._replaced = mx.zeros(size, dtype=mx.bool_).at[self._tokens].add(True)
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return ids → rows for an embedding; hidden states → logits for an output head."""
+        """Return the rows of token ids for an embedding, or the logits of hidden states for an output head."""
         if isinstance(self.base_layer, nn.Linear | nn.QuantizedLinear):
             return self._logits(self.base_layer(x), x)
         rows = self.token_adapter.trainable_tokens_delta[self._positions[x]]
@@ -284,7 +291,7 @@ class RetrainedRows(AdaptedLayer):
         return mx.where(self._replaced[x][..., None], rows.astype(y.dtype), y)
 
     def as_linear(self, x: mx.array) -> mx.array:
-        """Return hidden states (..., width) → logits (..., vocabulary) of a tied output head, which follows."""
+        """Return the logits (..., vocabulary) of a tied output head, which uses the replaced rows as well."""
         return self._logits(self.base_layer.as_linear(x), x)
 
     def _logits(self, logits: mx.array, x: mx.array) -> mx.array:
@@ -292,7 +299,7 @@ class RetrainedRows(AdaptedLayer):
         return mx.where(self._replaced, own.astype(logits.dtype), logits)
 
     def merged(self) -> nn.Module:
-        """Return the plain layer with the rows in their positions."""
+        """Return a plain layer whose weight has the replaced rows."""
         weight = dense_weight(self.base_layer)
         rows = self.token_adapter.trainable_tokens_delta.astype(weight.dtype)
         weight = mx.where(self._replaced[:, None], rows[self._positions], weight)
@@ -301,7 +308,7 @@ class RetrainedRows(AdaptedLayer):
         return plain_embedding(weight)
 
 
-# what the layers under an adapter hold
+# weights of the base layers
 
 
 def is_packed(layer: nn.Module) -> bool:
@@ -310,13 +317,13 @@ def is_packed(layer: nn.Module) -> bool:
 
 
 def dense_shape(layer: Any) -> tuple[int, int]:
-    """Return (rows, columns) of the weight that a layer stands for."""
+    """Return (rows, columns) of the unpacked weight of a layer."""
     rows, columns = layer.weight.shape
     return rows, columns * 32 // layer.bits if is_packed(layer) else columns
 
 
 def dense_weight(layer: Any) -> mx.array:
-    """Return the weight (rows, columns), dequantized where it is packed."""
+    """Return the weight (rows, columns) of a layer, dequantized if it is packed."""
     if not is_packed(layer):
         return layer.weight
     biases = layer.get("biases")
@@ -326,7 +333,7 @@ def dense_weight(layer: Any) -> mx.array:
 
 
 def layer_dtype(layer: Any) -> mx.Dtype:
-    """Return the floating dtype in which a layer's weight is kept once it is plain."""
+    """Return the floating-point dtype of a layer's weight, or the dtype it gets when it is unpacked."""
     if not is_packed(layer):
         return layer.weight.dtype
     scales = layer.scales.dtype
@@ -352,7 +359,7 @@ def plain_embedding(weight: mx.array) -> nn.Embedding:
 
 
 def set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Put `layer` under the dotted `path`, list positions included."""
+    """Replace the module at the dotted `path`, in which list indices are numbers, by `layer`."""
     owner: Any = model
     *parents, last = path.split(".")
     for name in parents:
@@ -364,5 +371,5 @@ def set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def lora_scale(alpha: float, r: int, rank_stabilized: bool) -> float:
-    """Return alpha / r, or alpha / √r (https://arxiv.org/abs/2312.03732)."""
+    """Return the scale of the update: alpha / r, or alpha / √r if rank-stabilized (https://arxiv.org/abs/2312.03732)."""
     return alpha / math.sqrt(r) if rank_stabilized else alpha / r

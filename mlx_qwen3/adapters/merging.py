@@ -1,4 +1,4 @@
-"""Take an adapter out of a model again: its weights alone, or merged into the base's."""
+"""Merge an adapter into the weights of its base model, or return its weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .layers import (
 
 
 def merge_adapter(model: Any) -> list[tuple[str, nn.Module]]:
-    """Replace adapted layers by plain ones with the same outputs, in place. Packed layers become plain as well.
+    """Replace adapted layers by plain layers with the same outputs, in place. Packed layers are unpacked as well.
 
     Returns:
-        The replaced layers by name, so that a caller can put them back.
+        The replaced layers with their names, so that a caller can restore them.
 
     Raises:
         InputError: the model has no adapter.
-        UnsupportedModelError: a bias of the adapter has no place in the architecture; names the field.
+        UnsupportedModelError: the adapter has a bias that the architecture does not have; the message names the field.
     """
     if model.adapter is None:
         raise InputError("the model has no adapter to merge. Load one with adapter=")
@@ -39,7 +39,7 @@ def merge_adapter(model: Any) -> list[tuple[str, nn.Module]]:
     for path, layer in adapted:
         if isinstance(layer, LoRALinear) and "bias" in layer.lora_B and "bias" not in layer.base_layer:
             raise UnsupportedModelError(
-                f"adapter field 'lora_bias' cannot be merged: {path} has no bias in a Qwen3. Keep the adapter"
+                f"adapter field 'lora_bias' cannot be merged: {path} has no bias in Qwen3. Keep the adapter"
             )
     replaced = []
     for path, layer in adapted:
@@ -57,6 +57,6 @@ def merge_adapter(model: Any) -> list[tuple[str, nn.Module]]:
 
 
 def adapter_weights(model: Any) -> Mapping[str, mx.array]:
-    """Return the parameters of a model that belong to its adapter."""
+    """Return the parameters of a model that belong to its adapter, by name."""
     held = flatten(model.parameters())
     return {name: held[name] for name in model.adapter.names}

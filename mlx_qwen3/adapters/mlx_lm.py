@@ -1,4 +1,4 @@
-"""mlx-lm's adapter folders, translated to PEFT's names, ranks and orientation.
+"""Translate mlx-lm adapters to the names, ranks and orientation of PEFT.
 
 Source: mlx-lm 0.32 `tuner/utils.py` (linear_to_lora_layers, load_adapters), `tuner/lora.py`, `tuner/dora.py`.
 """
@@ -18,11 +18,15 @@ PARTS = {"lora_a", "lora_b", "m"}
 
 @dataclass(frozen=True)
 class MlxLmPlan:
-    """Which layers an mlx-lm adapter changes, and how.
+    """The layers that an mlx-lm adapter changes, and how.
 
     Attributes:
-        paths: the adapted layers.
-        weights: their arrays by PEFT's names.
+        paths: names of the adapted layers.
+        r: rank.
+        scale: scale of the update.
+        dropout: dropout probability in training.
+        dora: whether it is DoRA instead of LoRA.
+        weights: arrays of the adapter by PEFT's names.
     """
 
     paths: list[str]
@@ -34,15 +38,15 @@ class MlxLmPlan:
 
 
 def plan_mlx_lm(adapter: Adapter, modules: Mapping[str, nn.Module], layers: int) -> MlxLmPlan:
-    """Return what an mlx-lm adapter of the type lora or dora changes in a causal model.
+    """Return what an mlx-lm adapter of type lora or dora changes in a causal model.
 
     Args:
-        modules: the model's modules by name.
-        layers: how many blocks the model has.
+        modules: modules of the model by name.
+        layers: number of transformer blocks in the model.
 
     Raises:
-        UnsupportedModelError: an unknown option or type.
-        CheckpointError: a missing setting, or tensors that do not belong to the layers that the settings name.
+        UnsupportedModelError: an option or the type is unknown.
+        CheckpointError: a setting is missing, or the tensors do not belong to the layers that the settings name.
     """
     source, config = adapter.source, adapter.config
     kind = config.get("fine_tune_type", "lora")
@@ -54,31 +58,33 @@ def plan_mlx_lm(adapter: Adapter, modules: Mapping[str, nn.Module], layers: int)
     for name in ("rank", "scale"):
         value = settings.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or (name == "rank" and value <= 0):
-            found = " ('alpha' is there, which mlx-lm does not read)" if "alpha" in settings else ""
+            found = " (mlx-lm does not read 'alpha')" if "alpha" in settings else ""
             raise CheckpointError(f"{source}: lora_parameters has no {name!r}{found}. Add it to adapter_config.json")
     unknown = sorted(set(settings) - {"rank", "scale", "dropout", "keys", "alpha"})
     if unknown:
         raise UnsupportedModelError(f"{source}: lora_parameters field {unknown[0]!r} is not supported. Remove it")
     count = config.get("num_layers")
     if not isinstance(count, int) or isinstance(count, bool):
-        raise CheckpointError(f"{source}: num_layers is {count!r}, expected a number. Correct adapter_config.json")
-    paths = _paths(settings.get("keys"), modules, layers, count, source)
+        raise CheckpointError(
+            f"{source}: num_layers is {count!r}, expected a whole number. Correct adapter_config.json"
+        )
+    paths = _find_paths(settings.get("keys"), modules, layers, count, source)
     return MlxLmPlan(
         paths,
         int(settings["rank"]),
         float(settings["scale"]),
         float(settings.get("dropout") or 0.0),
         kind == "dora",
-        _translated(adapter, paths, modules, kind == "dora"),
+        _translate_weights(adapter, paths, modules, kind == "dora"),
     )
 
 
-def _paths(keys: Any, modules: Mapping[str, nn.Module], layers: int, count: int, source: str) -> list[str]:
+def _find_paths(keys: Any, modules: Mapping[str, nn.Module], layers: int, count: int, source: str) -> list[str]:
     adaptable = {path: layer for path, layer in modules.items() if hasattr(layer, "weight") and _is_adaptable(layer)}
     blocks = range(layers)[-max(count, 0) :]
     inside = {f"model.layers.{index}.": index for index in blocks}
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        raise CheckpointError(f"{source}: lora_parameters field 'keys' is not a list of names. Correct it")
+        raise CheckpointError(f"{source}: lora_parameters field 'keys' is {keys!r}, expected a list. Correct it")
     found = []
     for path in adaptable:
         prefix = next((prefix for prefix in inside if path.startswith(prefix)), None)
@@ -86,7 +92,9 @@ def _paths(keys: Any, modules: Mapping[str, nn.Module], layers: int, count: int,
         if in_block or (keys is not None and path in keys):
             found.append(path)
     if not found:
-        raise CheckpointError(f"{source}: lora_parameters field 'keys' names no layer of the model: {keys}. Correct it")
+        raise CheckpointError(
+            f"{source}: lora_parameters field 'keys' matches no layer of the model: {keys}. Correct it"
+        )
     return found
 
 
@@ -94,7 +102,7 @@ def _is_adaptable(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear | nn.QuantizedLinear | nn.Embedding | nn.QuantizedEmbedding)
 
 
-def _translated(
+def _translate_weights(
     adapter: Adapter, paths: list[str], modules: Mapping[str, nn.Module], dora: bool
 ) -> dict[str, mx.array]:
     expected = {f"{path}.{part}" for path in paths for part in (PARTS if dora else PARTS - {"m"})}
@@ -103,7 +111,7 @@ def _translated(
         raise CheckpointError(f"{adapter.source}: tensor {missing[0]!r} is missing. Copy the adapter again")
     if extra:
         raise CheckpointError(
-            f"{adapter.source}: tensor {extra[0]!r} belongs to no layer that adapter_config.json names. Correct "
+            f"{adapter.source}: tensor {extra[0]!r} does not belong to a layer that adapter_config.json names. Correct "
             "num_layers or keys"
         )
     weights = {}

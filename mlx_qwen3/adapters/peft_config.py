@@ -1,4 +1,4 @@
-"""The fields of PEFT's adapter_config.json: which are used, which say nothing, and which are refused by name.
+"""Check the fields of PEFT's adapter_config.json: used, without effect, or refused by name.
 
 Source: PEFT 0.21 `tuners/lora/config.py`, `tuners/tuners_utils.py`, `utils/other.py`.
 """
@@ -18,20 +18,20 @@ TASK_CLASSES = {
     "QUESTION_ANS": "Qwen3ForQuestionAnswering",
     "FEATURE_EXTRACTION": "Qwen3Model",
 }
-"""PEFT's task_type -> the class that the adapter is for."""
+"""PEFT's task_type -> model class of the adapter."""
 
 SAVED_HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""Heads that PEFT trains and saves whole, whether or not modules_to_save names them."""
+"""Heads that PEFT trains and saves completely, even if modules_to_save does not name them."""
 
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
-"""What PEFT adapts in a Qwen3 when target_modules is null."""
+"""Layers that PEFT adapts in Qwen3 if target_modules is null."""
 
 PLAIN_INITIAL_VALUES = (True, False, None, "gaussian", "orthogonal", "mica", "eva")
-"""Values of init_lora_weights that leave the base as it is; the others change its weights when PEFT loads them."""
+"""Values of init_lora_weights that do not change the base; with the others, PEFT changes its weights on loading."""
 
 USED = {
     *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_type", "r", "lora_alpha"),
@@ -43,7 +43,7 @@ WITHOUT_EFFECT = {
     *("peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "use_qalora", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
 }
-"""Fields that change nothing once an adapter is loaded; those about first values matter by init_lora_weights only."""
+"""Fields without effect on a trained adapter. Those about initial values only matter through init_lora_weights."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,24 @@ class PeftConfig:
     """The checked fields of a LoRA adapter.
 
     Attributes:
-        values: the file's content.
-        r, alpha: of layers that no pattern names.
-        targets, excluded: a list of names or a regular expression.
-        tokens: module name -> ids of retrained rows.
+        values: content of the file.
+        r: rank of the layers that no pattern matches.
+        alpha: alpha of those layers.
+        targets: names of the adapted layers, or a regular expression.
+        excluded: names of layers that are not adapted, or a regular expression.
+        rank_pattern: pattern -> rank.
+        alpha_pattern: pattern -> alpha.
+        layers: indices of the adapted layers; None for all.
+        layers_pattern: names of the lists of layers.
+        saved: names of modules that are stored completely.
+        tokens: module name -> token ids of retrained rows.
+        task_type: PEFT's name of the task.
+        bias: which biases are stored: "none", "all" or "lora_only".
+        rank_stabilized: whether the scale is alpha / √r.
+        dora: whether it is DoRA instead of LoRA.
+        lora_bias: whether B has a bias.
+        ties_weights: whether tied modules stay tied.
+        dropout: dropout probability in training.
     """
 
     values: dict[str, Any]
@@ -77,22 +91,22 @@ class PeftConfig:
     dropout: float = 0.0
 
     def rank_and_scale(self, path: str) -> tuple[int, float]:
-        """Return (r, scale) of the layer `path`, after the patterns; the first matching key of the file counts."""
-        r = _by_pattern(self.rank_pattern, path, self.r)
-        alpha = _by_pattern(self.alpha_pattern, path, self.alpha)
+        """Return (r, scale) of the layer at `path`. The first matching pattern in the file is used."""
+        r = _match_pattern(self.rank_pattern, path, self.r)
+        alpha = _match_pattern(self.alpha_pattern, path, self.alpha)
         return r, lora_scale(alpha, r, self.rank_stabilized)
 
     def is_saved_whole(self, path: str) -> bool:
-        """Return whether modules_to_save names the module; PEFT compares the end of its name, without a dot."""
+        """Return whether modules_to_save names the module. As in PEFT, the end of its name is compared."""
         return any(path.endswith(name) for name in self.saved)
 
     def is_target(self, path: str) -> bool:
-        """Return whether the module at `path` is adapted; a target list of "all-linear" is resolved before."""
+        """Return whether the module at `path` is adapted. The caller resolves the target "all-linear" first."""
         excluded = self.excluded
         if isinstance(excluded, str):
             if excluded and re.fullmatch(excluded, path):
                 return False
-        elif _named(excluded, path):
+        elif _matches_a_name(excluded, path):
             return False
         if any(re.match(rf"(^|.*\.){name}($|\..*)", path) for name in self.saved):
             return False
@@ -100,7 +114,7 @@ class PeftConfig:
             return re.fullmatch(self.targets, path) is not None
         if path in self.targets:
             return True
-        return _named(self.targets, path) and self._in_chosen_layer(path)
+        return _matches_a_name(self.targets, path) and self._in_chosen_layer(path)
 
     def _in_chosen_layer(self, path: str) -> bool:
         if not self.layers:
@@ -113,44 +127,43 @@ class PeftConfig:
         return False
 
     def targets_all_linear(self) -> bool:
-        """Return whether the targets are the word for every linear layer."""
+        """Return whether the target is "all-linear"."""
         return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
 
 
-def _named(names: Iterable[str], path: str) -> bool:
+def _matches_a_name(names: Iterable[str], path: str) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+def _match_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value
     return default
 
 
-def parse_peft_config(values: dict[str, Any], source: str, class_name: str | None = None) -> PeftConfig:
+def parse_peft_config(values: dict[str, Any], source: str) -> PeftConfig:
     """Check an adapter_config.json.
 
     Args:
-        values: the content of the file.
-        source: the adapter's folder, for messages.
-        class_name: the model's class where task_type is null.
+        values: content of the file.
+        source: folder of the adapter, for messages.
 
     Raises:
-        UnsupportedModelError: another kind of adapter than LoRA, or an option that is not supported; names the field.
+        UnsupportedModelError: the adapter is not LoRA, or an option is not supported; the message names the field.
     """
 
     def refuse(name: str, why: str = "is not supported", instead: str = "Merge the adapter with PEFT first") -> None:
-        raise UnsupportedModelError(f"{source}: adapter field {name!r} {why}: {_short(values.get(name))}. {instead}")
+        raise UnsupportedModelError(f"{source}: adapter field {name!r} {why}: {_shorten(values.get(name))}. {instead}")
 
     kind = values.get("peft_type")
     if kind != "LORA":
         raise UnsupportedModelError(
-            f"{source}: adapters of the kind {_short(kind)} (peft_type) are not supported. Only LORA is; merge it with "
-            "PEFT and load the merged model"
+            f"{source}: adapters of type {_shorten(kind)} (peft_type) are not supported, only LORA. Merge it with PEFT "
+            "and load the merged model"
         )
     for name, value in values.items():
-        if name not in USED and name not in WITHOUT_EFFECT and not _is_idle(value):
+        if name not in USED and name not in WITHOUT_EFFECT and not _is_unset(value):
             refuse(name)
     initial = values.get("init_lora_weights", True)
     plain = isinstance(initial, bool | str | None) and initial in PLAIN_INITIAL_VALUES
@@ -168,49 +181,49 @@ def parse_peft_config(values: dict[str, Any], source: str, class_name: str | Non
     bias = values.get("bias", "none")
     if bias not in ("none", "all", "lora_only"):
         refuse("bias", instead="Expected none, all or lora_only")
-    targets = _names(values, "target_modules", refuse)
+    targets = _read_names(values, "target_modules", refuse)
     layers: Any = values.get("layers_to_transform")
     chosen: list[int] | None = [layers] if isinstance(layers, int) else layers
     if isinstance(layers, bool) or not (chosen is None or _is_int_list(chosen)):
-        refuse("layers_to_transform", "is malformed", "Expected a number or a list of numbers")
-    saved = _names(values, "modules_to_save", refuse) or []
+        refuse("layers_to_transform", "is malformed", "Expected a whole number or a list of them")
+    saved = _read_names(values, "modules_to_save", refuse) or []
     saved = [saved] if isinstance(saved, str) else saved
     heads = SAVED_HEADS.get(task or "", ())
     config = PeftConfig(
         values=values,
-        r=_number(values.get("r", 8), "r", refuse, int),
-        alpha=_number(values.get("lora_alpha", 8), "lora_alpha", refuse, float),
+        r=_read_number(values.get("r", 8), "r", refuse, int),
+        alpha=_read_number(values.get("lora_alpha", 8), "lora_alpha", refuse, float),
         targets=DEFAULT_TARGETS if targets is None else targets,
-        excluded=_names(values, "exclude_modules", refuse) or [],
-        rank_pattern=_pattern(values, "rank_pattern", refuse, int),
-        alpha_pattern=_pattern(values, "alpha_pattern", refuse, float),
+        excluded=_read_names(values, "exclude_modules", refuse) or [],
+        rank_pattern=_read_pattern(values, "rank_pattern", refuse, int),
+        alpha_pattern=_read_pattern(values, "alpha_pattern", refuse, float),
         layers=chosen or None,
-        layers_pattern=_as_list(_names(values, "layers_pattern", refuse)),
+        layers_pattern=_as_list(_read_names(values, "layers_pattern", refuse)),
         saved=tuple(dict.fromkeys([*saved, *heads])),
-        tokens=_tokens(values, refuse),
+        tokens=_read_tokens(values, refuse),
         task_type=task,
         bias=bias,
         rank_stabilized=bool(values.get("use_rslora")),
         dora=bool(values.get("use_dora")),
         lora_bias=bool(values.get("lora_bias")),
         ties_weights=bool(values.get("ensure_weight_tying")),
-        dropout=_number(values.get("lora_dropout") or 0.0, "lora_dropout", refuse, float, least=0),
+        dropout=_read_number(values.get("lora_dropout") or 0.0, "lora_dropout", refuse, float, least=0),
     )
     _check_patterns(config, refuse)
     return config
 
 
 def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
-    """Return the class that an adapter_config.json of PEFT names; None where it leaves that to the base.
+    """Return the model class that an adapter_config.json of PEFT names; None if the base model decides.
 
     Raises:
-        UnsupportedModelError: a task or class that this package does not run.
+        UnsupportedModelError: the task or class is not supported.
     """
     task = values.get("task_type")
     if task is not None:
         if task not in TASK_CLASSES:
             raise UnsupportedModelError(
-                f"{source}: adapter field 'task_type' is not supported: {_short(task)}. Expected one of "
+                f"{source}: adapter field 'task_type' is not supported: {_shorten(task)}. Expected one of "
                 f"{', '.join(TASK_CLASSES)}"
             )
         return TASK_CLASSES[task]
@@ -218,22 +231,22 @@ def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     if name is not None and name not in TASK_CLASSES.values():
         raise UnsupportedModelError(
-            f"{source}: adapter field 'auto_mapping' names a class that is not supported: {_short(name)}. Expected one "
-            f"of {', '.join(TASK_CLASSES.values())}"
+            f"{source}: adapter field 'auto_mapping' names a class that is not supported: {_shorten(name)}. Expected "
+            f"one of {', '.join(TASK_CLASSES.values())}"
         )
     return name
 
 
-def _is_idle(value: Any) -> bool:
+def _is_unset(value: Any) -> bool:
     return value is None or value is False or value in ([], {}, "", 0)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _names(values: Mapping[str, Any], name: str, refuse: Any) -> Any:
+def _read_names(values: Mapping[str, Any], name: str, refuse: Any) -> Any:
     value = values.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -250,23 +263,23 @@ def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and value else list(value or [])
 
 
-def _number(value: Any, name: str, refuse: Any, kind: type, least: float | None = None) -> Any:
-    good = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not good or (value < least if least is not None else value <= 0):
+def _read_number(value: Any, name: str, refuse: Any, kind: type, least: float | None = None) -> Any:
+    valid = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not valid or (value < least if least is not None else value <= 0):
         refuse(name, "is malformed", "Expected a number above 0" if least is None else "Expected 0 or more")
     return value
 
 
-def _pattern(values: Mapping[str, Any], name: str, refuse: Any, kind: type) -> dict[str, Any]:
+def _read_pattern(values: Mapping[str, Any], name: str, refuse: Any, kind: type) -> dict[str, Any]:
     value = values.get(name) or {}
     if not isinstance(value, dict):
         refuse(name, "is malformed", "Expected a map of patterns to numbers")
     for number in value.values():
-        _number(number, name, refuse, kind)
+        _read_number(number, name, refuse, kind)
     return value
 
 
-def _tokens(values: Mapping[str, Any], refuse: Any) -> dict[str, list[int]]:
+def _read_tokens(values: Mapping[str, Any], refuse: Any) -> dict[str, list[int]]:
     name = "trainable_token_indices"
     value = values.get(name)
     if not value:
@@ -276,7 +289,7 @@ def _tokens(values: Mapping[str, Any], refuse: Any) -> dict[str, list[int]]:
         if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
             refuse(name, "is malformed", "Expected a list of token ids, or a map of modules to such lists")
         if len(set(ids)) < len(ids):
-            refuse(name, "names a token twice", "Expected each id once")
+            refuse(name, "names a token twice", "Expected each id only once")
     return tokens
 
 
@@ -291,4 +304,4 @@ def _check_patterns(config: PeftConfig, refuse: Any) -> None:
         try:
             re.compile(expression)
         except re.error:
-            refuse(name, "is no valid regular expression", "Correct it")
+            refuse(name, "is not a valid regular expression", "Correct it")

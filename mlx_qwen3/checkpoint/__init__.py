@@ -1,8 +1,7 @@
-"""Files and folders on one side, `{name: array}` on the other; this package knows no model.
+"""Read and write checkpoints as `{name: array}`, independent of any model.
 
-It finds a checkpoint (a folder, or a repository of the Hugging Face Hub), reads sharded safetensors without
-trusting them, and writes them as a stream. Weights in pickle files are never opened and code that lies in a
-checkpoint is never run.
+A checkpoint is a folder, a GGUF file, or a repository of the Hugging Face Hub. Sharded safetensors are validated when
+they are read, and written as a stream. Weights in pickle files are never opened, and code in a checkpoint is never run.
 """
 
 from .decoded import DecodedCheckpoint, open_decoded_checkpoint

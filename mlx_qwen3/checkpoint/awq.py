@@ -1,8 +1,7 @@
-"""AWQ in the GEMM layout: 4-bit codes packed along the outputs, eight to a word in an interleaved order.
+"""AWQ in the GEMM layout: 4-bit codes packed along the outputs, eight per word in interleaved order.
 
-`w[o, i] = scales[g, o] * (code[i, o] - zero[g, o])` with `g = i // group_size`. In a word the codes of
-outputs 0, 2, 4, 6, 1, 3, 5, 7 follow one another, lowest bits first. Source: AutoAWQ
-`utils/packing_utils.py`, `modules/linear/gemm.py`.
+`w[o, i] = scales[g, o] * (code[i, o] - zero[g, o])` with `g = i // group_size`. From the lowest bits, a word holds the
+codes of outputs 0, 2, 4, 6, 1, 3, 5, 7. Source: AutoAWQ `utils/packing_utils.py`, `modules/linear/gemm.py`.
 """
 
 from collections.abc import Mapping
@@ -14,18 +13,18 @@ from ..errors import CheckpointError, QuantizationError
 from .packed_words import PackedWords, mlx_group_size, unpack_words
 from .reader import Checkpoint
 
-_PLACE_IN_WORD = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Output o of a word's eight -> the place of its code, counted from the lowest bits."""
+_POSITION_IN_WORD = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Index of an output within a word -> position of its code, counted from the lowest bits."""
 
 
 def _unpack_interleaved(words: mx.array) -> mx.array:
-    """(n, w) words -> (n, 8 w) codes in the order of the outputs."""
+    """Unpack words (n, w) to codes (n, 8 w) in the order of the outputs."""
     codes = unpack_words(words, 4).reshape(words.shape[0], -1, 8)
-    return mx.take(codes, mx.array(_PLACE_IN_WORD), axis=2).reshape(words.shape[0], -1)
+    return mx.take(codes, mx.array(_POSITION_IN_WORD), axis=2).reshape(words.shape[0], -1)
 
 
 class AwqWeight(PackedWords):
-    """One AWQ weight (rows, columns); `qweight` is (columns, rows / 8)."""
+    """One AWQ weight (rows, columns), stored as `qweight` (columns, rows / 8)."""
 
     bits = 4
 
@@ -40,36 +39,40 @@ class AwqWeight(PackedWords):
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "AwqWeight":
-        """Return the weight at `path`, checked.
+        """Return the weight at `path` after checking its tensors.
+
+        Args:
+            settings: `quantization_config` of the checkpoint.
 
         Raises:
-            QuantizationError: another layout than GEMM, or other than 4 bits.
-            CheckpointError: tensors that are missing or do not fit together.
+            QuantizationError: the layout is not GEMM, or the codes do not have 4 bits.
+            CheckpointError: tensors are missing or do not fit together.
         """
         bits = settings.get("bits", settings.get("w_bit", 4))
         group_size = settings.get("group_size", settings.get("q_group_size", 128))
         version = str(settings.get("version", "gemm")).lower()
         if bits != 4 or isinstance(bits, bool) or version != "gemm":
             raise QuantizationError(
-                f"AWQ with {bits!r} bits in the layout {version[:60]!r} is not decoded, only 4-bit gemm"
+                f"AWQ with {bits!r} bits in layout {version[:60]!r} is not supported, only 4-bit gemm. "
+                "Convert the unquantized model instead"
             )
         if not isinstance(group_size, int) or isinstance(group_size, bool) or (group_size < 1 and group_size != -1):
-            raise QuantizationError(f"AWQ group_size is {group_size!r}: expected a positive number or -1")
+            raise QuantizationError(f"AWQ group_size is {group_size!r}, expected a positive number or -1")
         for part in ("qweight", "scales", "qzeros"):
             name = f"{path}.{part}"
             if name not in checkpoint and not (part == "qzeros" and settings.get("zero_point") is False):
-                raise CheckpointError(f"{checkpoint.folder} lacks {name}: download the checkpoint again")
+                raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again")
             if name in checkpoint and len(checkpoint.shape(name)) != 2:
-                raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions")
+                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions")
             if name in checkpoint and part != "scales" and checkpoint.entry(name).dtype not in ("I32", "U32"):
-                raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words")
+                raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words")
         columns, words = checkpoint.shape(f"{path}.qweight")
         groups = -(-columns // (columns if group_size == -1 else group_size))
         for name, expected in ((f"{path}.scales", (groups, words * 8)), (f"{path}.qzeros", (groups, words))):
             if name in checkpoint and checkpoint.shape(name) != expected:
-                raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}; its weight needs {expected}")
+                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected {expected}")
         if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
-            raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
+            raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again")
         return cls(checkpoint, path, group_size)
 
     @property
@@ -79,7 +82,7 @@ class AwqWeight(PackedWords):
 
     @property
     def kept_apart(self) -> str | None:
-        return f"MLX has no groups of {self.group_size}" if self.affine_format is None else None
+        return f"MLX does not support groups of {self.group_size}" if self.affine_format is None else None
 
     def _codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
         """Return codes (rows, columns) uint32, scales (rows, groups) as stored, zeros (rows, groups) float32."""
@@ -95,17 +98,17 @@ class AwqWeight(PackedWords):
         return codes[:, inside].T, scales, zeros
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Return rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        """Return rows (stop - start, columns) in float32. Only the product with the scale is rounded."""
         codes, scales, zeros = self._codes(start, stop)
         group = mx.arange(self.shape[1], dtype=mx.int32) // self.group_size
         scales = mx.take(scales.astype(mx.float32), group, axis=1)
         return scales * (codes.astype(mx.float32) - mx.take(zeros, group, axis=1))
 
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
-        """`packed` (rows, words), `scales` and `zeros` (rows, groups) in MLX's layout and group size.
+        """Return packed codes (rows, words), scales and zeros (rows, groups) in MLX's layout and group size.
 
         Raises:
-            QuantizationError: MLX has no such groups.
+            QuantizationError: MLX does not support the group size.
         """
         if self.affine_format is None:
             raise QuantizationError(f"{self.path}: {self.kept_apart}")

@@ -1,4 +1,4 @@
-"""A checkpoint that another tool packed, opened as if its weights were plain."""
+"""Open a checkpoint that another tool quantized as if its weights were plain."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,13 @@ _ROWS_AT_ONCE = 1024
 
 
 class DecodedCheckpoint(Checkpoint):
-    """FP8, GPTQ or AWQ weights under the names and shapes of the plain ones; decoded when they are read."""
+    """A checkpoint with FP8, GPTQ or AWQ weights, which appear with plain names and shapes and are decoded on reading.
+
+    Args:
+        packed: the checkpoint as it is stored.
+        weights: layer path -> quantized weight.
+        dtype: dtype of the decoded weights that `read` returns.
+    """
 
     decoded = True
 
@@ -28,8 +34,8 @@ class DecodedCheckpoint(Checkpoint):
         for path, weight in weights.items():
             if f"{path}.weight" in entries:
                 raise CheckpointError(
-                    f"{packed.folder} holds the same weight twice: {path}.weight, and packed as {weight.names[0]}. "
-                    "Remove the one that is stale"
+                    f"{packed.folder} has the same weight twice: {path}.weight, and quantized as {weight.names[0]}. "
+                    "Remove the outdated one"
                 )
             first = packed.entry(weight.names[0])
             size = 4 * math.prod(weight.shape)
@@ -47,11 +53,11 @@ class DecodedCheckpoint(Checkpoint):
         return self._packed
 
     def foreign(self, name: str) -> ForeignWeight | None:
-        """Return what a decoded tensor is decoded from, None for a plain one."""
+        """Return the quantized weight that a tensor is decoded from, or None for a plain tensor."""
         return self._weights.get(name)
 
     def read(self, name: str) -> mx.array:
-        """Return one tensor; a packed one is decoded in float32 a block of rows at a time and kept in `dtype`."""
+        """Return one tensor. A quantized one is decoded in float32, a block of rows at a time, and cast to `dtype`."""
         weight = self._weights.get(name)
         if weight is None:
             return self._packed.read(name)
@@ -81,18 +87,18 @@ class DecodedCheckpoint(Checkpoint):
 
 
 def open_decoded_checkpoint(folder: str | Path, config: Mapping[str, Any], dtype: mx.Dtype = mx.float32) -> Checkpoint:
-    """Open the checkpoint in a folder; weights that FP8, GPTQ or AWQ packed appear as plain ones.
+    """Open the checkpoint in a folder, decoding FP8, GPTQ and AWQ weights.
 
-    8-bit floats that no settings speak of are read as their values, as the reference casts them.
+    Without quantization settings, 8-bit floats are read as their values, as in transformers.
 
     Args:
-        folder: with safetensors.
-        config: its config.json.
-        dtype: what decoded weights are kept in.
+        folder: a folder with safetensors, or a GGUF file.
+        config: content of its config.json.
+        dtype: dtype of decoded weights.
 
     Raises:
-        CheckpointError: broken or missing files.
-        QuantizationError: packed by a method that is not decoded here.
+        CheckpointError: files are damaged or missing.
+        QuantizationError: the quantization method is not supported.
     """
     checkpoint = open_checkpoint(folder)
     settings = quantization_settings(Path(folder), config)

@@ -1,7 +1,6 @@
-"""Weights that another tool packed, seen as plain weights: which layers they are and how to get rows of them.
+"""Find the layers that another tool quantized, and give access to their rows.
 
-`foreign_weights` looks at a checkpoint's quantization method; the formats themselves are in `fp8`, `gptq` and
-`awq`.
+`foreign_weights` selects the format by the quantization method. The formats are implemented in `fp8`, `gptq` and `awq`.
 """
 
 import logging
@@ -25,7 +24,13 @@ _SIDE_FILES = ("quantize_config.json", "quant_config.json")
 
 
 class ForeignWeight(Protocol):
-    """One layer's weight (rows, columns), in the format of another tool."""
+    """The weight (rows, columns) of one layer in the format of another tool.
+
+    Attributes:
+        path: name of the layer.
+        names: names of the stored tensors.
+        shape: shape of the decoded weight.
+    """
 
     path: str
     names: tuple[str, ...]
@@ -33,39 +38,39 @@ class ForeignWeight(Protocol):
 
     @property
     def stored_dtype(self) -> mx.Dtype:
-        """The dtype of the scales, or what the tool computes in."""
+        """The dtype of the scales, or the dtype the tool computes in."""
         ...
 
     @property
     def affine_format(self) -> tuple[int, int] | None:
-        """(bits, group size) when the codes fit MLX's affine format as they are, else None."""
+        """Bits and group size if MLX's affine format can represent the codes unchanged, otherwise None."""
         ...
 
     @property
     def kept_apart(self) -> str | None:
-        """Why the codes do not fit MLX's affine format, where they do not."""
+        """Why MLX's affine format cannot represent the codes, or None if it can."""
         ...
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Return rows (stop - start, columns) in float32, bit for bit what the format defines."""
+        """Return rows (stop - start, columns) in float32 with exactly the values that the format defines."""
         ...
 
     def release(self) -> None:
-        """Forget what was read to decode rows."""
+        """Release the tensors that were read to decode rows."""
         ...
 
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
         """Return rows as integer codes for MLX's affine format: `w = scales * (code - zeros)`.
 
         Returns:
-            packed codes (rows, words) uint32 in MLX's layout, scales (rows, groups) in the dtype they are
-            stored in, zeros (rows, groups) float32, whole numbers.
+            Packed codes (rows, words) uint32 in MLX's layout, scales (rows, groups) in their stored dtype, and zeros
+            (rows, groups), whole numbers in float32.
         """
         ...
 
 
 def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the quantization entry of a foreign checkpoint, or None: from config.json or the tools' own side files."""
+    """Return the quantization settings of another tool from config.json or the tool's own file, or None."""
     settings = config.get("quantization_config")
     if isinstance(settings, Mapping) and str(settings.get("quant_method", "mlx")).lower() != "mlx":
         return dict(settings)
@@ -90,33 +95,33 @@ def quantization_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, 
 
 
 def mlx_quantization(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return what config.json says about layers that MLX packed; empty where it says nothing.
+    """Return MLX's quantization settings from config.json, empty if there are none.
 
-    It is a hint: the formats are read off the arrays.
+    They are only a hint: the formats are determined from the shapes of the arrays.
 
     Raises:
-        CheckpointError: the entry is no mapping.
+        CheckpointError: the settings are not a mapping.
     """
     for name in ("quantization", "quantization_config"):
         entry = config.get(name)
         if entry is None:
             continue
         if not isinstance(entry, Mapping):
-            raise CheckpointError(f"{source}: {name!r} in config.json is no mapping. Correct or remove it")
+            raise CheckpointError(f"{source}: {name!r} in config.json is not a mapping. Correct or remove it")
         if str(entry.get("quant_method", "mlx")).lower() == "mlx":
             return dict(entry)
     return {}
 
 
 def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, ForeignWeight]:
-    """Return the packed layers of a foreign checkpoint by path.
+    """Return the layers that another tool quantized, by path.
 
     Args:
-        checkpoint: its tensors.
-        settings: its `quantization_config`.
+        checkpoint: the tensors.
+        settings: `quantization_config` of the checkpoint.
 
     Raises:
-        QuantizationError: a method, or a variant of one, that is not decoded here.
+        QuantizationError: the method, or this variant of it, is not supported.
         CheckpointError: tensors of a layer are missing or do not fit together.
     """
     method = str(settings.get("quant_method", "")).lower()
@@ -128,8 +133,8 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
         build, ending = AwqWeight.find, ".qweight"
     else:
         raise QuantizationError(
-            f"{checkpoint.folder} is quantized with {method[:60]!r}; this package reads {', '.join(METHODS)} and "
-            "MLX's own formats: convert the unquantized model instead"
+            f"{checkpoint.folder} is quantized with {method[:60]!r}, which is not supported; {', '.join(METHODS)} "
+            "and MLX's own formats are. Convert the unquantized model instead"
         )
     paths = [name.removesuffix(ending) for name in checkpoint.names if name.endswith(ending)]
     found: dict[str, ForeignWeight] = {path: build(checkpoint, path, settings) for path in paths}
@@ -137,8 +142,8 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
     mislabelled = [path for path, weight in found.items() if isinstance(weight, GptqWeight) and weight.mislabelled]
     if mislabelled:
         logger.warning(
-            "%s: %d layers, first %s, have the zero points of symmetric quantization in the other format than "
-            "checkpoint_format %r; the zero points decide",
+            "%s: the zero points of %d layers, first %s, do not match checkpoint_format %r; the format is taken from "
+            "the zero points",
             checkpoint.folder,
             len(mislabelled),
             mislabelled[0],
@@ -148,14 +153,14 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
     for name in checkpoint.names:
         if name not in used and checkpoint.entry(name).dtype.startswith("F8_"):
             raise CheckpointError(
-                f"{name} in {checkpoint.folder} is stored in 8-bit floats without a weight_scale_inv, so its values "
-                "are not known. Download the checkpoint again"
+                f"{name} in {checkpoint.folder} is stored as 8-bit floats without a weight_scale_inv, so its scale is "
+                "unknown. Download the checkpoint again"
             )
     return found
 
 
 def _check_scale_types(checkpoint: Checkpoint, found: Mapping[str, ForeignWeight]) -> None:
-    """Refuse scales in two 16-bit types, of which one must be mislabelled."""
+    """Raise `CheckpointError` if scales have two different 16-bit dtypes, because one of them must be wrong."""
     kinds: dict[str, str] = {}
     for weight in found.values():
         for name in weight.names:
@@ -163,6 +168,6 @@ def _check_scale_types(checkpoint: Checkpoint, found: Mapping[str, ForeignWeight
                 kinds.setdefault(checkpoint.entry(name).dtype, name)
     if "F16" in kinds and "BF16" in kinds:
         raise CheckpointError(
-            f"{kinds['F16']} is stored as F16 and {kinds['BF16']} as BF16, so one of the labels is wrong. "
+            f"{kinds['F16']} is stored as F16 but {kinds['BF16']} as BF16, so one of the dtypes is wrong. "
             "Download the checkpoint again"
         )

@@ -1,13 +1,13 @@
-"""The header of a GGUF file: metadata and tensor table, read with bounds.
+"""Read and validate the header of a GGUF file: metadata and tensor table.
 
 Layout: magic "GGUF", uint32 version, uint64 number of tensors, uint64 number of metadata pairs, the pairs, the tensor
-table, padding to `general.alignment`, the tensors' bytes. Source: `docs/gguf.md` of ggml and the constants of the
+table, padding to `general.alignment`, the bytes of the tensors. Source: `docs/gguf.md` of ggml and the constants of the
 `gguf` package.
 
-The reader of the `gguf` package is not used: it loops over counts and slices by lengths that the file claims, without
-comparing them with the file's size, makes several NumPy objects per token, and maps the whole file. Here every length
-is checked before anything is allocated, and tensor bytes are read in blocks: a mapped file that is cut while it is in
-use ends the process.
+The reader of the `gguf` package is not used for three reasons. It trusts counts and lengths in the file without
+comparing them with the file size. It creates several NumPy objects per token. It maps the whole file into memory, and a
+mapped file that is truncated while in use kills the process. Here every length is checked before memory is allocated,
+and tensors are read in blocks.
 """
 
 import math
@@ -27,7 +27,7 @@ VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 256 << 20
 MAX_STRING_BYTES = 16 << 20
 MAX_DIMENSIONS = 4
-_AGAIN = "download it again"
+_AGAIN = "Download it again"
 _CHUNK = 1 << 20
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -40,8 +40,11 @@ class GgufTensor:
     """One entry of the tensor table.
 
     Attributes:
-        shape: in the order of Hugging Face: (rows, columns) of a matrix.
-        offset: of its first byte in the file.
+        file: the file that holds the tensor.
+        name: GGUF name.
+        kind: storage format.
+        shape: shape in Hugging Face's order: (rows, columns) for a matrix.
+        offset: position of the first byte in the file.
     """
 
     file: Path
@@ -52,17 +55,19 @@ class GgufTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) // self.kind.block * self.kind.block_bytes
 
     @property
     def row_bytes(self) -> int:
+        """Size of a row in bytes."""
         return self.shape[-1] // self.kind.block * self.kind.block_bytes
 
     def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Return bytes (rows, bytes per row) of rows `start` to `stop`; a vector is one row.
+        """Return the bytes (rows, bytes per row) of rows `start` to `stop` as uint8. A vector is a single row.
 
         Raises:
-            CheckpointError: the file cannot be read, or became shorter.
+            CheckpointError: the file cannot be read or has become shorter.
         """
         count = (stop - start) * self.row_bytes
         try:
@@ -72,18 +77,18 @@ class GgufTensor:
         except OSError as error:
             raise CheckpointError(f"cannot read {self.file}: {error.strerror or error}") from None
         if raw.size != count:
-            raise CheckpointError(f"{self.file} became shorter while it was read: {_AGAIN}")
+            raise CheckpointError(f"{self.file} has become shorter while it was read. {_AGAIN}")
         return raw.reshape(stop - start, self.row_bytes)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Metadata and tensors of a model, of all its parts where the file is split.
+    """Metadata and tensors of a model in a GGUF file, or in all parts of a split file.
 
     Attributes:
         path: the file, or the first part.
-        metadata: key -> value; arrays of numbers are NumPy arrays, arrays of strings are lists.
-        tensors: by the names in the file.
+        metadata: key -> value. Arrays of numbers are NumPy arrays, arrays of strings are lists.
+        tensors: GGUF name -> tensor.
         files: the file, or all parts.
     """
 
@@ -94,59 +99,65 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
+        """Name of the architecture, such as "qwen3"."""
         return self.text("general.architecture")
 
     def _value(self, key: str, default: Any, kinds: tuple[type, ...], expected: str) -> Any:
         if key not in self.metadata:
             if default is ...:
-                raise CheckpointError(f"{self.path} lacks the metadata {key}: convert the original model again")
+                raise CheckpointError(f"{self.path} lacks the metadata {key}. Convert the original model again")
             return default
         value = self.metadata[key]
-        # bool is an int in Python, but a flag is no number
+        # bool is a subclass of int in Python.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise CheckpointError(
-                f"{self.path}: metadata {key} is {_shown(value)}, expected {expected}: convert the original model again"
+                f"{self.path}: metadata {key} is {_shorten(value)}, expected {expected}. "
+                "Convert the original model again"
             )
         return value
 
     def integer(self, key: str, default: Any = ...) -> Any:
-        """Return a whole number. Raises `CheckpointError` for another type, or a missing key without a default."""
+        """Return a whole number.
+
+        Raises:
+            CheckpointError: the value has another type, or the key is missing and there is no default.
+        """
         return self._value(key, default, (int,), "a whole number")
 
     def number(self, key: str, default: Any = ...) -> Any:
-        """Return a finite number; a float32 as the shortest decimal number that has its value."""
+        """Return a finite number. A float32 becomes the shortest decimal number with its value. Raises as `integer`."""
         value = self._value(key, default, (int, float), "a number")
         if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{self.path}: metadata {key} is {value}: convert the original model again")
+            raise CheckpointError(f"{self.path}: metadata {key} is {value}. Convert the original model again")
         return value
 
     def text(self, key: str, default: Any = ...) -> Any:
-        """Return a string."""
-        return self._value(key, default, (str,), "a text")
+        """Return a string. Raises as `integer`."""
+        return self._value(key, default, (str,), "a string")
 
     def flag(self, key: str, default: Any = ...) -> Any:
-        """Return a boolean."""
+        """Return a boolean. Raises as `integer`."""
         return self._value(key, default, (bool,), "true or false")
 
     def texts(self, key: str, default: Any = ...) -> list[str]:
-        """Return an array of strings."""
-        value = self._value(key, default, (list, np.ndarray), "an array of texts")
+        """Return an array of strings. Raises as `integer`."""
+        value = self._value(key, default, (list, np.ndarray), "an array of strings")
         if isinstance(value, np.ndarray) and value.size:
-            raise CheckpointError(f"{self.path}: metadata {key} holds numbers, expected an array of texts")
+            raise CheckpointError(f"{self.path}: metadata {key} holds numbers, expected an array of strings")
         return list(value)
 
     def numbers(self, key: str, default: Any = ...) -> Any:
-        """Return an array of numbers."""
+        """Return an array of numbers. Raises as `integer`."""
         return self._value(key, default, (np.ndarray,), "an array of numbers")
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value) if not isinstance(value, np.ndarray | list) else f"an array of {len(value)}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def is_gguf(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is a file that is named or begins like a GGUF file."""
+    """Return whether a path is a file with the extension or the magic of GGUF."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -160,7 +171,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 
 class _Header:
-    """The bytes of a header, fetched as they are needed."""
+    """A parser for the bytes of a header, which are read from the file as needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,44 +184,44 @@ class _Header:
         self._file.close()
 
     def require(self, count: int, what: str) -> int:
-        """Make `count` more bytes available; returns the position of the first and moves behind the last."""
+        """Make the next `count` bytes available, advance the position past them, and return where they start."""
         start, end = self.position, self.position + count
         if end > self.size:
             raise CheckpointError(
-                f"{self.path} is truncated or damaged: {what} needs {count} bytes of {self.size - start}; {_AGAIN}"
+                f"{self.path} is truncated or damaged: {what} needs {count} bytes, {self.size - start} are left. "
+                f"{_AGAIN}"
             )
         if end > MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"{self.path} has a header of more than {MAX_HEADER_BYTES >> 20} MB ({what}): {_AGAIN}"
-            )
+            raise CheckpointError(f"{self.path} has a header above {MAX_HEADER_BYTES >> 20} MiB ({what}). {_AGAIN}")
         if end > len(self._data):
             wanted = max(end - len(self._data), _CHUNK, len(self._data))
             self._data += self._file.read(wanted)
             if end > len(self._data):
-                raise CheckpointError(f"{self.path} became shorter while it was read: {_AGAIN}")
+                raise CheckpointError(f"{self.path} has become shorter while it was read. {_AGAIN}")
         self.position = end
         return start
 
     def unpack(self, code: str, what: str) -> Any:
+        """Return the next value of a `struct` format. `what` describes it in messages."""
         size = struct.calcsize(f"<{code}")
         return struct.unpack_from(f"<{code}", self._data, self.require(size, what))[0]
 
     def count(self, what: str, smallest: int) -> int:
-        """Return a uint64 that counts things of at least `smallest` bytes each."""
+        """Return the next uint64, a count of items that take at least `smallest` bytes each."""
         value = self.unpack("Q", what)
         if value * smallest > self.size - self.position:
-            raise CheckpointError(f"{self.path} is damaged: {what} is {value}, more than the file can hold; {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {what} is {value}, more than the file can hold. {_AGAIN}")
         return value
 
     def string(self, what: str) -> str:
         length = self.unpack("Q", what)
         if length > min(self.size - self.position, MAX_STRING_BYTES):
-            raise CheckpointError(f"{self.path} is damaged: {what} claims {length} bytes; {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {what} claims {length} bytes. {_AGAIN}")
         start = self.require(length, what)
         try:
             return self._data[start : start + length].decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text; {_AGAIN}") from None
+            raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}") from None
 
     def value(self, key: str) -> Any:
         kind = self.unpack("I", f"the type of {key}")
@@ -219,7 +230,7 @@ class _Header:
         if kind == _ARRAY:
             return self._array(key)
         if kind not in _SCALARS:
-            raise CheckpointError(f"{self.path} is damaged: {key} has the unknown value type {kind}; {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {key} has unknown value type {kind}. {_AGAIN}")
         value = self.unpack(_SCALARS[kind], f"the value of {key}")
         return float(str(np.float32(value))) if kind == 6 else value
 
@@ -230,7 +241,7 @@ class _Header:
             return self._strings(key, count)
         if kind not in _SCALARS:
             raise CheckpointError(
-                f"{self.path}: {key} is an array of the value type {kind}, expected numbers or texts; {_AGAIN}"
+                f"{self.path}: {key} is an array of value type {kind}, expected numbers or strings. {_AGAIN}"
             )
         dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
         count = self.count(f"the length of {key}", dtype.itemsize)
@@ -238,7 +249,7 @@ class _Header:
         return np.frombuffer(self._data, dtype=dtype, count=count, offset=start).copy()
 
     def _strings(self, key: str, count: int) -> list[str]:
-        # A vocabulary and its merges are 300,000 strings: this loop is most of the time that opening takes.
+        # A vocabulary and its merges are 300,000 strings, so this loop dominates the time to open a file.
         what, unpack = f"a text of {key}", struct.Struct("<Q").unpack_from
         found: list[str] = []
         for _ in range(count):
@@ -254,17 +265,17 @@ class _Header:
             try:
                 found.append(self._data[position + 8 : end].decode("utf-8"))
             except UnicodeDecodeError:
-                raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text; {_AGAIN}") from None
+                raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}") from None
             self.position = end
         return found
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
-    """Read the header of one GGUF file and check it against the file.
+    """Read the header of one GGUF file and check it against the size of the file.
 
     Raises:
-        CheckpointError: no GGUF file, a version or byte order that is not read, a truncated or contradictory header,
-            or a tensor of an unknown type; names what is wrong.
+        CheckpointError: it is not a GGUF file, its version, byte order or a tensor type is not supported, or the
+            header is truncated or inconsistent; the message names the cause.
     """
     path = Path(path)
     try:
@@ -282,20 +293,21 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
 def _parse(header: _Header) -> GgufFile:
     path = header.path
     if header.size < 24:
-        raise CheckpointError(f"{path} is truncated ({header.size} bytes): {_AGAIN}")
+        raise CheckpointError(f"{path} is truncated ({header.size} bytes). {_AGAIN}")
     start = header.require(4, "the magic")
     magic = header._data[start : start + 4]
     if magic != MAGIC:
-        raise CheckpointError(f"{path} is not a GGUF file, it begins with {magic!r}: {_AGAIN}")
+        raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}. {_AGAIN}")
     version = header.unpack("I", "the version")
     if version not in VERSIONS:
         if int.from_bytes(version.to_bytes(4, "big"), "little") in VERSIONS:
             raise CheckpointError(
-                f"{path} is big-endian, which is not read here: download the little-endian file, or convert it with "
+                f"{path} is big-endian, which is not supported. Download the little-endian file, or convert it with "
                 "gguf-convert-endian"
             )
         raise CheckpointError(
-            f"{path} has GGUF version {version}, read are 2 and 3: download a newer file or convert the original again"
+            f"{path} has GGUF version {version}, supported are 2 and 3. Download a newer file, or convert the original "
+            "again"
         )
     tensors = header.count("the number of tensors", 24)
     pairs = header.count("the number of metadata pairs", 13)
@@ -303,31 +315,31 @@ def _parse(header: _Header) -> GgufFile:
     for number in range(pairs):
         key = header.string(f"the name of metadata {number}")
         if key in metadata:
-            raise CheckpointError(f"{path} has the metadata {key[:80]!r} twice: {_AGAIN}")
+            raise CheckpointError(f"{path} has the metadata {key[:80]!r} twice. {_AGAIN}")
         metadata[key] = header.value(key[:80])
-    table = [_entry(header, number) for number in range(tensors)]
+    table = [_read_entry(header, number) for number in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment % 8 or alignment > 1 << 20:
-        raise CheckpointError(f"{path}: general.alignment is {_shown(alignment)}, expected a multiple of 8; {_AGAIN}")
+        raise CheckpointError(f"{path}: general.alignment is {_shorten(alignment)}, expected a multiple of 8. {_AGAIN}")
     data = -(-header.position // alignment) * alignment
     found: dict[str, GgufTensor] = {}
     for name, shape, kind, offset in table:
         if name in found:
-            raise CheckpointError(f"{path} has the tensor {name!r} twice: {_AGAIN}")
+            raise CheckpointError(f"{path} has the tensor {name!r} twice. {_AGAIN}")
         if offset % alignment:
-            raise CheckpointError(f"tensor {name!r} in {path} is at {offset}, no multiple of {alignment}: {_AGAIN}")
+            raise CheckpointError(f"tensor {name!r} in {path} is at {offset}, not a multiple of {alignment}. {_AGAIN}")
         found[name] = GgufTensor(path, name, kind, shape, data + offset)
     _check_ranges(path, found, header.size)
     return GgufFile(path, metadata, found, [path])
 
 
-def _entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kind, int]:
+def _read_entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kind, int]:
     path = header.path
     name = header.string(f"the name of tensor {number}")
     where = f"tensor {name[:80]!r} in {path}"
     dimensions = header.unpack("I", f"the dimensions of {where}")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise CheckpointError(f"{where} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}: {_AGAIN}")
+        raise CheckpointError(f"{where} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}. {_AGAIN}")
     shape = tuple(header.unpack("Q", f"the shape of {where}") for _ in range(dimensions))[::-1]
     code = header.unpack("I", f"the type of {where}")
     offset = header.unpack("Q", f"the offset of {where}")
@@ -335,13 +347,13 @@ def _entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kind, in
     if kind is None:
         known = ", ".join(each.name for each in KINDS.values())
         raise CheckpointError(
-            f"{where} has the type {code} ({kind_name(code)}), read are {known}: download another quantization"
+            f"{where} has type {code} ({kind_name(code)}), supported are {known}. Download another quantization"
         )
     if not all(shape) or math.prod(shape) >= 1 << 60:
-        raise CheckpointError(f"{where} has the shape {shape}: {_AGAIN}")
+        raise CheckpointError(f"{where} has shape {shape}. {_AGAIN}")
     if shape[-1] % kind.block:
         raise CheckpointError(
-            f"{where}: rows of {shape[-1]} are no whole blocks of {kind.name} ({kind.block}): {_AGAIN}"
+            f"{where}: rows of {shape[-1]} values are not whole blocks of {kind.name} ({kind.block}). {_AGAIN}"
         )
     return name, shape, kind, offset
 
@@ -350,10 +362,10 @@ def _check_ranges(path: Path, tensors: dict[str, GgufTensor], size: int) -> None
     end, previous = 0, ""
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise CheckpointError(f"tensors {previous!r} and {tensor.name!r} overlap in {path}: {_AGAIN}")
+            raise CheckpointError(f"tensors {previous!r} and {tensor.name!r} overlap in {path}. {_AGAIN}")
         end, previous = tensor.offset + tensor.nbytes, tensor.name
         if end > size:
             raise CheckpointError(
-                f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at "
-                f"{size}; {_AGAIN}"
+                f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at byte {size}. "
+                f"{_AGAIN}"
             )

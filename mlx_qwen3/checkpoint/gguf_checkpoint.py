@@ -1,4 +1,4 @@
-"""A GGUF file as a `Checkpoint`: Hugging Face names, MLX's packed layout, one block of rows at a time."""
+"""A GGUF file as a `Checkpoint`, with Hugging Face names and MLX's packed layout, read in blocks of rows."""
 
 import logging
 import math
@@ -27,7 +27,12 @@ _NUMBERS = {number_of.name: number for number, number_of in KINDS.items()}
 
 @dataclass(frozen=True)
 class Repacked:
-    """A weight in more bits than its kind has: the kind, and the largest error of one weight (0: exact)."""
+    """A weight that is packed with more bits than its GGUF type has.
+
+    Attributes:
+        kind: name of the GGUF type.
+        error: largest absolute error of a value; 0 if the conversion is exact.
+    """
 
     kind: str
     error: float
@@ -36,13 +41,13 @@ class Repacked:
 class GgufCheckpoint(Checkpoint):
     """The tensors of a GGUF model under their Hugging Face names.
 
-    Packed kinds appear as `weight`, `scales` and `biases` in MLX's layout. `read` gives arrays, not lazy ones.
+    Packed types appear as `weight`, `scales` and `biases` in MLX's layout. `read` returns evaluated arrays.
 
     Attributes:
         file: the header.
-        formats: layer path -> (bits, mode) of the layers that are packed; the groups are of 32.
-        repacked: layer path -> what packing it in 8 bits cost, for kinds without a layout of the same size in MLX;
-            filled by reading.
+        formats: layer path -> (bits, mode) of the packed layers, which have groups of 32.
+        repacked: layer path -> error of packing with 8 bits, for types without a layout of the same size in MLX. Filled
+            when the weights are read.
     """
 
     def __init__(self, file: GgufFile) -> None:
@@ -51,21 +56,21 @@ class GgufCheckpoint(Checkpoint):
         self.repacked: dict[str, Repacked] = {}
         self._rows: dict[str, Rows] = {}
         self._parts: dict[str, tuple[str, str]] = {}
-        self._answers = _answer_rows(file)
-        self._stash: dict[str, mx.array] = {}
+        self._answers = _find_answer_rows(file)
+        self._unread: dict[str, mx.array] = {}
         self._last = threading.local()
         self._lock = threading.Lock()
         entries: dict[str, TensorEntry] = {}
         for name, rows in weight_rows(file).items():
-            for entry_name, part, shape, dtype in self._entries_of(name, rows):
+            for entry_name, part, shape, dtype in self._make_entries(name, rows):
                 size = math.prod(shape) * _BYTES.get(dtype, 4)
                 entries[entry_name] = TensorEntry(rows.tensor.file, dtype, shape, rows.tensor.offset, size)
                 self._parts[entry_name] = (name, part)
             self._rows[name] = rows
         super().__init__(file.path, entries, {}, file.files)
 
-    def _entries_of(self, name: str, rows: Rows) -> list[tuple[str, str, tuple[int, ...], str]]:
-        """(name, part, shape, dtype) of what a weight appears as."""
+    def _make_entries(self, name: str, rows: Rows) -> list[tuple[str, str, tuple[int, ...], str]]:
+        """Return (name, part, shape, dtype) of every tensor that a weight appears as."""
         kind = rows.tensor.kind
         if name == "score.weight" and self._answers:
             return [(name, "difference", (1, rows.shape[1]), "F32")]
@@ -86,7 +91,7 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def format_name(self) -> str:
-        """The kinds of the matrices, those that hold most weights first."""
+        """The GGUF types of the matrices, the type with most values first."""
         sizes: dict[str, int] = {}
         for rows in self._rows.values():
             if len(rows.shape) == 2:
@@ -96,9 +101,10 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype that holds every matrix, or its scales, and every vector without rounding.
+        """The dtype that represents all vectors, and all matrices or their scales, without rounding.
 
-        Vectors are float32 in most files, with values that a shorter dtype holds too; these few are read for this.
+        Vectors are float32 in most files but often have values that a shorter dtype represents exactly. They are small
+        and are read to determine this.
         """
         kinds = {rows.tensor.kind.scales for rows in self._rows.values() if len(rows.shape) == 2} - {"U8"}
         dtype = {("F16",): mx.float16, ("BF16",): mx.bfloat16, (): mx.bfloat16}.get(tuple(kinds), mx.float32)
@@ -115,7 +121,7 @@ class GgufCheckpoint(Checkpoint):
         return True
 
     def nbytes(self, name: str) -> int:
-        """Return the bytes that a weight takes in its file; they count once for the parts of a packed weight."""
+        """Return the size of a weight in its file. For a packed weight it is counted only for the part `weight`."""
         self.entry(name)
         weight, part = self._parts[name]
         rows = self._rows[weight]
@@ -125,35 +131,35 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def total_bytes(self) -> int:
-        """The bytes of all tensors in the file together."""
+        """The size of all tensors in the file."""
         return sum(self.nbytes(name) for name in self.names)
 
     def read(self, name: str) -> mx.array:
-        """Return one tensor, read now. The other parts of a packed weight are kept until they are asked for.
+        """Return one tensor, evaluated. The other parts of a packed weight are kept until they are read.
 
         Raises:
-            CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
+            CheckpointError: there is no such tensor, its file cannot be read, or scales are not finite.
         """
         self.entry(name)
-        if name in self._stash:
-            return self._stash.pop(name)
+        if name in self._unread:
+            return self._unread.pop(name)
         weight, _ = self._parts[name]
-        self._stash.clear()
+        self._unread.clear()
         found = self._read_weight(weight)
         array = found.pop(name)
-        self._stash.update(found)
+        self._unread.update(found)
         return array
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """Return the named tensors (default: all), read now; weights that were rounded are reported once."""
+        """Return the named tensors (default: all), evaluated. A warning reports weights that are rounded."""
         tensors = {name: self.read(name) for name in (self.names if names is None else names)}
-        self._stash.clear()
+        self._unread.clear()
         rounded = [found for found in self.repacked.values() if found.error]
         if rounded:
             kinds = ", ".join(sorted({found.kind for found in rounded}))
             error = max(found.error for found in rounded)
             logger.warning(
-                "%s: %d matrices (%s) are rounded to 8 bits, groups of 32, which moves a weight by at most %.2g",
+                "%s: %d matrices (%s) are rounded to 8 bits in groups of 32; the largest error of a weight is %.2g",
                 self.file.path.name,
                 len(rounded),
                 kinds,
@@ -162,20 +168,20 @@ class GgufCheckpoint(Checkpoint):
         return tensors
 
     def read_now(self, name: str) -> mx.array:
-        """Return one tensor, from any thread."""
+        """Return one tensor, evaluated; may be called from any thread."""
         self.entry(name)
         return self._read_weight(self._parts[name][0])[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
-        """Return rows `start` to `stop` of a tensor, and nothing else of it.
+        """Return rows `start` to `stop` of a tensor without reading the others.
 
         Raises:
-            CheckpointError: no tensor has this name, its file cannot be read, or scales are not finite.
+            CheckpointError: there is no such tensor, its file cannot be read, or scales are not finite.
         """
         self.entry(name)
         weight, _ = self._parts[name]
         key = (weight, start, stop)
-        # The parts of a packed weight are asked for one after the other: what was read for the first serves all.
+        # The parts of a packed weight are read one after the other, so they are converted once for all.
         if getattr(self._last, "key", None) != key:
             self._last.parts, self._last.key = self._convert(weight, start, stop), key
         return mx.array(self._last.parts[name]).view(self.dtype(name))
@@ -184,11 +190,11 @@ class GgufCheckpoint(Checkpoint):
         self._last = threading.local()
 
     def _read_weight(self, weight: str) -> dict[str, mx.array]:
-        """All parts of a weight, converted a block of rows at a time."""
+        """Return all parts of a weight, converted in blocks of rows."""
         rows = self._rows[weight]
         names = [name for name, (owner, _) in self._parts.items() if owner == weight]
         if len(rows.shape) == 1 or self._parts[weight][1] == "difference":
-            return {name: self._array(name, part) for name, part in self._convert(weight, 0, rows.shape[0]).items()}
+            return {name: self._to_array(name, part) for name, part in self._convert(weight, 0, rows.shape[0]).items()}
         results: dict[str, np.ndarray] = {}
         step = max(_BLOCK_VALUES // rows.shape[1], 1)
         for start in range(0, rows.shape[0], step):
@@ -197,27 +203,27 @@ class GgufCheckpoint(Checkpoint):
                 if name not in results:
                     results[name] = np.empty(self.shape(name), dtype=part.dtype)
                 results[name][start:stop] = part
-        return {name: self._array(name, results.pop(name)) for name in names}
+        return {name: self._to_array(name, results.pop(name)) for name in names}
 
-    def _array(self, name: str, values: np.ndarray) -> mx.array:
+    def _to_array(self, name: str, values: np.ndarray) -> mx.array:
         return mx.array(values).view(self.dtype(name))
 
     def _convert(self, weight: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return rows of all parts of a weight; bfloat16 as uint16."""
+        """Return rows of all parts of a weight, with bfloat16 as uint16."""
         rows, part = self._rows[weight], self._parts[weight][1]
         kind = rows.tensor.kind
         if part == "difference":
             assert self._answers is not None
-            values = _decoded(rows.tensor.kind, rows.tensor.read_rows(0, 2))
+            values = _decode_rows(rows.tensor.kind, rows.tensor.read_rows(0, 2))
             yes, no = self._answers
             return {weight: values[yes : yes + 1] - values[no : no + 1]}
         if len(rows.shape) == 1:
             raw = rows.tensor.read_rows(0, 1)
-            values = _decoded(kind, raw)[0] if part == "decoded" else raw[0].view(_numpy_dtype(kind))
+            values = _decode_rows(kind, raw)[0] if part == "decoded" else raw[0].view(_numpy_dtype(kind))
             return {weight: values[rows.start + start : rows.start + stop]}
         raw = rows.tensor.read_rows(rows.start + start, rows.start + stop)
         if part == "decoded":
-            return {weight: _decoded(kind, raw)}
+            return {weight: _decode_rows(kind, raw)}
         if kind.pack is None:
             return {weight: raw.view(_numpy_dtype(kind))}
         return self._pack(weight, kind, raw)
@@ -226,13 +232,13 @@ class GgufCheckpoint(Checkpoint):
         count, path = len(raw), weight.removesuffix(".weight")
         packed = pack_blocks(kind, raw.reshape(-1, kind.block_bytes))
         if packed.biases is None:
-            usable = not bool((packed.scales == 255).any())  # this exponent is NaN in MLX and 2**127 in ggml
+            usable = not bool((packed.scales == 255).any())  # exponent 255 is NaN in MLX but 2**127 in ggml
         else:
             usable = bool(np.isfinite(packed.scales).all() and np.isfinite(packed.biases).all())
         if not usable:
             raise CheckpointError(
-                f"{self._rows[weight].tensor.name} ({kind.name}) in {self.file.path} has scales that are not finite or "
-                "beyond float16: the file is damaged; download it again"
+                f"{self.file.path} is damaged: {self._rows[weight].tensor.name} ({kind.name}) has scales that are not "
+                "finite or exceed float16. Download it again"
             )
         if kind.widened:
             with self._lock:
@@ -248,8 +254,8 @@ def _numpy_dtype(kind: Kind) -> str:
     return {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind.name]
 
 
-def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
-    """Return rows of bytes as float32 numbers."""
+def _decode_rows(kind: Kind, raw: np.ndarray) -> np.ndarray:
+    """Return the float32 values of rows of bytes."""
     if kind.name == "F32":
         return raw.view("<f4")
     if kind.name == "F16":
@@ -257,11 +263,11 @@ def _decoded(kind: Kind, raw: np.ndarray) -> np.ndarray:
     return decode(_NUMBERS[kind.name], raw)
 
 
-def _answer_rows(file: GgufFile) -> tuple[int, int] | None:
-    """Return the rows of "yes" and "no" in the head of a reranker that was cut out of a language model's head.
+def _find_answer_rows(file: GgufFile) -> tuple[int, int] | None:
+    """Return the row indices of "yes" and "no" in the head of a reranker, or None for another head.
 
-    llama.cpp's converter keeps only these two rows of the output matrix; the probability of "yes" against "no" is the
-    sigmoid of the difference of their logits, so one row, their difference, is the head.
+    llama.cpp's converter keeps only these two rows of the output matrix of a reranker. The probability of "yes" is the
+    sigmoid of the difference of the two logits, so the head is one row, their difference.
     """
     labels = [label.lower() for label in file.texts(f"{file.architecture}.classifier.output_labels", [])]
     head = file.tensors.get("cls.output.weight")
@@ -271,9 +277,9 @@ def _answer_rows(file: GgufFile) -> tuple[int, int] | None:
 
 
 def open_gguf_checkpoint(path: str | Path) -> GgufCheckpoint:
-    """Return the checkpoint in a GGUF file; only the header is read.
+    """Open the checkpoint in a GGUF file. Only the header is read.
 
     Raises:
-        CheckpointError: a broken file, or tensors that Qwen3 does not have; names what is wrong.
+        CheckpointError: the file is damaged, or has tensors that Qwen3 does not have; the message names the cause.
     """
     return GgufCheckpoint(open_gguf(path))

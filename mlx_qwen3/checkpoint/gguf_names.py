@@ -1,7 +1,7 @@
-"""Names of GGUF tensors <-> Hugging Face names of a Qwen3 model.
+"""Translate between GGUF and Hugging Face names of Qwen3 tensors.
 
-llama.cpp permutes the rows of queries and keys of Llama only: Qwen3 rotates halves there as here, so the weights of
-both sides are the same rows in the same order.
+llama.cpp permutes the rows of queries and keys only for Llama. Its RoPE for Qwen3 rotates halves, as here, so the rows
+of both formats are in the same order.
 """
 
 import re
@@ -38,7 +38,7 @@ _IN_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows `start` to `stop` of a tensor in the file: the whole of it, except where projections are fused."""
+    """Rows `start` to `stop` of a tensor in the file: all rows, except for fused projections."""
 
     tensor: GgufTensor
     start: int
@@ -51,24 +51,26 @@ class Rows:
 
 
 def weight_rows(file: GgufFile) -> dict[str, Rows]:
-    """Hugging Face name -> where the weight is.
+    """Return the rows in the file of every weight, by Hugging Face name.
 
     Raises:
-        CheckpointError: a tensor that Qwen3 does not have, or a shape that contradicts the metadata.
+        CheckpointError: Qwen3 does not have a tensor, or a shape contradicts the metadata.
     """
     found: dict[str, Rows] = {}
     for name, tensor in file.tensors.items():
-        for weight, rows in _named(file, name, tensor).items():
+        for weight, rows in _find_weights(file, name, tensor).items():
             if weight in found:
-                raise CheckpointError(f"{file.path} holds {weight} twice, as {found[weight].tensor.name} and as {name}")
+                raise CheckpointError(
+                    f"{file.path} holds {weight} twice, as {found[weight].tensor.name} and as {name}. Download it again"
+                )
             found[weight] = rows
     return found
 
 
-def _named(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
+def _find_weights(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
     if tensor.shape[2:]:
         raise CheckpointError(
-            f"tensor {name!r} in {tensor.file} has the shape {tensor.shape}, expected 1 or 2 dimensions"
+            f"tensor {name!r} in {tensor.file} has shape {tensor.shape}, expected 1 or 2 dimensions. Download it again"
         )
     whole = Rows(tensor, 0, tensor.shape[0])
     path, _, part = name.rpartition(".")
@@ -82,8 +84,8 @@ def _named(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
         if path == FUSED:
             return _split_fused(file, tensor, layer, part)
     raise CheckpointError(
-        f"{tensor.file} has the tensor {name[:80]!r}, which Qwen3 does not have: the file is damaged or of another "
-        "model; convert the original model again"
+        f"{tensor.file} has tensor {name[:80]!r}, which Qwen3 does not have: the file is damaged or holds another "
+        "model. Convert the original model again"
     )
 
 
@@ -91,8 +93,9 @@ def _split_fused(file: GgufFile, tensor: GgufTensor, layer: str, part: str) -> d
     heads, groups, size = head_counts(file)
     if tensor.shape[0] != (heads + 2 * groups) * size:
         raise CheckpointError(
-            f"tensor {tensor.name!r} in {tensor.file} has {tensor.shape[0]} rows, {heads} heads and 2 x {groups} "
-            f"key/value heads of {size} need {(heads + 2 * groups) * size}: convert the original model again"
+            f"tensor {tensor.name!r} in {tensor.file} has {tensor.shape[0]} rows, expected "
+            f"{(heads + 2 * groups) * size} for {heads} heads and 2 x {groups} key/value heads of {size}. "
+            "Convert the original model again"
         )
     edges = (0, heads * size, (heads + groups) * size, (heads + 2 * groups) * size)
     return {
@@ -102,10 +105,10 @@ def _split_fused(file: GgufFile, tensor: GgufTensor, layer: str, part: str) -> d
 
 
 def head_counts(file: GgufFile) -> tuple[int, int, int]:
-    """Return attention heads, key/value heads and the size of a head, from the metadata.
+    """Return the numbers of attention heads and key/value heads, and the size of a head, from the metadata.
 
     Raises:
-        CheckpointError: a key is missing, of a wrong type, or not above 0.
+        CheckpointError: a key is missing, has the wrong type, or is not above 0.
     """
     prefix = f"{file.architecture}.attention"
     heads = file.integer(f"{prefix}.head_count")
@@ -119,7 +122,7 @@ def head_counts(file: GgufFile) -> tuple[int, int, int]:
 
 
 def gguf_name(name: str) -> str | None:
-    """Return the GGUF name of a Hugging Face weight, or None where GGUF has none."""
+    """Return the GGUF name of a Hugging Face weight, or None if GGUF has no such tensor."""
     match = _IN_LAYER.match(name)
     if match is not None:
         layer, path, part = match.groups()

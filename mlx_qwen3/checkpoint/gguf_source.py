@@ -1,4 +1,4 @@
-"""Where a GGUF file comes from: a path, a folder, a repository of the Hub, or the blobs of ollama."""
+"""Find a GGUF file by path, in a folder, in a Hub repository, or among the models of ollama."""
 
 import fnmatch
 import logging
@@ -24,41 +24,41 @@ _MAX_MANIFEST_BYTES = 1 << 20
 
 
 def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None = None) -> Path | None:
-    """Return the GGUF file that a name means, downloaded if need be, or None where it means no GGUF file.
+    """Return the GGUF file that a name refers to, downloading it if necessary; None if it is not a GGUF model.
 
     Args:
         path_or_id: a GGUF file, a folder that holds one, `org/repo:Q4_K_M`, `org/repo:NAME.gguf`, or
             `ollama:qwen3:4b`; with `gguf_file` also a folder or `org/repo`.
-        options: how files are fetched from the Hub.
-        gguf_file: the name of the file in the folder or repository, or the name of its quantization.
+        options: how files are downloaded from the Hub.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
 
     Raises:
-        CheckpointError: no such file, or several that fit.
+        CheckpointError: there is no such file, or several match.
         HubError: the repository cannot be read.
-        InputError: a file and the name of a file.
+        InputError: both `path_or_id` and `gguf_file` name a file.
     """
     text = str(path_or_id)
     path = Path(os.path.expanduser(path_or_id))
     if path.is_file() and is_gguf(path):
         if gguf_file is not None:
-            raise InputError(f"{text} is a GGUF file already: leave gguf_file {gguf_file} out")
+            raise InputError(f"{text} is a GGUF file already. Leave out gguf_file {gguf_file}")
         return path
     if path.is_dir():
-        return _in_folder(path, gguf_file)
+        return _find_in_folder(path, gguf_file)
     if text.startswith(OLLAMA):
         return find_ollama(text.removeprefix(OLLAMA))
     match = _HUB_FILE.match(text)
     if match is not None and gguf_file is not None:
-        raise InputError(f"{text} names a file and gguf_file is {gguf_file}: give one of them")
+        raise InputError(f"{text} names a file and gguf_file is {gguf_file}. Give one of them")
     if match is not None:
-        return _in_repository(match["repo"], match["name"], options)
+        return _find_in_repository(match["repo"], match["name"], options)
     if gguf_file is not None and path.suffix != ".gguf":
-        return _in_repository(text, gguf_file, options)
+        return _find_in_repository(text, gguf_file, options)
     return None
 
 
-def _in_folder(folder: Path, gguf_file: str | None) -> Path | None:
-    """Return the file of that name in a folder; without a name the only one, where nothing else is there to load."""
+def _find_in_folder(folder: Path, gguf_file: str | None) -> Path | None:
+    """Return a GGUF file in a folder: by name, or without a name the only one if there is no other model."""
     names = [str(path.relative_to(folder)) for path in sorted(folder.glob("*.gguf")) if path.is_file()]
     if gguf_file is not None:
         if (folder / gguf_file).is_file():
@@ -66,14 +66,14 @@ def _in_folder(folder: Path, gguf_file: str | None) -> Path | None:
         return folder / _choose(names, gguf_file, str(folder))
     if not names or (folder / "config.json").is_file() or any(folder.glob("*.safetensors")):
         return None
-    first = _first_parts(names)
+    first = _keep_first_parts(names)
     if len(first) == 1:
         return folder / first[0]
-    raise CheckpointError(f"{folder} holds {len(first)} GGUF models: name one of {_listed(first)}")
+    raise CheckpointError(f"{folder} holds {len(first)} GGUF models. Name one of {_join_names(first)}")
 
 
-def _first_parts(names: Iterable[str]) -> list[str]:
-    """Return the names without all but the first parts of split models, and without vision projectors."""
+def _keep_first_parts(names: Iterable[str]) -> list[str]:
+    """Return the names without vision projectors and without later parts of split models."""
     kept = []
     for name in names:
         match = PART.match(name)
@@ -83,12 +83,12 @@ def _first_parts(names: Iterable[str]) -> list[str]:
 
 
 def _choose(names: Sequence[str], wanted: str, source: str) -> str:
-    """Return the file that a file name or the name of a quantization (`Q4_K_M`) means.
+    """Return the file that matches a file name or the name of a quantization (`Q4_K_M`).
 
     Raises:
-        CheckpointError: none or several fit.
+        CheckpointError: none or several match.
     """
-    first = _first_parts(names)
+    first = _keep_first_parts(names)
     if wanted in names:
         return wanted
     by_name = [name for name in first if Path(name).name == wanted]
@@ -96,35 +96,35 @@ def _choose(names: Sequence[str], wanted: str, source: str) -> str:
     fitting = by_name or [name for name in first if label.search(name)]
     if not fitting:
         fitting = [name for name in first if fnmatch.fnmatch(name.lower(), f"*{glob_escape(wanted.lower())}*")]
-    if len(fitting) > 1:  # Q4_K_M beside UD-Q4_K_M: the plain one is meant
+    if len(fitting) > 1:  # prefer Q4_K_M to UD-Q4_K_M
         shortest = min(map(len, fitting))
         plain = [name for name in fitting if len(name) == shortest]
         fitting = plain if len(plain) == 1 else fitting
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise CheckpointError(f"{source} has no GGUF file {wanted!r}; it has {_listed(first) or 'none'}")
-    raise CheckpointError(f"{source} has several GGUF files for {wanted!r}: name one of {_listed(fitting)}")
+        raise CheckpointError(f"{source} has no GGUF file {wanted!r}; it has {_join_names(first) or 'none'}")
+    raise CheckpointError(f"{source} has several GGUF files for {wanted!r}. Name one of {_join_names(fitting)}")
 
 
 def glob_escape(text: str) -> str:
-    """Return the text with the special characters of file patterns taken literally."""
+    """Escape the special characters of file patterns in a text."""
     return re.sub(r"([*?[])", r"[\1]", text)
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def _join_names(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _in_repository(repo: str, wanted: str, options: HubOptions) -> Path:
-    """Return the file of a Hub repository, from the cache or downloaded, all its parts with it."""
-    cached = _cached_names(repo, options)
+def _find_in_repository(repo: str, wanted: str, options: HubOptions) -> Path:
+    """Return a file of a Hub repository with all its parts, from the cache or downloaded."""
+    cached = _list_cached(repo, options)
     if cached is not None:
         folder, names = cached
         try:
             name = _choose(names, wanted, repo)
         except CheckpointError:
-            pass  # the repository may have it
+            pass  # the repository may have more files than the cache
         else:
             parent = Path(name).parent
             if all((folder / parent / part).is_file() for part in part_names(Path(name).name)):
@@ -135,7 +135,7 @@ def _in_repository(repo: str, wanted: str, options: HubOptions) -> Path:
     return download_files(repo, parts, options) / name
 
 
-def _cached_names(repo: str, options: HubOptions) -> tuple[Path, list[str]] | None:
+def _list_cached(repo: str, options: HubOptions) -> tuple[Path, list[str]] | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -152,12 +152,12 @@ def _cached_names(repo: str, options: HubOptions) -> tuple[Path, list[str]] | No
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is no valid Hub id: {error}") from None
+        raise HubError(f"{repo!r} is not a valid Hub id: {error}") from None
     return folder, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
 
 
 def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
-    """Return the GGUF files of a Hub repository.
+    """Return the names of the GGUF files in a Hub repository.
 
     Raises:
         HubError: the repository cannot be read.
@@ -166,25 +166,25 @@ def hub_gguf_names(repo: str, options: HubOptions) -> list[str]:
 
 
 def refuse_gguf_repository(repo: str, options: HubOptions) -> None:
-    """Raise `CheckpointError` where a repository has GGUF files, of which one must be named."""
+    """Raise `CheckpointError` if a repository has GGUF files, because the user must choose one."""
     try:
-        names = _first_parts(hub_gguf_names(repo, options))
+        names = _keep_first_parts(hub_gguf_names(repo, options))
     except HubError:
-        return  # the files that were found, or not, speak for themselves
+        return  # the caller reports what is missing
     if names:
-        raise CheckpointError(f"{repo} holds GGUF files: name one, as {repo}:{names[0]}; it has {_listed(names)}")
+        raise CheckpointError(f"{repo} holds GGUF files. Name one, as {repo}:{names[0]}; it has {_join_names(names)}")
 
 
 def ollama_folder() -> Path:
-    """Return where ollama keeps its models: $OLLAMA_MODELS, else ~/.ollama/models."""
+    """Return the folder of ollama's models: $OLLAMA_MODELS, by default ~/.ollama/models."""
     return Path(os.path.expanduser(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"))
 
 
 def find_ollama(name: str) -> Path:
-    """Return the GGUF file of a model that ollama has downloaded. Nothing is written there.
+    """Return the GGUF file of a model that ollama has downloaded. Nothing is written to ollama's folder.
 
     Args:
-        name: as ollama spells it: `qwen3:4b`, `user/model:tag`, `host/user/model:tag`; the tag defaults to latest.
+        name: name in ollama: `qwen3:4b`, `user/model:tag`, `host/user/model:tag`. The default tag is `latest`.
 
     Raises:
         CheckpointError: ollama has no such model, or its files are incomplete.
@@ -193,25 +193,25 @@ def find_ollama(name: str) -> Path:
     model, _, tag = name.partition(":")
     parts = model.split("/")
     if len(parts) > 3 or not all(_PLAIN.match(part) for part in (*parts, tag or "latest")):
-        raise CheckpointError(f"{name!r} is no name of an ollama model: expected a name such as qwen3:4b")
+        raise CheckpointError(f"{name!r} is not the name of an ollama model. Give a name such as qwen3:4b")
     default = ["registry.ollama.ai", "library"]
     manifest = root.joinpath("manifests", *default[: 3 - len(parts)], *parts, tag or "latest")
     if not manifest.is_file():
-        known = _ollama_names(root)
-        there = f"it has {_listed(known)}" if known else "there are none"
-        raise CheckpointError(f"ollama has no model {name!r} in {root}, {there}: run `ollama pull {name}`")
-    digest = _model_digest(manifest)
+        known = _list_ollama(root)
+        there = f"it has {_join_names(known)}" if known else "there are none"
+        raise CheckpointError(f"ollama has no model {name!r} in {root}, {there}. Run `ollama pull {name}`")
+    digest = _read_model_digest(manifest)
     blob = root / "blobs" / digest.replace(":", "-")
     if not blob.is_file():
         raise CheckpointError(
-            f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}: run `ollama pull {name}`"
+            f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}. Run `ollama pull {name}`"
         )
     if not is_gguf(blob):
-        raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}): pull a GGUF model")
+        raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}). Pull a GGUF model")
     return blob
 
 
-def _ollama_names(root: Path) -> list[str]:
+def _list_ollama(root: Path) -> list[str]:
     names = []
     for path in sorted((root / "manifests").glob("*/*/*/*")):
         host, user, model, tag = path.parts[-4:]
@@ -220,16 +220,16 @@ def _ollama_names(root: Path) -> list[str]:
     return names
 
 
-def _model_digest(manifest: Path) -> str:
-    again = "pull the model again"
+def _read_model_digest(manifest: Path) -> str:
+    again = "Pull the model again"
     try:
         content = read_json(manifest, max_bytes=_MAX_MANIFEST_BYTES)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}, or {again}") from None
+        raise CheckpointError(f"{error}, or {again.lower()}") from None
     layers = content.get("layers") if isinstance(content, dict) else None
     for layer in layers if isinstance(layers, list) else ():
         if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:
             digest = layer.get("digest")
             if isinstance(digest, str) and _DIGEST.match(digest):
                 return digest
-    raise CheckpointError(f"{manifest} names no model file: {again}")
+    raise CheckpointError(f"{manifest} names no model file. {again}")

@@ -1,7 +1,7 @@
-"""GPTQ as AutoGPTQ and GPTQModel store it: codes packed along the inputs, zero points along the outputs.
+"""GPTQ as stored by AutoGPTQ and GPTQModel: codes packed along the inputs, zero points along the outputs.
 
-`w[o, i] = scales[g, o] * (code[i, o] - zero[g, o])` with `g = g_idx[i]`. In the first format the stored zero
-is one less than the zero (modulo 2^bits); `checkpoint_format: gptq_v2` stores it as it is. Source: AutoGPTQ
+`w[o, i] = scales[g, o] * (code[i, o] - zero[g, o])` with `g = g_idx[i]`. The first format stores the zero point minus
+one (modulo 2^bits); `checkpoint_format: gptq_v2` stores the zero point itself. Sources: AutoGPTQ
 `nn_modules/qlinear/qlinear_cuda_old.py`, GPTQModel `utils/model.py` (convert_gptq_v1_to_v2_format).
 """
 
@@ -18,10 +18,10 @@ BITS = (2, 4, 8)
 
 
 class GptqWeight(PackedWords):
-    """One GPTQ weight (rows, columns); `qweight` is (columns / codes a word, rows).
+    """One GPTQ weight (rows, columns), stored as `qweight` (columns / codes per word, rows).
 
     Attributes:
-        mislabelled: whether the zero points are those of the other format than the settings name.
+        mislabelled: whether the zero points have another format than the settings say.
     """
 
     mislabelled = False
@@ -29,7 +29,7 @@ class GptqWeight(PackedWords):
     def __init__(self, checkpoint: Checkpoint, path: str, bits: int, group_size: int, zero_offset: int) -> None:
         super().__init__(checkpoint, path)
         self.bits = bits
-        self._zero_offset = zero_offset
+        self._find_zero_offset = zero_offset
         qweight, qzeros, scales = f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"
         self.names: tuple[str, ...] = (qweight, qzeros, scales)
         words, rows = checkpoint.shape(qweight)
@@ -47,33 +47,40 @@ class GptqWeight(PackedWords):
                 lowest, highest = span
                 if lowest < 0 or highest >= self._groups:
                     raise CheckpointError(
-                        f"{path}.g_idx names groups from {lowest} to {highest}, "
-                        f"there are {self._groups}: download the checkpoint again"
+                        f"{path}.g_idx has groups from {lowest} to {highest}, "
+                        f"but there are {self._groups}. Download the checkpoint again"
                     )
                 self._group_of_column = index
 
     @classmethod
     def find(cls, checkpoint: Checkpoint, path: str, settings: Mapping[str, Any]) -> "GptqWeight":
-        """Return the weight at `path`, checked.
+        """Return the weight at `path` after checking its tensors.
 
-        Where the settings give modules formats of their own (`dynamic`), bits and group size are read off the shapes
-        of the tensors, which determine them.
+        If the settings have a format per module (`dynamic`), bits and group size are inferred from the shapes of the
+        tensors.
+
+        Args:
+            settings: `quantization_config` of the checkpoint.
 
         Raises:
-            QuantizationError: a number of bits that is not decoded here.
-            CheckpointError: tensors that are missing or do not fit together.
+            QuantizationError: the number of bits or the format is not supported.
+            CheckpointError: tensors are missing or do not fit together.
         """
         bits, group_size = settings.get("bits", 4), settings.get("group_size", 128)
         version = settings.get("checkpoint_format") or "gptq"
         if version not in ("gptq", "gptq_v2"):
-            raise QuantizationError(f"GPTQ in the checkpoint_format {version!r} is not decoded here")
+            raise QuantizationError(
+                f"GPTQ checkpoint_format {version!r} is not supported. Convert the unquantized model instead"
+            )
         _check_packed(checkpoint, path)
         if settings.get("dynamic"):
-            bits, group_size = _format_from_shapes(checkpoint, path)
+            bits, group_size = _infer_format(checkpoint, path)
         if bits not in BITS or isinstance(bits, bool):
-            raise QuantizationError(f"{path}: GPTQ with {bits!r} bits is not decoded here, only {BITS}")
-        if not _is_whole(group_size) or (group_size < 1 and group_size != -1):
-            raise QuantizationError(f"GPTQ group_size is {group_size!r}: expected a positive number or -1")
+            raise QuantizationError(
+                f"{path}: GPTQ with {bits!r} bits is not supported, only {BITS}. Convert the unquantized model instead"
+            )
+        if not _is_integer(group_size) or (group_size < 1 and group_size != -1):
+            raise QuantizationError(f"GPTQ group_size is {group_size!r}, expected a positive number or -1")
         words, rows = checkpoint.shape(f"{path}.qweight")
         columns = words * 32 // bits
         groups = -(-columns // (columns if group_size == -1 else group_size))
@@ -81,11 +88,11 @@ class GptqWeight(PackedWords):
         if f"{path}.g_idx" in checkpoint:
             if checkpoint.shape(f"{path}.g_idx") != (columns,):
                 shape = checkpoint.shape(f"{path}.g_idx")
-                raise CheckpointError(f"{path}.g_idx has the shape {shape}, not {(columns,)}")
+                raise CheckpointError(f"{path}.g_idx has shape {shape}, expected {(columns,)}")
             stored = checkpoint.entry(f"{path}.g_idx").dtype
             if stored not in ("I32", "U32", "I64"):
-                raise CheckpointError(f"{path}.g_idx is stored as {stored}: expected whole numbers")
-        offset = _zero_offset(checkpoint, path, bits, version, settings.get("sym", True) is not False)
+                raise CheckpointError(f"{path}.g_idx is stored as {stored}, expected whole numbers")
+        offset = _find_zero_offset(checkpoint, path, bits, version, settings.get("sym", True) is not False)
         weight = cls(checkpoint, path, bits, group_size, offset)
         weight.mislabelled = offset != (1 if version == "gptq" else 0)
         return weight
@@ -102,22 +109,22 @@ class GptqWeight(PackedWords):
         if self._group_of_column is not None:
             return "its columns are reordered (g_idx)"
         if self.affine_format is None:
-            return f"MLX has no groups of {self.group_size}"
+            return f"MLX does not support groups of {self.group_size}"
         return None
 
     def _scales_and_zeros(self, start: int, stop: int) -> tuple[mx.array, mx.array]:
-        """(rows, groups) each: scales as stored, zeros in float32."""
+        """Return scales in their stored dtype and zeros in float32, (rows, groups) each."""
         scales = self._tensor("scales")[:, start:stop].T
         zeros = unpack_words(self._tensor("qzeros"), self.bits)[:, start:stop].T
-        zeros = (zeros + self._zero_offset) & mx.array(2**self.bits - 1, dtype=mx.uint32)
+        zeros = (zeros + self._find_zero_offset) & mx.array(2**self.bits - 1, dtype=mx.uint32)
         return scales, zeros.astype(mx.float32)
 
     def _packed_rows(self, start: int, stop: int) -> mx.array:
-        # Column-packed words, transposed, are row-packed words: the order within a word is MLX's own.
+        # Transposing column-packed words gives row-packed words; the order within a word is the same in MLX.
         return mx.contiguous(self._tensor("qweight")[:, start:stop].T).view(mx.uint32)
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
-        """Return rows (stop - start, columns) in float32: one rounding, that of the product with the scale."""
+        """Return rows (stop - start, columns) in float32. Only the product with the scale is rounded."""
         scales, zeros = self._scales_and_zeros(start, stop)
         codes = unpack_words(self._packed_rows(start, stop), self.bits).astype(mx.float32)
         index = self._group_of_column
@@ -126,10 +133,10 @@ class GptqWeight(PackedWords):
         return mx.take(scales.astype(mx.float32), index, axis=1) * (codes - mx.take(zeros, index, axis=1))
 
     def codes(self, start: int, stop: int) -> tuple[mx.array, mx.array, mx.array]:
-        """`packed` (rows, words), `scales` and `zeros` (rows, groups) in MLX's layout and group size.
+        """Return packed codes (rows, words), scales and zeros (rows, groups) in MLX's layout and group size.
 
         Raises:
-            QuantizationError: the columns are reordered, or MLX has no such groups.
+            QuantizationError: the columns are reordered, or MLX does not support the group size.
         """
         if self.affine_format is None:
             raise QuantizationError(f"{self.path}: {self.kept_apart}")
@@ -138,12 +145,12 @@ class GptqWeight(PackedWords):
         return self._packed_rows(start, stop), mx.repeat(scales, repeats, 1), mx.repeat(zeros, repeats, 1)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _format_from_shapes(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
-    """Return bits and group size of a layer, from the shapes of its codes, zeros and scales."""
+def _infer_format(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
+    """Return bits and group size of a layer from the shapes of its codes and zeros."""
     words, rows = checkpoint.shape(f"{path}.qweight")
     groups, zero_words = checkpoint.shape(f"{path}.qzeros")
     bits = zero_words * 32 // max(rows, 1)
@@ -151,11 +158,11 @@ def _format_from_shapes(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
     return bits, -(-columns // max(groups, 1))
 
 
-def _zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str, symmetric: bool) -> int:
-    """Return what is added to a stored zero: 1 in the first format, 0 in the second.
+def _find_zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str, symmetric: bool) -> int:
+    """Return the number to add to a stored zero point: 1 in the first format, 0 in the second.
 
-    The label may be wrong, and symmetric quantization shows it: all zeros are then the middle of the codes, which is
-    stored as one less in the first format.
+    `checkpoint_format` may be wrong. Symmetric quantization reveals it: all zero points are the middle of the codes,
+    which the first format stores minus one.
     """
     labelled = 1 if version == "gptq" else 0
     if not symmetric:
@@ -171,12 +178,12 @@ def _zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str, sym
 def _check_packed(checkpoint: Checkpoint, path: str) -> None:
     for name in (f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"):
         if name not in checkpoint:
-            raise CheckpointError(f"{checkpoint.folder} lacks {name}: download the checkpoint again")
+            raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again")
         if len(checkpoint.shape(name)) != 2:
-            raise CheckpointError(f"{name} has the shape {checkpoint.shape(name)}: expected two dimensions")
+            raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions")
     for name in (f"{path}.qweight", f"{path}.qzeros"):
         if checkpoint.entry(name).dtype not in ("I32", "U32"):
-            raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}: expected 32-bit words")
+            raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words")
 
 
 def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, rows: int) -> None:
@@ -186,6 +193,6 @@ def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, row
     ):
         shape = checkpoint.shape(name)
         if shape != expected:
-            raise CheckpointError(f"{name} has the shape {shape}; its weight needs {expected}")
+            raise CheckpointError(f"{name} has shape {shape}, expected {expected}")
     if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
-        raise CheckpointError(f"{path}.scales is not stored in floats: download the checkpoint again")
+        raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again")

@@ -1,11 +1,11 @@
-"""The header of one safetensors file: read, checked against the file's length, and written.
+"""Read, validate and encode the header of a safetensors file.
 
-Layout: 8 bytes with the header's length (little-endian), the header (JSON: name -> dtype, shape,
-data_offsets), then the tensors' bytes without gaps. Source: the format section of the safetensors README,
+Layout: 8 bytes with the length of the header (little-endian), the header (JSON: name -> dtype, shape, data_offsets),
+then the bytes of the tensors without gaps. Source: the format section of the safetensors README,
 https://github.com/huggingface/safetensors.
 
-The package `safetensors` (0.8) is not used here for two reasons: it writes a file only from all of its tensors at once,
-and it reads rows on demand through NumPy, which has neither bfloat16 nor FP8.
+The package `safetensors` (0.8) is not used for two reasons. It can only write a file from all its tensors at once. It
+reads single rows through NumPy, which has neither bfloat16 nor FP8.
 """
 
 import json
@@ -43,8 +43,8 @@ BYTES_PER_ELEMENT = {
     "C64": 8,
 }
 
-# What `Checkpoint.read` hands out. MLX has no 8-bit floats (the bits come as uint8, the caller decodes
-# them) and no float64 on a GPU (narrowed to float32).
+# The dtypes that `Checkpoint.read` returns. MLX has no 8-bit floats, so their bits are returned as uint8 for the caller
+# to decode. It has no float64 on a GPU, so float64 becomes float32.
 MLX_DTYPES = {
     "BOOL": mx.bool_,
     "U8": mx.uint8,
@@ -84,7 +84,15 @@ SAFETENSORS_DTYPES = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: its file, dtype in the file's words (`"BF16"`), shape, and byte range."""
+    """The location of a tensor.
+
+    Attributes:
+        file: the safetensors file.
+        dtype: safetensors name of the dtype, such as "BF16".
+        shape: shape of the tensor.
+        offset: position of the first byte in the file.
+        nbytes: number of bytes.
+    """
 
     file: Path
     dtype: str
@@ -93,7 +101,7 @@ class TensorEntry:
     nbytes: int
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice")
@@ -105,65 +113,67 @@ def _is_count(value: Any) -> bool:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Return the tensors of one safetensors file, and its metadata. Only the header is read.
+    """Return the tensors and the metadata of a safetensors file. Only the header is read.
 
     Raises:
-        CheckpointError: the file is truncated, is no safetensors file, or its header contradicts itself.
+        CheckpointError: the file is truncated, is not a safetensors file, or has an inconsistent header.
     """
-    again = "download or convert it again"
+    again = "Download or convert it again"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise CheckpointError(f"{path} is truncated ({size} bytes): {again}")
+                raise CheckpointError(f"{path} is truncated ({size} bytes). {again}")
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER_BYTES or length < 2:
                 what = recognized(prefix + file.read(32))
                 if what is not None:
                     raise CheckpointError(f"{path} is {what}")
-                raise CheckpointError(f"{path} is not a safetensors file (header of {length} bytes): {again}")
+                raise CheckpointError(f"{path} is not a safetensors file (header of {length} bytes). {again}")
             if 8 + length > size:
-                raise CheckpointError(f"{path} is truncated: its header needs {length} bytes; {again}")
+                raise CheckpointError(f"{path} is truncated: its header needs {length} bytes. {again}")
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a broken safetensors header ({error}): {again}") from None
+        raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {again}") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a safetensors header that is no table: {again}")
+        raise CheckpointError(f"{path} has a safetensors header that is not a table. {again}")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path} has metadata other than a mapping of texts to texts: {again}")
+        raise CheckpointError(f"{path} has metadata that is not a mapping of strings to strings. {again}")
     for name in header:
         if len(name) > _LONGEST_NAME:
-            raise CheckpointError(f"{path} has a tensor whose name has {len(name)} characters: {again}")
+            raise CheckpointError(f"{path} has a tensor whose name has {len(name)} characters. {again}")
     start = 8 + length
-    entries = {name: _entry(path, name, value, start) for name, value in header.items()}
+    entries = {name: _parse_entry(path, name, value, start) for name, value in header.items()}
     _check_ranges(path, entries, start, size)
     return entries, metadata
 
 
-def _entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:
+def _parse_entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:
     where = f"tensor {name!r} in {path}"
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is not described by a table: download the file again")
+        raise CheckpointError(f"{where} is not described by a table. Download the file again")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BYTES_PER_ELEMENT:
         known = ", ".join(BYTES_PER_ELEMENT)
-        raise CheckpointError(f"{where} has dtype {dtype!r}; save the checkpoint in one of {known}")
+        raise CheckpointError(
+            f"{where} has dtype {dtype!r}, which is not supported. Save the checkpoint in one of {known}"
+        )
     if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
-        raise CheckpointError(f"{where} has the shape {shape!r}: download the file again")
+        raise CheckpointError(f"{where} has invalid shape {shape!r}. Download the file again")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise CheckpointError(f"{where} has the offsets {offsets!r}: download the file again")
+        raise CheckpointError(f"{where} has invalid offsets {offsets!r}. Download the file again")
     begin, end = offsets
     needed = math.prod(shape) * BYTES_PER_ELEMENT[dtype]
     if end - begin != needed:
         raise CheckpointError(
-            f"{where}: {dtype} {shape} takes {needed} bytes, its offsets {offsets} give {end - begin}: "
-            "download the file again"
+            f"{where}: {dtype} {shape} needs {needed} bytes, but its offsets {offsets} span {end - begin}. "
+            "Download the file again"
         )
     return TensorEntry(path, dtype, tuple(shape), start + begin, needed)
 
@@ -172,24 +182,26 @@ def _check_ranges(path: Path, entries: dict[str, TensorEntry], start: int, size:
     expected, previous = start, None
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset < expected:
-            raise CheckpointError(f"tensors {previous!r} and {name!r} overlap in {path}: download it again")
+            raise CheckpointError(f"tensors {previous!r} and {name!r} overlap in {path}. Download it again")
         if entry.offset > expected:
-            raise CheckpointError(f"{path} has a gap before tensor {name!r}: download it again")
+            raise CheckpointError(f"{path} has a gap before tensor {name!r}. Download it again")
         expected, previous = entry.offset + entry.nbytes, name
     if expected > size:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes, its tensors need {expected}; download it again"
+            f"{path} is truncated: it has {size} bytes, but its tensors need {expected}. Download it again"
         )
     if expected < size:
-        raise CheckpointError(f"{path} has {size - expected} bytes after its last tensor: download it again")
+        raise CheckpointError(f"{path} has {size - expected} bytes after its last tensor. Download it again")
 
 
 def encode_header(
     tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """Return the bytes before the first tensor, and each tensor's offset in the file
+    """Return the bytes before the first tensor, and the offset of every tensor in the file.
 
-    Takes `{name: (dtype, shape)}`, dtypes in the file's words.
+    Args:
+        tensors: name -> (safetensors name of the dtype, shape), in file order.
+        metadata: metadata of the file.
     """
     table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0

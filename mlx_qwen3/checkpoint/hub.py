@@ -1,6 +1,6 @@
-"""Files of a repository of the Hugging Face Hub: from its cache, else downloaded.
+"""Get files of a Hugging Face Hub repository from the local cache, or download them.
 
-The cache is asked first, so a model that is here already needs no network.
+The cache is searched first, so that a complete model in the cache needs no network.
 """
 
 import contextlib
@@ -35,21 +35,21 @@ _IGNORED = (
     "_from_pipeline",
 )
 HUB_NAMES = frozenset((*HUB_ARGUMENTS, *_OLDER_NAMES, *_IGNORED))
-"""Every keyword that speaks of the Hub; none of them is a field of a configuration or is ever saved."""
+"""All keywords for the Hub. They are never treated as fields of a configuration and never saved."""
 
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How files are fetched from the Hub.
+    """Options for downloads from the Hub.
 
     Attributes:
-        revision: a branch, tag or commit; default the main branch.
-        token: an access token, True for the one of `hf auth login`, False for none.
-        cache_dir: the cache's folder; default the Hub library's.
-        local_files_only: use the cache only.
-        subfolder: the folder inside the repository (or local folder) that holds the model.
-        proxies: URL scheme -> proxy address.
-        force_download: fetch again what is in the cache.
+        revision: branch, tag or commit; the main branch by default.
+        token: access token, True for the one stored by `hf auth login`, or False for none.
+        cache_dir: folder of the cache; by default that of huggingface_hub.
+        local_files_only: use only the cache.
+        subfolder: folder with the model inside the repository or local folder.
+        proxies: URL scheme -> address of the proxy.
+        force_download: download files even if they are in the cache.
     """
 
     revision: str | None = None
@@ -82,10 +82,10 @@ class HubOptions:
 
     @classmethod
     def take(cls, keywords: dict[str, Any]) -> "HubOptions":
-        """Take what speaks of the Hub out of the keywords of a call.
+        """Remove the Hub's arguments from the keywords of a call, and return them.
 
         Raises:
-            InputError: a value of the wrong type.
+            InputError: a value has the wrong type.
         """
         for older, name in _OLDER_NAMES.items():
             if older in keywords:
@@ -102,7 +102,7 @@ class HubOptions:
     def for_other_repository(self, revision: str | None = None) -> "HubOptions":
         """Return the options for another repository that the same call needs, such as that of an adapter.
 
-        `revision` and `subfolder` belong to one repository, so they are not taken over.
+        `revision` and `subfolder` belong to one repository, so they are not kept.
         """
         return replace(self, revision=revision, subfolder="")
 
@@ -112,27 +112,33 @@ class HubOptions:
 
 
 Complete = Callable[[Path], bool]
-"""Whether a folder of the cache holds everything that is needed."""
+"""Returns whether a folder of the cache holds all required files."""
 
 
 def fetch(repo: str, patterns: list[str], options: HubOptions, complete: Complete) -> Path:
-    """Return the folder of a repository's files, from the cache where it is complete there.
+    """Return a folder with files of a repository, from the cache if it is complete there.
+
+    Args:
+        repo: id of the repository.
+        patterns: patterns of the file names to download, relative to `options.subfolder`.
+        options: options of the download.
+        complete: returns whether a folder of the cache holds all required files.
 
     Raises:
-        HubError: no network, no such repository or revision, no access to it, or no space.
+        HubError: there is no network, no such repository or revision, no access, or no disk space.
     """
     if options.subfolder:
         patterns = [f"{options.subfolder.strip('/')}/{pattern}" for pattern in patterns]
-    cached = None if options.force_download else _cached(repo, patterns, options)
+    cached = None if options.force_download else _find_cached(repo, patterns, options)
     if cached is not None and complete(cached / options.subfolder):
         return cached / options.subfolder
     folder = download_files(repo, patterns, options) / options.subfolder
     if options.subfolder and not folder.is_dir():
-        raise HubError(f"{repo} has no folder {options.subfolder}. Check it on https://huggingface.co/{repo}")
+        raise HubError(f"{repo} has no folder {options.subfolder}. Check its name on https://huggingface.co/{repo}")
     return folder
 
 
-def _cached(repo: str, patterns: list[str], options: HubOptions) -> Path | None:
+def _find_cached(repo: str, patterns: list[str], options: HubOptions) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -153,37 +159,37 @@ def _cached(repo: str, patterns: list[str], options: HubOptions) -> Path | None:
 
 
 def download_files(repo: str, patterns: list[str], options: HubOptions) -> Path:
-    """Download the files of a repository that fit patterns; return the folder of the snapshot.
+    """Download the files of a repository that match patterns, and return the folder of the snapshot.
 
     Raises:
-        HubError: no network, no such repository or revision, or no access to it.
+        HubError: there is no network, no such repository or revision, no access, or no disk space.
     """
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(repo, options) as where:
+    with _convert_hub_errors(repo, options) as where:
         logger.info("downloading %s from the Hub", where)
         more: dict[str, Any] = {"token": options.token, "force_download": options.force_download}
         if options.cache_dir is not None:
             more["cache_dir"] = options.cache_dir
-        with _proxies(options, more):
+        with _use_proxies(options, more):
             return Path(snapshot_download(repo, revision=options.revision, allow_patterns=patterns, **more))
 
 
 def list_files(repo: str, options: HubOptions) -> list[str]:
-    """Return the names of all files of a repository.
+    """Return the names of all files in a repository.
 
     Raises:
-        HubError: no network, no such repository or revision, or no access to it.
+        HubError: there is no network, no such repository or revision, or no access.
     """
     from huggingface_hub import HfApi
 
-    with _hub_errors(repo, options), _proxies(options, {}):
+    with _convert_hub_errors(repo, options), _use_proxies(options, {}):
         return HfApi(token=options.token).list_repo_files(repo, revision=options.revision)
 
 
 @contextlib.contextmanager
-def _hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
-    """Turn every error of the Hub's client into a `HubError`; yield the name of what is fetched."""
+def _convert_hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
+    """Convert every error of the Hub's client to a `HubError`, and yield the name of the download for messages."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -195,14 +201,14 @@ def _hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
         RevisionNotFoundError,
     )
 
-    # The parent of every error of the HTTP client, whichever client this version of the hub's library uses.
+    # The base class of all errors of the HTTP client, which differs between versions of huggingface_hub.
     http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     why, remedy = "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
     if options.local_files_only:
-        why, remedy = "local_files_only is set", "leave local_files_only out"
+        why, remedy = "local_files_only is set", "omit local_files_only"
     offline = (
-        f"there is no folder {repo} here and no complete model of that name in the Hub's cache, and {why}: "
-        f"check the path, or {remedy} to download it"
+        f"there is no folder {repo} here and no complete model of that name in the Hub's cache, and {why}. "
+        f"Check the path, or {remedy} to download it"
     )
     if constants.HF_HUB_OFFLINE or options.local_files_only:
         raise HubError(offline)
@@ -213,32 +219,33 @@ def _hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
         raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from None
     except GatedRepoError:
         raise HubError(
-            f"{repo} is gated: accept its terms on https://huggingface.co/{repo} and run `hf auth login`"
+            f"{repo} is gated. Accept its terms on https://huggingface.co/{repo} and run `hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise HubError(
-            f"there is no folder {repo} here and no Hub repository that you can read under that name: "
-            "check the spelling, or run `hf auth login` for a private one"
+            f"there is no folder {repo} here and no Hub repository of that name that you can access. "
+            "Check the spelling, or run `hf auth login` for a private repository"
         ) from None
     except RevisionNotFoundError:
         address = f"https://huggingface.co/{repo}"
-        raise HubError(f"{repo} has no revision {options.revision}: check it on {address}") from None
+        raise HubError(f"{repo} has no revision {options.revision}. Check the revisions on {address}") from None
     except OfflineModeIsEnabled:
         raise HubError(offline) from None
     except (LocalEntryNotFoundError, http_error, ConnectionError) as error:
-        reason = error.__cause__ or error  # the Hub's client wraps what the network said
-        told = str(reason).strip().partition("\n")[0]
+        reason = error.__cause__ or error  # huggingface_hub wraps the network error
+        message = str(reason).strip().partition("\n")[0]
         raise HubError(
             f"there is no folder {repo} here, and the Hub does not answer for {where} "
-            f"({type(reason).__name__}: {told}); check the path, or the network and run again: what was fetched is kept"
+            f"({type(reason).__name__}: {message}). Check the path, or the network and run again; downloaded files are "
+            "kept"
         ) from None
     except OSError as error:
-        raise HubError(f"cannot store {where}: {error.strerror or error}; check the disk's space") from None
+        raise HubError(f"cannot store {where}: {error.strerror or error}. Check the free disk space") from None
 
 
 @contextlib.contextmanager
-def _proxies(options: HubOptions, more: dict[str, Any]) -> Iterator[None]:
-    """Make the Hub's client use the proxies: as its argument in older versions, else by its environment."""
+def _use_proxies(options: HubOptions, more: dict[str, Any]) -> Iterator[None]:
+    """Make huggingface_hub use the proxies: as an argument in older versions, otherwise through the environment."""
     if not options.proxies:
         yield
         return
@@ -251,7 +258,7 @@ def _proxies(options: HubOptions, more: dict[str, Any]) -> Iterator[None]:
     names = {f"{scheme.partition(':')[0].upper()}_PROXY": address for scheme, address in options.proxies.items()}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
-    huggingface_hub.close_session()  # the next request makes a client that reads the environment
+    huggingface_hub.close_session()  # the next request creates a client that reads the environment
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""One gate for the keywords of every `from_pretrained` and `save_pretrained`: where each goes, which are refused.
+"""Sort the keywords of `from_pretrained` and `save_pretrained`.
 
-Keywords of the Hub reach the Hub; keywords of transformers that mean nothing here are accepted and reported once;
-fields of a configuration are handed back; everything else is refused with a suggestion. So no keyword, an access token
-least of all, ends up in a saved file.
+Keywords for the Hub are passed to the Hub. Keywords of transformers without effect here are accepted and reported once.
+Fields of a configuration are returned to the caller. All others are refused with a suggestion. Thus no keyword, such as
+an access token, ends up in a saved file.
 """
 
 import difflib
@@ -17,88 +17,91 @@ from .hub import HubOptions
 logger = logging.getLogger(__name__)
 
 _WITHOUT_EFFECT = {
-    "device_map": "a model is on the default device of MLX",
-    "device": "a model is on the default device of MLX",
+    "device_map": "models are on MLX's default device",
+    "device": "models are on MLX's default device",
     "max_memory": "memory is shared between CPU and GPU",
     "offload_folder": "nothing is offloaded",
     "offload_state_dict": "nothing is offloaded",
     "offload_buffers": "nothing is offloaded",
     "low_cpu_mem_usage": "weights are read one after the other",
     "_fast_init": "weights are read one after the other",
-    "attn_implementation": "there is one implementation of attention",
-    "experts_implementation": "there are no experts",
+    "attn_implementation": "attention has only one implementation",
+    "experts_implementation": "the models have no experts",
     "use_safetensors": "weights are always read from safetensors",
     "weights_only": "weights are always read from safetensors",
-    "use_fast": "every tokenizer is a fast one",
-    "use_kernels": "MLX brings its own kernels",
-    "key_mapping": "names are translated by rule",
+    "use_fast": "all tokenizers are fast tokenizers",
+    "use_kernels": "MLX has its own kernels",
+    "key_mapping": "weight names are translated automatically",
     "tp_plan": "see mlx_qwen3.distributed",
-    "mirror": "the Hub's address is set by HF_ENDPOINT",
-    "user_agent": "the Hub's library sets its own",
-    "trust_remote_code": "no code from a checkpoint is ever run",
+    "mirror": "HF_ENDPOINT sets the address of the Hub",
+    "user_agent": "huggingface_hub sets it",
+    "trust_remote_code": "code from checkpoints is never run",
 }
-"""Keyword of the reference -> why it changes nothing here."""
+"""Keyword of transformers -> why it has no effect here."""
 
 _ONLY_WITHOUT = {
-    "trust_remote_code": "no code from a checkpoint is ever run; leave it out",
-    "from_tf": "only safetensors are read; save the model from TensorFlow with transformers first",
-    "from_flax": "only safetensors are read; save the model from Flax with transformers first",
-    "variant": "only model*.safetensors is read; rename the files or give the revision that holds them",
+    "trust_remote_code": "code from checkpoints is never run. Omit it",
+    "from_tf": "only safetensors are read. Save the model from TensorFlow with transformers first",
+    "from_flax": "only safetensors are read. Save the model from Flax with transformers first",
+    "variant": "only model*.safetensors is read. Rename the files, or give a revision that has such files",
     "load_in_4bit": "convert the model first: mlx-qwen3 convert -q --q-bits 4",
     "load_in_8bit": "convert the model first: mlx-qwen3 convert -q --q-bits 8",
     "state_dict": "call load_weights on the model instead",
-    "output_loading_info": "what was not in the file is in model.fresh_weights",
-    "return_unused_kwargs": "unknown arguments are refused",
+    "output_loading_info": "model.fresh_weights lists the weights that the files lack",
+    "return_unused_kwargs": "unknown arguments raise an error",
     "quantization_config": "convert the model first: mlx-qwen3 convert -q",
     "quantization": "convert the model first: mlx-qwen3 convert -q",
 }
-"""Keyword of the reference that is accepted only as None or False -> what to do instead."""
+"""Keyword of transformers that is accepted only as None or False -> what to do instead."""
 
 _MUST_BE_TRUE = {"use_safetensors": "weights in pickle files are never opened", "weights_only": "no pickle is opened"}
 
 _OTHER_SPELLINGS = {
     "adapter_path": "Pass it as adapter=",
     "adapter_name_or_path": "Pass it as adapter=",
-    "model_config": "Pass the fields of the configuration themselves",
+    "model_config": "Pass the fields of the configuration as arguments",
     "tokenizer_config": "Pass the fields to AutoTokenizer.from_pretrained",
     "return_config": "The configuration is model.config",
     "strict": "Weights are always checked; ignore_mismatched_sizes=True allows a head of another size",
     "safe_serialization": "It is an argument of save_pretrained",
-    "max_seq_length": "Pass max_length= where texts are encoded",
+    "max_seq_length": "Pass max_length= when encoding texts",
 }
-"""Keyword of mlx-lm, PEFT and others -> the next step."""
+"""Keyword of mlx-lm, PEFT and other packages -> what to do instead."""
 
 _SAVED_ONLY_AS: dict[str, tuple[tuple[Any, ...], str]] = {
     "safe_serialization": ((True, None), "weights are written as safetensors only"),
-    "is_main_process": ((True, None), "call save_pretrained in the one process that writes"),
-    "push_to_hub": ((False, None), "upload the folder afterwards: hf upload"),
-    "state_dict": ((None,), "set the weights first: load_weights"),
-    "save_function": ((None,), "files are written in one way"),
+    "is_main_process": ((True, None), "call save_pretrained only in the process that writes"),
+    "push_to_hub": ((False, None), "upload the folder afterwards with `hf upload`"),
+    "state_dict": ((None,), "set the weights first with load_weights"),
+    "save_function": ((None,), "files are always written as safetensors"),
     "variant": ((None, ""), "rename the files afterwards"),
-    "save_peft_format": ((True, None), "an adapter is written as PEFT writes it; merge=True writes plain weights"),
-    "save_original_format": ((True, None), "names are those of Hugging Face"),
-    "max_shard_size": ((None,), "this has no shards"),
+    "save_peft_format": ((True, None), "adapters are written in PEFT's format; merge=True writes plain weights"),
+    "save_original_format": ((True, None), "weights always have Hugging Face's names"),
+    "max_shard_size": ((None,), "it is not written in shards"),
 }
-"""Keyword of the reference's `save_pretrained` -> the values that ask for what happens anyway, and what to do else."""
+"""Keyword of `save_pretrained` in transformers -> accepted values, and what to do instead of other values."""
 
 _SAVED_WITHOUT_EFFECT = (
     *("token", "use_auth_token", "repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"),
     *("use_diff", "legacy_format", "filename_prefix", "tags", "max_retries"),
 )
-"""Keywords of the reference's `save_pretrained` that concern uploads or older formats."""
+"""Keywords of `save_pretrained` in transformers for uploads or older formats."""
 
-_said: set[str] = set()
+_reported: set[str] = set()
 
 
 def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
-    """Take out of a call's keywords what is for the Hub and what the reference knows and has no effect here.
+    """Remove the keywords for the Hub and those without effect from the keywords of a call.
 
     Args:
-        keywords: changed in place; what is left are fields or unknown names, see `refuse_unknown_fields`.
-        what: the call, for messages: "Qwen3ForCausalLM.from_pretrained".
+        keywords: modified in place. Only fields and unknown names remain, see `refuse_unknown_fields`.
+        what: name of the call for messages, such as "Qwen3ForCausalLM.from_pretrained".
+
+    Returns:
+        The options for the Hub.
 
     Raises:
-        InputError: a keyword whose value asks for something that cannot be done here; says what to do.
+        InputError: a keyword has a value that is not supported; the message says what to do instead.
     """
     hub = HubOptions.take(keywords)
     for name, remedy in _ONLY_WITHOUT.items():
@@ -112,32 +115,32 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
         value = keywords.pop(name)
         if name in _MUST_BE_TRUE and value is False:
             raise InputError(f"{name}=False is not supported by {what}: {_MUST_BE_TRUE[name]}")
-        if value not in (None, False) and name not in _said:
-            _said.add(name)
+        if value not in (None, False) and name not in _reported:
+            _reported.add(name)
             logger.warning("%s has no effect here: %s", name, reason)
     return hub
 
 
 def refuse_unknown_fields(keywords: Collection[str], known: Collection[str], what: str) -> None:
-    """Raise `InputError` for the first keyword that is not among `known`, with the most similar known ones."""
+    """Raise `InputError` for the first keyword that is not in `known`, and suggest similar ones."""
     for name in keywords:
         if name in known:
             continue
         if name in _OTHER_SPELLINGS:
             raise InputError(f"unknown argument of {what}: {name!r}. {_OTHER_SPELLINGS[name]}")
         similar = difflib.get_close_matches(name, [*known, *_WITHOUT_EFFECT], n=2)
-        hint = f"Did you mean {' or '.join(similar)}?" if similar else "Leave it out"
+        hint = f"Did you mean {' or '.join(similar)}?" if similar else "Omit it"
         raise InputError(f"unknown argument of {what}: {name!r}. {hint}")
 
 
 def check_saving_options(keywords: Mapping[str, Any], what: str) -> None:
-    """Accept the reference's keywords of `save_pretrained` that ask for what happens anyway.
+    """Check the keywords of a `save_pretrained`, which are accepted for compatibility with transformers.
 
     Args:
-        what: the call, for messages: "Qwen3ForCausalLM.save_pretrained".
+        what: name of the call for messages, such as "Qwen3ForCausalLM.save_pretrained".
 
     Raises:
-        InputError: an unknown keyword, or one that asks for what cannot be done here; says what to do.
+        InputError: a keyword is unknown, or has a value that is not supported; the message says what to do instead.
     """
     refuse_unknown_fields(keywords, (*_SAVED_ONLY_AS, *_SAVED_WITHOUT_EFFECT), what)
     for name, value in keywords.items():
@@ -151,10 +154,10 @@ _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b)?$", re.IGNORECASE)
 
 
 def parse_shard_size(size: int | str) -> int:
-    """Return bytes for a number of bytes or a text such as "5GB" (10^9) or "5GiB" (2^30).
+    """Return the number of bytes for a number, or for a string such as "5GB" (10^9 bytes each) or "5GiB" (2^30 each).
 
     Raises:
-        InputError: neither, or nothing above 0.
+        InputError: `size` is neither, or not above 0.
     """
     found = _SIZE.match(size.strip()) if isinstance(size, str) else None
     if found is not None:
@@ -164,5 +167,5 @@ def parse_shard_size(size: int | str) -> int:
     else:
         number = size if isinstance(size, int) and not isinstance(size, bool) else 0
     if number < 1:
-        raise InputError(f"max_shard_size is {size!r}. Give a number of bytes above 0, or a text such as '5GB'")
+        raise InputError(f"max_shard_size is {size!r}. Give a number of bytes above 0, or a string such as '5GB'")
     return number

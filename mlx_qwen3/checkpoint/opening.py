@@ -1,4 +1,4 @@
-"""Open a checkpoint, whatever its files are."""
+"""Open a checkpoint in a folder or GGUF file."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from .reader import Checkpoint, open_folder
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Return the checkpoint in a folder of safetensors files, or in a GGUF file; only headers are read.
+    """Open the checkpoint in a folder of safetensors files, or in a GGUF file. Only headers are read.
 
     Raises:
-        CheckpointError: no weights here, or a file is broken; names the file and the tensor.
+        CheckpointError: there are no weights, or a file is damaged; the message names the file and the tensor.
     """
     path = Path(path)
     return open_gguf_checkpoint(path) if is_gguf(path) else open_folder(path)

@@ -1,7 +1,7 @@
-"""An opened checkpoint: the names, shapes and dtypes of all its tensors, and the tensors one at a time.
+"""Open a checkpoint and read its tensors one at a time.
 
-Opening reads headers only. Nothing in the folder is trusted: shard names are plain file names, headers are
-checked against the files, and pickle files are refused.
+Opening reads only headers. Files are not trusted: shards must be plain file names in the folder, headers are checked
+against the size of the files, and pickle files are refused.
 """
 
 import logging
@@ -23,31 +23,31 @@ INDEX_NAME = "model.safetensors.index.json"
 _SHARD = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors$")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 _OTHER_FORMATS = {
-    "*.h5": "weights of TensorFlow",
-    "*.keras": "weights of Keras",
-    "*.msgpack": "weights of Flax",
-    "*.npz": "arrays of NumPy",
-    "*.onnx": "graphs of ONNX",
-    "onnx/*.onnx": "graphs of ONNX",
-    "*.tflite": "graphs of TensorFlow Lite",
-    "*.mlmodel": "models of Core ML",
-    "*.mlpackage": "models of Core ML",
-    "*.ot": "weights of rust-bert",
-    "*.engine": "engines of TensorRT",
-    "*.gguf": "files named .gguf that do not begin as GGUF does",
+    "*.h5": "TensorFlow weights",
+    "*.keras": "Keras weights",
+    "*.msgpack": "Flax weights",
+    "*.npz": "NumPy arrays",
+    "*.onnx": "ONNX graphs",
+    "onnx/*.onnx": "ONNX graphs",
+    "*.tflite": "TensorFlow Lite graphs",
+    "*.mlmodel": "Core ML models",
+    "*.mlpackage": "Core ML models",
+    "*.ot": "rust-bert weights",
+    "*.engine": "TensorRT engines",
+    "*.gguf": "files named .gguf that are not GGUF",
 }
-"""Weights of other frameworks, by file name -> what they are."""
+"""Pattern for file names of other frameworks -> description of the files."""
 
 
 class Checkpoint:
-    """The tensors of one folder, by their on-disk names.
+    """The tensors of a folder by their on-disk names.
 
     Attributes:
-        folder: where the files are.
-        names: all tensor names, sorted.
-        metadata: the metadata of the first file.
-        files: the weight files, in order.
-        decoded: whether weights that another tool packed appear as plain ones.
+        folder: folder of the files.
+        names: sorted names of all tensors.
+        metadata: metadata of the first file.
+        files: the weight files in order.
+        decoded: whether weights that another tool quantized are decoded on reading.
     """
 
     decoded = False
@@ -61,9 +61,9 @@ class Checkpoint:
         self._entries = entries
         self._float8_values = False
         self.names = sorted(entries)
-        # Arrays of `mx.load` that nobody has asked for yet: an array stays in memory once it was evaluated,
-        # so each is handed out once and then forgotten here.
-        self._waiting: dict[Path, dict[str, mx.array]] = {}
+        # Lazy arrays of `mx.load` that have not been read yet. An evaluated array stays in memory while it is
+        # referenced, so each is returned once and then removed from here.
+        self._unread: dict[Path, dict[str, mx.array]] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -75,10 +75,10 @@ class Checkpoint:
         return iter(self.names)
 
     def entry(self, name: str) -> TensorEntry:
-        """Return where a tensor lies.
+        """Return the location of a tensor.
 
         Raises:
-            CheckpointError: no tensor has this name.
+            CheckpointError: there is no such tensor.
         """
         try:
             return self._entries[name]
@@ -88,77 +88,79 @@ class Checkpoint:
             ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor, from the header."""
+        """Return the shape of a tensor without reading it."""
         return self.entry(name).shape
 
     def dtype(self, name: str) -> mx.Dtype:
-        """Return the dtype that `read` gives: float64 comes as float32, 8-bit floats as uint8 codes or bfloat16
-        values.
+        """Return the dtype that `read` returns.
+
+        float64 is read as float32. 8-bit floats are read as uint8 codes, or as bfloat16 values after
+        `with_float8_values`.
         """
         stored = self.entry(name).dtype
         return mx.bfloat16 if self._float8_values and stored in FLOAT8 else MLX_DTYPES[stored]
 
     def is_decoded(self, name: str) -> bool:
-        """Return whether the tensor is not stored as such but decoded from what another tool packed."""
+        """Return whether a tensor is decoded from what another tool quantized."""
         return False
 
     def nbytes(self, name: str) -> int:
-        """Return the bytes a tensor takes in its file."""
+        """Return the size of a tensor in its file."""
         return self.entry(name).nbytes
 
     def with_float8_values(self) -> "Checkpoint":
-        """Return the same checkpoint whose 8-bit floats are read as their values, in bfloat16, not as codes."""
+        """Return this checkpoint with 8-bit floats read as bfloat16 values instead of codes."""
         other = type(self)(self.folder, self._entries, self.metadata, self.files)
         other._float8_values = True
         return other
 
     @property
     def stored(self) -> "Checkpoint":
-        """The tensors as they are stored: this checkpoint, or the one that it decodes."""
+        """The checkpoint with the tensors as they are stored: this one, or the one that it decodes."""
         return self
 
     @property
     def total_bytes(self) -> int:
-        """The bytes of all tensors together."""
+        """The size of all tensors in their files."""
         return sum(entry.nbytes for entry in self._entries.values())
 
     def read(self, name: str) -> mx.array:
-        """Return one tensor. It is lazy where MLX knows the dtype: its bytes are read when it is evaluated.
+        """Return one tensor. It is lazy, so its bytes are read on evaluation, unless MLX does not support its dtype.
 
         Raises:
-            CheckpointError: no tensor has this name.
+            CheckpointError: there is no such tensor.
         """
         entry = self.entry(name)
         if entry.dtype == "F64" or entry.dtype in FLOAT8 or self._has_foreign_dtype(entry.file):
             return self._read_bytes(entry)
-        waiting = self._waiting.get(entry.file)
-        if waiting is None or name not in waiting:
-            waiting = self._load_file(entry.file)
-        return waiting.pop(name)
+        unread = self._unread.get(entry.file)
+        if unread is None or name not in unread:
+            unread = self._load_file(entry.file)
+        return unread.pop(name)
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
-        """Return the named tensors (default: all), lazily.
+        """Return the named tensors (default: all) lazily.
 
         Raises:
-            CheckpointError: no tensor has one of these names.
+            CheckpointError: one of the tensors does not exist.
         """
         tensors = {name: self.read(name) for name in (self.names if names is None else names)}
-        self._waiting.clear()
+        self._unread.clear()
         return tensors
 
     def read_now(self, name: str) -> mx.array:
-        """Return one tensor, read at once; unlike `read` it may be called from any thread.
+        """Return one tensor, evaluated. Unlike `read`, this may be called from any thread.
 
         Raises:
-            CheckpointError: no tensor has this name, or its file became shorter.
+            CheckpointError: there is no such tensor, or its file has become shorter.
         """
         return self._read_bytes(self.entry(name))
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
-        """Return rows `start` to `stop` of a tensor, read now and nothing else of it.
+        """Return rows `start` to `stop` of a tensor, evaluated, without reading the others.
 
         Raises:
-            CheckpointError: no tensor has this name, or its file became shorter.
+            CheckpointError: there is no such tensor, or its file has become shorter.
         """
         entry = self.entry(name)
         rows = max(entry.shape[0], 1)
@@ -173,20 +175,20 @@ class Checkpoint:
         return self._read_bytes(part)
 
     def release(self, name: str) -> None:
-        """Forget what was read to decode rows of this tensor."""
+        """Release the tensors that were read to decode rows of this tensor."""
 
     def _has_foreign_dtype(self, file: Path) -> bool:
         return any(entry.file == file and entry.dtype in ("F64", "F8_E5M2") for entry in self._entries.values())
 
     def _load_file(self, file: Path) -> dict[str, mx.array]:
-        # One file at a time: shards are mostly read in order, and each holds an open file.
-        self._waiting.clear()
+        # Keep only one file open: shards are mostly read in order.
+        self._unread.clear()
         try:
             loaded = mx.load(str(file), format="safetensors")
         except RuntimeError as error:
-            raise CheckpointError(f"MLX cannot load {file}: {error}") from None
+            raise CheckpointError(f"MLX cannot load {file}: {error}. Download it again") from None
         assert isinstance(loaded, dict)
-        self._waiting[file] = loaded
+        self._unread[file] = loaded
         return loaded
 
     def _read_bytes(self, entry: TensorEntry) -> mx.array:
@@ -197,7 +199,7 @@ class Checkpoint:
         except OSError as error:
             raise CheckpointError(f"cannot read {entry.file}: {error.strerror or error}") from None
         if raw.size != entry.nbytes:
-            raise CheckpointError(f"{entry.file} became shorter while it was read: download it again")
+            raise CheckpointError(f"{entry.file} has become shorter while it was read. Download it again")
         if entry.dtype == "F64":
             return mx.array(raw.view(np.float64).astype(np.float32)).reshape(entry.shape)
         if self._float8_values and entry.dtype in FLOAT8:
@@ -206,25 +208,25 @@ class Checkpoint:
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """Return the checkpoint in a folder; only headers are read.
+    """Open the checkpoint in a folder. Only headers are read.
 
-    The folder holds `model.safetensors`, or shards named by `model.safetensors.index.json`, or any
-    `model*.safetensors` without an index. An index that does not name an existing `model.safetensors` is stale and
-    ignored, as in transformers. Python files and `auto_map` entries are ignored, never run.
+    The folder holds `model.safetensors`, or shards listed in `model.safetensors.index.json`, or any
+    `model*.safetensors` without an index. As in transformers, an index is ignored as outdated if there is a
+    `model.safetensors` that it does not list. Python files and `auto_map` entries are ignored and never run.
 
     Raises:
-        CheckpointError: no safetensors here (pickle files are refused), a file is broken, or the index and
-            the files contradict one another; names the file and the tensor.
+        CheckpointError: there are no safetensors (pickle files are refused), a file is damaged, or the index
+            contradicts the files. The message names the file and the tensor.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder with a checkpoint; check the path")
+        raise CheckpointError(f"{folder} is not a folder with a checkpoint. Check the path")
     index = folder / INDEX_NAME
     weight_map = _read_index(index) if index.is_file() else None
     single = (folder / "model.safetensors").is_file()
     if weight_map is not None and single and "model.safetensors" not in weight_map.values():
-        logger.warning("%s names other files than model.safetensors and is ignored", index)
+        logger.warning("%s does not list model.safetensors and is ignored", index)
         weight_map = None
-    files = _weight_files(folder, weight_map)
+    files = _find_weight_files(folder, weight_map)
     entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for number, file in enumerate(files):
@@ -234,8 +236,8 @@ def open_folder(folder: Path) -> Checkpoint:
         for name, entry in found.items():
             if name in entries:
                 raise CheckpointError(
-                    f"tensor {name!r} is both in {entries[name].file.name} and in {file.name} of {folder}: "
-                    "delete the file that is left over from another save"
+                    f"tensor {name!r} is in both {entries[name].file.name} and {file.name} of {folder}. "
+                    "Delete the file that is left over from another save"
                 )
             entries[name] = entry
     if weight_map is not None:
@@ -251,7 +253,7 @@ def _read_index(index: Path) -> dict[str, str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map: download it again")
+        raise CheckpointError(f"{index} has no weight_map. Download it again")
     for name, shard in weight_map.items():
         plain = (
             isinstance(shard, str)
@@ -260,31 +262,31 @@ def _read_index(index: Path) -> dict[str, str]:
         )
         if not plain:
             raise CheckpointError(
-                f"{index} puts {name[:200]!r} into {repr(shard)[:200]}; a shard must be a plain "
-                "*.safetensors file name in the same folder, so this checkpoint is not opened"
+                f"{index} lists {repr(shard)[:200]} for {name[:200]!r}, which is not a plain *.safetensors file name. "
+                "Download the checkpoint from a source you trust"
             )
     return weight_map
 
 
-def _weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
+def _find_weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]:
     if weight_map is not None:
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
-                f"{folder} lacks {len(missing)} of {len(names)} shards that {INDEX_NAME} names, "
-                f"first {missing[0]}: download them again"
+                f"{folder} lacks {len(missing)} of {len(names)} shards that {INDEX_NAME} lists, "
+                f"first {missing[0]}. Download them again"
             )
         counts = {match["count"] for name in names if (match := _SHARD.match(name))}
         for file in sorted(folder.glob("model*.safetensors")):
             match = _SHARD.match(file.name)
             if file.name not in names and match and match["count"] in counts:
                 raise CheckpointError(
-                    f"{INDEX_NAME} in {folder} does not name the shard {file.name}: the index is incomplete; "
-                    "download it again"
+                    f"{INDEX_NAME} in {folder} does not list the shard {file.name}, so the index is incomplete. "
+                    "Download it again"
                 )
             if file.name not in names:
-                logger.warning("%s is not named in %s and is not read", file, INDEX_NAME)
+                logger.warning("%s is not listed in %s and is ignored", file, INDEX_NAME)
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -294,22 +296,24 @@ def _weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[Path]
         return files
     others = sorted(folder.glob("*.safetensors"))
     if others:
-        raise CheckpointError(f"{folder} has {others[0].name} but no model*.safetensors: rename it or check the folder")
+        raise CheckpointError(
+            f"{folder} has {others[0].name} but no model*.safetensors. Rename it, or check the folder"
+        )
     pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder} holds only pickle weights ({pickles[0].name}); they can run code and are never "
-            "opened. Load them where you trust them with PyTorch and call save_pretrained(folder), which "
-            "writes safetensors, or look on the Hub for a revision with safetensors"
+            f"{folder} has only weights in pickle files ({pickles[0].name}), which can run code and are never opened. "
+            "If you trust them, load them with PyTorch and call save_pretrained(folder), which writes safetensors, or "
+            "look on the Hub for a revision with safetensors"
         )
     for pattern, what in _OTHER_FORMATS.items():
         others = sorted(folder.glob(pattern))
         if others:
             raise CheckpointError(
-                f"{folder} holds only {what} ({others[0].relative_to(folder)}), which are not read. Save the model as "
-                "safetensors where it comes from, or look on the Hub for a revision with safetensors"
+                f"{folder} has only {what} ({others[0].relative_to(folder)}), which are not supported. Save the model "
+                "as safetensors with its own framework, or look on the Hub for a revision with safetensors"
             )
-    raise CheckpointError(f"{folder} has no model*.safetensors: check the path, or download the weights")
+    raise CheckpointError(f"{folder} has no model*.safetensors. Check the path, or download the weights")
 
 
 def _check_all_shards(folder: Path, files: list[Path]) -> None:
@@ -321,18 +325,18 @@ def _check_all_shards(folder: Path, files: list[Path]) -> None:
         missing = sorted(set(range(1, count + 1)) - numbers)
         if missing:
             raise CheckpointError(
-                f"{folder} lacks {stem}-{missing[0]:05d}-of-{count:05d}.safetensors: download it again"
+                f"{folder} lacks {stem}-{missing[0]:05d}-of-{count:05d}.safetensors. Download it again"
             )
 
 
 def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
     for name, shard in weight_map.items():
-        if name not in entries:  # a tied output head, for instance; whoever needs the tensor will miss it
-            logger.info("%s in %s names tensor %r in %s, which is not there", INDEX_NAME, folder, name, shard)
+        if name not in entries:  # for example a tied output head; missing weights are reported when the model is loaded
+            logger.info("%s in %s lists tensor %r in %s, which does not exist", INDEX_NAME, folder, name, shard)
         elif entries[name].file.name != shard:
             raise CheckpointError(
-                f"{INDEX_NAME} in {folder} puts tensor {name!r} into {shard}, but it is in "
-                f"{entries[name].file.name}: download both again"
+                f"{INDEX_NAME} in {folder} lists tensor {name!r} in {shard}, but it is in "
+                f"{entries[name].file.name}. Download both again"
             )
     extra = sorted(set(entries) - set(weight_map))
     if extra:

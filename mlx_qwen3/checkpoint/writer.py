@@ -1,6 +1,6 @@
-"""Safetensors written as a stream: the shapes are planned first, then each tensor is written at its offset.
+"""Write safetensors as a stream: shapes are planned first, then every tensor is written at its offset.
 
-Nothing but the tensor at hand is in memory: `safetensors.save_file` needs all tensors at once.
+Only one tensor is in memory at a time, while `safetensors.save_file` needs all tensors at once.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ Spec = tuple[tuple[int, ...], mx.Dtype]
 
 
 def planned_bytes(spec: Spec) -> int:
-    """Return the bytes one tensor of this shape and dtype takes in a file."""
+    """Return the size in a file of a tensor with this shape and dtype."""
     shape, dtype = spec
     return math.prod(shape) * BYTES_PER_ELEMENT[SAFETENSORS_DTYPES[dtype]]
 
 
 class CheckpointWriter:
-    """Writes planned tensors, in any order, into `model.safetensors` or shards, and the index at the end.
+    """A writer for planned tensors, in any order, into `model.safetensors` or shards with an index.
 
     Args:
         folder: an existing folder.
-        plan: `{name: (shape, dtype)}` of every tensor that will be written, in file order.
-        metadata: the metadata of each file.
-        max_shard_size: bytes; a larger tensor gets a shard of its own.
-        total_parameters: written into the index, as mlx-lm does.
+        plan: `{name: (shape, dtype)}` of all tensors, in file order.
+        metadata: metadata of each file; `{"format": "mlx"}` by default.
+        max_shard_size: maximum size of a shard in bytes. A larger tensor gets a separate shard.
+        total_parameters: number of parameters for the index, which mlx-lm writes as well.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class CheckpointWriter:
     ) -> None:
         self._folder = folder
         self._plan = dict(plan)
-        self._left = {name: planned_bytes(spec) for name, spec in self._plan.items()}
+        self._bytes_left = {name: planned_bytes(spec) for name, spec in self._plan.items()}
         self._files: dict[str, BinaryIO] = {}
-        self._place: dict[str, tuple[str, int]] = {}
+        self._positions: dict[str, tuple[str, int]] = {}
         self._total_parameters = total_parameters
         shards: list[dict[str, Spec]] = [{}]
         size = 0
@@ -83,13 +83,13 @@ class CheckpointWriter:
                 self._files[file_name] = file
                 file.write(head)
             for name, offset in offsets.items():
-                self._place[name] = (file_name, offset)
+                self._positions[name] = (file_name, offset)
 
     def write(self, name: str, array: mx.array) -> int:
-        """Evaluate and write one tensor; gives back its bytes.
+        """Evaluate and write one tensor, and return its size in bytes.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written.
+            CheckpointError: the disk is full, or the file cannot be written.
         """
         shape, _ = self._plan[name]
         if tuple(array.shape) != shape:
@@ -97,10 +97,10 @@ class CheckpointWriter:
         return self._write_at(name, 0, array)
 
     def write_rows(self, name: str, start: int, rows: mx.array) -> int:
-        """Evaluate and write rows `start`, `start + 1`, ... of one tensor; gives back their bytes.
+        """Evaluate and write rows of one tensor, beginning at row `start`, and return their size in bytes.
 
         Raises:
-            CheckpointError: the disk is full or cannot be written.
+            CheckpointError: the disk is full, or the file cannot be written.
         """
         shape, dtype = self._plan[name]
         row_bytes = planned_bytes((shape[1:], dtype))
@@ -112,30 +112,30 @@ class CheckpointWriter:
         dtype = self._plan[name][1]
         if array.dtype != dtype:
             raise ValueError(f"{name} was planned as {dtype}, not {array.dtype}")
-        file_name, offset = self._place[name]
-        # Flat uint8 is the one view whose buffer every dtype, bfloat16 included, can export without a copy.
+        file_name, offset = self._positions[name]
+        # As flat uint8, an array of any dtype, even bfloat16, exports its buffer without a copy.
         raw = mx.contiguous(array).reshape(-1).view(mx.uint8)
         mx.eval(raw)
         file = self._files[file_name]
         with disk_errors(self._folder):
             file.seek(offset + skip)
             file.write(np.asarray(raw).data)
-        self._left[name] -= raw.nbytes
+        self._bytes_left[name] -= raw.nbytes
         return raw.nbytes
 
     def finish(self) -> None:
-        """Flush everything to the disk and write the index.
+        """Flush all files to the disk and write the index.
 
         Raises:
-            CheckpointError: a planned tensor was never written, or the disk is full.
+            CheckpointError: a planned tensor is incomplete, or the disk is full.
         """
-        unwritten = sorted(name for name, nbytes in self._left.items() if nbytes)
+        unwritten = sorted(name for name, nbytes in self._bytes_left.items() if nbytes)
         if unwritten:
             raise CheckpointError(f"{len(unwritten)} planned tensors are not complete, first {unwritten[0]}")
         metadata: dict[str, int] = {"total_size": sum(planned_bytes(spec) for spec in self._plan.values())}
         if self._total_parameters is not None:
             metadata["total_parameters"] = self._total_parameters
-        weight_map = {name: self._place[name][0] for name in sorted(self._place)}
+        weight_map = {name: self._positions[name][0] for name in sorted(self._positions)}
         with disk_errors(self._folder):
             for file in self._files.values():
                 file.flush()
@@ -145,14 +145,14 @@ class CheckpointWriter:
             (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=4), encoding="utf-8")
 
     def abandon(self) -> None:
-        """Close the files without finishing them."""
+        """Close the files without completing them."""
         for file in self._files.values():
             with contextlib.suppress(OSError):
                 file.close()
 
 
 def is_weight_file(name: str) -> bool:
-    """Return whether a file of this name holds weights of a model, or their index."""
+    """Return whether a file of this name holds weights of a model or their index."""
     return name == INDEX_NAME or (name.startswith("model") and name.endswith(".safetensors"))
 
 
@@ -162,12 +162,13 @@ def write_checkpoint(
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write weights into an existing folder as `model.safetensors` or shards, with an index, one tensor at a time.
+    """Write weights into an existing folder as `model.safetensors` or shards with an index, one tensor at a time.
 
     Args:
-        weights: `{name: array}`; lazy arrays are evaluated one by one.
-        metadata: the metadata of each file; default `{"format": "mlx"}`.
-        max_shard_size: bytes.
+        folder: an existing folder.
+        weights: `{name: array}`. Lazy arrays are evaluated one at a time.
+        metadata: metadata of each file; `{"format": "mlx"}` by default.
+        max_shard_size: maximum size of a shard in bytes.
 
     Raises:
         CheckpointError: the folder cannot be written, or the disk is full.
@@ -188,13 +189,13 @@ def save_checkpoint(
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write weights into a folder as `write_checkpoint` does; all weight files are replaced together.
+    """Write weights into a folder as `write_checkpoint` does, replacing all weight files together.
 
-    The folder may exist and may hold other files (the config, a tokenizer): those stay. Weight files from an earlier
-    save are removed.
+    The folder may exist. Its weight files are removed, and other files such as the configuration are kept. Arguments as
+    `write_checkpoint`.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the disk is full; it is as it was.
+        CheckpointError: the folder cannot be written, or the disk is full; the folder is then unchanged.
     """
     with update_folder(folder, replaces=is_weight_file) as staging:
         write_checkpoint(staging, weights, metadata, max_shard_size)

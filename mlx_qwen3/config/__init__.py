@@ -1,4 +1,4 @@
-"""config.json ↔ `Qwen3Config`, `QDQBertConfig`: Hugging Face field names, defaults and derived rules."""
+"""Model configurations: `Qwen3Config` and `QDQBertConfig` with Hugging Face's fields, defaults and derivation rules."""
 
 from .pretrained import PretrainedConfig
 from .qdqbert import QDQBertConfig

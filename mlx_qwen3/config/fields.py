@@ -1,4 +1,4 @@
-"""What a configuration field may hold. Each check says what is expected, or returns None for a good value."""
+"""Checks for configuration fields. Each returns what was expected, or None for a valid value."""
 
 import math
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 Check = Callable[[Any], str | None]
-"""Value -> what was expected, or None when the value is good."""
+"""Value -> what was expected, or None for a valid value."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field's default and its check."""
+    """The default value and the check of a field."""
 
     default: Any
     check: Check
@@ -20,11 +20,11 @@ class Field:
 MOST = 2**31 - 1
 MOST_LAYERS = 10_000
 MOST_LABELS = 1_000_000
-"""Bounds that no model reaches: a file that exceeds them is refused before memory is spent on it."""
+"""Limits far above any real model, so that a malicious file is refused before memory is allocated."""
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, cut to a line's length."""
+    """Return the repr of a value for a message, shortened to 120 characters."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
@@ -54,7 +54,7 @@ def positive_number(value: Any) -> str | None:
 
 
 def natural_number(value: Any) -> str | None:
-    return None if _is_number(value) and value >= 0 else "a number, 0 or more"
+    return None if _is_number(value) and value >= 0 else "a number of at least 0"
 
 
 def probability(value: Any) -> str | None:
@@ -71,13 +71,13 @@ def token_id(value: Any) -> str | None:
 
 def token_ids(value: Any) -> str | None:
     values = value if isinstance(value, list | tuple) else [value]
-    good = all(token_id(v) is None for v in values)
-    return None if good else "a token id or a list of them"
+    valid = all(token_id(v) is None for v in values)
+    return None if valid else "a token id or a list of them"
 
 
 def names(value: Any) -> str | None:
-    good = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    return None if good else "a list of names"
+    valid = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    return None if valid else "a list of names"
 
 
 def anything(value: Any) -> str | None:
@@ -92,7 +92,7 @@ def one_of(*names: str) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Return the same check, with null allowed."""
+    """Return a check that also allows null."""
 
     def maybe(value: Any) -> str | None:
         expected = None if value is None else check(value)

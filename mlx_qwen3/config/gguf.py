@@ -1,7 +1,8 @@
-"""config.json and generation_config.json of a GGUF file, from its metadata and its tensor table.
+"""Derive config.json and generation_config.json from the metadata and tensor table of a GGUF file.
 
-GGUF has no vocabulary size (rows of the embedding), no flag for a tied head (no `output.weight`), and keeps one end of
-text. What the metadata claims is compared with the shapes of the tensors before a model is made of it.
+GGUF stores no vocabulary size (it is the number of rows of the embedding), no flag for a tied head (`output.weight` is
+absent then), and only one end-of-text token. The metadata is compared with the shapes of the tensors before a model is
+created from it.
 Source: `gguf.constants.Keys` and llama.cpp's `convert_hf_to_gguf.py`.
 """
 
@@ -17,9 +18,9 @@ from ..errors import CheckpointError, ConfigError, UnsupportedModelError
 
 ARCHITECTURE = "qwen3"
 POOLING = {0: None, 1: "mean", 2: "cls", 3: "last", 4: "rank"}
-"""`qwen3.pooling_type` -> how a text becomes one vector."""
+"""`qwen3.pooling_type` -> how the vectors of the tokens are pooled into one."""
 ENDS = ("<|im_end|>", "<|endoftext|>")
-"""Tokens that end a text besides the one that the metadata names, where the vocabulary has them."""
+"""Tokens that end a text in addition to the one in the metadata, if the vocabulary has them."""
 _NORMAL = 1
 
 
@@ -27,9 +28,9 @@ def config_from_gguf(path: str | Path) -> dict[str, Any]:
     """Return the config.json of a GGUF file.
 
     Raises:
-        UnsupportedModelError: another architecture.
-        CheckpointError: metadata that is missing, of a wrong type, or contradicts the tensors.
-        ConfigError: a rotary scaling that this package does not have.
+        UnsupportedModelError: the architecture is not Qwen3.
+        CheckpointError: metadata is missing, has the wrong type, or contradicts the tensors.
+        ConfigError: the RoPE scaling is not supported.
     """
     from ..checkpoint.gguf_split import open_gguf
 
@@ -38,7 +39,7 @@ def config_from_gguf(path: str | Path) -> dict[str, Any]:
     file = checkpoint.file
     layers = file.integer("qwen3.block_count")
     heads, groups, size = head_counts(file)
-    embedding = _shape(checkpoint, "model.embed_tokens.weight")
+    embedding = _dense_shape(checkpoint, "model.embed_tokens.weight")
     config: dict[str, Any] = {
         "model_type": "qwen3",
         "architectures": ["Qwen3ForCausalLM"],
@@ -56,23 +57,28 @@ def config_from_gguf(path: str | Path) -> dict[str, Any]:
         "attention_bias": "model.layers.0.self_attn.q_proj.bias" in checkpoint,
         "dtype": checkpoint.stored_dtype,
         "torch_dtype": checkpoint.stored_dtype,
-        **_special_ids(file),
-        **_rope_scaling(file),
-        **_window(file, layers),
-        **_head(checkpoint),
+        **_read_special_ids(file),
+        **_read_rope_scaling(file),
+        **_read_window(file, layers),
+        **_read_head(checkpoint),
     }
     if checkpoint.formats:
-        config["quantization"] = _quantization(checkpoint)
+        config["quantization"] = _make_quantization_entry(checkpoint)
         config["quantization_config"] = config["quantization"]
     _check_sizes(checkpoint, config)
     return config
 
 
 def refuse_other_gguf(file: GgufFile) -> None:
-    """Raise `UnsupportedModelError` for a GGUF file of another architecture, `CheckpointError` for no model."""
+    """Check that a GGUF file holds a Qwen3 model.
+
+    Raises:
+        CheckpointError: the file does not hold a model.
+        UnsupportedModelError: the architecture is not Qwen3.
+    """
     kind = file.text("general.type", "model")
     if kind != "model":
-        raise CheckpointError(f"{file.path} holds a {kind[:40]!r}, not a model: give the file of a Qwen3 model")
+        raise CheckpointError(f"{file.path} holds a {kind[:40]!r}, not a model. Give a GGUF file of a Qwen3 model")
     if file.architecture != ARCHITECTURE:
         raise UnsupportedModelError(
             f"{file.path}: architecture {file.architecture[:40]!r} is not 'qwen3'. Run this file with llama.cpp "
@@ -80,24 +86,24 @@ def refuse_other_gguf(file: GgufFile) -> None:
         )
 
 
-def _shape(checkpoint: GgufCheckpoint, name: str) -> tuple[int, ...]:
-    """Return the shape of a weight, unpacked."""
+def _dense_shape(checkpoint: GgufCheckpoint, name: str) -> tuple[int, ...]:
+    """Return the shape (rows, columns) of a weight after unpacking."""
     if name not in checkpoint:
-        raise CheckpointError(f"{checkpoint.file.path} lacks {name}: download it again")
+        raise CheckpointError(f"{checkpoint.file.path} lacks {name}. Download it again")
     shape, path = checkpoint.shape(name), name.removesuffix(".weight")
     if len(shape) != 2:
-        raise CheckpointError(f"{checkpoint.file.path}: {name} has the shape {shape}, expected a matrix")
+        raise CheckpointError(f"{checkpoint.file.path}: {name} has shape {shape}, expected a matrix. Download it again")
     bits = checkpoint.formats.get(path, (32, ""))[0]
     return shape[0], shape[1] * 32 // bits
 
 
 def _check_sizes(checkpoint: GgufCheckpoint, config: dict[str, Any]) -> None:
-    """Compare the sizes that the metadata claims with the tensors, before layers of these sizes are made."""
+    """Compare the sizes in the metadata with the tensors, before layers of these sizes are created."""
     path, layers, width = checkpoint.file.path, config["num_hidden_layers"], config["hidden_size"]
     found_layers = sum(name.endswith(".input_layernorm.weight") for name in checkpoint.names)
     if layers < 1 or layers != found_layers:
         raise CheckpointError(
-            f"{path}: metadata qwen3.block_count is {layers}, the file has {found_layers} layers: download it again"
+            f"{path}: metadata qwen3.block_count is {layers}, but the file has {found_layers} layers. Download it again"
         )
     first = "model.layers.0"
     heads, groups, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
@@ -110,30 +116,36 @@ def _check_sizes(checkpoint: GgufCheckpoint, config: dict[str, Any]) -> None:
     if not config["tie_word_embeddings"]:
         expected["lm_head.weight"] = (config["vocab_size"], width)
     for name, shape in expected.items():
-        found = _shape(checkpoint, name)
+        found = _dense_shape(checkpoint, name)
         if found != shape:
             raise CheckpointError(
-                f"{path}: {name} has the shape {found}, the metadata gives {shape}: convert the original model again"
+                f"{path}: {name} has shape {found}, the metadata requires {shape}. Convert the original model again"
             )
     value_length = checkpoint.file.integer("qwen3.attention.value_length", size)
     if value_length != size:
-        raise CheckpointError(f"{path}: heads have keys of {size} and values of {value_length}, which Qwen3 has not")
+        raise CheckpointError(
+            f"{path}: heads have keys of size {size} but values of size {value_length}, which Qwen3 does not support. "
+            "Convert the original model again"
+        )
     if config["max_position_embeddings"] < 1:
-        raise CheckpointError(f"{path}: metadata qwen3.context_length is {config['max_position_embeddings']}")
+        raise CheckpointError(
+            f"{path}: metadata qwen3.context_length is {config['max_position_embeddings']}, expected at least 1. "
+            "Convert the original model again"
+        )
 
 
-def _special_ids(file: GgufFile) -> dict[str, Any]:
+def _read_special_ids(file: GgufFile) -> dict[str, Any]:
     names = {"eos_token_id": "eos", "bos_token_id": "bos", "pad_token_id": "padding"}
     return {field: file.integer(f"tokenizer.ggml.{name}_token_id", None) for field, name in names.items()}
 
 
-def _rope_scaling(file: GgufFile) -> dict[str, Any]:
+def _read_rope_scaling(file: GgufFile) -> dict[str, Any]:
     prefix = "qwen3.rope.scaling"
     kind = file.text(f"{prefix}.type", "none")
     if kind == "none":
         return {}
     if kind not in ("linear", "yarn"):
-        raise ConfigError(f"{file.path}: rotary scaling {kind[:40]!r} is not read from GGUF: expected linear or yarn")
+        raise ConfigError(f"{file.path}: RoPE scaling {kind[:40]!r} is not supported. Expected linear or yarn")
     factor = float(file.number(f"{prefix}.factor"))
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
@@ -142,19 +154,21 @@ def _rope_scaling(file: GgufFile) -> dict[str, Any]:
             value = file.number(f"{prefix}.yarn_{name}", None)
             if value is not None:
                 scaling[name] = float(value)
-        attention_factor = _attention_factor(file, prefix, factor)
+        attention_factor = _read_attention_factor(file, prefix, factor)
         if attention_factor is not None:
             scaling["attention_factor"] = attention_factor
         if file.number(f"{prefix}.yarn_ext_factor", 1.0) not in (1, -1):
-            raise ConfigError(f"{file.path}: {prefix}.yarn_ext_factor is not 1, which is not read from GGUF")
+            raise ConfigError(
+                f"{file.path}: {prefix}.yarn_ext_factor is not 1, which is not supported. Run this file with llama.cpp"
+            )
     return {"rope_scaling": scaling}
 
 
-def _attention_factor(file: GgufFile, prefix: str, factor: float) -> float | None:
-    """Return the scale that YaRN gives queries and keys, None for YaRN's own (0.1 ln(factor) + 1).
+def _read_attention_factor(file: GgufFile, prefix: str, factor: float) -> float | None:
+    """Return the attention factor of YaRN, or None for its default 0.1 ln(factor) + 1.
 
-    `attn_factor` multiplies YaRN's own in llama.cpp; `yarn_attn_factor` is the `attention_factor` of config.json, as
-    the converter copies it.
+    In llama.cpp `attn_factor` multiplies the default. `yarn_attn_factor` is the `attention_factor` of config.json,
+    which the converter copies.
     """
     multiplier = file.number(f"{prefix}.attn_factor", None)
     if multiplier is not None:
@@ -164,11 +178,11 @@ def _attention_factor(file: GgufFile, prefix: str, factor: float) -> float | Non
 
 
 def yarn_magnitude(factor: float) -> float:
-    """YaRN's own scale of queries and keys for a factor."""
+    """Return YaRN's default attention factor, which scales queries and keys, for a scaling factor."""
     return 0.1 * math.log(max(factor, 1.0)) + 1.0
 
 
-def _window(file: GgufFile, layers: int) -> dict[str, Any]:
+def _read_window(file: GgufFile, layers: int) -> dict[str, Any]:
     window = file.integer("qwen3.attention.sliding_window", 0)
     if not window:
         return {}
@@ -176,17 +190,23 @@ def _window(file: GgufFile, layers: int) -> dict[str, Any]:
     config: dict[str, Any] = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
     if pattern is not None:
         if len(pattern) != layers:
-            raise CheckpointError(f"{file.path}: sliding_window_pattern names {len(pattern)} layers of {layers}")
+            raise CheckpointError(
+                f"{file.path}: sliding_window_pattern has {len(pattern)} entries, expected {layers}. "
+                "Convert the original model again"
+            )
         config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
     return config
 
 
-def _head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    """Return the pooling of an embedding model, and the head of a reranker or classifier."""
+def _read_head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    """Return the configuration fields for the pooling of an embedding model and the head of a classifier."""
     file = checkpoint.file
     pooling = file.integer("qwen3.pooling_type", 0)
     if pooling not in POOLING:
-        raise CheckpointError(f"{file.path}: metadata qwen3.pooling_type is {pooling}, expected 0 to {max(POOLING)}")
+        raise CheckpointError(
+            f"{file.path}: metadata qwen3.pooling_type is {pooling}, expected 0 to {max(POOLING)}. "
+            "Convert the original model again"
+        )
     fields: dict[str, Any] = {} if POOLING[pooling] in (None, "rank") else {"pooling": POOLING[pooling]}
     if "score.weight" in checkpoint:
         labels = file.texts("qwen3.classifier.output_labels", [])
@@ -198,23 +218,23 @@ def _head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
     return fields
 
 
-def _quantization(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    """Return the entry of config.json: the most frequent format, and each layer that differs from it."""
+def _make_quantization_entry(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    """Return `quantization` of config.json: the most frequent format, and the layers with another format."""
     formats = checkpoint.formats
     used = list(formats.values())
     default = max(dict.fromkeys(used), key=used.count)
 
-    def entry(form: tuple[int, str]) -> dict[str, Any]:
-        return {"group_size": GROUP, "bits": form[0], "mode": form[1]}
+    def entry(format: tuple[int, str]) -> dict[str, Any]:
+        return {"group_size": GROUP, "bits": format[0], "mode": format[1]}
 
-    return {**entry(default), **{path: entry(form) for path, form in formats.items() if form != default}}
+    return {**entry(default), **{path: entry(format) for path, format in formats.items() if format != default}}
 
 
 def generation_from_gguf(path: str | Path) -> dict[str, Any]:
-    """Return the generation_config.json of a GGUF file: the ids that end a text, padding, and sampling.
+    """Return the generation_config.json of a GGUF file: end-of-text and padding tokens, and sampling options.
 
     Raises:
-        CheckpointError: metadata of a wrong type.
+        CheckpointError: metadata has the wrong type.
     """
     from ..checkpoint.gguf_split import open_gguf
 

@@ -1,7 +1,7 @@
-"""What every model configuration shares: reading and writing config.json, labels, and checks by field.
+"""The base class of model configurations: reading and writing config.json, labels, and checks of the fields.
 
-Fields keep their Hugging Face names. A field that no class knows is kept as it is, so that a file read here and
-written again loses nothing.
+Fields keep their Hugging Face names. Unknown fields are kept unchanged, so that nothing is lost when a file is read and
+written again.
 """
 
 import copy
@@ -26,21 +26,21 @@ from ..files import read_json_object, write_atomically
 from .fields import MOST_LABELS, Field, boolean, names, one_of, optional, shown, token_ids
 
 ELSEWHERE = {
-    "qwen3_moe": "a mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
-    "qwen3_next": "a hybrid mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
-    "qwen3_5": "a hybrid model: run it with mlx-lm (pip install mlx-lm)",
-    "qwen3_5_moe": "a mixture-of-experts model: run it with mlx-lm (pip install mlx-lm)",
-    "qwen3_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
-    "qwen3_vl_moe": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
-    "qwen3_omni_moe": "a speech and vision model: run it with mlx-vlm (pip install mlx-vlm)",
-    "qwen2_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
-    "qwen2_5_vl": "a vision model: run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen3_moe": "a mixture-of-experts model. Run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_next": "a hybrid mixture-of-experts model. Run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_5": "a hybrid model. Run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_5_moe": "a mixture-of-experts model. Run it with mlx-lm (pip install mlx-lm)",
+    "qwen3_vl": "a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen3_vl_moe": "a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen3_omni_moe": "a speech and vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen2_vl": "a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
+    "qwen2_5_vl": "a vision model. Run it with mlx-vlm (pip install mlx-vlm)",
     **dict.fromkeys(
         ("albert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"),
-        "another encoder: run it with transformers (pip install transformers)",
+        "another encoder. Run it with transformers (pip install transformers)",
     ),
 }
-"""Architectures that people ask for and this package does not run -> where to go."""
+"""Common architectures that this package does not support -> what to use instead."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 _RESERVED = ("self", "fields", "shared_fields", "accepted_model_types", "known_fields")
@@ -64,29 +64,29 @@ _MORE_FIELDS = (
     "tokenizer_class",
     "torch_dtype",
 )
-"""Fields of the reference besides those that a class checks."""
+"""Fields of transformers in addition to those that a class checks."""
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
 def refuse_other_architecture(model_type: Any, expected: tuple[str, ...], source: str) -> None:
-    """Raise `UnsupportedModelError` when `model_type` is none of `expected`; the message names the place to go."""
+    """Raise `UnsupportedModelError` if `model_type` is not in `expected`. The message names an alternative."""
     if model_type in expected:
         return
     known = isinstance(model_type, str) and model_type in ELSEWHERE
-    hint = f"it is {ELSEWHERE[model_type]}" if known else "run it with mlx-lm (pip install mlx-lm) if that supports it"
+    hint = f"It is {ELSEWHERE[model_type]}" if known else "Run it with mlx-lm (pip install mlx-lm) if that supports it"
     raise UnsupportedModelError(
-        f"{source}: model_type {shown(model_type)} is not {' or '.join(map(repr, expected))}; {hint}"
+        f"{source}: model_type {shown(model_type)} is not {' or '.join(map(repr, expected))}. {hint}"
     )
 
 
 class PretrainedConfig:
-    """A model's configuration. Every field is an attribute, by its Hugging Face name.
+    """The configuration of a model. Every field is an attribute with its Hugging Face name.
 
     Args:
-        **fields: values by field name; what is absent takes the class's default, unknown fields are kept.
+        **fields: values by field name. Missing fields get the default of the class; unknown fields are kept.
 
     Raises:
-        ConfigError: a value that the model cannot work with; the message names the field.
+        ConfigError: a value is invalid; the message names the field.
     """
 
     model_type: ClassVar[str] = ""
@@ -115,27 +115,27 @@ class PretrainedConfig:
             raise ConfigError(f"model_type is {shown(model_type)}, expected {self.model_type!r}")
         for name in fields:
             if name in HUB_NAMES:
-                raise ConfigError(f"{name!r} is no field of a configuration. Pass it to from_pretrained")
+                raise ConfigError(f"{name!r} is not a field of a configuration. Pass it to from_pretrained")
             if name.startswith("__") or name in _RESERVED:
                 raise ConfigError(f"config field {name!r} cannot be set: the name is reserved. Remove it")
         known = {**self.shared_fields, **self.fields}
         for name, field in known.items():
-            setattr(self, name, self._checked(name, fields.pop(name, copy.copy(field.default))))
-        self.dtype = _dtype_name(fields.pop("dtype", None), fields.pop("torch_dtype", None))
+            setattr(self, name, self._check_field(name, fields.pop(name, copy.copy(field.default))))
+        self.dtype = _parse_dtype(fields.pop("dtype", None), fields.pop("torch_dtype", None))
         self._set_labels(fields)
         self._derive(fields)
         for name, value in fields.items():
             own = getattr(type(self), name, None)
             if callable(own) or (isinstance(own, property) and own.fset is None):
-                raise ConfigError(f"config field {name!r} cannot be set: the configuration has a method of this name")
+                raise ConfigError(f"config field {name!r} cannot be set: it is the name of a method. Remove it")
             setattr(self, name, value)
         self._check_labels()
 
     def _derive(self, rest: dict[str, Any]) -> None:
-        """Fill the fields that follow from others; takes from `rest` what it uses up."""
+        """Set the fields that are derived from others, and remove the values they use from `rest`."""
 
     @classmethod
-    def _checked(cls, name: str, value: Any) -> Any:
+    def _check_field(cls, name: str, value: Any) -> Any:
         expected = ({**cls.shared_fields, **cls.fields})[name].check(value)
         if expected:
             raise ConfigError(f"config field {name!r} is {shown(value)}, expected {expected}")
@@ -181,14 +181,14 @@ class PretrainedConfig:
 
     @property
     def num_labels(self) -> int:
-        """How many labels a classification head has; assigning it renames them LABEL_0, LABEL_1, …"""
+        """The number of labels of a classification head. Assigning another number names them LABEL_0, LABEL_1, …"""
         return len(self.id2label)
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
             raise ConfigError(
-                f"config field 'num_labels' is {shown(count)}, expected a whole number above 0, at most {MOST_LABELS}"
+                f"config field 'num_labels' is {shown(count)}, expected a whole number from 1 to {MOST_LABELS}"
             )
         if len(getattr(self, "id2label", ())) != count:
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
@@ -196,9 +196,12 @@ class PretrainedConfig:
 
     def _check_labels(self) -> None:
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ConfigError("config field 'problem_type' is 'single_label_classification' but there is 1 label")
+            raise ConfigError(
+                "config field 'problem_type' is 'single_label_classification', which needs at least 2 labels. "
+                "Set num_labels, or problem_type 'regression'"
+            )
 
-    # dtype by its older name
+    # older names
 
     @property
     def torch_dtype(self) -> str | None:
@@ -207,23 +210,24 @@ class PretrainedConfig:
 
     @torch_dtype.setter
     def torch_dtype(self, value: Any) -> None:
-        self.dtype = _dtype_name(value, None)
+        self.dtype = _parse_dtype(value, None)
 
     @property
     def use_return_dict(self) -> bool:
+        """The older name of `return_dict`."""
         return self.return_dict
 
     # files
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
-        """Return the configuration that `values` (a config.json) describes, with `overrides` in place of its fields."""
+        """Return the configuration in `values`, the content of a config.json, with fields replaced by `overrides`."""
         if "self" in values:
             raise ConfigError("config field 'self' cannot be set: the name is reserved. Remove it")
         values = {name: value for name, value in values.items() if name not in HUB_NAMES}
         labels = values.get("id2label") or values.get("label2id") or ()
         named = len(labels) if isinstance(labels, dict | list | tuple) else 0
-        # the file's names belong to another number of labels, or are replaced
+        # The label names in the file are for another number of labels, or they are replaced.
         if overrides.get("num_labels", named) != named or "id2label" in overrides or "label2id" in overrides:
             values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
         if "dtype" in overrides or "torch_dtype" in overrides:
@@ -232,7 +236,7 @@ class PretrainedConfig:
 
     @classmethod
     def known_fields(cls, values: Mapping[str, Any] = MappingProxyType({})) -> frozenset[str]:
-        """Return the names that a keyword may change: the class's fields, the reference's, and those in `values`."""
+        """Return the fields that a keyword may set: those of the class, of transformers, and in `values`."""
         return frozenset((*cls.shared_fields, *cls.fields, *_MORE_FIELDS, *values)) - HUB_NAMES
 
     @classmethod
@@ -240,14 +244,15 @@ class PretrainedConfig:
         """Load the configuration in a folder, a config.json, a GGUF file, or a Hub repository.
 
         Args:
-            **overrides: fields to change, and the arguments of the Hub (`revision`, `token`, `cache_dir`, …).
+            path_or_id: a folder, a config.json, a GGUF file, or a Hub repository such as "Qwen/Qwen3-0.6B".
+            **overrides: fields to change, and arguments of the Hub (`revision`, `token`, `cache_dir`, …).
 
         Raises:
-            UnsupportedModelError: the file describes another architecture.
-            CheckpointError: there is no config.json, or it is not JSON.
-            ConfigError: a field has a wrong value.
-            InputError: an unknown argument.
-            HubError: the repository cannot be fetched.
+            UnsupportedModelError: the file is for another architecture.
+            CheckpointError: there is no config.json, or it is not valid JSON.
+            ConfigError: a field is invalid.
+            InputError: an argument is unknown.
+            HubError: the repository cannot be downloaded.
         """
         hub = take_hub_options(overrides, f"{cls.__name__}.from_pretrained")
         path = Path(path_or_id) if isinstance(path_or_id, str | os.PathLike) and str(path_or_id) else None
@@ -260,10 +265,10 @@ class PretrainedConfig:
         return cls.from_dict(values, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field, ready for JSON; `from_dict` of it is the same configuration."""
-        values = {"model_type": self.model_type, **{k: _own(v) for k, v in self.__dict__.items()}}
+        """Return all fields as values for JSON. `from_dict` restores the configuration from them."""
+        values = {"model_type": self.model_type, **{k: _copy_container(v) for k, v in self.__dict__.items()}}
         if self.dtype is not None:
-            values["torch_dtype"] = self.dtype  # the name that releases before 4.56 and mlx-lm read
+            values["torch_dtype"] = self.dtype  # the name that mlx-lm and transformers before 4.56 read
         if values["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
             del values["id2label"], values["label2id"]
         else:
@@ -277,16 +282,22 @@ class PretrainedConfig:
         """Write `folder`/config.json.
 
         Raises:
-            InputError: an argument that cannot be honoured. CheckpointError: the file cannot be written.
+            InputError: an argument is unknown or not supported.
+            CheckpointError: the file cannot be written.
         """
         check_saving_options(keywords, f"{type(self).__name__}.save_pretrained")
         write_atomically(Path(folder) / "config.json", self.to_json_string())
 
     def to_json_string(self) -> str:
+        """Return the text of config.json.
+
+        Raises:
+            ConfigError: a field is a function.
+        """
         values = self.to_dict()
         for name, value in values.items():
             if callable(value):
-                raise ConfigError(f"config field {name!r} is a function and cannot be saved; give it by name")
+                raise ConfigError(f"config field {name!r} is a function, which cannot be saved. Set it to a name")
         return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def __eq__(self, other: object) -> bool:
@@ -299,11 +310,11 @@ class PretrainedConfig:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a config.json, given the file or its folder; of a GGUF file what it would be.
+    """Return the content of a config.json, given the file, its folder, or a GGUF file to derive it from.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be used.
-        UnsupportedModelError: a GGUF file of another architecture.
+        CheckpointError: there is no config.json, or it cannot be used.
+        UnsupportedModelError: a GGUF file has another architecture.
     """
     path = Path(path)
     if is_gguf(path):
@@ -314,15 +325,15 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         refuse_adapter(path, str(path))
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"{path}: there is no config.json; name a folder that holds a model")
+        raise CheckpointError(f"{path} has no config.json. Give a folder that holds a model")
     return read_json_object(file)
 
 
-def _own(value: Any) -> Any:
+def _copy_container(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, dict | list | tuple) else value
 
 
-def _dtype_name(value: Any, older: Any) -> str | None:
+def _parse_dtype(value: Any, older: Any) -> str | None:
     value = older if value is None else value
     if value is None:
         return None

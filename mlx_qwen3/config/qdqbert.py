@@ -38,19 +38,19 @@ def _patterns(value: Any) -> str | None:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError):
             return "a list of regular expressions"
-        # a pattern comes from a file: one that takes time without bound to match is refused
+        # Patterns come from a file: refuse those that may take exponential time to match.
         if len(pattern) > 1000 or re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > 3:
             return "regular expressions without repeated groups"
     return None
 
 
 class QDQBertConfig(PretrainedConfig):
-    """The configuration of a QDQBert model; the defaults resemble bert-base-uncased.
+    """The configuration of a QDQBert model. The defaults are similar to bert-base-uncased.
 
-    A config.json of a plain BERT (`model_type` bert) is read as well. Beyond the Hugging Face fields:
-    `quant_desc_input` and `quant_desc_weight` change the fake quantizers' descriptors (`num_bits`, `axis`,
-    `unsigned`, `narrow_range`, `calib_method`); `disabled_quantizers` names, by regular expressions, those
-    that are off.
+    The config.json of a plain BERT model (`model_type` "bert") is accepted as well. Three fields are not in
+    transformers: `quant_desc_input` and `quant_desc_weight` change the descriptors of the fake quantizers (`num_bits`,
+    `axis`, `unsigned`, `narrow_range`, `calib_method`), and `disabled_quantizers` lists regular expressions for the
+    names of disabled quantizers.
 
     >>> QDQBertConfig().hidden_size
     768
@@ -114,22 +114,22 @@ class QDQBertConfig(PretrainedConfig):
         super().__init__(vocab_size=vocab_size, **fields)
 
     def check_model(self) -> None:
-        """Raise `ConfigError` for what a configuration may say but no model can be made of."""
+        """Raise `ConfigError` if no model can be created from the configuration."""
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"config field 'hidden_size' is {self.hidden_size}, "
-                f"which is no multiple of 'num_attention_heads' {self.num_attention_heads}"
+                f"expected a multiple of 'num_attention_heads' {self.num_attention_heads}"
             )
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError(
-                "config field 'add_cross_attention' is true but 'is_decoder' is false; set is_decoder=True"
+                "config field 'add_cross_attention' is true but 'is_decoder' is false. Set is_decoder=True"
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) == 1:
-                raise ConfigError(f"config field {name!r} is 1, which drops everything; expected a number below 1")
+                raise ConfigError(f"config field {name!r} is 1, which drops everything. Expected a number below 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field; what only this package knows is left out where it is unset."""
+        """Return all fields as values for JSON. Fields of this package that are not set are omitted."""
         values = super().to_dict()
         for name in ("classifier_dropout", "quant_desc_input", "quant_desc_weight", "disabled_quantizers"):
             if values[name] is None:

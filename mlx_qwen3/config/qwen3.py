@@ -1,4 +1,4 @@
-"""`Qwen3Config`: the fields of a Qwen3 config.json, their defaults and the rules that derive one from another.
+"""`Qwen3Config`: the fields of a Qwen3 config.json, their defaults, and how some are derived from others.
 
 Source: transformers 5.23 `models/qwen3/configuration_qwen3.py` and the published class page.
 """
@@ -25,7 +25,7 @@ from .pretrained import PretrainedConfig
 from .rope_settings import gather_rope_settings
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _as_mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -33,11 +33,14 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Qwen3Config(PretrainedConfig):
-    """The configuration of a Qwen3 model; the defaults resemble Qwen3-8B.
+    """The configuration of a Qwen3 model. The defaults are similar to Qwen3-8B.
 
-    Derived: `num_key_value_heads` null means `num_attention_heads` (absent means 32); `sliding_window` is null unless
-    `use_sliding_window`; `layer_types`, when not given, lets layers from `max_window_layers` on slide; every spelling
-    of the rotary settings ends in `rope_parameters` (`rope_theta` and `rope_scaling` read from it).
+    Some fields are derived from others:
+
+    - `num_key_value_heads`: null means `num_attention_heads`; a missing field means 32.
+    - `sliding_window`: null unless `use_sliding_window` is true.
+    - `layer_types`: by default, layers from `max_window_layers` on use sliding window attention if there is a window.
+    - `rope_parameters`: holds the RoPE settings of every spelling. `rope_theta` and `rope_scaling` read from it.
 
     >>> Qwen3Config(num_hidden_layers=2).layer_types
     ['full_attention', 'full_attention']
@@ -100,21 +103,25 @@ class Qwen3Config(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "Qwen3Config":
-        """Return the configuration in `values`; any rotary setting among `overrides` replaces all those of the file."""
+        """Return the configuration in `values`. A RoPE setting in `overrides` replaces those of the file."""
         if "rope_parameters" in overrides or "rope_scaling" in overrides:
             drop = ("rope_parameters", "rope_scaling", "rope_theta")
-            theta = values.get("rope_theta") or _mapping(values.get("rope_parameters")).get("rope_theta")
+            theta = values.get("rope_theta") or _as_mapping(values.get("rope_parameters")).get("rope_theta")
             values = {k: v for k, v in values.items() if k not in drop}
             if "rope_scaling" in overrides and theta is not None:
-                overrides.setdefault("rope_theta", theta)  # scaling changes, the base stays
+                overrides.setdefault("rope_theta", theta)  # only the scaling is replaced
         elif "rope_theta" in overrides:
             values = {
                 k: {**v, "rope_theta": overrides["rope_theta"]} if k.startswith("rope_") and isinstance(v, dict) else v
                 for k, v in values.items()
             }
-        kinds = overrides.get("layer_types") or values.get("layer_types")
-        if overrides.get("sliding_window") is not None and isinstance(kinds, list | tuple) and SLIDING in kinds:
-            overrides.setdefault("use_sliding_window", True)  # a window given for layers that slide is meant
+        layer_types = overrides.get("layer_types") or values.get("layer_types")
+        if (
+            overrides.get("sliding_window") is not None
+            and isinstance(layer_types, list | tuple)
+            and SLIDING in layer_types
+        ):
+            overrides.setdefault("use_sliding_window", True)  # otherwise the given window would be ignored
         return super().from_dict(values, **overrides)
 
     def _derive(self, rest: dict[str, Any]) -> None:
@@ -152,7 +159,7 @@ class Qwen3Config(PretrainedConfig):
         self.layer_types = list(self.layer_types)
 
     def check_model(self) -> None:
-        """Raise `ConfigError` for what a configuration may say but no model can be made of."""
+        """Raise `ConfigError` if no model can be created from the configuration."""
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config field 'num_key_value_heads' is {self.num_key_value_heads}, "
@@ -160,14 +167,14 @@ class Qwen3Config(PretrainedConfig):
             )
         if SLIDING in self.layer_types and self.sliding_window is None:
             raise ConfigError(
-                f"config field 'layer_types' holds {SLIDING!r} but 'sliding_window' is null; "
-                "set sliding_window and use_sliding_window"
+                f"config field 'layer_types' holds {SLIDING!r} but 'sliding_window' is null. "
+                "Set sliding_window and use_sliding_window"
             )
         self._check_layer_types()
 
     @property
     def rope_theta(self) -> float:
-        """The base of the rotary frequencies."""
+        """The base of the RoPE frequencies."""
         return self.rope_parameters["rope_theta"]
 
     @rope_theta.setter
@@ -176,7 +183,7 @@ class Qwen3Config(PretrainedConfig):
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """The rotary settings where they are not the default kind."""
+        """The RoPE settings, or None if `rope_type` is "default"."""
         return None if self.rope_parameters["rope_type"] == "default" else self.rope_parameters
 
     @rope_scaling.setter
@@ -185,11 +192,11 @@ class Qwen3Config(PretrainedConfig):
         self.rope_parameters = gather_rope_settings(rest, self.max_position_embeddings, self.head_dim)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field; the rotary settings in the current spelling and in the older one that mlx-lm reads."""
+        """Return all fields as values for JSON. RoPE settings are also written in the older spelling for mlx-lm."""
         values = super().to_dict()
         scaling = {k: v for k, v in self.rope_parameters.items() if k != "rope_theta"}
         if self.is_causal:
-            del values["is_causal"]  # the reference has no such field; only an encoder says it
+            del values["is_causal"]  # transformers has no such field, so only encoders write it
         values["rope_theta"] = self.rope_theta
         values["rope_scaling"] = None if self.rope_scaling is None else scaling
         return values

@@ -1,7 +1,7 @@
-"""The settings of rotary positions, gathered from every spelling that config.json has had.
+"""Gather the RoPE settings from every spelling that config.json has had.
 
-Source: transformers 5.23 `modeling_rope_utils.py` (standardize and validate); older files write `rope_theta` beside
-`rope_scaling`, newer ones one mapping `rope_parameters`.
+Older files have `rope_theta` and `rope_scaling`, newer ones a single mapping `rope_parameters`.
+Source: transformers 5.23 `modeling_rope_utils.py` (standardize and validate).
 """
 
 import logging
@@ -28,13 +28,18 @@ _HAS_ORIGINAL_LENGTH = ("yarn", "longrope", "llama3")
 
 
 def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, head_dim: int) -> dict[str, Any]:
-    """Return one mapping with `rope_type`, `rope_theta` and what the type needs.
+    """Return a mapping with `rope_type`, `rope_theta` and the other settings of the type.
 
-    Takes `rope_parameters`, `rope_scaling` and `rope_theta` out of `rest`. A truthy `rope_scaling` replaces
-    `rope_parameters`; `rope_theta` inside the mapping wins over the one beside it.
+    A non-empty `rope_scaling` replaces `rope_parameters`. `rope_theta` inside the mapping takes precedence over the
+    separate field.
+
+    Args:
+        rest: fields of config.json. `rope_parameters`, `rope_scaling` and `rope_theta` are removed from it.
+        max_position_embeddings: default for `original_max_position_embeddings`.
+        head_dim: size of an attention head.
 
     Raises:
-        ConfigError: unknown type, or a key that is missing or wrong.
+        ConfigError: the type is unknown, or a key is missing or invalid.
     """
     parameters, scaling = rest.pop("rope_parameters", None), rest.pop("rope_scaling", None)
     theta = rest.pop("rope_theta", None)
@@ -52,7 +57,7 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
         raise ConfigError(f"config field '{name}.rope_type' is {shown(kind)}, expected one of {', '.join(ROPE_TYPES)}")
     if kind == "default" and settings.get("factor") not in (None, 1, 1.0):
         logger.warning(
-            "config field '%s' has the factor %s without a rope_type that uses it: positions are not scaled",
+            "config field '%s' has factor %s but no rope_type that uses it, so positions are not scaled",
             name,
             settings["factor"],
         )
@@ -72,7 +77,7 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
     kind = settings["rope_type"]
     for key in _REQUIRED[kind]:
         if key not in settings:
-            raise ConfigError(f"config field '{name}' has rope_type {kind!r} but no {key!r}; add it")
+            raise ConfigError(f"config field '{name}' has rope_type {kind!r} but no {key!r}. Add it")
 
     def number(key: str, good: Callable[[Any], bool], expected: str, *, may_be_null: bool = True) -> None:
         value = settings.get(key)
@@ -82,17 +87,19 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
             refuse(key, expected)
 
     if kind == "dynamic" and head_dim == 2:
-        raise ConfigError("config field 'head_dim' is 2, which rope_type 'dynamic' cannot stretch; expected 4 or more")
+        raise ConfigError(
+            "config field 'head_dim' is 2, which rope_type 'dynamic' does not support. Expected at least 4"
+        )
     number("rope_theta", lambda v: v > 0, "a number above 0", may_be_null=False)
     number("original_max_position_embeddings", lambda v: v > 0, "a whole number above 0")
     if kind in ("linear", "dynamic", "llama3"):
-        number("factor", lambda v: v >= 1, "a number, 1 or more", may_be_null=False)
+        number("factor", lambda v: v >= 1, "a number of at least 1", may_be_null=False)
     number("factor", lambda v: v > 0, "a number above 0")
     number("attention_factor", lambda v: v > 0, "a number above 0")
     for key in ("beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"):
         number(key, lambda v: v > 0, "a number above 0", may_be_null=key not in _REQUIRED[kind])
     if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
-        refuse("high_freq_factor", "more than low_freq_factor")
+        refuse("high_freq_factor", "a number above low_freq_factor")
     for key in ("short_factor", "long_factor") if kind == "longrope" else ():
         value = settings[key]
         if not isinstance(value, list | tuple) or not all(positive_number(v) is None for v in value):
@@ -100,4 +107,4 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
         if len(value) != head_dim // 2:
             raise ConfigError(f"config field '{name}.{key}' has {len(value)} numbers, expected {head_dim // 2}")
     if settings.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-        refuse("partial_rotary_factor", "1: Qwen3 rotates the whole head")
+        refuse("partial_rotary_factor", "1, because Qwen3 rotates the whole head")

@@ -1,7 +1,7 @@
-"""Which configurations stock mlx-lm would run silently wrong, and the entry in config.json that stops it.
+"""Detect configurations for which stock mlx-lm silently computes wrong outputs, and make it refuse them.
 
-mlx-lm's Qwen3 knows plain causal attention with SiLU; other settings it ignores. A checkpoint with such a
-setting carries a `model_file` that names no shipped file, so mlx-lm refuses it; this package knows that one
+The Qwen3 of mlx-lm supports causal attention with SiLU and ignores other settings. A checkpoint with such a setting
+gets a `model_file` in config.json that names a missing file, so mlx-lm refuses to load it. This package accepts that
 value.
 Source: mlx-lm 0.32.2 `models/qwen3.py`, `models/rope_utils.py`, `utils.load_model`.
 """
@@ -12,13 +12,13 @@ from typing import Any
 from ..errors import CheckpointError
 
 MODEL_FILE = "load_with_mlx_qwen3_not_with_mlx_lm.py"
-"""The one value of `model_file` that this package writes and accepts. No file of this name ever exists."""
+"""The only value of `model_file` that this package writes and accepts. No such file exists."""
 
 
 def silently_different(config: Mapping[str, Any]) -> list[str]:
-    """Return what in a Qwen3 config.json stock mlx-lm ignores or computes otherwise; empty where it agrees.
+    """Return the settings of a Qwen3 config.json that stock mlx-lm ignores or computes differently.
 
-    Settings that make mlx-lm fail with an error (biases, heads other than causal) are not listed.
+    Settings for which mlx-lm raises an error (biases, heads other than causal) are not included.
     """
     if config.get("model_type", "qwen3") != "qwen3":
         return []
@@ -34,11 +34,11 @@ def silently_different(config: Mapping[str, Any]) -> list[str]:
     if activation not in ("silu", "swish"):
         reasons.append(f"the activation {activation}")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    reasons.extend(_rope_differences(rope))
+    reasons.extend(_find_rope_differences(rope))
     return reasons
 
 
-def _rope_differences(rope: Mapping[str, Any]) -> list[str]:
+def _find_rope_differences(rope: Mapping[str, Any]) -> list[str]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "longrope":
         return ["longrope positions"]
@@ -59,10 +59,10 @@ def _rope_differences(rope: Mapping[str, Any]) -> list[str]:
 
 
 def check_model_file(config: Mapping[str, Any], source: str) -> None:
-    """Raise `CheckpointError` when a config.json asks for its own code; our own marker passes."""
+    """Raise `CheckpointError` if config.json names a file with code, unless it is `MODEL_FILE`."""
     value = config.get("model_file")
     if value is not None and value != MODEL_FILE:
         raise CheckpointError(
-            f"{source}: config.json asks to run the code in {value!r}, which this package never does; "
-            "remove model_file if the weights are a plain Qwen3"
+            f"{source}: model_file in config.json is {value!r}, and code from checkpoints is never run. "
+            "Remove model_file if the weights are a plain Qwen3 model"
         )

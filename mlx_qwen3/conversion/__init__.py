@@ -1,4 +1,4 @@
-"""From a checkpoint in any accepted format to a folder that MLX loads: plan, stream, config, report, card."""
+"""Convert a checkpoint in any supported format to a folder for MLX or to a GGUF file, with a report and a card."""
 
 from .describe import ModelDescription, describe
 from .gguf_out import GGUF_TYPES, convert_to_gguf

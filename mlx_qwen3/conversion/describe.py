@@ -1,4 +1,4 @@
-"""What a checkpoint is and what it needs, from its configuration and the headers of its files."""
+"""Describe a checkpoint and its memory use from its configuration and the headers of its files."""
 
 import math
 import os
@@ -28,20 +28,20 @@ CONTEXTS = (4096, 32768)
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A checkpoint, described.
+    """The description of a checkpoint.
 
     Attributes:
-        name: as the user wrote it.
-        architecture: the class that runs it.
-        head: the task of its head, in the Hub's words.
-        parameters: numbers that the weights stand for.
-        bytes: of the weights on disk.
-        bits_per_weight: bytes in bits over parameters.
-        format: how the weights are stored.
-        context: tokens.
-        dtype: what this machine computes in.
-        memory: tokens -> bytes for weights and key/value cache.
-        machine_bytes: what this machine can use.
+        name: the path or Hub id as the user gave it.
+        architecture: the model class.
+        head: the Hub's name of the task.
+        parameters: number of parameters, counted before quantization.
+        bytes: size of the weights on disk.
+        bits_per_weight: bits on disk per parameter.
+        format: storage format of the weights.
+        context: maximum number of tokens.
+        dtype: the dtype this machine computes in.
+        machine_bytes: memory that this machine can use, in bytes.
+        memory: number of tokens -> bytes for weights and KV cache.
     """
 
     name: str
@@ -58,22 +58,32 @@ class ModelDescription:
 
 
 def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> ModelDescription:
-    """Describe a checkpoint; of a Hub repository that is not here only the configuration and headers are fetched.
+    """Describe a checkpoint.
+
+    For a Hub repository that is not in the cache, only the configuration and the headers of the files are downloaded.
+
+    Args:
+        path_or_id: a folder, a GGUF file or a Hub id.
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
 
     Raises:
-        CheckpointError, UnsupportedModelError, HubError: see there.
+        CheckpointError: files are missing or damaged.
+        ConfigError: a field of the configuration is invalid.
+        UnsupportedModelError: the architecture is not supported.
+        HubError: the repository cannot be downloaded.
     """
-    if gguf_file is None and not _is_here(path_or_id, revision):
+    if gguf_file is None and not _is_local(path_or_id, revision):
         return _describe_remote(str(path_or_id), revision)
     source = open_source(path_or_id, revision, gguf_file)
-    resident = sum(_resident(source, weight.names) for weight in source.weights)
+    resident = sum(_count_resident_bytes(source, weight.names) for weight in source.weights)
     stored = sum(weight.nbytes for weight in source.weights)
-    return _description(
-        source.name, source.config, source.model.__name__, source.parameters, stored, _format(source), resident
+    return _make_description(
+        source.name, source.config, source.model.__name__, source.parameters, stored, _name_format(source), resident
     )
 
 
-def _is_here(path_or_id: str | Path, revision: str | None) -> bool:
+def _is_local(path_or_id: str | Path, revision: str | None) -> bool:
     if os.path.exists(os.path.expanduser(path_or_id)):
         return True
     from huggingface_hub import try_to_load_from_cache
@@ -82,7 +92,7 @@ def _is_here(path_or_id: str | Path, revision: str | None) -> bool:
     try:
         found = try_to_load_from_cache(str(path_or_id), "config.json", revision=revision)
     except HFValidationError:
-        return True  # opening it gives the error that says what is wrong
+        return True  # opening it raises the error with the cause
     return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
 
 
@@ -96,11 +106,11 @@ def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
     try:
         metadata = get_safetensors_metadata(repo, revision=revision)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise HubError(f"{repo} has no readable safetensors: {error}") from error
+        raise HubError(f"{repo} has no readable safetensors: {error}. Check the repository") from error
     except (http_error, OSError) as error:
-        raise HubError(f"cannot read the headers of {repo}: check the network and run again") from error
+        raise HubError(f"cannot read the headers of {repo}. Check the network and run again") from error
     stored = resident = parameters = 0
-    dtype = computing_dtype(None, _config_dtype(config))
+    dtype = computing_dtype(None, _read_dtype(config))
     for file in metadata.files_metadata.values():
         for tensor in file.tensors.values():
             count = math.prod(tensor.shape)
@@ -110,19 +120,19 @@ def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
             resident += count * (dtype.size if floating else size)
             parameters += count
     method = config.get("quantization_config") or config.get("quantization")
-    form = "quantized" if method else str(_config_dtype(config))
-    return _description(repo, config, model_class(config, repo).__name__, parameters, stored, form, resident)
+    format = "quantized" if method else str(_read_dtype(config))
+    return _make_description(repo, config, model_class(config, repo).__name__, parameters, stored, format, resident)
 
 
-def _config_dtype(config: Mapping[str, Any]) -> str:
+def _read_dtype(config: Mapping[str, Any]) -> str:
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").rpartition(".")[2]
     if name not in DTYPES:
         raise ConfigError(f"config field 'dtype' is {shown(name)}, expected one of {', '.join(DTYPES)}")
     return name
 
 
-def _resident(source: Source, names: tuple[str, ...]) -> int:
-    dtype = computing_dtype(None, _config_dtype(source.config))
+def _count_resident_bytes(source: Source, names: tuple[str, ...]) -> int:
+    dtype = computing_dtype(None, _read_dtype(source.config))
     total = 0
     for name in names:
         entry = source.checkpoint.entry(name)
@@ -130,20 +140,20 @@ def _resident(source: Source, names: tuple[str, ...]) -> int:
         floating = mx.issubdtype(MLX_DTYPES[entry.dtype], mx.floating)
         total += count * dtype.size if floating else entry.nbytes
     if source.method in ("fp8", "gptq", "awq"):
-        # Read without conversion, such weights are decoded to what the machine computes in.
+        # Loading decodes such weights to the dtype that the machine computes in.
         weight = next(weight for weight in source.weights if weight.names == names)
         if weight.foreign is not None:
             return weight.size * dtype.size
     return total
 
 
-def _format(source: Source) -> str:
+def _name_format(source: Source) -> str:
     if isinstance(source.checkpoint, GgufCheckpoint):
         return source.checkpoint.format_name
     if source.method == "mlx":
-        forms = [weight.form for weight in source.weights if weight.form is not None]
-        most = max(forms, key=forms.count)
-        mixed = any(form != most for form in forms)
+        formats = [weight.format for weight in source.weights if weight.format is not None]
+        most = max(formats, key=formats.count)
+        mixed = any(format != most for format in formats)
         return f"MLX {most.mode} {most.bits}-bit, groups of {most.group_size}" + (", mixed" if mixed else "")
     if source.method is not None:
         return source.method.upper()
@@ -151,24 +161,24 @@ def _format(source: Source) -> str:
     return "/".join(sorted(kinds))
 
 
-def _cache_bytes(config: Mapping[str, Any], tokens: int, dtype: str) -> int:
-    """Return bytes of keys and values of `tokens` tokens, as loading counts them; BERT keeps none."""
+def _count_cache_bytes(config: Mapping[str, Any], tokens: int, dtype: str) -> int:
+    """Return the bytes of the KV cache for a number of tokens; 0 for BERT, which has no cache."""
     if config.get("model_type") != "qwen3":
         return 0
     return cache_bytes(Qwen3Config.from_dict(dict(config)), tokens, dtype=dtype)
 
 
-def _description(
+def _make_description(
     name: str,
     config: Mapping[str, Any],
     architecture: str,
     parameters: int,
     stored: int,
-    form: str,
+    format: str,
     resident: int,
 ) -> ModelDescription:
     context = int(config.get("max_position_embeddings", 32768 if config.get("model_type") == "qwen3" else 512))
-    dtype = str(computing_dtype(None, _config_dtype(config))).rpartition(".")[2]
+    dtype = str(computing_dtype(None, _read_dtype(config))).rpartition(".")[2]
     lengths = sorted({*(length for length in CONTEXTS if length < context), context})
     return ModelDescription(
         name=name,
@@ -177,9 +187,9 @@ def _description(
         parameters=parameters,
         bytes=stored,
         bits_per_weight=8 * stored / max(parameters, 1),
-        format=form,
+        format=format,
         context=context,
         dtype=dtype,
         machine_bytes=machine_memory(),
-        memory={length: resident + _cache_bytes(config, length, dtype) for length in lengths},
+        memory={length: resident + _count_cache_bytes(config, length, dtype) for length in lengths},
     )

@@ -1,4 +1,4 @@
-"""The files beside the weights: config.json in mlx-lm's words, the tokenizer's files and the rest that is data."""
+"""Write the files next to the weights: config.json for mlx-lm, the tokenizer, and other data files."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ _DROPPED_FIELDS = ("quantization", "quantization_config", "auto_map", "model_fil
 
 
 def leads_inside(file: Path, folder: Path) -> bool:
-    """Return whether a file is in a folder, or in the store of the Hub's cache that the folder is a snapshot of."""
+    """Return whether a file, after resolving links, is in a folder or in the Hub's cache that the folder belongs to."""
     real, root = file.resolve(), folder.resolve()
     stores = [root]
     if root.parent.name == "snapshots":
@@ -44,35 +44,35 @@ def leads_inside(file: Path, folder: Path) -> bool:
 
 
 def copied_files(source: Path) -> list[Path]:
-    """Return the files of a checkpoint that go along unchanged: data only, no weights, never Python.
+    """Return the files of a checkpoint that are copied unchanged: data files, but no weights and no Python files.
 
-    A link that leads out of the folder is refused, because what it leads to may be private. A tokenizer's file may be
-    a link to a file of the same name.
+    Links to files outside of the folder are refused, because these may be private. Files of the tokenizer may be links
+    to files with the same name.
 
     Raises:
-        CheckpointError: such a link.
+        CheckpointError: a file is a link to outside of the folder.
     """
     if source.is_file():
         return []
-    files = _data_files(source)
+    files = _find_data_files(source)
     for file in files:
         if not leads_inside(file, source) and not (file.name in _LINKED and file.resolve().name == file.name):
             raise CheckpointError(
-                f"{file} is a link to {file.resolve()}, outside of the folder, and is not copied. "
+                f"{file} is a link to {file.resolve()}, which is outside of the folder. "
                 "Replace it by the file, or delete it"
             )
     return files
 
 
-def _data_files(source: Path) -> list[Path]:
+def _find_data_files(source: Path) -> list[Path]:
     found = {file for pattern in _PATTERNS for file in source.glob(pattern) if file.is_file()}
-    found |= {file for folder in _further_modules(source) if (file := folder / "model.safetensors").is_file()}
+    found |= {file for folder in _find_further_modules(source) if (file := folder / "model.safetensors").is_file()}
     own = {source / name for name in _REWRITTEN}
     return sorted(file for file in found if file not in own and not file.name.endswith(".index.json"))
 
 
-def _further_modules(source: Path) -> list[Path]:
-    """Return the folders of the steps after the encoder that sentence-transformers lists in modules.json."""
+def _find_further_modules(source: Path) -> list[Path]:
+    """Return the folders of the modules that sentence-transformers lists in modules.json after the encoder."""
     if not (source / "modules.json").is_file():
         return []
     modules = read_json(source / "modules.json")
@@ -82,7 +82,7 @@ def _further_modules(source: Path) -> list[Path]:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copy what goes along unchanged.
+    """Copy the files of `copied_files`, or write those of a GGUF file, to a folder.
 
     Raises:
         CheckpointError: a file cannot be read, or the disk is full.
@@ -91,22 +91,22 @@ def copy_files(source: Path, target: Path) -> None:
         write_gguf_companions(source, target)
         return
     for file in copied_files(source):
-        place = target / file.relative_to(source)
+        copied = target / file.relative_to(source)
         try:
             opened = file.open("rb")
         except OSError as problem:
             raise CheckpointError(f"cannot read {file}: {reason_of(problem)}. Check its permissions") from problem
         with opened, disk_errors(target):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("wb") as copy:
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            with copied.open("wb") as copy:
                 shutil.copyfileobj(opened, copy)
 
 
 def write_gguf_companions(source: Path, target: Path) -> None:
-    """Write the tokenizer's files and generation_config.json of a GGUF file.
+    """Write the tokenizer and generation_config.json of a GGUF file to a folder.
 
     Raises:
-        TokenizerError: the file has no tokenizer that can be used.
+        TokenizerError: the file has no usable tokenizer.
         CheckpointError: the disk is full.
     """
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
@@ -124,20 +124,21 @@ def mlx_config(
 ) -> dict[str, Any]:
     """Return the config.json of the converted model.
 
-    It has every field of the source, the fields that mlx-lm requires with Hugging Face's defaults, `quantization`
-    where layers are packed, and `model_file` where stock mlx-lm would compute something else.
+    It has all fields of the source, and the fields that mlx-lm requires with Hugging Face's defaults. It has
+    `quantization` if layers are packed, and `model_file` if stock mlx-lm would compute different outputs.
 
     Args:
+        source: the checkpoint that was converted.
         formats: path -> format of the packed layers.
-        default: the format written at the top of `quantization`; default the most frequent.
-        dtype: of the weights that are not packed, None if it did not change.
-        tied: what `tie_word_embeddings` must say, None if it did not change.
+        default: the default format in `quantization`; by default the most frequent.
+        dtype: dtype of the weights that are not packed, or None if it did not change.
+        tied: value of `tie_word_embeddings`, or None if it did not change.
     """
     config = dict(source.config)
     if config.get("model_type") == "qwen3":
-        config.update(Qwen3Config.from_dict(_without_dropped(config)).to_dict())
+        config.update(Qwen3Config.from_dict(_drop_fields(config)).to_dict())
         _write_rope_for_mlx_lm(config)
-    config = _without_dropped(config)
+    config = _drop_fields(config)
     if tied is not None:
         config["tie_word_embeddings"] = tied
     if dtype is not None:
@@ -150,19 +151,19 @@ def mlx_config(
     return config
 
 
-def _without_dropped(config: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in _DROPPED_FIELDS}
 
 
 def _write_rope_for_mlx_lm(config: dict[str, Any]) -> None:
-    # mlx-lm looks at `type` first, Hugging Face at `rope_type`; the settings are normalised, so one name is enough.
+    # mlx-lm reads `type` first, Hugging Face `rope_type`. Keep only `rope_type`, so that both read the same value.
     for name in ("rope_scaling", "rope_parameters"):
         if isinstance(config.get(name), Mapping):
             config[name] = {key: value for key, value in config[name].items() if key != "type"}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write sorted, indented JSON.
+    """Write a mapping as sorted, indented JSON.
 
     Raises:
         CheckpointError: the disk is full.

@@ -1,4 +1,4 @@
-"""`convert_to_gguf`: a checkpoint in any accepted format becomes a GGUF file, a block of rows at a time."""
+"""`convert_to_gguf`: convert a checkpoint in any supported format to a GGUF file, a block of rows at a time."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ from .stream import Progress, is_finite
 logger = logging.getLogger(__name__)
 
 GGUF_TYPES = {"f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
-"""Name -> kind of the matrices, and the number of this mixture in `general.file_type`."""
+"""Name -> tensor type of the matrices, and number of the file type in `general.file_type`."""
 _CLASSES = ("Qwen3ForCausalLM", "Qwen3Model")
 
 
@@ -42,27 +42,27 @@ def convert_to_gguf(
     progress: Progress | None = None,
     verify: bool = False,
 ) -> Conversion:
-    """Convert a Qwen3 checkpoint into a GGUF file for llama.cpp, ollama and LM Studio.
+    """Convert a Qwen3 checkpoint to a GGUF file for llama.cpp, ollama and LM Studio.
 
-    Matrices get the chosen kind, vectors stay float32. With `q4_0` the embedding and the head are Q8_0, because they
-    suffer most; a matrix whose rows are no whole blocks of 32 is F16. Packed weights are decoded first.
+    Matrices get the chosen type; vectors stay float32. With `q4_0`, the embedding and the head are Q8_0, because they
+    are the most sensitive. A matrix whose rows are not whole blocks of 32 is F16. Packed weights are decoded first.
 
     Args:
         hf_path: a folder, a Hub id or a GGUF file.
         gguf_path: the file to write, `NAME.gguf`.
         gguf_type: `f16`, `bf16`, `q8_0` or `q4_0`.
-        revision: a branch, tag or commit of the Hub repository.
-        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
         force: replace an existing file.
-        progress: called with bytes read and bytes to read.
-        verify: compare the sha256 of every file of the source before and after, not only size and time, and that of
-            a downloaded file with the one it should have.
+        progress: called with the bytes read so far and the bytes to read.
+        verify: compare the sha256 of every source file before and after the conversion, instead of only size and
+            modification time, and check the sha256 of downloaded files.
 
     Raises:
-        InputError: another type, or a name that does not end in .gguf.
-        UnsupportedModelError: a model or a setting that llama.cpp's qwen3 does not have.
-        TokenizerError: a tokenizer that GGUF has no name for.
-        QuantizationError: a weight that the type cannot hold.
+        InputError: the type is unknown, or the name does not end in .gguf.
+        UnsupportedModelError: llama.cpp's qwen3 does not support the model or a setting.
+        TokenizerError: GGUF does not support the tokenizer.
+        QuantizationError: the type cannot represent a weight.
         CheckpointError, HubError: the source cannot be read, or the target cannot be written.
     """
     if gguf_type not in GGUF_TYPES:
@@ -71,15 +71,15 @@ def convert_to_gguf(
         raise InputError(f"gguf_path is {gguf_path!r}. Give the path of the file to write")
     target = Path(os.path.abspath(os.path.expanduser(gguf_path)))
     if target.suffix != ".gguf":
-        raise InputError(f"the target {gguf_path} must be a file whose name ends in .gguf: give --mlx-path NAME.gguf")
+        raise InputError(f"the name of the target {gguf_path} does not end in .gguf. Give --mlx-path NAME.gguf")
     check_target_free(target, force)
     source = open_source(hf_path, revision, gguf_file)
     if target in (file.resolve() for file in source.checkpoint.files):
-        raise CheckpointError(f"the target {target} is the source: choose another target")
-    config = _checked_config(source)
-    weights, names, config.tie_word_embeddings = _weights(source, config)
-    kinds = {name: _kind(name, weight.shape, gguf_type) for name, weight in zip(names, weights, strict=True)}
-    metadata = _metadata(source, config, target, gguf_type)
+        raise CheckpointError(f"the target {target} is the source. Choose another target")
+    config = _check_config(source)
+    weights, names, config.tie_word_embeddings = _name_weights(source, config)
+    kinds = {name: _choose_kind(name, weight.shape, gguf_type) for name, weight in zip(names, weights, strict=True)}
+    metadata = _make_metadata(source, config, target, gguf_type)
     tensors = {name: (weight.shape, kinds[name]) for name, weight in zip(names, weights, strict=True)}
     hashes = file_hashes(source) if verify else None
     check_downloads(hashes or {})
@@ -111,38 +111,41 @@ def convert_to_gguf(
 def _write(writer: GgufWriter, name: str, kind: str, weight: SourceWeight, start: int, stop: int) -> None:
     rows = weight.rows(start, stop) if len(weight.shape) > 1 else weight.checkpoint.read_now(weight.names[0])[None]
     if not mx.issubdtype(rows.dtype, mx.floating):
-        raise CheckpointError(f"{weight.name} is stored as {rows.dtype}, expected floating point: check the source")
+        raise CheckpointError(f"{weight.name} is stored as {rows.dtype}, expected floating point. Check the source")
     stored = rows.astype(mx.float16) if kind == "F16" else rows
     if not is_finite(stored):
-        reason = "NaN or infinite values" if not is_finite(rows) else "values beyond float16: choose --gguf-type bf16"
-        raise QuantizationError(f"{weight.name} holds {reason}")
+        if is_finite(rows):
+            raise QuantizationError(f"{weight.name} has values that exceed float16. Choose --gguf-type bf16")
+        raise QuantizationError(f"{weight.name} has NaN or infinite values. Check the source")
     writer.write_rows(name, start, encode_rows(rows, kind))
 
 
-def _checked_config(source: Source) -> Qwen3Config:
-    """Return the configuration, if llama.cpp computes the same model from it."""
+def _check_config(source: Source) -> Qwen3Config:
+    """Return the configuration after checking that llama.cpp supports it."""
     name = source.model.__name__
     if name not in _CLASSES:
-        raise UnsupportedModelError(f"{source.name} is {name}: GGUF files are written of {' and '.join(_CLASSES)} only")
+        raise UnsupportedModelError(
+            f"{source.name} is {name}, but only {' and '.join(_CLASSES)} can be written as GGUF. Convert it to MLX"
+        )
     config = Qwen3Config.from_dict({key: value for key, value in source.config.items() if key != "quantization"})
     rope = config.rope_parameters["rope_type"]
     reasons = {
-        f"the activation {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
+        f"activation {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
         "biases in attention": config.attention_bias,
         "sliding window attention": SLIDING in config.layer_types,
-        f"the rotary scaling {rope}": rope not in ("default", "linear", "yarn"),
+        f"RoPE scaling {rope}": rope not in ("default", "linear", "yarn"),
         "attention that is not causal": source.config.get("is_causal") is False,
     }
     for reason, applies in reasons.items():
         if applies:
             raise UnsupportedModelError(
-                f"{source.name} has {reason}, which llama.cpp's qwen3 has not: convert it to MLX"
+                f"{source.name} has {reason}, which llama.cpp's qwen3 does not support. Convert it to MLX"
             )
     return config
 
 
-def _weights(source: Source, config: Qwen3Config) -> tuple[list[SourceWeight], list[str], bool]:
-    """Return the weights that are written, their GGUF names, and whether the head is tied."""
+def _name_weights(source: Source, config: Qwen3Config) -> tuple[list[SourceWeight], list[str], bool]:
+    """Return the weights to write, their GGUF names, and whether the head is tied."""
     weights, renamed, tied = kept_weights(source)
     rules = source.model.weight_rules
     names = []
@@ -150,15 +153,15 @@ def _weights(source: Source, config: Qwen3Config) -> tuple[list[SourceWeight], l
         name = renamed.get(weight.name, weight.name)
         found = gguf_name(names_in_memory([name], "model.", rules)[name])
         if found is None:
-            raise CheckpointError(f"{source.name}: GGUF has no place for the weight {weight.name}: check the source")
+            raise CheckpointError(f"{source.name}: GGUF has no name for weight {weight.name}. Check the source")
         names.append(found)
     untied = "output.weight" in names
     if not untied and not config.tie_word_embeddings and source.model.__name__ == "Qwen3ForCausalLM":
-        raise CheckpointError(f"{source.name} lacks lm_head.weight: download it again")
+        raise CheckpointError(f"{source.name} lacks lm_head.weight. Download it again")
     return weights, names, not untied if tied is None else tied
 
 
-def _kind(name: str, shape: tuple[int, ...], gguf_type: str) -> str:
+def _choose_kind(name: str, shape: tuple[int, ...], gguf_type: str) -> str:
     kind, _ = GGUF_TYPES[gguf_type]
     if len(shape) == 1:
         return "F32"
@@ -167,7 +170,7 @@ def _kind(name: str, shape: tuple[int, ...], gguf_type: str) -> str:
     return "Q8_0" if kind == "Q4_0" and name in ("token_embd.weight", "output.weight") else kind
 
 
-def _metadata(source: Source, config: Qwen3Config, target: Path, gguf_type: str) -> dict[str, Any]:
+def _make_metadata(source: Source, config: Qwen3Config, target: Path, gguf_type: str) -> dict[str, Any]:
     heads = "qwen3.attention"
     metadata: dict[str, Any] = {
         "general.architecture": "qwen3",
@@ -185,9 +188,9 @@ def _metadata(source: Source, config: Qwen3Config, target: Path, gguf_type: str)
         f"{heads}.value_length": config.head_dim,
         f"{heads}.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "qwen3.rope.freq_base": float(config.rope_theta),
-        **_rope_scaling(config),
+        **_make_rope_scaling(config),
     }
-    sampling = _generation(source)
+    sampling = _read_generation_config(source)
     for field, name in (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
         value = sampling.get(field) if sampling.get("do_sample") else None
         if value is not None:
@@ -198,7 +201,7 @@ def _metadata(source: Source, config: Qwen3Config, target: Path, gguf_type: str)
     return metadata
 
 
-def _rope_scaling(config: Qwen3Config) -> dict[str, Any]:
+def _make_rope_scaling(config: Qwen3Config) -> dict[str, Any]:
     rope, prefix = config.rope_parameters, "qwen3.rope.scaling"
     if rope["rope_type"] == "default":
         return {}
@@ -213,7 +216,7 @@ def _rope_scaling(config: Qwen3Config) -> dict[str, Any]:
     return values
 
 
-def _generation(source: Source) -> dict[str, Any]:
+def _read_generation_config(source: Source) -> dict[str, Any]:
     if isinstance(source.checkpoint, GgufCheckpoint):
         return generation_from_gguf(source.folder)
     file = source.folder / "generation_config.json"

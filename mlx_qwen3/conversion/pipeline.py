@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint in any accepted format becomes a folder that MLX loads, in bounded memory."""
+"""`convert`: convert a checkpoint in any supported format to a folder for MLX, in bounded memory."""
 
 import logging
 import os
@@ -53,47 +53,49 @@ def convert(
     requantize_bits: int = 8,
     verify: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint into a folder that this package and mlx-lm load. Weights pass a block at a time.
+    """Convert a checkpoint to a folder that this package and mlx-lm load. Weights are converted in blocks of rows.
 
     Args:
-        hf_path: a folder, a Hub id or a GGUF file: bf16, fp16, fp32, FP8, GPTQ, AWQ, or a folder that MLX quantized.
+        hf_path: a folder, a Hub id or a GGUF file with weights in bf16, fp16, fp32, FP8, GPTQ or AWQ, or quantized by
+            MLX.
         mlx_path: the folder to write.
-        quantize: pack linear layers and embeddings; heads other than the language model's only with
+        quantize: pack linear layers and embeddings. Heads other than the language model head are packed only with
             `quantize_heads`.
-        q_group_size: 32, 64 or 128; default 64 (fixed in modes other than affine).
-        q_bits: 2, 3, 4, 5, 6 or 8; default 4.
+        q_group_size: 32, 64 or 128; 64 by default (fixed in modes other than affine).
+        q_bits: 2, 3, 4, 5, 6 or 8; 4 by default.
         q_mode: `affine`, `mxfp4`, `mxfp8` or `nvfp4`.
-        dtype: `float16`, `bfloat16` or `float32` for scales and unpacked weights; default the configuration's, or
-            the dtype of the scales where GPTQ or AWQ codes are reused.
-        upload_repo: a Hub repository to upload the folder to.
-        revision: a branch, tag or commit of the Hub repository.
-        dequantize: unpack everything instead.
-        quant_predicate: `mixed_2_6`, `mixed_3_4`, `mixed_3_6`, `mixed_4_6`, or a function of path and layer as
-            mlx-lm's (the layer has `weight.shape` only).
-        q_overrides: `PATTERN=BITS[:GROUP[:MODE]]` or `PATTERN=none`; the last match decides.
+        dtype: `float16`, `bfloat16` or `float32` for scales and unpacked weights. By default the dtype in the
+            configuration, or the dtype of the scales if GPTQ or AWQ codes are reused.
+        upload_repo: Hub repository to upload the folder to.
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
+        dequantize: unpack all weights instead.
+        quant_predicate: `mixed_2_6`, `mixed_3_4`, `mixed_3_6`, `mixed_4_6`, or a function of path and layer as in
+            mlx-lm (the layer only has `weight.shape`).
+        q_overrides: `PATTERN=BITS[:GROUP[:MODE]]` or `PATTERN=none`; the last match is used.
         quantize_heads: also pack classification and other heads.
-        target_bpw: find the format of each layer by measurement, for this many bits per weight; layers that
-            `q_overrides` names keep what is said there.
-        calibration_text: a text file to measure layers on for `target_bpw`, instead of the shipped one; not the
-            report's.
-        report: measure the quality; default with `report_text`, or when quantizing a model that fits in memory.
-        report_text: a text file to measure on instead of the text that comes with the package.
+        target_bpw: choose the format of each layer by its measured sensitivity, for this number of bits per weight.
+            Layers that match `q_overrides` keep the format given there.
+        calibration_text: text file for measuring layers for `target_bpw`, instead of the text in the package. The
+            quality report does not use it.
+        report: measure the quality. By default with `report_text`, or when quantizing a model that fits in memory.
+        report_text: text file for the quality report, instead of the text in the package.
         force: replace an existing target, and convert NaN and infinite weights.
-        progress: called with bytes read and bytes to read.
-        measuring: called while layers or the quality are measured, with what is measured, how much of it is done,
-            and how much there is; default a line for the logger.
-        command: the command line, for the model card.
+        progress: called with the bytes read so far and the bytes to read.
+        measuring: called while layers or the quality are measured, with the name of the measurement, the number of
+            steps done, and their total number. By default, progress is logged.
+        command: command line for the model card.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
         requantize_bits: bits of GPTQ and AWQ layers whose codes MLX cannot represent, such as those with reordered
             columns.
-        verify: compare the sha256 of every file of the source before and after, not only size and time, and that of
-            a downloaded file with the one it should have.
-        gguf_file: the GGUF file in the folder or repository, by its name or its quantization.
+        verify: compare the sha256 of every source file before and after the conversion, instead of only size and
+            modification time, and check the sha256 of downloaded files.
 
     Raises:
-        CheckpointError: broken or missing files, a target that exists, a full disk.
-        QuantizationError: a format or recipe that does not exist or does not suit the model.
-        InputError: arguments of which one would be ignored, or a text that cannot be used.
-        UnsupportedModelError, HubError: see there.
+        CheckpointError: files are damaged or missing, the target exists, or the disk is full.
+        QuantizationError: a format or recipe does not exist or does not suit the model.
+        InputError: an argument is invalid, would be ignored, or contradicts another one.
+        UnsupportedModelError: the architecture is not supported.
+        HubError: the repository cannot be downloaded.
     """
     formats = {
         "q_bits": q_bits,
@@ -102,24 +104,24 @@ def convert(
         "quant_predicate": quant_predicate,
         "q_overrides": q_overrides or None,
     }
-    asked = [name for name, value in formats.items() if value is not None]
+    given = [name for name, value in formats.items() if value is not None]
     if not isinstance(mlx_path, str | os.PathLike) or not str(mlx_path) or "\0" in str(mlx_path):
         raise InputError(f"mlx_path is {mlx_path!r}. Give the path of the folder to write")
     if isinstance(q_overrides, str):
-        raise InputError(f"q_overrides is the text {q_overrides!r}. Give a list of such texts")
-    _check_quantizing(asked, quantize, dequantize, target_bpw, quantize_heads)
+        raise InputError(f"q_overrides is the string {q_overrides!r}. Give a list of such strings")
+    _check_quantizing(given, quantize, dequantize, target_bpw, quantize_heads)
     if isinstance(quant_predicate, str) and q_bits is not None:
-        raise InputError(f"quant_predicate {quant_predicate} has bits of its own beside q_bits: leave one of them out")
+        raise InputError(f"quant_predicate {quant_predicate} and q_bits exclude each other. Omit one of them")
     if calibration_text is not None and target_bpw is None:
-        raise InputError("calibration_text needs target_bpw; for the quality report there is report_text")
+        raise InputError("calibration_text needs target_bpw. For the quality report, give report_text")
     if report is False and report_text is not None:
-        raise InputError("report_text is given and the report switched off: leave one of them out")
+        raise InputError("report_text and report=False exclude each other. Omit one of them")
     if revision is not None and os.path.isdir(os.path.expanduser(hf_path)):
-        raise InputError(f"{hf_path} is a folder here, which has no revision {revision}: leave revision out")
+        raise InputError(f"{hf_path} is a local folder, so revision {revision} has no effect. Omit revision")
     report = True if report is None and report_text is not None else report
-    asked_report = report is True
+    report_required = report is True
     quantize = quantize or target_bpw is not None
-    recipe = _recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
+    recipe = _make_recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
     if upload_repo is not None:
         check_repo_id(upload_repo)
     source = open_source(hf_path, revision, gguf_file)
@@ -131,9 +133,9 @@ def convert(
     _check_target(source.folder, target)
     check_target_free(target, force)
     card, files = source_metadata(source.folder), copied_files(source.folder)
-    explicit = bool(asked) or target_bpw is not None
+    explicit = bool(given) or target_bpw is not None
 
-    def plan_now() -> Plan:
+    def make_current_plan() -> Plan:
         return make_plan(
             source,
             recipe,
@@ -143,17 +145,17 @@ def convert(
             requantize_bits=requantize_bits,
         )
 
-    plan = plan_now()
-    report = _wants_report(report, recipe, source, plan)
+    plan = make_current_plan()
+    report = _decide_report(report, recipe, source, plan)
     if report:
-        report = _can_be_measured(source, report_text, required=asked_report)
+        report = _check_measurable(source, report_text, required=report_required)
     hashes = file_hashes(source) if verify else None
     check_downloads(hashes or {})
     with replace_folder(target, force=force) as folder:
         if recipe is not None and target_bpw is not None:
             recipe.by_layer = formats_for_target(source, recipe, target_bpw, calibration_text, measuring)
-            plan = plan_now()
-        # Text and directory sizes are small beside the weights; a hundredth covers them and the headers.
+            plan = make_current_plan()
+        # One percent of the size of the weights covers headers, text files and directories.
         others = sum(file.stat().st_size for file in files)
         _check_disk(target, plan.bytes_out + others + plan.bytes_out // 100)
         started = time.perf_counter()
@@ -172,7 +174,7 @@ def convert(
             kept=plan.kept,
             requantized=plan.requantized,
             requantize_errors=converter.requantize_errors,
-            largest_error=converter.largest_error if any(step.mapped for step in plan.steps) else None,
+            largest_error=converter.largest_error if any(step.reuses_codes for step in plan.steps) else None,
             repacked=source.repacked,
             not_finite=converter.not_finite,
             mlx_lm_differences=silently_different(config),
@@ -180,9 +182,11 @@ def convert(
         )
         write_card(folder, source, card, done, config, command, upload_repo)
         check_unchanged(source, hashes)
-    # The model is complete and in the target folder: nothing that fails from here on takes it away.
+    # The model is complete in the target folder, so a later failure does not remove it.
     if report:
-        done.quality = _quality(source, target, report_text, target_bpw is not None, measuring, required=asked_report)
+        done.quality = _measure_quality(
+            source, target, report_text, target_bpw is not None, measuring, required=report_required
+        )
     if done.quality is not None:
         write_json(target / "quality.json", done.quality)
         write_card(target, source, card, done, config, command, upload_repo)
@@ -191,13 +195,11 @@ def convert(
     return done
 
 
-def _can_be_measured(source: Source, text: str | Path | None, required: bool) -> bool:
-    """Return whether text and tokenizer can be used; looked at before the work, and an error where a report was asked
-    for.
-    """
+def _check_measurable(source: Source, text: str | Path | None, required: bool) -> bool:
+    """Return whether text and tokenizer are usable for a quality report; if it is `required`, raise if they are not."""
     try:
         if not has_tokenizer(source.folder):
-            raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made. Leave it out")
+            raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report")
         read_samples(source.folder, vocabulary_size(source), text, "report")
     except MlxQwen3Error as error:
         if required:
@@ -207,7 +209,7 @@ def _can_be_measured(source: Source, text: str | Path | None, required: bool) ->
     return True
 
 
-def _quality(
+def _measure_quality(
     source: Source,
     target: Path,
     text: str | Path | None,
@@ -215,7 +217,7 @@ def _quality(
     measuring: Measuring | None,
     required: bool,
 ) -> dict[str, Any] | None:
-    """Return the quality report; without one, log why, or raise where it was asked for."""
+    """Return the quality report. If it fails, raise if it is `required`, otherwise log the cause and return None."""
     try:
         return measure_quality(source, target, text, compare_plain, measuring)
     except MlxQwen3Error as error:
@@ -226,22 +228,24 @@ def _quality(
 
 
 def _check_quantizing(
-    asked: list[str], quantize: bool, dequantize: bool, target_bpw: float | None, heads: bool
+    given: list[str], quantize: bool, dequantize: bool, target_bpw: float | None, heads: bool
 ) -> None:
     if dequantize and (quantize or target_bpw is not None):
-        raise InputError("quantize and dequantize exclude one another: choose one")
-    names = [*asked, "quantize_heads"] if heads else asked
+        raise InputError("quantize and dequantize exclude each other. Omit one of them")
+    names = [*given, "quantize_heads"] if heads else given
     if names and dequantize:
-        raise InputError(f"{names[0]} and dequantize exclude one another: choose one")
+        raise InputError(f"{names[0]} and dequantize exclude each other. Omit one of them")
     if names and not quantize and target_bpw is None:
-        raise InputError(f"{names[0]} was given without quantize: add -q")
-    # Overrides keep their layers out of the search; all other formats would lose against it.
-    lost = [name for name in asked if name != "q_overrides"]
-    if target_bpw is not None and lost:
-        raise InputError(f"target_bpw and {lost[0]} both choose the formats of all layers: leave one of them out")
+        raise InputError(f"{names[0]} needs quantize. Add quantize=True, or -q")
+    # Overrides exclude their layers from the search, which would ignore all other formats.
+    conflicting = [name for name in given if name != "q_overrides"]
+    if target_bpw is not None and conflicting:
+        raise InputError(
+            f"target_bpw and {conflicting[0]} both choose the formats of all layers. Leave one of them out"
+        )
 
 
-def _recipe(
+def _make_recipe(
     quantize: bool,
     q_bits: int | None,
     q_group_size: int | None,
@@ -255,7 +259,7 @@ def _recipe(
     default = PackedFormat.of(q_mode, q_bits, q_group_size)
     mixed = quant_predicate if isinstance(quant_predicate, str) else None
     if mixed is not None and mixed not in MIXED_RECIPES:
-        raise InputError(f"quant_predicate {mixed!r} is unknown: use one of {', '.join(MIXED_RECIPES)}")
+        raise InputError(f"quant_predicate is {mixed!r}, which is unknown. Use one of {', '.join(MIXED_RECIPES)}")
     return Recipe(
         default,
         mixed=mixed,
@@ -268,11 +272,11 @@ def _recipe(
 def _check_target(source: Path, target: Path) -> None:
     real_source, real_target = source.resolve(), target.resolve()
     if real_target == real_source:
-        raise CheckpointError(f"the target {target} is the source: choose another target")
+        raise CheckpointError(f"the target {target} is the source. Choose another target")
     if real_source in real_target.parents:
-        raise CheckpointError(f"the target {target} lies inside the source: choose another target")
+        raise CheckpointError(f"the target {target} is inside the source. Choose another target")
     if real_target in real_source.parents:
-        raise CheckpointError(f"the source lies inside the target {target}, which is replaced: choose another target")
+        raise CheckpointError(f"the source is inside the target {target}, which is replaced. Choose another target")
 
 
 def _check_disk(target: Path, needed: int) -> None:
@@ -282,15 +286,15 @@ def _check_disk(target: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise CheckpointError(
-            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free: free some space or "
-            "choose another target"
+            f"{target} needs {needed / 1e9:.2f} GB, but its disk has only {free / 1e9:.2f} GB free. Free some space, "
+            "or choose another target"
         )
 
 
-def _wants_report(report: bool | None, recipe: Recipe | None, source: Source, plan: Plan) -> bool:
+def _decide_report(report: bool | None, recipe: Recipe | None, source: Source, plan: Plan) -> bool:
     if report is not None:
         if report and "lm_head.weight" in source.content.fresh:
-            raise InputError(f"{source.name} has no output head, so there is no quality to report. Leave report out")
+            raise InputError(f"{source.name} has no output head, which the quality report needs. Omit report")
         return report
     if recipe is None:
         return False
@@ -301,6 +305,8 @@ def _wants_report(report: bool | None, recipe: Recipe | None, source: Source, pl
         logger.warning("no quality report: %s has no tokenizer", source.name)
         return False
     if not model_fits(source, plan):
-        logger.warning("no quality report: the unquantized model does not fit into memory; ask for it with report")
+        logger.warning(
+            "no quality report: the unquantized model does not fit in memory; use report=True to measure anyway"
+        )
         return False
     return True

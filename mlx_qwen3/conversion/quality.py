@@ -1,4 +1,4 @@
-"""The quality report of a conversion: the source and the result loaded side by side and compared."""
+"""Measure the quality of a conversion by comparing the outputs of the source and the result."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from .source import Source
 logger = logging.getLogger(__name__)
 
 Measuring = Callable[[str, int, int], object]
-"""Called with what is measured, how much of it is done, and how much there is."""
+"""Called with the name of the measurement, the number of steps done, and their total number."""
 
 _LOGITS_IN_A_WINDOW = 20_000_000
 _LONGEST_WINDOW = 256
@@ -35,7 +35,7 @@ _SHARE_OF_MEMORY = 0.7
 
 
 def available_memory() -> int:
-    """Return bytes of memory that a new allocation can count on, as the system says."""
+    """Return the memory, in bytes, that the system reports as available for new allocations."""
     if platform.system() == "Darwin":
         pages = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
         free = 0
@@ -55,7 +55,7 @@ def available_memory() -> int:
 
 
 def model_fits(source: Source, plan: Plan) -> bool:
-    """Return whether the unquantized and the converted model fit together: into memory, and a GPU's working set."""
+    """Return whether the unquantized and the converted model fit in memory, and in a GPU's working set, together."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     per_weight = 4 if on_cpu else 2
     converted = source.parameters * per_weight if on_cpu else plan.bytes_out
@@ -64,24 +64,30 @@ def model_fits(source: Source, plan: Plan) -> bool:
 
 
 def vocabulary_size(source: Source) -> int:
-    """Return how many tokens the model of a source knows."""
+    """Return the vocabulary size of the model of a source."""
     return source.model.config_class.from_dict(source.config).vocab_size
 
 
 def reference_model(source: Source) -> Any:
-    """Return the unquantized model of a source, whatever format its weights are stored in."""
+    """Load the model of a source with unquantized weights, regardless of their storage format."""
     return source.model.from_pretrained(source.folder, unpack=True)
 
 
 def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: str) -> tuple[list[Sample], str, int]:
-    """Return what to measure on, what it is called, and its number of tokens.
+    """Return the samples to measure on, the name of the text, and its number of tokens.
 
-    A `.jsonl` file has `{"prompt": ..., "completion": ...}` in each line, and only completions count; any other file
-    is running text.
+    A `.jsonl` file has `{"prompt": ..., "completion": ...}` in each line, and only completions are measured. Any other
+    file is plain text.
+
+    Args:
+        folder: folder or GGUF file with the tokenizer.
+        vocab_size: vocabulary size of the model.
+        text: a text file, or None for the text in the package.
+        which: text in the package, "calibration" or "report".
 
     Raises:
         InputError: the file cannot be read or is too short.
-        TokenizerError: the model's tokenizer cannot be used.
+        TokenizerError: the tokenizer cannot be used.
     """
     if text is None:
         content, name = shipped_text(which), SHIPPED
@@ -89,30 +95,33 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
         try:
             content, name = Path(text).read_text(encoding="utf-8"), Path(text).name
         except OSError as error:
-            raise InputError(f"cannot read the text {text} ({error.strerror}): give a file of UTF-8 text") from None
+            raise InputError(f"cannot read text {text} ({error.strerror}). Give a file of UTF-8 text") from None
         except UnicodeDecodeError as error:
-            raise InputError(f"the text {text} is not UTF-8 (byte {error.start}): convert it to UTF-8") from None
+            raise InputError(f"text {text} is not UTF-8 (byte {error.start}). Convert it to UTF-8") from None
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(part: str) -> list[int]:
         return list(tokenizer.encode(part, add_special_tokens=False))
 
     if name.endswith(".jsonl"):
-        pairs = _prompts_and_completions(content, name)
+        pairs = _parse_pairs(content, name)
         samples = [Sample([*encode(prompt), *encode(completion)], len(encode(prompt))) for prompt, completion in pairs]
     else:
         length = max(16, min(_LONGEST_WINDOW, _LOGITS_IN_A_WINDOW // max(vocab_size, 1)))
         samples = list(windows(encode(content), length))
     tokens = sum(len(sample.ids) for sample in samples)
     if tokens < 8:
-        raise InputError(f"{name} has {tokens} tokens: give a longer text")
+        raise InputError(f"{name} has only {tokens} tokens. Give a longer text")
     highest = max(max(sample.ids) for sample in samples)
     if highest >= vocab_size:
-        raise InputError(f"the tokenizer of {folder} gives token {highest}, the model knows {vocab_size}")
+        raise InputError(
+            f"the tokenizer of {folder} returns token {highest}, but the model has {vocab_size} tokens. "
+            "Use the tokenizer of the model"
+        )
     return samples, name, tokens
 
 
-def _prompts_and_completions(content: str, name: str) -> list[tuple[str, str]]:
+def _parse_pairs(content: str, name: str) -> list[tuple[str, str]]:
     pairs = []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -129,14 +138,14 @@ def _prompts_and_completions(content: str, name: str) -> list[tuple[str, str]]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder or GGUF file has a tokenizer to turn a text into tokens."""
+    """Return whether a folder or GGUF file has a tokenizer."""
     if is_gguf(folder):
         return "tokenizer.ggml.tokens" in open_gguf(folder).metadata
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt"))
 
 
 def log_measuring(what: str, done: int, total: int) -> None:
-    """A `Measuring` for where nobody else listens."""
+    """Log the progress of a measurement; the default `Measuring`."""
     logger.info("measuring %s: %d of %d", what, done, total)
 
 
@@ -147,20 +156,26 @@ def measure_quality(
     compare_plain: bool = False,
     measuring: Measuring | None = None,
 ) -> dict[str, Any]:
-    """Compare a converted folder with its source.
+    """Compare the outputs of a converted folder with those of its source.
 
     Args:
-        text: a file to measure on instead of the text that comes with the package.
-        compare_plain: also measure plain 4-bit in groups of 64.
-        measuring: called as the samples are done, from 0 on, with a name for each of the two comparisons.
+        source: the checkpoint that was converted.
+        converted: the converted folder.
+        text: a text file, or None for the text in the package.
+        compare_plain: also measure plain 4-bit quantization in groups of 64.
+        measuring: called after every sample, first with 0, with the name of the comparison ("quality" or
+            "plain 4-bit"), the number of samples done, and their total number.
+
+    Returns:
+        The quality report as for quality.json.
 
     Raises:
         InputError: the text cannot be used.
         CheckpointError: there is no tokenizer.
-        MemoryFitError: memory ran out.
+        MemoryFitError: there is not enough memory.
     """
     if not has_tokenizer(source.folder):
-        raise CheckpointError(f"{source.folder} has no tokenizer, so no quality report can be made: leave it out")
+        raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report")
     samples, name, tokens = read_samples(source.folder, vocabulary_size(source), text, "report")
     measuring = measuring or log_measuring
     measuring("quality", 0, len(samples))
@@ -181,5 +196,5 @@ def measure_quality(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryFitError("the quality report needs more memory than there is. Convert without it.") from error
+        raise MemoryFitError("there is not enough memory for the quality report. Convert without it") from error
     return {"text": name, "tokens": tokens, **quality}

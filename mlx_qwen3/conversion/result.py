@@ -1,4 +1,4 @@
-"""What `convert` gives back."""
+"""The result of `convert`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,12 @@ from ..checkpoint.gguf_checkpoint import Repacked
 
 @dataclass(frozen=True)
 class LayerError:
-    """What quantizing a layer again cost: the largest and the mean absolute error of a weight."""
+    """The error of requantizing a layer.
+
+    Attributes:
+        largest: largest absolute error of a weight.
+        mean: mean absolute error of the weights.
+    """
 
     largest: float
     mean: float
@@ -17,24 +22,24 @@ class LayerError:
 
 @dataclass
 class Conversion:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        path: the folder that was written.
-        bytes_in: bytes of the source's weights.
-        bytes_out: bytes of the written weights.
-        parameters: numbers that the weights stand for.
-        bits_per_weight: bytes_out in bits over parameters, scales and unpacked weights included.
-        kept: layers left in full precision because the group size does not divide their rows.
+        path: the folder or file that was written.
+        bytes_in: size of the weights of the source.
+        bytes_out: size of the written weights.
+        parameters: number of parameters, counted before quantization.
+        bits_per_weight: bits written per parameter, including scales and unpacked weights.
+        kept: layers in full precision because the group size does not divide their rows.
         requantized: layer -> why its codes could not be reused (GPTQ, AWQ).
-        requantize_errors: layer -> what that cost.
-        largest_error: largest absolute error of a weight from rounding scales and biases of reused codes; None
-            if none were.
-        repacked: layer -> GGUF type and largest error, for types that MLX has no layout for but 8 bits.
+        requantize_errors: layer -> error of requantizing it.
+        largest_error: largest absolute error of a weight from rounding scales and biases of reused codes; None if no
+            codes were reused.
+        repacked: layer -> GGUF type and largest error, for types whose only layout in MLX has 8 bits.
         not_finite: weights with NaN or infinite values, converted with `force`.
-        mlx_lm_differences: what stock mlx-lm would compute otherwise, so that it refuses the folder.
-        quality: the quality report, or None if none was made.
-        seconds: time for the weights.
+        mlx_lm_differences: settings that stock mlx-lm would ignore, because of which it refuses the folder.
+        quality: the quality report, or None.
+        seconds: time for converting the weights.
     """
 
     path: Path

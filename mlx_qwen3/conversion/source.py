@@ -1,4 +1,4 @@
-"""What is converted: a checkpoint of any accepted format, seen as plain weights that can be read row by row."""
+"""The source of a conversion: a checkpoint in any supported format, with weights that are read in blocks of rows."""
 
 import hashlib
 import math
@@ -34,13 +34,14 @@ class SourceWeight:
     """One weight of the source, described as if it were not packed.
 
     Attributes:
-        name: its name in memory, which is its name in the result.
-        names: the tensors it is read from, by their names on disk.
-        shape: unpacked.
-        dtype: what `rows` gives.
-        nbytes: what reading all of it reads.
-        foreign: set for FP8, GPTQ and AWQ.
-        form: set for weights that MLX packed.
+        checkpoint: the checkpoint that holds its tensors.
+        name: name in memory and in the result.
+        names: on-disk names of the tensors it is read from.
+        shape: unpacked shape.
+        dtype: dtype that `rows` returns.
+        nbytes: size on disk.
+        foreign: the quantized weight for FP8, GPTQ and AWQ, otherwise None.
+        format: the packed format for weights that MLX packed, otherwise None.
     """
 
     checkpoint: Checkpoint
@@ -50,10 +51,11 @@ class SourceWeight:
     dtype: mx.Dtype
     nbytes: int
     foreign: ForeignWeight | None = None
-    form: PackedFormat | None = None
+    format: PackedFormat | None = None
 
     @property
     def path(self) -> str:
+        """Name of the layer."""
         return self.name.removesuffix(".weight")
 
     @property
@@ -63,16 +65,17 @@ class SourceWeight:
 
     @property
     def size(self) -> int:
+        """Number of values, counted before quantization."""
         return math.prod(self.shape)
 
     def rows(self, start: int, stop: int) -> mx.array:
-        """Return rows `start` to `stop`: as stored, or in float32 where they were packed."""
+        """Return rows `start` to `stop` in their stored dtype, or in float32 if the weight is packed."""
         if self.foreign is not None:
             return self.foreign.decode_rows(start, stop)
-        if self.form is None:
+        if self.format is None:
             return self.checkpoint.read_rows(self.names[0], start, stop)
         parts = {name.rpartition(".")[2]: self.checkpoint.read_rows(name, start, stop) for name in self.names}
-        return self.form.dequantize(parts, mx.float32)
+        return self.format.dequantize(parts, mx.float32)
 
 
 @dataclass
@@ -80,14 +83,15 @@ class Source:
     """An opened checkpoint with its configuration.
 
     Attributes:
-        name: as the user wrote it.
-        folder: where it is.
-        config: its config.json.
-        weights: all its weights.
+        name: the path or Hub id as the user gave it.
+        folder: the local folder or GGUF file.
+        config: content of config.json.
+        checkpoint: the tensors as they are stored.
+        weights: all weights.
         method: `fp8`, `gptq`, `awq`, `mlx`, or None for plain weights.
-        model: the class that runs it.
-        content: what the gate found.
-        stamps: size and time of the last change of its files when it was opened.
+        model: the model class.
+        content: how the weights match the parameters of the model.
+        stamps: size and modification time of the files when the source was opened.
     """
 
     name: str
@@ -102,12 +106,12 @@ class Source:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the weights stand for."""
+        """The number of parameters, counted before quantization."""
         return sum(weight.size for weight in self.weights if mx.issubdtype(weight.dtype, mx.floating))
 
     @property
     def repacked(self) -> dict[str, Repacked]:
-        """Layer -> what packing it again has cost so far; empty for other sources than GGUF."""
+        """Layer -> error of repacking the GGUF weights read so far; empty for other sources."""
         return dict(self.checkpoint.repacked) if isinstance(self.checkpoint, GgufCheckpoint) else {}
 
     def is_head(self, path: str) -> bool:
@@ -116,15 +120,21 @@ class Source:
 
 
 def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Source:
-    """Open the checkpoint to convert; only headers and the configuration are read.
+    """Open the checkpoint to convert. Only headers and the configuration are read.
 
-    The content passes the gate that loading uses, so what is converted is what a model would load.
+    The same checks as for loading ensure that exactly the weights that a model would load are converted.
+
+    Args:
+        path_or_id: a folder, a GGUF file or a Hub id.
+        revision: branch, tag or commit of the Hub repository; the main branch by default.
+        gguf_file: GGUF file in the folder or repository, by name or quantization.
 
     Raises:
-        CheckpointError, HubError: it cannot be fetched, its files are broken, or a weight belongs to nothing.
-        UnsupportedModelError: another architecture.
-        ConfigError: a field of the configuration is wrong.
-        QuantizationError: packed by a method that is not decoded here.
+        CheckpointError: files are missing or damaged, or a weight does not belong to the model.
+        HubError: the repository cannot be downloaded.
+        UnsupportedModelError: the architecture is not supported.
+        ConfigError: a field of the configuration is invalid.
+        QuantizationError: the quantization method is not supported.
     """
     folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
     stamps = file_stamps(folder)
@@ -145,31 +155,39 @@ def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: 
     elif checkpoint.decoded:
         method = str((quantization_settings(folder, values) or {}).get("quant_method")).lower()
     return Source(
-        name, folder, values, checkpoint.stored, _weights(model, checkpoint, content), method, kind, content, stamps
+        name,
+        folder,
+        values,
+        checkpoint.stored,
+        _list_weights(model, checkpoint, content),
+        method,
+        kind,
+        content,
+        stamps,
     )
 
 
-def _weights(model: Any, checkpoint: Checkpoint, content: Content) -> list[SourceWeight]:
-    """Return the weights under their names in memory, in the order of the files."""
+def _list_weights(model: Any, checkpoint: Checkpoint, content: Content) -> list[SourceWeight]:
+    """Return the weights with their names in memory, in file order."""
     modules = dict(model.named_modules())
-    forms = {
+    formats = {
         path: PackedFormat(modules[path].bits, modules[path].group_size, modules[path].mode) for path in content.packed
     }
     named = {**content.weights, **content.state, **content.other_heads}
     found = []
     for name, disk in named.items():
         path, _, part = name.rpartition(".")
-        if path in forms and part in ("scales", "biases"):
+        if path in formats and part in ("scales", "biases"):
             continue
-        if path in forms and part == "weight":
-            found.append(_packed(checkpoint, name, forms[path], named))
+        if path in formats and part == "weight":
+            found.append(_describe_packed(checkpoint, name, formats[path], named))
         else:
-            found.append(_plain(checkpoint, name, disk))
+            found.append(_describe_plain(checkpoint, name, disk))
     entries = {weight.name: checkpoint.entry(named[weight.name]) for weight in found}
     return sorted(found, key=lambda weight: (entries[weight.name].file, entries[weight.name].offset))
 
 
-def _plain(checkpoint: Checkpoint, name: str, disk: str) -> SourceWeight:
+def _describe_plain(checkpoint: Checkpoint, name: str, disk: str) -> SourceWeight:
     foreign = checkpoint.foreign(disk) if isinstance(checkpoint, DecodedCheckpoint) else None
     if foreign is None:
         shape, dtype, size = checkpoint.shape(disk), checkpoint.dtype(disk), checkpoint.nbytes(disk)
@@ -178,27 +196,27 @@ def _plain(checkpoint: Checkpoint, name: str, disk: str) -> SourceWeight:
     return SourceWeight(checkpoint.stored, name, foreign.names, foreign.shape, mx.float32, size, foreign=foreign)
 
 
-def _packed(checkpoint: Checkpoint, name: str, form: PackedFormat, named: Mapping[str, str]) -> SourceWeight:
+def _describe_packed(checkpoint: Checkpoint, name: str, format: PackedFormat, named: Mapping[str, str]) -> SourceWeight:
     path = name.removesuffix(".weight")
-    parts = ("weight", "scales", "biases") if form.has_biases else ("weight", "scales")
+    parts = ("weight", "scales", "biases") if format.has_biases else ("weight", "scales")
     names = tuple(named[f"{path}.{part}"] for part in parts)
     rows, words = checkpoint.shape(names[0])
     size = sum(checkpoint.nbytes(part) for part in names)
-    return SourceWeight(checkpoint, name, names, (rows, words * 32 // form.bits), mx.float32, size, form=form)
+    return SourceWeight(checkpoint, name, names, (rows, words * 32 // format.bits), mx.float32, size, format=format)
 
 
 Stamps = dict[str, tuple[int, int]]
-"""File -> size and time of its last change (ns)."""
+"""File -> size in bytes and modification time in nanoseconds."""
 
 
 def file_stamps(folder: Path) -> Stamps:
-    """Return size and time of the last change of every file that a conversion reads."""
+    """Return size and modification time of every file that a conversion reads."""
     files = [folder] if folder.is_file() else [file for file in folder.iterdir() if file.is_file()]
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
 def file_hashes(source: Source) -> dict[str, str]:
-    """Return the sha256 of every file that a conversion reads, by its path."""
+    """Return the sha256 of every file that a conversion reads, by path."""
     hashes = {}
     for file in source.stamps:
         with disk_errors(file), open(file, "rb") as opened:
@@ -207,18 +225,18 @@ def file_hashes(source: Source) -> dict[str, str]:
 
 
 def check_downloads(hashes: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` where a file of the Hub's cache is not what its name, a sha256, says."""
+    """Raise `CheckpointError` if the name of a file in the Hub's cache is a sha256 that does not match its content."""
     for file, found in hashes.items():
         name = os.path.basename(os.path.realpath(file))
-        if len(name) == 64 and name != found and all(sign in "0123456789abcdef" for sign in name):
+        if len(name) == 64 and name != found and all(digit in "0123456789abcdef" for digit in name):
             raise CheckpointError(f"{file} is damaged: its sha256 is {found}, expected {name}. Download it again")
 
 
 def check_unchanged(source: Source, hashes: Mapping[str, str] | None = None) -> None:
-    """Raise `CheckpointError` where a file of the source was changed since it was opened.
+    """Raise `CheckpointError` if a file of the source has changed since it was opened.
 
     Args:
-        hashes: from `file_hashes`, to compare the content too.
+        hashes: result of `file_hashes`, to compare the contents as well.
     """
     for file, stamp in source.stamps.items():
         try:
@@ -226,7 +244,7 @@ def check_unchanged(source: Source, hashes: Mapping[str, str] | None = None) -> 
         except OSError:
             found = None
         if found is None or (found.st_size, found.st_mtime_ns) != stamp:
-            raise CheckpointError(f"{file} was changed while it was converted. Run the conversion again")
+            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again")
     for file, found in (file_hashes(source) if hashes is not None else {}).items():
         if hashes is not None and hashes.get(file) != found:
-            raise CheckpointError(f"{file} was changed while it was converted. Run the conversion again")
+            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again")

@@ -29,8 +29,8 @@ class AdapterSet:
     Args:
         adapters: folders or Hub repositories of adapters, by name.
         model: the base; default: the base of the first adapter.
-        **options: arguments of `mlx_qwen3.load` for the base, such as `dtype`. Arguments of the Hub such as `token` also
-            apply to the adapters, except `revision` and `subfolder`.
+        **options: arguments of `mlx_qwen3.load` for the base, such as `dtype`. Arguments of the Hub such as `token`
+            also apply to the adapters, except `revision` and `subfolder`.
 
     Raises:
         InputError: no adapters are given.

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's and mlx-lm's formats: loaded, merged and saved again; what is wrong is refused by name."""
+"""Adapters of PEFT and mlx-lm are loaded, merged and saved; errors name the field or tensor."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def logits(model: Any) -> np.ndarray:
     return np.array(model(IDS).logits)
 
 
-def test_an_adapter_changes_its_base_as_the_product_of_its_matrices_says(tmp_path: Path, base: Path):
+def test_an_adapter_adds_the_scaled_product_of_its_matrices(tmp_path: Path, base: Path):
     weights = q_weights()
     adapter = write_peft(tmp_path / "a", base, weights)
     expected = Qwen3ForCausalLM.from_pretrained(base)
@@ -87,7 +87,7 @@ def test_saving_writes_the_adapter_or_the_merged_model(tmp_path: Path, base: Pat
         load(base)[0].merge_adapter()
 
 
-def test_generation_goes_through_the_adapter(tmp_path: Path, base: Path):
+def test_generation_uses_the_adapter(tmp_path: Path, base: Path):
     model, _ = load(write_peft(tmp_path / "a", base, q_weights()))
     merged, _ = load(write_peft(tmp_path / "b", base, q_weights()))
     merged.merge_adapter()
@@ -95,7 +95,7 @@ def test_generation_goes_through_the_adapter(tmp_path: Path, base: Path):
     assert np.array(kept).tolist() == np.array(plain).tolist()
 
 
-def test_a_packed_base_takes_an_adapter_and_merges_into_floats(tmp_path: Path, base: Path):
+def test_an_adapter_on_a_quantized_base_merges_into_floats(tmp_path: Path, base: Path):
     packed = tmp_path / "packed"
     mlx_qwen3.convert(base, packed, quantize=True, q_bits=8, q_group_size=32, report=False)
     adapter = write_peft(tmp_path / "a", packed, q_weights())
@@ -109,7 +109,7 @@ def test_a_packed_base_takes_an_adapter_and_merges_into_floats(tmp_path: Path, b
     assert "quantization" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 
-def test_a_tied_head_keeps_the_old_rows_under_lora_on_the_embedding(tmp_path: Path, tied: Path):
+def test_a_tied_head_uses_the_base_rows_with_lora_on_the_embedding(tmp_path: Path, tied: Path):
     weights = {
         "model.embed_tokens.lora_embedding_A": mx.random.normal((4, 416)),
         "model.embed_tokens.lora_embedding_B": mx.random.normal((32, 4)),
@@ -124,7 +124,7 @@ def test_a_tied_head_keeps_the_old_rows_under_lora_on_the_embedding(tmp_path: Pa
     np.testing.assert_allclose(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / "merged")), logits(model), atol=1e-4)
 
 
-def test_mlx_lm_adapters_load_and_are_saved_as_peft_adapters(tmp_path: Path, base: Path):
+def test_mlx_lm_adapters_are_loaded_and_saved_as_peft_adapters(tmp_path: Path, base: Path):
     folder = tmp_path / "mlx"
     folder.mkdir()
     config = {
@@ -145,7 +145,7 @@ def test_mlx_lm_adapters_load_and_are_saved_as_peft_adapters(tmp_path: Path, bas
     np.testing.assert_allclose(logits(load(tmp_path / "peft")[0]), logits(expected), atol=1e-4)
 
 
-def test_a_head_that_only_the_adapter_has_brings_its_number_of_labels(tmp_path: Path, base: Path):
+def test_a_head_of_the_adapter_sets_the_number_of_labels(tmp_path: Path, base: Path):
     weights = {**q_weights(), "score.weight": mx.random.normal((3, 32))}
     adapter = write_peft(tmp_path / "a", base, weights, task_type="SEQ_CLS", modules_to_save=["classifier", "score"])
     model, _ = load(adapter)
@@ -178,7 +178,7 @@ def test_a_head_that_only_the_adapter_has_brings_its_number_of_labels(tmp_path: 
         ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": mx.zeros((4, 4))}, "lora_C"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(
+def test_unsupported_adapters_are_refused_by_name(
     tmp_path: Path, base: Path, fields: dict[str, Any], changes: dict[str, Any], named: str
 ):
     weights = {**q_weights(), **changes}
@@ -189,7 +189,7 @@ def test_what_cannot_be_used_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_is_refused_and_adapters_in_subfolders_are_named(tmp_path: Path, base: Path):
+def test_pickles_are_refused_and_adapters_in_subfolders_are_listed(tmp_path: Path, base: Path):
     adapter = write_peft(tmp_path / "a", base, q_weights())
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=r"adapter_model\.bin"):
@@ -201,7 +201,7 @@ def test_a_pickle_is_refused_and_adapters_in_subfolders_are_named(tmp_path: Path
         load(outer)
 
 
-def test_whole_weights_of_mlx_lm_replace_those_of_the_base(tmp_path: Path, base: Path):
+def test_full_fine_tuning_of_mlx_lm_replaces_base_weights(tmp_path: Path, base: Path):
     folder = tmp_path / "full"
     folder.mkdir()
     config = {"fine_tune_type": "full", "model": str(base), "num_layers": 1}

@@ -11,7 +11,7 @@ from mlx_qwen3.adapters import lora_config, write_adapter
 from mlx_qwen3.training.adapter_set import AdapterSet
 from tests.support.tiny_checkpoints import write_qwen3
 
-HUB = {"token": "hf_x", "cache_dir": "cache"}
+HUB: dict[str, Any] = {"token": "hf_x", "cache_dir": "cache"}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_an_adapter_set_passes_them_to_every_adapter(calls: Calls):
 
 
 def test_local_files_only_covers_the_adapter(calls: Calls, base: Path):
-    with pytest.raises(HubError, match="me/adapter.*local_files_only"):
+    with pytest.raises(HubError, match=r"me/adapter.*local_files_only"):
         load(base, adapter="me/adapter", local_files_only=True)
     assert not downloads(calls)
 

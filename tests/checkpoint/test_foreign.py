@@ -1,4 +1,4 @@
-"""FP8, GPTQ and AWQ decode to the same float32 bits as a numpy reading of the published layouts."""
+"""FP8, GPTQ and AWQ decode to the same float32 bits as a NumPy implementation of the published layouts."""
 
 import mlx.core as mx
 import numpy as np
@@ -55,7 +55,7 @@ def test_fp8_decodes_bit_for_bit_with_partial_blocks(tmp_path, scale_dtype):
     assert same_bits(weight.decode_rows(100, 140), expected[100:140])
 
 
-def test_every_e4m3_code(tmp_path):
+def test_every_e4m3_code_is_decoded(tmp_path):
     codes = np.arange(256, dtype=np.uint8).reshape(2, 128)
     tensors = {"layer.weight": codes, "layer.weight_scale_inv": np.ones((1, 1), np.float32)}
     found = np.array(opened(tmp_path, tensors, {"quant_method": "fp8"}).decode_rows(0, 2)).reshape(-1)
@@ -66,7 +66,7 @@ def test_every_e4m3_code(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gptq-4", "gptq-8", "gptq-whole-column", "awq"])
-def test_codes_stand_for_the_same_weights_in_mlx(tmp_path, method):
+def test_codes_represent_the_same_weights_in_mlx(tmp_path, method):
     if method == "awq":
         tensors, expected = layouts.awq_tensors("layer", 128, 48, group_size=64)
         settings = {"quant_method": "awq", "bits": 4, "group_size": 64}
@@ -79,11 +79,11 @@ def test_codes_stand_for_the_same_weights_in_mlx(tmp_path, method):
     packed, scales, zeros = weight.codes(8, 40)
     scales = scales.astype(mx.float32)
     found = form.dequantize({"weight": packed, "scales": scales, "biases": -scales * zeros})
-    # scale * code + bias rounds twice where scale * (code - zero) rounds once
+    # scale * code + bias is rounded twice, scale * (code - zero) once
     np.testing.assert_allclose(np.array(found), expected[8:40], rtol=0, atol=2.0**-22 * 0.02 * 2**form.bits)
 
 
-def test_shuffled_columns_have_no_codes_for_mlx(tmp_path):
+def test_mlx_cannot_use_codes_with_reordered_columns(tmp_path):
     tensors, _ = layouts.gptq_tensors("layer", 128, 48, order="shuffled")
     weight = opened(tmp_path, tensors, {"quant_method": "gptq", "bits": 4, "group_size": 32})
     assert weight.affine_format is None
@@ -115,7 +115,7 @@ def test_a_decoded_checkpoint_has_plain_weights(tmp_path):
         ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "group_size"),
     ],
 )
-def test_other_methods_are_refused_by_name(tmp_path, settings, says):
+def test_unsupported_methods_are_refused_by_name(tmp_path, settings, says):
     tensors, _ = layouts.gptq_tensors("layer", 64, 16)
     with pytest.raises(QuantizationError, match=says):
         opened(tmp_path, tensors, settings)
@@ -148,7 +148,7 @@ def test_settings_come_from_the_config_or_the_tools_own_file(tmp_path):
 
 
 @pytest.mark.parametrize("grid", [(), (1,), (1, 1), (150, 1), (3, 4)])
-def test_fp8_without_a_block_size_takes_it_from_the_scales(tmp_path, grid):
+def test_fp8_infers_a_missing_block_size_from_the_scales(tmp_path, grid):
     tensors, _ = layouts.fp8_tensors("layer", 150, 200)
     scales = np.random.default_rng(0).random(grid or ()).astype(np.float32)
     activations = {"layer.activation_scale": np.ones((), np.float32)}
@@ -161,7 +161,7 @@ def test_fp8_without_a_block_size_takes_it_from_the_scales(tmp_path, grid):
     assert same_bits(weight.decode_rows(70, 149), (values * grown)[70:149])
 
 
-def test_fp8_scales_stored_as_exponents(tmp_path):
+def test_fp8_scales_may_be_exponents(tmp_path):
     from mlx_qwen3.checkpoint.header import encode_header
 
     codes = np.arange(256, dtype=np.uint8).reshape(2, 128)
@@ -176,14 +176,14 @@ def test_fp8_scales_stored_as_exponents(tmp_path):
 
 
 @pytest.mark.parametrize("grid", [(7, 1), (2,), (1, 1, 1)])
-def test_fp8_scales_that_divide_nothing_are_refused(tmp_path, grid):
+def test_fp8_scales_that_do_not_divide_the_weight_are_refused(tmp_path, grid):
     tensors, _ = layouts.fp8_tensors("layer", 150, 200)
     tensors = {**tensors, "layer.weight_scale_inv": np.ones(grid, np.float32)}
     with pytest.raises(CheckpointError, match="does not divide"):
         opened(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": None})
 
 
-def test_a_weight_both_plain_and_packed_is_refused(tmp_path):
+def test_a_weight_stored_both_plain_and_quantized_is_refused(tmp_path):
     tensors, expected = layouts.gptq_tensors("layer", 128, 48)
     layouts.write_safetensors(tmp_path / "model.safetensors", {**tensors, "layer.weight": expected})
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}

@@ -1,4 +1,4 @@
-"""Opening a checkpoint: every layout is read, nothing in a folder is trusted, and errors name the file."""
+"""Opening a checkpoint: all layouts are read, files are validated, and errors name the file."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ def write_raw(path, header, body=b"", length=None):
     path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + body)
 
 
-def test_one_file_shards_with_and_without_index(tmp_path):
+def test_single_files_and_shards_are_read_with_and_without_index(tmp_path):
     expected = arrays()
     save_checkpoint(tmp_path / "one", expected)
     save_checkpoint(tmp_path / "many", expected, max_shard_size=150)
@@ -57,7 +57,7 @@ def test_shapes_and_bytes_come_from_headers(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16, mx.int32, mx.uint32, mx.uint8, mx.bool_])
-def test_rows_are_the_rows_of_the_whole(tmp_path, dtype):
+def test_read_rows_returns_rows_of_the_tensor(tmp_path, dtype):
     whole = (10 * mx.random.normal((7, 3))).astype(dtype)
     save_checkpoint(tmp_path, {"first": mx.zeros((5,)), "a": whole})
     checkpoint = open_checkpoint(tmp_path)
@@ -65,7 +65,7 @@ def test_rows_are_the_rows_of_the_whole(tmp_path, dtype):
     assert mx.array_equal(checkpoint.read("a"), whole).item()
 
 
-def test_float64_is_narrowed_and_eight_bit_floats_come_as_bytes(tmp_path):
+def test_float64_becomes_float32_and_8_bit_floats_become_bytes(tmp_path):
     values = np.array([1.5, -2.25])
     header = {
         "d": {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]},
@@ -85,19 +85,19 @@ BROKEN = {
     "short": (b"\x01\x00", "truncated"),
     "huge header": (struct.pack("<Q", 1 << 60) + b"{}", "not a safetensors"),
     "header past the end": (struct.pack("<Q", 1000) + b"{}", "truncated"),
-    "no json": (b"\x04\x00\x00\x00\x00\x00\x00\x00abcd", "broken"),
-    "no table": (b"\x02\x00\x00\x00\x00\x00\x00\x00[]", "no table"),
+    "no json": (b"\x04\x00\x00\x00\x00\x00\x00\x00abcd", "damaged"),
+    "no table": (b"\x02\x00\x00\x00\x00\x00\x00\x00[]", "not a table"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_are_named(tmp_path, name):
+def test_damaged_files_are_named(tmp_path, name):
     raw, says = BROKEN[name]
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(CheckpointError, match=says) as caught:
         open_checkpoint(tmp_path)
     assert "model.safetensors" in str(caught.value)
-    assert caught.value.__cause__ is None  # the message says it all; a second traceback adds nothing
+    assert caught.value.__cause__ is None  # the message is sufficient, so the cause is suppressed
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_broken_files_are_named(tmp_path, name):
         (b'{"a": 1, "a": 2}', b"", "twice"),
     ],
 )
-def test_headers_that_contradict_themselves_are_refused(tmp_path, header, body, says):
+def test_inconsistent_headers_are_refused(tmp_path, header, body, says):
     write_raw(tmp_path / "model.safetensors", header, body)
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(tmp_path)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_make_the_header_reader_fail_otherwise(tmp_path_factory, raw):
+def test_the_header_reader_only_raises_checkpoint_errors(tmp_path_factory, raw):
     file = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
     file.write_bytes(raw)
     try:
@@ -136,14 +136,14 @@ def test_no_bytes_make_the_header_reader_fail_otherwise(tmp_path_factory, raw):
 @pytest.mark.parametrize(
     "shard", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", "x.bin", 3, ""]
 )
-def test_shard_names_stay_in_the_folder(tmp_path, shard):
+def test_shard_names_outside_the_folder_are_refused(tmp_path, shard):
     save_checkpoint(tmp_path, arrays())
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(CheckpointError, match="plain"):
         open_checkpoint(tmp_path)
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
     save_checkpoint(tmp_path, arrays(), max_shard_size=150)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model-00002-of-00003"):
@@ -153,7 +153,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_shard_that_the_index_leaves_out_is_named(tmp_path):
+def test_a_shard_missing_from_the_index_is_named(tmp_path):
     save_checkpoint(tmp_path, arrays(), max_shard_size=150)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"] = {n: f for n, f in index["weight_map"].items() if "00002" not in f}
@@ -162,12 +162,12 @@ def test_a_shard_that_the_index_leaves_out_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_an_index_that_names_what_is_not_there(tmp_path):
+def test_an_index_may_list_missing_tensors_but_not_wrong_shards(tmp_path):
     save_checkpoint(tmp_path, arrays(), max_shard_size=150)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["ghost.weight"] = "model-00001-of-00003.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
-    assert "ghost.weight" not in open_checkpoint(tmp_path)  # the operations that need it check it
+    assert "ghost.weight" not in open_checkpoint(tmp_path)  # loading a model checks for missing tensors
     index["weight_map"].pop("ghost.weight")
     index["weight_map"]["layers.0.weight"] = "model-00003-of-00003.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
@@ -179,7 +179,7 @@ def test_an_index_that_names_what_is_not_there(tmp_path):
     assert caught.value.__cause__ is None
 
 
-def test_a_name_in_two_files_is_refused(tmp_path):
+def test_a_tensor_in_two_files_is_refused(tmp_path):
     save_checkpoint(tmp_path, {"a": mx.zeros(2)})
     (tmp_path / INDEX).unlink()
     (tmp_path / "model.safetensors").rename(tmp_path / "model-a.safetensors")
@@ -195,14 +195,14 @@ def test_pickles_are_refused_and_never_opened(tmp_path, name):
         open_checkpoint(tmp_path)
 
 
-def test_python_files_are_left_alone(tmp_path):
+def test_python_files_are_ignored(tmp_path):
     expected = arrays()
     save_checkpoint(tmp_path, expected)
     (tmp_path / "modeling_own.py").write_text("raise SystemExit('this ran')")
     assert same(open_checkpoint(tmp_path), expected)
 
 
-def test_folders_without_weights(tmp_path):
+def test_folders_without_weights_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no model\*"):
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="not a folder"):
@@ -219,7 +219,7 @@ def test_folders_without_weights(tmp_path):
         (b"GGUF\x03\x00\x00\x00" + b"x" * 99, "GGUF"),
     ],
 )
-def test_files_that_are_something_else_are_recognized(tmp_path, content, says):
+def test_files_of_other_types_are_recognized(tmp_path, content, says):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=says):
         open_checkpoint(tmp_path)
@@ -244,12 +244,12 @@ def test_weights_of_other_frameworks_are_named(tmp_path, name, says):
 @pytest.mark.parametrize(
     ("entries", "says"),
     [
-        ({"__metadata__": {"a": 5}}, "metadata other than"),
-        ({"__metadata__": {"a": {"b": "c"}}}, "metadata other than"),
+        ({"__metadata__": {"a": 5}}, "metadata that is not"),
+        ({"__metadata__": {"a": {"b": "c"}}}, "metadata that is not"),
         ({"x" * 5000: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, "5000 characters"),
     ],
 )
-def test_metadata_and_names_out_of_bounds(tmp_path, entries, says):
+def test_invalid_metadata_and_long_names_are_refused(tmp_path, entries, says):
     table = {**entries, "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     raw = json.dumps(table).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(4))

@@ -1,4 +1,4 @@
-"""Finding a checkpoint: folders as they are, Hub ids from the cache, and errors that say the next step."""
+"""Finding a checkpoint: local folders, Hub ids in the cache, and errors that name the next step."""
 
 import traceback
 from typing import Any
@@ -10,7 +10,7 @@ from mlx_qwen3.checkpoint import resolve_checkpoint, save_checkpoint
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 
-def test_a_folder_is_itself(tmp_path, monkeypatch):
+def test_a_local_folder_is_returned(tmp_path, monkeypatch):
     assert resolve_checkpoint(tmp_path) == tmp_path
     (tmp_path / "Qwen").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -21,26 +21,26 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
     "text",
     ["./nowhere", "/no/such/folder", "~/no-such-folder", "~no-such-user/x", "a/b/", "a/b/c", "a b", "x\\y", "m.bin"],
 )
-def test_what_looks_like_a_path_is_one(text):
+def test_names_that_look_like_paths_are_paths(text):
     with pytest.raises(CheckpointError, match="no folder"):
         resolve_checkpoint(text)
 
 
 @pytest.mark.parametrize("name", [3, None, b"Qwen", "", ["Qwen"]])
-def test_what_is_no_name_at_all(name):
-    with pytest.raises(InputError, match="names no model: give a folder"):
+def test_values_that_are_not_names_are_refused(name):
+    with pytest.raises(InputError, match=r"names no model\. Give a folder"):
         resolve_checkpoint(name)
 
 
-def test_a_file_is_not_a_folder(tmp_path):
+def test_a_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="give the folder"):
+    with pytest.raises(CheckpointError, match="Give the folder"):
         resolve_checkpoint(tmp_path / "model.safetensors")
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Replace the Hub's download by a list of answers: folders or errors."""
+    """Return a function that replaces `snapshot_download` by a list of results: folders or errors."""
     import huggingface_hub
 
     calls = []
@@ -67,7 +67,7 @@ def not_cached():
     return LocalEntryNotFoundError("not there")
 
 
-def test_the_cache_comes_first(tmp_path, hub):
+def test_the_cache_is_searched_first(tmp_path, hub):
     save_checkpoint(tmp_path, {"a": mx.zeros(2)})
     (tmp_path / "config.json").write_text("{}")
     calls = hub(tmp_path)
@@ -76,7 +76,7 @@ def test_the_cache_comes_first(tmp_path, hub):
     assert not any("bin" in pattern or ".py" in pattern for pattern in calls[0][1]["allow_patterns"])
 
 
-def test_offline_says_so(tmp_path, hub, monkeypatch):
+def test_the_offline_error_names_the_setting(tmp_path, hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -84,12 +84,12 @@ def test_offline_says_so(tmp_path, hub, monkeypatch):
     with pytest.raises(HubError, match=r"no folder Qwen/Qwen3-0.6B here .* HF_HUB_OFFLINE") as caught:
         resolve_checkpoint("Qwen/Qwen3-0.6B")
     assert "\n" not in str(caught.value)
-    hub(tmp_path)  # only a part of the repository was ever fetched
+    hub(tmp_path)  # only a part of the repository is in the cache
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         resolve_checkpoint("Qwen/Qwen3-0.6B")
 
 
-def test_what_the_hub_answers(hub, monkeypatch, tmp_path):
+def test_errors_of_the_hub_are_reported_in_one_line(hub, monkeypatch, tmp_path):
     from types import SimpleNamespace
 
     from huggingface_hub import constants

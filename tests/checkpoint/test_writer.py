@@ -1,4 +1,4 @@
-"""Writing: streamed files are valid for every reader, and a target is whole at any moment."""
+"""Writing: streamed files are valid for all readers, and a target is complete at any time."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ DTYPES = [mx.float32, mx.float16, mx.bfloat16, mx.uint32, mx.int32, mx.uint8, mx
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_other_readers_agree(tmp_path, dtype):
+def test_other_readers_read_the_same_arrays(tmp_path, dtype):
     from safetensors import safe_open
 
     array = (3 * mx.random.normal((5, 4))).astype(dtype)
@@ -31,7 +31,7 @@ def test_other_readers_agree(tmp_path, dtype):
             assert np.array_equal(opened.get_tensor("a.weight"), np.array(array))
 
 
-def test_transposed_and_lazy_arrays(tmp_path):
+def test_transposed_and_lazy_arrays_are_written(tmp_path):
     base = mx.arange(12).reshape(3, 4)
     save_checkpoint(tmp_path, {"t": base.T, "sum": base + 1})
     found = open_checkpoint(tmp_path).read_all()
@@ -39,7 +39,7 @@ def test_transposed_and_lazy_arrays(tmp_path):
     assert mx.array_equal(found["sum"], base + 1).item()
 
 
-def test_shards_index_and_a_second_save(tmp_path):
+def test_a_second_save_replaces_shards_and_index(tmp_path):
     weights = {f"w{i}": mx.full((10,), i, dtype=mx.float32) for i in range(5)}
     save_checkpoint(tmp_path, weights, max_shard_size=80)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -55,7 +55,7 @@ def test_shards_index_and_a_second_save(tmp_path):
     assert len(open_checkpoint(tmp_path)) == 5
 
 
-def test_rows_in_any_order(tmp_path):
+def test_rows_are_written_in_any_order(tmp_path):
     whole = mx.random.normal((10, 3))
     writer = CheckpointWriter(tmp_path, {"a": ((10, 3), mx.float32), "b": ((2,), mx.int32)}, total_parameters=32)
     writer.write("b", mx.array([1, 2]))
@@ -67,7 +67,7 @@ def test_rows_in_any_order(tmp_path):
     assert mx.array_equal(open_checkpoint(tmp_path).read("a"), whole).item()
 
 
-def test_what_was_not_planned_is_refused(tmp_path):
+def test_unplanned_shapes_and_dtypes_are_refused(tmp_path):
     writer = CheckpointWriter(tmp_path, {"a": ((10, 3), mx.float32)})
     for array in (mx.zeros((3, 10)), mx.zeros((10, 3), dtype=mx.float16)):
         with pytest.raises(ValueError, match="planned"):
@@ -77,7 +77,7 @@ def test_what_was_not_planned_is_refused(tmp_path):
     writer.abandon()
 
 
-def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_folder_unchanged(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, {"a": mx.ones(3)})
     before = (tmp_path / "model.safetensors").read_bytes()
 
@@ -91,7 +91,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     assert not [file for file in tmp_path.iterdir() if "partial" in file.name]
 
 
-def test_a_folder_takes_its_place_at_the_end(tmp_path):
+def test_a_folder_is_replaced_only_when_complete(tmp_path):
     target = tmp_path / "sub" / "target"
     with replace_folder(target) as folder:
         (folder / "a").write_text("new")
@@ -107,7 +107,7 @@ def test_a_folder_takes_its_place_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CheckpointError, MemoryError])
-def test_an_interrupted_run_leaves_the_target(tmp_path, error):
+def test_an_interrupted_run_leaves_the_target_unchanged(tmp_path, error):
     target = tmp_path / "target"
     target.mkdir()
     (target / "a").write_text("old")
@@ -123,7 +123,7 @@ def test_an_interrupted_run_leaves_the_target(tmp_path, error):
     assert [file.name for file in tmp_path.iterdir()] == ["target"]
 
 
-def test_what_a_killed_run_left_is_tidied_up(tmp_path):
+def test_files_of_a_killed_run_are_removed(tmp_path):
     half = tmp_path / ".target.partial"
     half.mkdir()
     aside = tmp_path / ".target.replaced"
@@ -138,10 +138,10 @@ def test_what_a_killed_run_left_is_tidied_up(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["target"]
 
 
-def test_disk_errors_say_what_to_do(tmp_path):
+def test_disk_errors_name_the_cause(tmp_path):
     assert "the disk is full" in str(disk_error(tmp_path, OSError(errno.ENOSPC, "x")))
     assert "Permission" in str(disk_error(tmp_path, OSError(errno.EACCES, "Permission denied")))
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(CheckpointError, match="file"), replace_folder(file, force=True):
-        raise AssertionError("a file is no target")
+        raise AssertionError("a file was accepted as a target")

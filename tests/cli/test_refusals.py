@@ -133,7 +133,7 @@ def test_missing_models_are_one_line_errors(name, capsys):
     assert main(["generate", "-p", "hi", "--model", name]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert (f"there is no folder {name};" if name else "'' names no model") in message
+    assert (f"there is no folder {name}." if name else "'' names no model") in message
 
 
 SLOW = "--dtype float16 is many times slower than float32 on a CPU. Leave --dtype out\n"
@@ -167,7 +167,7 @@ def test_a_full_disk_is_a_one_line_error():
 
 def test_target_bpw_is_refused_before_layers_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("mlx_qwen3.conversion.pipeline.formats_for_target", lambda *given: pytest.fail("searched"))
-    with pytest.raises(QuantizationError, match="quantized already"):
+    with pytest.raises(QuantizationError, match="already quantized"):
         convert(bundled_model_path(), tmp_path / "new", target_bpw=4.5)
     with pytest.raises(CheckpointError, match="exists"):
         convert(bundled_model_path(), tmp_path, target_bpw=4.5)

@@ -1,4 +1,4 @@
-"""Qwen3Config: defaults, derived fields, every spelling of the rotary settings, round trips, errors by field."""
+"""Qwen3Config: defaults, derived fields, every spelling of the RoPE settings, round trips, errors by field."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import pytest
 from mlx_qwen3 import CheckpointError, ConfigError, Qwen3Config, UnsupportedModelError
 
 
-def test_the_published_defaults():
+def test_defaults_are_those_of_transformers():
     config = Qwen3Config()
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (151936, 4096, 22016)
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (32, 32, 32)
@@ -21,7 +21,7 @@ def test_the_published_defaults():
     assert (config.num_labels, config.problem_type, config.dtype) == (2, None, None)
 
 
-def test_the_example_of_the_class_page():
+def test_the_example_of_the_documentation_runs():
     from mlx_qwen3 import Qwen3Model
 
     configuration = Qwen3Config(hidden_size=32, num_hidden_layers=1, vocab_size=50, intermediate_size=16)
@@ -29,7 +29,7 @@ def test_the_example_of_the_class_page():
     assert model.config is configuration
 
 
-def test_missing_and_null_key_value_heads_differ():
+def test_null_key_value_heads_mean_the_attention_heads():
     assert Qwen3Config(num_attention_heads=4).num_key_value_heads == 32
     assert Qwen3Config(num_attention_heads=4, num_key_value_heads=None).num_key_value_heads == 4
 
@@ -57,7 +57,7 @@ def test_missing_and_null_key_value_heads_differ():
         ),
     ],
 )
-def test_every_spelling_of_the_rotary_settings(fields, expected):
+def test_every_spelling_of_the_rope_settings_is_read(fields, expected):
     assert Qwen3Config(**fields).rope_parameters == expected
 
 
@@ -74,12 +74,12 @@ def test_unknown_fields_survive_a_round_trip(tmp_path):
     }
 
 
-def test_two_labels_are_not_written(tmp_path):
+def test_the_two_default_labels_are_not_written(tmp_path):
     Qwen3Config().save_pretrained(tmp_path)
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
 
 
-def test_labels_by_number_and_by_name():
+def test_labels_are_set_by_number_or_by_name():
     assert Qwen3Config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     named = Qwen3Config(id2label={"0": "no", "1": "yes"})
     assert (named.num_labels, named.label2id) == (2, {"no": 0, "yes": 1})
@@ -90,12 +90,12 @@ def test_labels_by_number_and_by_name():
 
 
 @pytest.mark.parametrize("value", ["bfloat16", "torch.bfloat16", mx.bfloat16])
-def test_dtype_by_every_name(value):
+def test_dtype_is_accepted_under_every_name(value):
     assert Qwen3Config(torch_dtype=value).dtype == Qwen3Config(dtype=value).dtype == "bfloat16"
     assert Qwen3Config(dtype=value).torch_dtype == "bfloat16"
 
 
-def test_overrides_replace_what_the_file_says(tmp_path):
+def test_overrides_replace_fields_of_the_file(tmp_path):
     Qwen3Config(rope_theta=1e6, num_labels=3, hidden_size=64).save_pretrained(tmp_path)
     config = Qwen3Config.from_pretrained(
         tmp_path, num_labels=5, hidden_size=32, rope_scaling={"rope_type": "yarn", "factor": 4.0}
@@ -105,7 +105,7 @@ def test_overrides_replace_what_the_file_says(tmp_path):
     assert Qwen3Config.from_pretrained(tmp_path, rope_theta=7.0).rope_parameters["rope_theta"] == 7.0
 
 
-def test_a_window_given_for_sliding_layers_switches_them_on(tmp_path):
+def test_a_window_for_sliding_layers_enables_it(tmp_path):
     Qwen3Config(num_hidden_layers=2).save_pretrained(tmp_path)
     kinds = ["sliding_attention", "full_attention"]
     config = Qwen3Config.from_pretrained(tmp_path, layer_types=kinds, sliding_window=4)
@@ -150,23 +150,23 @@ def test_a_window_given_for_sliding_layers_switches_them_on(tmp_path):
         ({"model_type": "llama"}, "model_type"),
     ],
 )
-def test_a_wrong_value_names_its_field(fields, named):
+def test_an_invalid_value_is_reported_with_its_field(fields, named):
     with pytest.raises(ConfigError, match=named) as error:
         Qwen3Config(**fields)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "place"), [("qwen3_moe", "mlx-lm"), ("qwen3_vl", "mlx-vlm"), ("llama", "mlx-lm")]
+    ("model_type", "alternative"), [("qwen3_moe", "mlx-lm"), ("qwen3_vl", "mlx-vlm"), ("llama", "mlx-lm")]
 )
-def test_another_architecture_names_the_place_to_go(tmp_path, model_type, place):
+def test_another_architecture_is_refused_with_an_alternative(tmp_path, model_type, alternative):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(UnsupportedModelError, match=place):
+    with pytest.raises(UnsupportedModelError, match=alternative):
         Qwen3Config.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", None])
-def test_a_damaged_file_is_named(tmp_path, content):
+def test_a_damaged_file_is_reported_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):

@@ -1,4 +1,4 @@
-"""What a conversion refuses: one clear line, and whatever was at the target is still there."""
+"""Conversions that are refused: the error is one clear line, and an existing target is unchanged."""
 
 import json
 import os
@@ -62,19 +62,19 @@ def test_an_existing_target_is_refused_without_force(source, target):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("quantize", [False, True])
-def test_weights_that_are_no_numbers_are_named(source, target, value, quantize):
+def test_nan_and_infinite_weights_are_named(source, target, value, quantize):
     weights = open_checkpoint(source).read_all()
     name = "model.layers.0.mlp.up_proj.weight"
     weights[name] = mx.where(mx.arange(64)[:, None] == 40, value, weights[name])
     save_checkpoint(source, weights)
-    with pytest.raises(CheckpointError, match=r"up_proj\.weight holds NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight has NaN or infinite"):
         convert(source, target.parent / "new", quantize=quantize)
     assert untouched(target)
     done = convert(source, target, quantize=quantize, force=True, report=False)
     assert done.not_finite == [name]
 
 
-def test_a_smaller_dtype_that_overflows_is_named(source, tmp_path):
+def test_a_weight_that_overflows_in_a_smaller_dtype_is_named(source, tmp_path):
     weights = open_checkpoint(source).read_all()
     save_checkpoint(source, {**weights, "model.norm.weight": weights["model.norm.weight"] * 1e6})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight .*float16"):
@@ -82,27 +82,27 @@ def test_a_smaller_dtype_that_overflows_is_named(source, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["source", "source/inner", "."])
-def test_targets_that_overlap_the_source(source, tmp_path, place, monkeypatch):
+def test_targets_that_overlap_the_source_are_refused(source, tmp_path, place, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="choose another target"):
+    with pytest.raises(CheckpointError, match="Choose another target"):
         convert("source", place, force=True)
     assert open_checkpoint(source)
 
 
-def test_a_link_to_the_source_is_the_source(source, tmp_path):
+def test_a_link_to_the_source_is_refused_as_target(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
     with pytest.raises(CheckpointError, match="is the source"):
         convert(source, tmp_path / "link", force=True)
 
 
-def test_a_disk_that_is_too_small(source, target, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_writing(source, target, monkeypatch):
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
     with pytest.raises(CheckpointError, match="GB free"):
         convert(source, target, force=True)
     assert untouched(target)
 
 
-def test_a_disk_that_fills_up_on_the_way(source, target):
+def test_a_disk_that_fills_up_leaves_the_target(source, target):
     resource = pytest.importorskip("resource")
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_on_the_way(source, target):
     assert untouched(target)
 
 
-def test_a_killed_process_leaves_the_target_and_the_next_run_tidies_up(source, target):
+def test_a_killed_process_leaves_the_target_and_the_next_run_cleans_up(source, target):
     code = (
         "import sys, time\n"
         "from mlx_qwen3 import convert\n"
@@ -167,7 +167,7 @@ def edit_config(source, **fields):
         ({"hidden_size": -4}, MlxQwen3Error, "hidden_size"),
     ],
 )
-def test_configurations_that_are_refused(source, target, fields, error, says):
+def test_invalid_configurations_are_refused(source, target, fields, error, says):
     edit_config(source, **fields)
     with pytest.raises(error, match=says):
         convert(source, target, force=True)
@@ -177,18 +177,18 @@ def test_configurations_that_are_refused(source, target, fields, error, says):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"quantize": True, "dequantize": True}, InputError, "choose one"),
-        ({"q_bits": 4}, InputError, "add -q"),
+        ({"quantize": True, "dequantize": True}, InputError, "exclude each other"),
+        ({"q_bits": 4}, InputError, "Add quantize"),
         ({"quantize": True, "q_bits": 7}, QuantizationError, "7 bits"),
         ({"quantize": True, "quant_predicate": "mixed"}, InputError, "mixed_2_6"),
         ({"quantize": True, "q_overrides": ["w_proj=8"]}, QuantizationError, "w_proj"),
         ({"quantize": True, "q_group_size": 128}, QuantizationError, "no layer"),
         ({"quantize": True, "q_bits": 0}, QuantizationError, "0 bits"),
-        ({"q_bits": 0}, InputError, "q_bits .*add -q"),
-        ({"quantize_heads": True}, InputError, "quantize_heads .*add -q"),
+        ({"q_bits": 0}, InputError, "q_bits .*Add quantize"),
+        ({"quantize_heads": True}, InputError, "quantize_heads .*Add quantize"),
         ({"dequantize": True, "q_bits": 4}, InputError, "q_bits and dequantize"),
         ({"dequantize": True, "quantize_heads": True}, InputError, "quantize_heads and dequantize"),
-        ({"dequantize": True, "target_bpw": 4.5}, InputError, "choose one"),
+        ({"dequantize": True, "target_bpw": 4.5}, InputError, "exclude each other"),
         ({"target_bpw": 4.5, "quant_predicate": "mixed_3_6"}, InputError, "target_bpw and quant_predicate"),
         ({"target_bpw": 4.5, "quant_predicate": lambda *layer: True}, InputError, "target_bpw and quant_predicate"),
         ({"target_bpw": 4.5, "q_bits": 4}, InputError, "target_bpw and q_bits"),
@@ -196,27 +196,27 @@ def test_configurations_that_are_refused(source, target, fields, error, says):
         ({"target_bpw": 4.5, "q_mode": "mxfp4"}, InputError, "target_bpw and q_mode"),
         ({"quantize": True, "quant_predicate": "mixed_3_6", "q_bits": 4}, InputError, "mixed_3_6 .*q_bits"),
         ({"quantize": True, "report": False, "report_text": "own.txt"}, InputError, "report_text"),
-        ({"revision": "main"}, InputError, "leave revision out"),
+        ({"revision": "main"}, InputError, "Omit revision"),
         ({"dtype": "int8"}, QuantizationError, "int8"),
         ({"target_bpw": 1.0}, InputError, "target_bpw"),
         ({"quantize": True, "report_text": "/no/such/text"}, InputError, "/no/such/text"),
     ],
 )
-def test_options_that_are_refused(source, target, options, error, says):
+def test_invalid_and_contradictory_options_are_refused(source, target, options, error, says):
     with pytest.raises(error, match=says):
         convert(source, target, force=True, **options)
     assert untouched(target)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "a"}', '{"prompt": 1, "completion": "b"}'])
-def test_lines_without_prompt_and_completion_are_numbered(source, target, line):
+def test_lines_without_prompt_and_completion_are_reported_by_number(source, target, line):
     (source.parent / "source" / "pairs.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' + line)
     with pytest.raises(InputError, match="line 2"):
         convert(source, target, quantize=True, force=True, report_text=source / "pairs.jsonl")
     assert untouched(target)
 
 
-def test_a_report_without_a_tokenizer(source, target):
+def test_a_report_without_a_tokenizer_is_refused(source, target):
     (source / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):
         convert(source, target, quantize=True, report=True, force=True)
@@ -224,7 +224,7 @@ def test_a_report_without_a_tokenizer(source, target):
     assert convert(source, target, quantize=True, force=True).quality is None
 
 
-def test_a_broken_tokenizer_stops_the_report_only_when_it_is_needed(source, target):
+def test_a_damaged_tokenizer_raises_only_if_the_report_is_required(source, target):
     (source / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError):
         convert(source, target, quantize=True, force=True, report=True)

@@ -39,7 +39,7 @@ def metadata(folder):
         ("QDQBertForMultipleChoice", "multiple-choice"),
     ],
 )
-def test_the_card_says_what_the_head_is_for(tmp_path, name, tag):
+def test_the_card_has_the_task_of_the_head(tmp_path, name, tag):
     write = write_bert if name.startswith("QDQ") else write_qwen3
     source = write(tmp_path / "source", name, **({} if name.startswith("QDQ") else SHAPE))
     convert(source, tmp_path / "out")
@@ -52,7 +52,7 @@ def test_the_card_says_what_the_head_is_for(tmp_path, name, tag):
     assert str(tmp_path) not in text
 
 
-def test_the_card_keeps_what_the_source_says_of_itself(tmp_path):
+def test_the_card_keeps_metadata_of_the_source(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
     (source / "README.md").write_text(
         "---\nlicense: apache-2.0\nlanguage: [en, zh]\nbase_model: Qwen/Qwen3-0.6B\npipeline_tag: text-ranking\n"
@@ -71,14 +71,14 @@ def test_the_card_keeps_what_the_source_says_of_itself(tmp_path):
     assert metadata(tmp_path / "out2")[0]["library_name"] == "mlx"
 
 
-def test_the_card_of_a_second_conversion_tells_of_that_one(tmp_path):
+def test_the_card_of_a_second_conversion_describes_that_conversion(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
     bits = lambda name: [tag for tag in metadata(tmp_path / name)[0]["tags"] if tag.endswith("-bit")]  # noqa: E731
     convert(source, tmp_path / "six", quantize=True, q_bits=6, report=False)
     assert bits("six") == ["6-bit"]
     convert(tmp_path / "six", tmp_path / "copy")
     assert bits("copy") == ["6-bit"]
-    # A tag that earlier versions left behind must not come back either.
+    # A tag written by an earlier version must not be kept either.
     convert(tmp_path / "six", tmp_path / "plain", dequantize=True)
     assert bits("plain") == []
     text = (tmp_path / "plain" / "README.md").read_text()
@@ -90,7 +90,7 @@ def test_the_card_of_a_second_conversion_tells_of_that_one(tmp_path):
     assert bits("mixed") == []
 
 
-def test_the_command_in_the_card_makes_the_same_folder(tmp_path, monkeypatch):
+def test_the_command_in_the_card_reproduces_the_folder(tmp_path, monkeypatch):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
     monkeypatch.chdir(tmp_path)
     out, text = tmp_path / "my out", tmp_path / "own.txt"
@@ -100,7 +100,7 @@ def test_the_command_in_the_card_makes_the_same_folder(tmp_path, monkeypatch):
     assert args.run(args) == 0
     first = {file.name: file.read_bytes() for file in out.iterdir()}
     command = metadata(out)[1].split("```bash\n")[-1].split("\n```")[0]
-    assert "--calibration-text own.txt" in command  # on so small a model no text changes the choice
+    assert "--calibration-text own.txt" in command  # the text does not change the result for such a small model
     assert str(tmp_path) not in (out / "README.md").read_text()
     out.rename(tmp_path / "moved")
     args = parser().parse_args(shlex.split(command)[1:])
@@ -108,7 +108,7 @@ def test_the_command_in_the_card_makes_the_same_folder(tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in out.iterdir()} == first
 
 
-def test_info_counts_without_reading_weights(tmp_path):
+def test_info_counts_parameters_without_reading_weights(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
     plain = describe(source)
     kv = 2 * 32 * 64 + 2 * 64 * 64
@@ -133,14 +133,16 @@ def test_info_counts_without_reading_weights(tmp_path):
     assert list(bert.memory.values()) == [bert.bytes]
 
 
-def test_sliding_layers_keep_their_window_only(tmp_path):
+def test_memory_of_sliding_layers_is_limited_to_their_window(tmp_path):
     window = {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 0}
     kinds = {"full": {}, "sliding": window}
     memory = {
         name: describe(write_qwen3(tmp_path / name, "Qwen3ForCausalLM", **SHAPE, **fields)).memory[512]
         for name, fields in kinds.items()
     }
-    assert memory["full"] - memory["sliding"] >= 150 * 1 * 2 * 2 * 16 * 4  # stores grow by more slots than this window
+    assert (
+        memory["full"] - memory["sliding"] >= 150 * 1 * 2 * 2 * 16 * 4
+    )  # caches grow in steps larger than this window
 
 
 def parser():
@@ -151,7 +153,7 @@ def parser():
     return main
 
 
-def test_the_verbs_print_what_was_done(tmp_path, capsys):
+def test_convert_and_info_print_their_results(tmp_path, capsys):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **{**SHAPE, "intermediate_size": 48})
     words = ["convert", "--hf-path", str(source), "--mlx-path", str(tmp_path / "out"), "-q", "--no-report"]
     args = parser().parse_args([*words, "--q-override", "v_proj=8"])
@@ -174,7 +176,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_what_is_measured(tmp_path, capsys, monkeypatch):
+def test_progress_is_shown_on_a_terminal_only(tmp_path, capsys, monkeypatch):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
     text = tmp_path / "own.txt"
     text.write_text("a text of my own, long enough to be measured on")
@@ -194,13 +196,13 @@ def test_a_terminal_sees_what_is_measured(tmp_path, capsys, monkeypatch):
     assert "measuring" not in capsys.readouterr().out
 
 
-def test_a_text_to_calibrate_on_needs_a_target(tmp_path):
+def test_a_calibration_text_needs_a_target(tmp_path):
     args = parser().parse_args(["convert", "--model", str(tmp_path), "-q", "--calibration-text", "own.txt"])
     with pytest.raises(InputError, match="calibration_text needs target_bpw"):
         args.run(args)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_prints_how_to_continue(tmp_path, capsys, monkeypatch):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **SHAPE)
 
     def interrupt(self, done, total):
@@ -213,7 +215,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_uploading(tmp_path, monkeypatch):
+def test_upload_creates_the_repository_and_reports_errors(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalTokenNotFoundError
 
@@ -238,7 +240,7 @@ def test_uploading(tmp_path, monkeypatch):
             upload_folder(tmp_path, repo)
 
 
-def test_an_unreadable_card_is_left_out_and_an_unreadable_file_is_named(tmp_path, caplog, monkeypatch):
+def test_an_unreadable_card_is_omitted_and_an_unreadable_file_raises(tmp_path, caplog, monkeypatch):
     folder = write_qwen3(tmp_path / "m", "Qwen3ForCausalLM")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     denied, opened = {"README.md"}, Path.open

@@ -1,4 +1,4 @@
-"""A converted folder is the source within its format's error, for every class and every format in and out."""
+"""Converted folders match their source within the error of the format, for all classes and formats."""
 
 import json
 
@@ -40,7 +40,7 @@ def causal(tmp_path_factory):
 
 
 def expected_weights(source, form):
-    """Yield what each packed layer of a source must stand for: MLX's own rounding of the whole matrix."""
+    """Yield the expected value of each packed layer of a source: MLX's quantization of the whole matrix."""
     checkpoint = open_checkpoint(source)
     for name in checkpoint.names:
         weight = checkpoint.read(name)
@@ -53,7 +53,7 @@ FORMATS += [("mxfp4", None, None), ("mxfp8", None, None), ("nvfp4", None, None)]
 
 
 @pytest.mark.parametrize(("mode", "bits", "size"), FORMATS)
-def test_every_format_packs_as_mlx_does_and_loads(causal, tmp_path, mode, bits, size):
+def test_every_format_packs_as_mlx_and_loads(causal, tmp_path, mode, bits, size):
     done = convert(causal, tmp_path / "out", True, size, bits, mode, report=False)
     form = PackedFormat.of(mode, bits, size)
     out = open_checkpoint(tmp_path / "out")
@@ -77,7 +77,7 @@ def test_every_format_packs_as_mlx_does_and_loads(causal, tmp_path, mode, bits, 
 
 
 @pytest.mark.parametrize("name", QWEN3 + BERT)
-def test_every_class_survives(tmp_path, name):
+def test_every_class_can_be_converted(tmp_path, name):
     if name.startswith("Qwen3"):
         source = write_qwen3(tmp_path / "source", name, **WIDE)
     else:
@@ -89,7 +89,7 @@ def test_every_class_survives(tmp_path, name):
         model, _ = mlx_qwen3.load(folder)
         assert type(model) is cls
         if name.startswith("QDQ"):
-            model.disable_quantizers("")  # rounding activations would hide what packing weights does
+            model.disable_quantizers("")  # rounded activations would hide the error of the packed weights
         return model
 
     reference = loaded(source)
@@ -115,14 +115,14 @@ def test_every_class_survives(tmp_path, name):
     assert heads == []
 
 
-def test_heads_are_packed_when_asked(tmp_path):
+def test_heads_are_packed_on_request(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForSequenceClassification", **WIDE)
     convert(source, tmp_path / "out", True, report=False, quantize_heads=True)
     assert "score.scales" in open_checkpoint(tmp_path / "out")
     assert mlx_qwen3.load(tmp_path / "out")[0](mx.array([[5, 6]])).logits.shape == (1, 2)
 
 
-def test_mixed_recipes_and_overrides(causal, tmp_path):
+def test_mixed_recipes_and_overrides_set_the_bits_of_layers(causal, tmp_path):
     done = convert(
         causal, tmp_path / "out", True, quant_predicate="mixed_3_6", q_overrides=["lm_head=none", "q_proj=mxfp4"],
         report=False,
@@ -138,7 +138,7 @@ def test_mixed_recipes_and_overrides(causal, tmp_path):
     mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_rows_that_a_group_does_not_divide_stay_and_are_listed(tmp_path):
+def test_layers_with_indivisible_rows_stay_plain_and_are_listed(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **{**WIDE, "intermediate_size": 200})
     done = convert(source, tmp_path / "out", True, report=False)
     assert done.kept == [f"model.layers.{i}.mlp.down_proj" for i in range(2)]
@@ -148,7 +148,7 @@ def test_rows_that_a_group_does_not_divide_stay_and_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
-def test_dtypes(causal, tmp_path, dtype):
+def test_the_dtype_applies_to_unpacked_weights(causal, tmp_path, dtype):
     convert(causal, tmp_path / "out", dtype=dtype)
     out, source = open_checkpoint(tmp_path / "out"), open_checkpoint(causal)
     target = getattr(mx, dtype)
@@ -157,7 +157,7 @@ def test_dtypes(causal, tmp_path, dtype):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
 
 
-def test_dequantizing_gives_back_what_the_codes_stand_for(causal, tmp_path):
+def test_dequantizing_decodes_the_codes(causal, tmp_path):
     convert(causal, tmp_path / "packed", True, 32, 4, report=False)
     convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32")
     form = PackedFormat(4, 32)
@@ -169,12 +169,12 @@ def test_dequantizing_gives_back_what_the_codes_stand_for(causal, tmp_path):
     first, second = open_checkpoint(tmp_path / "packed"), open_checkpoint(tmp_path / "copy")
     assert first.names == second.names
     assert all(mx.array_equal(first.read(n), second.read(n)).item() for n in first.names)
-    with pytest.raises(QuantizationError, match="quantized already"):
+    with pytest.raises(QuantizationError, match="already quantized"):
         convert(tmp_path / "packed", tmp_path / "again", quantize=True)
 
 
 def foreign_source(folder, source, settings, build):
-    """Return a copy of a source in which the layers' linear weights are packed by another tool."""
+    """Return a copy of a source with linear weights in the format of another tool."""
     checkpoint = open_checkpoint(source)
     tensors, decoded = {}, {}
     for number, name in enumerate(checkpoint.names):
@@ -215,7 +215,7 @@ def awq():
 
 
 @pytest.mark.parametrize("made", [gptq(), gptq("sequential", 8), awq()], ids=["gptq4", "gptq8", "awq"])
-def test_codes_are_taken_over(tmp_path, small, made):
+def test_codes_are_reused(tmp_path, small, made):
     settings, build = made
     decoded = foreign_source(tmp_path / "source", small, settings, build)
     done = convert(tmp_path / "source", tmp_path / "out")
@@ -229,7 +229,7 @@ def test_codes_are_taken_over(tmp_path, small, made):
         assert packed["scales"].dtype == mx.float16
         largest = max(largest, float(np.abs(np.array(form.dequantize(packed)) - weight).max()))
     assert 0 < largest <= done.largest_error * 1.01
-    # one rounding of a bias in float16, 11 bits
+    # a bias is rounded once, to float16 with 11 bits
     assert done.largest_error <= 0.02 * 2 ** settings["bits"] * 2**-11
     exact = convert(tmp_path / "source", tmp_path / "exact", dtype="float32")
     assert exact.largest_error == pytest.approx(0, abs=1e-8)
@@ -237,7 +237,7 @@ def test_codes_are_taken_over(tmp_path, small, made):
 
 
 @pytest.mark.parametrize(("options", "bits"), [({}, 8), ({"requantize_bits": 4}, 4)])
-def test_shuffled_columns_are_decoded_and_packed_again(tmp_path, small, options, bits):
+def test_reordered_columns_are_requantized(tmp_path, small, options, bits):
     settings, build = gptq("shuffled")
     decoded = foreign_source(tmp_path / "source", small, settings, build)
     done = convert(tmp_path / "source", tmp_path / f"out-{bits}", dtype="float32", **options)
@@ -263,7 +263,7 @@ def test_fp8_and_dequantized_gptq_become_plain_weights(tmp_path, small):
             assert np.array_equal(np.array(out.read(weight_name)).view(np.uint32), weight.view(np.uint32))
         config = json.loads((tmp_path / f"{name}-out" / "config.json").read_text())
         assert "quantization_config" not in config
-        # and without conversion, the same weights through the same class
+        # without conversion, the same class loads the same weights
         ids = mx.array([[5, 6, 7]])
         direct = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path / name)(ids).logits
         through = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path / f"{name}-out")(ids).logits
@@ -274,16 +274,16 @@ def layouts_fp8(path, rows, columns, seed):
     return layouts.fp8_tensors(path, rows, columns, seed=seed)
 
 
-def test_an_asked_for_format_repacks_and_says_so(tmp_path, small):
+def test_a_requested_format_requantizes_and_reports_it(tmp_path, small):
     settings, build = awq()
     foreign_source(tmp_path / "source", small, settings, build)
     done = convert(tmp_path / "source", tmp_path / "out", True, 64, 8, report=False)
-    assert set(done.requantized.values()) == {"another format was asked for"}
+    assert set(done.requantized.values()) == {"another format was requested"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]["bits"] == 8
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_tied_heads(tmp_path):
+def test_equal_tied_heads_are_stored_once(tmp_path):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, tie_word_embeddings=True)
     weights = open_checkpoint(source).read_all()
     rows = weights["model.embed_tokens.weight"]
@@ -306,7 +306,7 @@ def test_tied_heads(tmp_path):
 
 @pytest.fixture
 def short_texts(monkeypatch):
-    """The first sentences of the shipped texts, for the sake of time."""
+    """Use only the first sentences of the texts in the package, to save time."""
     monkeypatch.setattr(quality, "shipped_text", lambda which: shipped_text(which)[:500])
 
 
@@ -357,7 +357,7 @@ def test_other_errors_of_a_report_are_not_hidden(causal, tmp_path, monkeypatch):
         convert(causal, tmp_path / "out", quantize=True, report=True)
 
 
-def test_the_working_set_of_a_gpu_bounds_the_report(monkeypatch):
+def test_the_working_set_of_a_gpu_limits_the_report(monkeypatch):
     class Some:
         parameters, bytes_out = 10**9, 10**9
 
@@ -369,7 +369,7 @@ def test_the_working_set_of_a_gpu_bounds_the_report(monkeypatch):
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_a_target_spends_bits_where_they_matter(small, tmp_path):
+def test_a_target_gives_more_bits_to_sensitive_layers(small, tmp_path):
     done = convert(small, tmp_path / "out", target_bpw=5.0, dtype="bfloat16")
     assert done.bits_per_weight <= 5.0
     assert done.quality["kl_divergence"]["mean"] < done.quality["plain_4bit"]["kl_divergence"]["mean"]
@@ -378,7 +378,7 @@ def test_a_target_spends_bits_where_they_matter(small, tmp_path):
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_a_target_counts_what_overrides_take(small, tmp_path):
+def test_a_target_counts_the_size_of_overrides(small, tmp_path):
     done = convert(small, tmp_path / "out", target_bpw=5.0, q_overrides=["mlp=8"], dtype="bfloat16", report=False)
     assert 4 < done.bits_per_weight <= 5.0
     layers = json.loads((tmp_path / "out" / "config.json").read_text())["quantization"]
@@ -386,7 +386,7 @@ def test_a_target_counts_what_overrides_take(small, tmp_path):
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_measuring_is_told_step_by_step(small, tmp_path):
+def test_measuring_is_called_after_every_step(small, tmp_path):
     calls = []
     convert(small, tmp_path / "out", target_bpw=5.0, dtype="bfloat16", measuring=lambda *call: calls.append(call))
     assert list(dict.fromkeys(what for what, _, _ in calls)) == ["layers", "quality", "plain 4-bit"]
@@ -397,14 +397,14 @@ def test_measuring_is_told_step_by_step(small, tmp_path):
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_a_text_for_the_report_asks_for_one(small, tmp_path):
+def test_a_report_text_requests_a_report(small, tmp_path):
     (tmp_path / "own.txt").write_text("a text of my own, long enough to be measured on")
     done = convert(small, tmp_path / "out", dtype="float16", report_text=tmp_path / "own.txt")
     assert done.quality["text"] == "own.txt"
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-def test_numbers_are_told_from_their_bits(dtype):
+def test_is_finite_agrees_with_isfinite(dtype):
     largest = mx.finfo(dtype).max
     for value, finite in ((largest, True), (-largest, True), (0.0, True), (np.nan, False), (np.inf, False)):
         assert is_finite(mx.array([value, -value]).astype(dtype)) is finite

@@ -1,4 +1,4 @@
-"""Folders pass between this package and stock mlx-lm: same files, same tokens, and loud where it would be wrong."""
+"""Exchange of folders with stock mlx-lm: same files, same tokens, and an error for unsupported models."""
 
 import json
 
@@ -103,7 +103,7 @@ AGREES = {
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_what_mlx_lm_would_run_wrongly_is_marked(tmp_path, name):
+def test_models_that_mlx_lm_computes_differently_are_marked(tmp_path, name):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, **DIFFERENT[name])
     done = convert(source, tmp_path / "out")
     assert done.mlx_lm_differences
@@ -122,7 +122,7 @@ def test_what_mlx_lm_would_run_wrongly_is_marked(tmp_path, name):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_mlx_lm_refuses_what_it_would_run_wrongly(tmp_path, name):
+def test_mlx_lm_refuses_marked_models(tmp_path, name):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, **DIFFERENT[name])
     convert(source, tmp_path / "out")
     with pytest.raises(ValueError, match="requires importing"):
@@ -134,11 +134,11 @@ def test_mlx_lm_refuses_what_it_would_run_wrongly(tmp_path, name):
     from mlx_lm.utils import load_model
 
     difference = mx.abs(load_model(tmp_path / "out")[0](ids) - mlx_qwen3.load(tmp_path / "out")[0](ids).logits)
-    assert mx.max(difference).item() > 1e-2  # the marker is needed: unmarked, mlx-lm computes something else
+    assert mx.max(difference).item() > 1e-2  # without the marker, mlx-lm returns different outputs
 
 
 @pytest.mark.parametrize("name", AGREES)
-def test_what_mlx_lm_runs_rightly_is_not_marked(tmp_path, name):
+def test_models_that_mlx_lm_supports_are_not_marked(tmp_path, name):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, **AGREES[name])
     assert convert(source, tmp_path / "out").mlx_lm_differences == []
     assert "model_file" not in json.loads((tmp_path / "out" / "config.json").read_text())
@@ -146,13 +146,13 @@ def test_what_mlx_lm_runs_rightly_is_not_marked(tmp_path, name):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", AGREES)
-def test_mlx_lm_runs_it_rightly(tmp_path, name):
+def test_mlx_lm_computes_unmarked_models_identically(tmp_path, name):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **WIDE, **AGREES[name])
     convert(source, tmp_path / "out")
     assert ours(tmp_path / "out") == theirs(tmp_path / "out")
 
 
-def test_raw_configurations_are_judged_too():
+def test_raw_configurations_are_checked_too():
     assert silently_different({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0})
     assert not silently_different({"use_sliding_window": True, "sliding_window": 4, "num_hidden_layers": 28})
     assert silently_different({"rope_scaling": {"type": "yarn", "factor": 4.0}})

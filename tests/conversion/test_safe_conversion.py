@@ -1,4 +1,4 @@
-"""A conversion takes nothing private along, sees what changes under it, and is not lost by what comes after it."""
+"""A conversion copies no private files, detects changes of its source, and survives later failures."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_an_odd_card_loses_nothing(source, tmp_path, name):
+def test_an_invalid_card_does_not_stop_the_conversion(source, tmp_path, name):
     (source / "README.md").write_text(f"---\n{CARDS[name]}\n---\n# x\n")
     convert(source, tmp_path / "out", report=False)
     assert Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
@@ -50,7 +50,7 @@ def test_links_out_of_the_folder_are_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_source_that_changes_is_seen(source, tmp_path, verify):
+def test_a_source_that_changes_is_detected(source, tmp_path, verify):
     file = source / "model.safetensors"
 
     def touch(done, total):
@@ -60,7 +60,7 @@ def test_a_source_that_changes_is_seen(source, tmp_path, verify):
             opened.write(b"\x01" if done % 2 else b"\x02")
         os.utime(file, ns=(stamp, stamp if verify else stamp + 1))
 
-    with pytest.raises(CheckpointError, match="was changed while it was converted"):
+    with pytest.raises(CheckpointError, match="has changed during the conversion"):
         convert(source, tmp_path / "out", report=False, progress=touch, verify=verify)
     assert not (tmp_path / "out").exists()
 
@@ -76,13 +76,13 @@ def test_a_report_that_runs_out_of_memory_keeps_the_model(source, tmp_path, monk
     assert Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
 
 
-def test_the_name_of_a_repository_is_checked_first(source, tmp_path):
+def test_the_name_of_the_repository_is_checked_before_converting(source, tmp_path):
     with pytest.raises(HubError, match="bad name"):
         convert(source, tmp_path / "out", upload_repo="bad name!!")
     assert not (tmp_path / "out").exists()
 
 
-def test_flat_names_of_a_causal_model_become_those_of_mlx_lm(source, tmp_path):
+def test_flat_weight_names_are_converted_to_those_of_mlx_lm(source, tmp_path):
     weights = open_checkpoint(source).read_all()
     save_checkpoint(source, {name.removeprefix("model."): array for name, array in weights.items()})
     convert(source, tmp_path / "out", report=False)
@@ -90,7 +90,7 @@ def test_flat_names_of_a_causal_model_become_those_of_mlx_lm(source, tmp_path):
     assert out.names == sorted(weights)
 
 
-def test_no_report_of_a_random_head(source, tmp_path):
+def test_a_model_without_output_head_has_no_report(source, tmp_path):
     weights = open_checkpoint(source).read_all()
     save_checkpoint(source, {name: array for name, array in weights.items() if not name.startswith("lm_head")})
     config = json.loads((source / "config.json").read_text())
@@ -106,10 +106,10 @@ def test_no_report_of_a_random_head(source, tmp_path):
         model.generate(mx.array([[1, 2]]), max_new_tokens=2)
 
 
-def test_a_head_that_is_left_out_is_named(source, tmp_path, caplog):
+def test_omitted_weights_of_a_head_are_reported(source, tmp_path, caplog):
     weights = open_checkpoint(source).read_all()
     hidden = weights["model.norm.weight"].size
     save_checkpoint(source, {**weights, "score.weight": mx.ones((2, hidden))})
     convert(source, tmp_path / "out", report=False)
-    assert "1 weights of heads that Qwen3ForCausalLM does not have are left out, first score.weight" in caplog.text
+    assert "1 weights of heads that Qwen3ForCausalLM does not have are omitted, first score.weight" in caplog.text
     assert "score.weight" not in open_checkpoint(tmp_path / "out").names

@@ -1,4 +1,4 @@
-"""Broken and hostile GGUF files: one line that names what is wrong, and no memory to speak of."""
+"""Damaged and malicious GGUF files: a one-line error with the cause, and little memory."""
 
 import random
 import resource
@@ -32,9 +32,9 @@ def good(tmp_path_factory, original):
 def refused(path, message):
     with pytest.raises(MlxQwen3Error, match=message) as caught:
         load(path)
-    told = str(caught.value)
-    assert "\n" not in told
-    assert len(told.replace(str(path.parent), "")) < 400
+    reported = str(caught.value)
+    assert "\n" not in reported
+    assert len(reported.replace(str(path.parent), "")) < 400
     return caught.value
 
 
@@ -80,7 +80,7 @@ HEADERS = {
     ),
     "array of arrays": (
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry("a", struct.pack("<IIQ", 9, 9, 1)) + b"\0" * 99,
-        "an array of the value type 9",
+        "an array of value type 9",
     ),
     "value type": (
         b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry("a", struct.pack("<I", 77)) + b"\0" * 99,
@@ -98,13 +98,13 @@ HEADERS = {
 
 
 @pytest.mark.parametrize(("content", "message"), HEADERS.values(), ids=HEADERS)
-def test_headers(tmp_path, content, message):
+def test_damaged_headers_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
     refused(path, message)
 
 
-def test_a_file_that_ends_anywhere(good, tmp_path):
+def test_truncated_files_are_refused(good, tmp_path):
     path = tmp_path / "cut.gguf"
     choose = random.Random(0)
     for end in sorted({*(choose.randrange(len(good)) for _ in range(60)), len(good) - 33}):
@@ -112,7 +112,7 @@ def test_a_file_that_ends_anywhere(good, tmp_path):
         refused(path, r"truncated|lacks|damaged")
 
 
-def test_the_table_of_tensors(good, tmp_path):
+def test_damaged_tensor_tables_are_refused(good, tmp_path):
     path = tmp_path / "bad.gguf"
     plain, shape = entry(UP), entry(UP, UP_SHAPE)
     at = good.index(shape) + len(shape)
@@ -120,25 +120,25 @@ def test_the_table_of_tensors(good, tmp_path):
     assert kind == 0
     known = shape + struct.pack("<IQ", 0, offset)
     cases = {
-        "has the type 250 (unknown)": shape + struct.pack("<IQ", 250, offset),
+        "has type 250 (unknown)": shape + struct.pack("<IQ", 250, offset),
         "TQ2_0": shape + struct.pack("<IQ", 35, offset),
         "truncated or damaged: tensor": shape + struct.pack("<IQ", 0, 1 << 40),
-        "no multiple of 32": shape + struct.pack("<IQ", 0, offset + 4),
+        "not a multiple of 32": shape + struct.pack("<IQ", 0, offset + 4),
         "overlap": shape + struct.pack("<IQ", 0, 0),
         "has 77 dimensions": plain + struct.pack("<IQQIQ", 77, 32, 64, 0, offset),
-        "has the shape": plain + struct.pack("<IQQIQ", 2, 0, 64, 0, offset),
-        "the shape": plain + struct.pack("<IQQIQ", 2, 1 << 62, 1 << 62, 0, offset),
-        "no whole blocks of Q6_K": shape + struct.pack("<IQ", 14, offset),
+        "has shape": plain + struct.pack("<IQQIQ", 2, 0, 64, 0, offset),
+        "has shape (4611686018427387904": plain + struct.pack("<IQQIQ", 2, 1 << 62, 1 << 62, 0, offset),
+        "not whole blocks of Q6_K": shape + struct.pack("<IQ", 14, offset),
     }
     for message, changed in cases.items():
-        told = refused(patched(good, path, known, changed), message.replace("(", r"\(").replace(")", r"\)"))
-        assert "ffn_up" in str(told), message
+        reported = refused(patched(good, path, known, changed), message.replace("(", r"\(").replace(")", r"\)"))
+        assert "ffn_up" in str(reported), message
     refused(patched(good, path, plain, entry("blk.0.ffn_no.weight")), "ffn_no")
     refused(patched(good, path, plain, entry("blk.1.ffn_up.weight"[:19])), "twice|ffn_up")
     refused(patched(good, path, plain, entry("rope_freqs.weight.x"[:19])), "rope_freqs")
 
 
-def test_an_alignment_that_is_none(original, tmp_path):
+def test_an_invalid_alignment_is_refused(original, tmp_path):
     for value in (0, 3, 1 << 30, "x"):
         path = write_model_gguf(tmp_path / "bad.gguf", original, fields={"general.alignment": value})
         refused(path, "general.alignment is")
@@ -149,25 +149,25 @@ METADATA = {
     "block_count": (7, "block_count is 7"),
     "embedding_length": ("big", "embedding_length is 'big', expected a whole number"),
     "context_length": (0, "context_length is 0"),
-    "feed_forward_length": (65, r"up_proj.weight has the shape"),
+    "feed_forward_length": (65, r"up_proj.weight has shape"),
     "attention.head_count_kv": (0, "head_count_kv is 0"),
-    "attention.key_length": (16, "q_proj.weight has the shape"),
-    "attention.value_length": (16, "values of 16"),
+    "attention.key_length": (16, "q_proj.weight has shape"),
+    "attention.value_length": (16, "values of size 16"),
     "attention.layer_norm_rms_epsilon": (float("nan"), "epsilon is nan"),
     "rope.freq_base": (-1.0, "rope_theta"),
-    "rope.scaling.type": ("longrope", "'longrope' is not read"),
+    "rope.scaling.type": ("longrope", "'longrope' is not supported"),
     "pooling_type": (9, "pooling_type is 9"),
     "general.type": ("adapter", "holds a 'adapter', not a model"),
 }
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [(k, *v) for k, v in METADATA.items()])
-def test_metadata(original, tmp_path, key, value, message):
+def test_invalid_metadata_is_refused(original, tmp_path, key, value, message):
     refused(write_model_gguf(tmp_path / "bad.gguf", original, fields={key: value}), message)
 
 
 @pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count", "feed_forward_length"])
-def test_huge_sizes_make_no_huge_model(original, tmp_path, key):
+def test_huge_sizes_are_refused_before_allocating(original, tmp_path, key):
     path = write_model_gguf(tmp_path / "bad.gguf", original, fields={key: (1 << 32) - 1})
     tracemalloc.start()
     refused(path, key.rpartition(".")[2].replace("head_count", "q_proj") + r"|shape|up_proj")
@@ -175,14 +175,14 @@ def test_huge_sizes_make_no_huge_model(original, tmp_path, key):
     tracemalloc.stop()
 
 
-def test_another_architecture_says_where_to_go(original, tmp_path, capsys):
+def test_another_architecture_is_refused_with_an_alternative(original, tmp_path, capsys):
     path = write_model_gguf(tmp_path / "bad.gguf", original, arch="qwen3moe")
     assert isinstance(refused(path, r"architecture 'qwen3moe' is not 'qwen3'.*llama\.cpp"), UnsupportedModelError)
     assert main(["generate", "--model", str(path), "--prompt", "hi"]) == 2
     assert main(["info", str(path)]) == 2
     assert main(["convert", "--hf-path", str(path), "--mlx-path", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 3
+    reported = capsys.readouterr().err.splitlines()
+    assert len(reported) == 3
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +195,7 @@ def test_a_missing_tensor_is_named(original, tmp_path, name):
     refused(path, f"{(TOP | LAYER)[part].replace('.', '[.]')}|block_count")
 
 
-def test_shapes_that_contradict_the_metadata(original, tmp_path):
+def test_shapes_that_contradict_the_metadata_are_refused(original, tmp_path):
     arrays = checkpoint_arrays(original)
     for name in ("blk.1.ffn_down.weight", "blk.0.attn_q_norm.weight", UP):
         path = write_model_gguf(tmp_path / "bad.gguf", original, tensors={name: arrays[name][1:]})
@@ -204,8 +204,8 @@ def test_shapes_that_contradict_the_metadata(original, tmp_path):
     refused(write_model_gguf(tmp_path / "bad.gguf", original, tensors={UP: cube}), "expected 1 or 2 dimensions")
 
 
-def test_a_header_is_not_read_without_end(tmp_path):
-    """A file with one text of hundreds of megabytes, sparse on the disk."""
+def test_a_huge_header_is_refused(tmp_path):
+    """The file has one string of hundreds of megabytes and is sparse on the disk."""
     path = tmp_path / "bad.gguf"
     length = MAX_HEADER_BYTES + 100
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry("a", struct.pack("<IIQ", 9, 0, length))
@@ -213,12 +213,12 @@ def test_a_header_is_not_read_without_end(tmp_path):
         file.write(head)
         file.truncate(len(head) + length)
     tracemalloc.start()
-    refused(path, "a header of more than 256 MB")
+    refused(path, "a header above 256 MiB")
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
     tracemalloc.stop()
 
 
-def test_what_is_no_file_of_weights(tmp_path):
+def test_other_paths_are_refused(tmp_path):
     (tmp_path / "x.gguf").mkdir()
     refused(tmp_path / "x.gguf", "no model|config.json|safetensors")
     with pytest.raises(CheckpointError, match="no folder"):
@@ -248,15 +248,15 @@ def mutated(good, choose):
 
 def fuzz(good, path, cases, seed):
     """Check that every changed file loads or is refused in one line. Return how many were refused."""
-    choose, told = random.Random(seed), []
+    choose, reported = random.Random(seed), []
     for _ in range(cases):
         path.write_bytes(mutated(good, choose))
         try:
             load(path)
         except MlxQwen3Error as error:
-            told.append(str(error))
-    assert not [text for text in told if "\n" in text]
-    return len(told)
+            reported.append(str(error))
+    assert not [text for text in reported if "\n" in text]
+    return len(reported)
 
 
 def test_changed_headers_load_or_are_refused(good, tmp_path):

@@ -1,4 +1,4 @@
-"""Every kind of weight: bit for bit what the `gguf` package decodes, or within the stated error."""
+"""All tensor types match the `gguf` package bit for bit, or within the documented error."""
 
 import gguf
 import mlx.core as mx
@@ -51,7 +51,7 @@ def test_packed_weights_are_those_of_the_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", SCALES)
-def test_scales_are_as_short_as_they_can_be(tmp_path, kind):
+def test_scales_have_the_shortest_exact_dtype(tmp_path, kind):
     checkpoint = write(tmp_path / "x.gguf", kind, random_rows(kind, 2, 256))
     short = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"}
     expected = mx.uint8 if kind == "MXFP4" else mx.float16 if kind in short else mx.float32
@@ -62,7 +62,7 @@ def test_scales_are_as_short_as_they_can_be(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", SCALES)
-def test_rows_are_rows_of_the_whole(tmp_path, kind):
+def test_read_rows_returns_rows_of_the_tensor(tmp_path, kind):
     checkpoint = write(tmp_path / "x.gguf", kind, random_rows(kind, 10, 256))
     for name, whole in checkpoint.read_all().items():
         assert mx.array_equal(checkpoint.read_rows(name, 3, 7), whole[3:7]), name
@@ -79,7 +79,7 @@ def test_large_weights_are_read_in_blocks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
-def test_plain_numbers_are_those_of_the_file(tmp_path, kind):
+def test_floating_point_types_are_read_unchanged(tmp_path, kind):
     values = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
     raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     checkpoint = write(tmp_path / "x.gguf", kind, raw)
@@ -91,14 +91,14 @@ def test_plain_numbers_are_those_of_the_file(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("kind", "start", "raw"), [("Q8_0", 0, np.inf), ("Q4_K", 2, np.nan), ("Q4_0", 0, 60000)])
-def test_scales_that_cannot_be_kept_are_refused(tmp_path, kind, start, raw):
+def test_scales_that_mlx_cannot_represent_are_refused(tmp_path, kind, start, raw):
     rows = random_rows(kind, 4, 256)
     rows[2, start : start + 2] = np.array([raw], np.float16).view(np.uint8)
     with pytest.raises(CheckpointError, match=r"ffn_up.*scales"):
         write(tmp_path / "x.gguf", kind, rows).read_all()
 
 
-def test_the_exponent_that_mlx_takes_for_nan_is_refused(tmp_path):
+def test_the_exponent_that_is_nan_in_mlx_is_refused(tmp_path):
     rows = random_rows("MXFP4", 4, 64)
     rows[1, 0] = 255
     with pytest.raises(CheckpointError, match=r"ffn_up.*scales"):

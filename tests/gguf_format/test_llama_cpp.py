@@ -1,4 +1,4 @@
-"""llama.cpp accepts the files that this package writes and computes the same from them."""
+"""llama.cpp loads the files that this package writes and computes the same outputs."""
 
 import mlx.core as mx
 import numpy as np
@@ -55,7 +55,7 @@ def decoded(path):
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits(tmp_path, kind, tied):
+def test_logits_match(tmp_path, kind, tied):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.3}
     folder = write_qwen3(
         tmp_path / "model",
@@ -72,7 +72,7 @@ def test_logits(tmp_path, kind, tied):
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_the_bundled_model(tmp_path, kind):
+def test_the_bundled_model_matches(tmp_path, kind):
     path = convert_to_gguf(bundled_model_path(), tmp_path / "x.gguf", kind).path
     model, tokenizer = load(path, dtype="float32")
     theirs = llama(decoded(path))

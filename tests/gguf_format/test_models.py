@@ -1,4 +1,4 @@
-"""Models in GGUF files: loaded, converted, described and used in tasks as their originals are."""
+"""Models in GGUF files are loaded, converted, described and used in tasks like their originals."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ def logits(model):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """An F32 file; the original is beside it."""
+    """Return an F32 file, with the original next to it."""
     return tiny_gguf(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_computes_what_its_original_does(tmp_path, tied):
+def test_outputs_match_the_original(tmp_path, tied):
     path = tiny_gguf(tmp_path, config={"tie_word_embeddings": tied})
     model, tokenizer = load(str(path))
     original, own = load(tmp_path / "original")
@@ -43,7 +43,7 @@ def test_a_model_computes_what_its_original_does(tmp_path, tied):
     assert np.array_equal(logits(Qwen3ForCausalLM.from_pretrained(path)), logits(original))
 
 
-def test_the_configuration_is_the_originals(tiny):
+def test_the_configuration_matches_the_original(tiny):
     ours = Qwen3Config.from_pretrained(tiny).to_dict()
     theirs = Qwen3Config.from_pretrained(tiny.parent / "original").to_dict()
     not_stored = {"eos_token_id", "initializer_range"}
@@ -53,7 +53,7 @@ def test_the_configuration_is_the_originals(tiny):
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
-def test_a_packed_model_computes_what_its_decoded_weights_do(tmp_path, kind):
+def test_a_packed_model_matches_its_decoded_weights(tmp_path, kind):
     import gguf
 
     path = tiny_gguf(tmp_path, kind)
@@ -82,7 +82,7 @@ def to_gguf(name):
     return gguf_name(name)
 
 
-def test_fused_projections_are_taken_apart(tmp_path):
+def test_fused_projections_are_split(tmp_path):
     original = write_qwen3(tmp_path / "original", "Qwen3ForCausalLM")
     arrays = checkpoint_arrays(original)
     changes = {}
@@ -97,7 +97,7 @@ def test_fused_projections_are_taken_apart(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
-def test_other_classes_take_the_same_file(tmp_path, kind):
+def test_other_classes_load_the_same_file(tmp_path, kind):
     path = tiny_gguf(tmp_path, kind, config={"tie_word_embeddings": False})
     causal, _ = load(path)
     bare = mlx_qwen3.Qwen3Model.from_pretrained(path)
@@ -108,7 +108,7 @@ def test_other_classes_take_the_same_file(tmp_path, kind):
     assert np.array_equal(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / "saved")), logits(causal))
 
 
-def test_rope_scaling_context_and_window(tmp_path):
+def test_rope_scaling_context_and_window_are_read(tmp_path):
     path = tiny_gguf(
         tmp_path,
         fields={
@@ -129,7 +129,7 @@ def test_rope_scaling_context_and_window(tmp_path):
     assert load(path)[0](IDS).logits.shape == (1, 8, 416)
 
 
-def test_generation_defaults(tmp_path):
+def test_generation_defaults_are_read(tmp_path):
     sampling = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.sampling.top_p": 0.95}
     model, tokenizer = load(tiny_gguf(tmp_path, fields=sampling))
     config = model.generation_config
@@ -139,7 +139,7 @@ def test_generation_defaults(tmp_path):
 
 
 def split(path, folder, count=3):
-    """Return the file in parts, as llama-gguf-split writes them."""
+    """Split a file into parts as llama-gguf-split does."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -166,7 +166,7 @@ def split(path, folder, count=3):
     return sorted(folder.glob("*.gguf"))
 
 
-def test_a_split_file_is_one_model_whichever_part_is_named(tiny, tmp_path):
+def test_any_part_of_a_split_file_loads_the_whole_model(tiny, tmp_path):
     first, second, third = split(tiny, tmp_path / "parts")
     expected = logits(load(tiny)[0])
     for named in (first, second, third, tmp_path / "parts"):
@@ -186,7 +186,7 @@ def test_a_part_of_another_model_is_refused(tiny, tmp_path):
         load(first)
 
 
-def test_a_folder_and_the_name_of_a_file(tiny, tmp_path):
+def test_a_file_in_a_folder_is_found_by_name(tiny, tmp_path):
     folder = tmp_path / "repo"
     folder.mkdir()
     for name in ("Tiny-Q8_0.gguf", "Tiny-UD-Q8_0.gguf", "mmproj-F16.gguf"):
@@ -196,7 +196,7 @@ def test_a_folder_and_the_name_of_a_file(tiny, tmp_path):
     assert resolve_checkpoint(folder, gguf_file="q8_0").name == "Tiny-Q8_0.gguf"
     with pytest.raises(CheckpointError, match=r"no GGUF file 'Q4_0'; it has Tiny-Q8_0.gguf, Tiny-UD-Q8_0.gguf"):
         resolve_checkpoint(folder, gguf_file="Q4_0")
-    with pytest.raises(CheckpointError, match="holds 2 GGUF models: name one"):
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF models\. Name one"):
         resolve_checkpoint(folder)
     with pytest.raises(InputError, match="is a GGUF file already"):
         load(tiny, gguf_file="x")
@@ -207,7 +207,7 @@ def test_a_folder_and_the_name_of_a_file(tiny, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, tiny):
-    """A repository with two quantizations on the Hub, of which nothing is in the cache."""
+    """Replace the Hub by one repository with two quantizations that is not in the cache."""
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -232,25 +232,25 @@ def hub(monkeypatch, tmp_path, tiny):
     return fetched
 
 
-def test_a_quantization_in_a_repository_of_the_hub(hub):
+def test_a_quantization_in_a_hub_repository_is_downloaded(hub):
     assert load("org/repo:Q4_K_M")[0].config.vocab_size == 416
     assert set(hub) == {"Tiny-Q4_K_M.gguf"}
     assert resolve_checkpoint("org/repo", gguf_file="Q8_0").name == "Tiny-Q8_0-00001-of-00001.gguf"
     assert resolve_checkpoint("org/repo:Tiny-Q4_K_M.gguf").name == "Tiny-Q4_K_M.gguf"
     with pytest.raises(CheckpointError, match=r"has no GGUF file 'Q2_K'; it has Tiny-Q4_K_M\.gguf"):
         load("org/repo:Q2_K")
-    with pytest.raises(CheckpointError, match=r"holds GGUF files: name one, as org/repo:Tiny-Q4_K_M\.gguf"):
+    with pytest.raises(CheckpointError, match=r"holds GGUF files\. Name one, as org/repo:Tiny-Q4_K_M\.gguf"):
         load("org/repo")
 
 
-def test_a_repository_that_cannot_be_reached():
+def test_an_unreachable_repository_is_reported():
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         load("org/repo:Q4_K_M")
 
 
 @pytest.fixture
 def ollama(monkeypatch, tmp_path, tiny):
-    """A folder of ollama with the model qwen3:4b."""
+    """Create a folder of ollama with the model qwen3:4b."""
     root = tmp_path / "models"
     raw = tiny.read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
@@ -267,29 +267,29 @@ def ollama(monkeypatch, tmp_path, tiny):
     return root
 
 
-def test_a_model_of_ollama(ollama, tiny):
+def test_a_model_of_ollama_is_found(ollama, tiny):
     model, tokenizer = load("ollama:qwen3:4b")
     assert np.array_equal(logits(model), logits(load(tiny)[0]))
     assert tokenizer.eos_token == "<|im_end|>"
     assert resolve_checkpoint("ollama:registry.ollama.ai/library/qwen3:4b").parent == ollama / "blobs"
-    with pytest.raises(CheckpointError, match=r"no model 'qwen3' in .*, it has qwen3:4b: run `ollama pull qwen3`"):
+    with pytest.raises(CheckpointError, match=r"no model 'qwen3' in .*, it has qwen3:4b\. Run `ollama pull qwen3`"):
         load("ollama:qwen3")
 
 
 @pytest.mark.parametrize("name", ["../../x:y", "a/b/c/d", "qwen3:../4b", "", "a b"])
-def test_names_that_ollama_cannot_have(ollama, name):
-    with pytest.raises(CheckpointError, match="is no name of an ollama model"):
+def test_invalid_names_for_ollama_are_refused(ollama, name):
+    with pytest.raises(CheckpointError, match="is not the name of an ollama model"):
         load(f"ollama:{name}")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"layers": 3}', '{"layers": [{"mediaType": "x"}]}', "[" * 5000])
-def test_manifests_that_name_no_model(ollama, content):
+def test_manifests_without_a_model_are_refused(ollama, content):
     (ollama / "manifests/registry.ollama.ai/library/qwen3/4b").write_text(content, encoding="utf-8")
-    with pytest.raises(CheckpointError, match="pull the model again"):
+    with pytest.raises(CheckpointError, match=r"[Pp]ull the model again"):
         load("ollama:qwen3:4b")
 
 
-def test_a_digest_that_leaves_the_folder_is_refused(ollama):
+def test_a_digest_outside_of_the_folder_is_refused(ollama):
     layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../etc/passwd"}
     manifest = ollama / "manifests/registry.ollama.ai/library/qwen3/4b"
     manifest.write_text(json.dumps({"layers": [layer]}), encoding="utf-8")
@@ -297,7 +297,7 @@ def test_a_digest_that_leaves_the_folder_is_refused(ollama):
         load("ollama:qwen3:4b")
 
 
-def test_a_missing_blob_of_ollama(ollama):
+def test_a_missing_blob_of_ollama_is_reported(ollama):
     next((ollama / "blobs").iterdir()).unlink()
     with pytest.raises(CheckpointError, match=r"lacks the file sha256-\w+ .*ollama pull"):
         load("ollama:qwen3:4b")
@@ -307,7 +307,7 @@ def test_a_missing_blob_of_ollama(ollama):
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
-def test_a_converted_file_computes_the_same(tmp_path, kind):
+def test_a_converted_file_has_the_same_outputs(tmp_path, kind):
     path = tiny_gguf(tmp_path, kind)
     done = convert(path, tmp_path / "out")
     assert np.array_equal(logits(load(tmp_path / "out")[0]), logits(load(path)[0]))
@@ -320,7 +320,7 @@ def test_a_converted_file_computes_the_same(tmp_path, kind):
     assert done.bytes_in == sum(open_checkpoint(path).nbytes(name) for name in open_checkpoint(path).names)
 
 
-def test_kinds_without_a_layout_are_named_with_their_error(tmp_path, capsys, caplog):
+def test_types_without_a_layout_are_reported_with_their_error(tmp_path, capsys, caplog):
     config = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     blocks = {"blk.0.ffn_up.weight": "Q6_K", "blk.0.ffn_gate.weight": "Q3_K", "blk.0.ffn_down.weight": "Q4_K"}
     original = write_qwen3(tmp_path / "original", "Qwen3ForCausalLM", **config)
@@ -365,7 +365,7 @@ def test_info_and_generate_on_the_command_line(tiny, capsys):
 # tasks
 
 
-def test_embeddings_are_pooled_as_the_file_says(tmp_path):
+def test_embeddings_use_the_pooling_of_the_file(tmp_path):
     last = tiny_gguf(tmp_path, fields={"pooling_type": 3})
     mean = write_model_gguf(tmp_path / "mean.gguf", tmp_path / "original", fields={"pooling_type": 1})
     text = "Hello world, this is a text"
@@ -377,7 +377,7 @@ def test_embeddings_are_pooled_as_the_file_says(tmp_path):
     assert np.array_equal(Embedding(first)(text), original(text, pooling="cls"))
 
 
-def test_an_end_token_is_appended_where_the_file_says(tmp_path):
+def test_an_end_token_is_appended_if_the_file_requests_it(tmp_path):
     path = tiny_gguf(tmp_path, tokenizer={"add_eos": True})
     tokenizer = AutoTokenizer.from_pretrained(path)
     own = AutoTokenizer.from_pretrained(tmp_path / "original")
@@ -386,8 +386,8 @@ def test_an_end_token_is_appended_where_the_file_says(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_reranker_scores_as_its_original(tmp_path, tied):
-    """The converter of llama.cpp keeps the rows of "yes" and "no" and, of an untied model, drops the head."""
+def test_a_reranker_scores_like_its_original(tmp_path, tied):
+    """The converter of llama.cpp keeps the rows of "yes" and "no", and drops the head of an untied model."""
     original = write_qwen3(tmp_path / "original", "Qwen3ForCausalLM", tie_word_embeddings=tied)
     add_words(original)
     tokenizer = AutoTokenizer.from_pretrained(original)
@@ -434,7 +434,7 @@ def test_a_classifier_keeps_its_labels(tmp_path):
         ["info"],
     ],
 )
-def test_verbs_take_the_name_of_a_file_in_a_folder(tiny, tmp_path, capsys, words):
+def test_commands_accept_the_name_of_a_file_in_a_folder(tiny, tmp_path, capsys, words):
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("tiny-Q8_0.gguf", "tiny-F32.gguf"):

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file gives the ids of the tokenizer.json that it was made from."""
+"""The tokenizer of a GGUF file returns the same ids as the tokenizer.json that it was converted from."""
 
 import lzma
 import random
@@ -27,7 +27,7 @@ SPECIAL = [
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
-    """Code and prose of the standard library, random characters, white space, digits and special tokens."""
+    """Return code and prose of the standard library, random characters, white space, digits and special tokens."""
     choose = random.Random(seed)
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     sources = [file.read_text(encoding="utf-8", errors="replace") for file in choose.sample(files, 40)]
@@ -57,7 +57,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory):
-    """Qwen3's own tokenizer, and the same from a GGUF file with the rows that its embedding has."""
+    """Return Qwen3's tokenizer, and the same from a GGUF file with as many tokens as the embedding has rows."""
     folder = tmp_path_factory.mktemp("qwen3")
     (folder / "tokenizer.json").write_bytes(lzma.decompress((DATA / "tokenizer.json.xz").read_bytes()))
     (folder / "tokenizer_config.json").write_bytes((DATA / "tokenizer_config.json").read_bytes())
@@ -89,16 +89,16 @@ def compare(original, rebuilt, count):
             assert rebuilt.decode(ids, skip_special_tokens=skip) == original.decode(ids, skip_special_tokens=skip)
 
 
-def test_ids_are_the_originals(pair):
+def test_ids_match_the_original(pair):
     compare(*pair, 300)
 
 
 @pytest.mark.slow
-def test_ids_are_the_originals_on_ten_thousand_texts(pair):
+def test_ids_match_the_original_on_ten_thousand_texts(pair):
     compare(*pair, 10_000)
 
 
-def test_special_tokens_and_templates_are_the_originals(pair):
+def test_special_tokens_and_templates_match_the_original(pair):
     original, rebuilt = pair
     assert len(rebuilt) == len(original)
     assert rebuilt.vocab_size == original.vocab_size
@@ -113,14 +113,14 @@ def test_special_tokens_and_templates_are_the_originals(pair):
         assert prompts[0] == prompts[1]
 
 
-def test_offsets_and_masks_are_the_originals(bundled):
+def test_offsets_and_masks_match_the_original(bundled):
     original, rebuilt = bundled
     options = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
     for text in texts(40, seed=1):
         assert dict(rebuilt(text, **options)) == dict(original(text, **options))
 
 
-def test_a_saved_copy_gives_the_same_ids(bundled, tmp_path):
+def test_a_saved_copy_returns_the_same_ids(bundled, tmp_path):
     _, rebuilt = bundled
     rebuilt.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -142,7 +142,7 @@ def test_padding_rows_match_no_text(small, tmp_path):
 
 
 def test_added_tokens_between_the_others_keep_their_ids(small, tmp_path):
-    """Not as Qwen3 has it, but nothing in the format forbids it."""
+    """Qwen3 has no such tokens, but the format allows them."""
     backend = AutoTokenizer.from_pretrained(small).backend
     size = backend.get_vocab_size()
     tokens = [backend.id_to_token(index) for index in range(size)]
@@ -158,13 +158,13 @@ def test_added_tokens_between_the_others_keep_their_ids(small, tmp_path):
     assert (rebuilt.pad_token, rebuilt.eos_token) == ("<|endoftext|>", "<|im_end|>")
 
 
-def test_named_chat_templates(small, tmp_path):
+def test_named_chat_templates_are_read(small, tmp_path):
     templates = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     rebuilt = AutoTokenizer.from_pretrained(write_tokenizer_gguf(tmp_path / "x.gguf", small, 410, template=templates))
     assert rebuilt.chat_template == {"default": "D", "tool_use": "T"}
 
 
-def test_overrides_replace_what_the_file_says(small, tmp_path):
+def test_overrides_replace_settings_of_the_file(small, tmp_path):
     path = write_tokenizer_gguf(tmp_path / "x.gguf", small, 410)
     rebuilt = AutoTokenizer.from_pretrained(path, padding_side="left", chat_template="X")
     assert (rebuilt.padding_side, rebuilt.chat_template) == ("left", "X")
@@ -190,7 +190,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
-def test_tokenizers_that_cannot_be_used(small, tmp_path, changes, message):
+def test_unsupported_tokenizers_are_refused(small, tmp_path, changes, message):
     path = write_tokenizer_gguf(tmp_path / "x.gguf", small, 410, **changes)
     with pytest.raises(MlxQwen3Error, match=message) as caught:
         AutoTokenizer.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""GGUF files that this package writes: read by the `gguf` package, exact, and complete."""
+"""GGUF files that this package writes are readable by the `gguf` package, exact and complete."""
 
 import json
 import os
@@ -31,7 +31,7 @@ KINDS = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
 def dense_weights(folder):
-    """GGUF name -> float32 weights of a checkpoint, decoded."""
+    """Return the decoded float32 weights of a checkpoint by GGUF name."""
     source = open_source(folder)
     return {
         gguf_name(w.name): np.array(
@@ -58,14 +58,14 @@ def check_tensors(path, folder, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_tensors_are_the_decoded_weights_in_their_kind(tmp_path, kind, tied):
+def test_tensors_are_the_decoded_weights_in_their_type(tmp_path, kind, tied):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM", tie_word_embeddings=tied)
     done = convert_to_gguf(folder, tmp_path / "x.gguf", kind)
     check_tensors(done.path, folder, KINDS[kind])
     assert Qwen3Config.from_pretrained(done.path).tie_word_embeddings is tied
 
 
-def test_the_configuration_and_the_tokenizer_come_back(tmp_path):
+def test_configuration_and_tokenizer_survive_a_round_trip(tmp_path):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "attention_factor": 1.25}
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM", rope_scaling=scaling, max_position_embeddings=512)
     sampling = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
@@ -84,8 +84,8 @@ def test_the_configuration_and_the_tokenizer_come_back(tmp_path):
     assert sampling.items() <= generation.to_dict().items()
 
 
-def test_a_tokenizer_that_ends_every_text(tmp_path):
-    """As Qwen3-Embedding's: the token that is appended is not the end of a turn."""
+def test_a_tokenizer_that_appends_an_end_token_is_kept(tmp_path):
+    """As in Qwen3-Embedding, the appended token is not the end of a turn."""
     from tokenizers import Tokenizer, processors
 
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
@@ -105,8 +105,8 @@ def test_a_tokenizer_that_ends_every_text(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_the_bundled_model_answers_word_for_word(tmp_path, kind):
-    """Its weights are packed in 6 bits: the file holds the decoded weights, rounded to the kind."""
+def test_the_bundled_model_gives_the_same_answer(tmp_path, kind):
+    """Its weights are packed with 6 bits, so the file holds the decoded weights, rounded to the type."""
     folder = bundled_model_path()
     done = convert_to_gguf(folder, tmp_path / "x.gguf", kind)
     check_tensors(done.path, folder, KINDS[kind])
@@ -120,7 +120,7 @@ def test_the_bundled_model_answers_word_for_word(tmp_path, kind):
     assert all(len(answer) > 20 for answer in answers[0])
 
 
-def test_from_gguf_to_gguf(tmp_path):
+def test_a_gguf_file_is_converted_to_another_type(tmp_path):
     first = tiny_gguf(tmp_path, "Q8_0")
     convert_to_gguf(first, tmp_path / "again.gguf", "f16")
     folder = tmp_path / "original"
@@ -131,7 +131,7 @@ def test_from_gguf_to_gguf(tmp_path):
         convert_to_gguf(first, first, force=True)
 
 
-def test_rows_that_are_no_whole_blocks_are_kept_in_float16(tmp_path):
+def test_rows_that_are_not_whole_blocks_are_stored_as_float16(tmp_path):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM", intermediate_size=40)
     done = convert_to_gguf(folder, tmp_path / "x.gguf", "q8_0")
     assert done.kept == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
@@ -143,13 +143,13 @@ def test_rows_that_are_no_whole_blocks_are_kept_in_float16(tmp_path):
 REFUSED = {
     "window": ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, "sliding window attention"),
     "biases": ({"attention_bias": True}, "biases in attention"),
-    "activation": ({"hidden_act": "gelu"}, "the activation gelu"),
-    "rope": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "the rotary scaling dynamic"),
+    "activation": ({"hidden_act": "gelu"}, "activation gelu"),
+    "rope": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE scaling dynamic"),
 }
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, config, message):
+def test_settings_that_llama_cpp_computes_differently_are_refused(tmp_path, config, message):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM", **config)
     with pytest.raises(UnsupportedModelError, match=message):
         convert_to_gguf(folder, tmp_path / "x.gguf")
@@ -161,16 +161,16 @@ def test_other_models_are_refused(tmp_path):
         write_qwen3(tmp_path / "c", "Qwen3ForSequenceClassification"),
         write_bert(tmp_path / "b", "QDQBertForMaskedLM"),
     ):
-        with pytest.raises(UnsupportedModelError, match="GGUF files are written of"):
+        with pytest.raises(UnsupportedModelError, match="can be written as GGUF"):
             convert_to_gguf(folder, tmp_path / "x.gguf")
 
 
-def test_values_that_the_type_cannot_hold(tmp_path):
+def test_values_that_exceed_the_type_are_refused(tmp_path):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
     model, _ = load(folder)
     model.model.layers[0].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight + 70000.0
     model.save_pretrained(folder)
-    with pytest.raises(QuantizationError, match=r"up_proj.*beyond float16"):
+    with pytest.raises(QuantizationError, match=r"up_proj.*exceed float16"):
         convert_to_gguf(folder, tmp_path / "x.gguf", "f16")
     assert list(tmp_path.iterdir()) == [folder]
     convert_to_gguf(folder, tmp_path / "x.gguf", "bf16")
@@ -185,20 +185,20 @@ def test_another_tokenizer_is_refused(tmp_path):
         convert_to_gguf(folder, tmp_path / "x.gguf")
 
 
-def test_targets(tmp_path):
+def test_invalid_targets_are_refused(tmp_path):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
     (tmp_path / "x.gguf").write_bytes(b"mine")
     with pytest.raises(CheckpointError, match="exists"):
         convert_to_gguf(folder, tmp_path / "x.gguf")
     assert (tmp_path / "x.gguf").read_bytes() == b"mine"
     convert_to_gguf(folder, tmp_path / "x.gguf", force=True)
-    with pytest.raises(InputError, match=r"ends in \.gguf"):
+    with pytest.raises(InputError, match=r"does not end in \.gguf"):
         convert_to_gguf(folder, tmp_path / "x")
     with pytest.raises(InputError, match="gguf_type is 'q6_k', expected one of f16, bf16, q8_0, q4_0"):
         convert_to_gguf(folder, tmp_path / "y.gguf", "q6_k")
 
 
-def test_on_the_command_line(tmp_path, capsys):
+def test_the_command_line_converts_to_gguf(tmp_path, capsys):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
     command = ["convert", "--hf-path", str(folder), "--to", "gguf"]
     target = ["--mlx-path", str(tmp_path / "x.gguf")]
@@ -229,13 +229,13 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_errors_are_the_packages(tmp_path):
+def test_errors_are_errors_of_the_package(tmp_path):
     with pytest.raises(MlxQwen3Error):
         convert_to_gguf(tmp_path / "nowhere", tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_a_source_that_changes_is_seen(tmp_path, verify):
+def test_a_source_that_changes_is_detected(tmp_path, verify):
     folder = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
     file = folder / "model.safetensors"
 
@@ -246,6 +246,6 @@ def test_a_source_that_changes_is_seen(tmp_path, verify):
             opened.write(b"\x01" if done % 2 else b"\x02")
         os.utime(file, ns=(stamp, stamp if verify else stamp + 1))
 
-    with pytest.raises(CheckpointError, match="was changed while it was converted"):
+    with pytest.raises(CheckpointError, match="has changed during the conversion"):
         convert_to_gguf(folder, tmp_path / "x.gguf", progress=touch, verify=verify)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -44,7 +44,7 @@ def test_an_unknown_keyword_is_refused_with_a_suggestion(folder, call):
 
 
 def test_harmless_keywords_are_reported_once(folder, caplog):
-    keywords._said.clear()
+    keywords._reported.clear()
     with caplog.at_level(logging.WARNING, "mlx_qwen3"):
         for _ in range(2):
             mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, device_map="auto", attn_implementation="sdpa")
@@ -140,7 +140,7 @@ def test_saving_takes_the_keywords_of_the_reference(folder, tmp_path, kind):
         "push_to_hub": (True, "hf upload"),
         "safe_serialization": (False, "safetensors only"),
         "variant": ("fp16", "rename"),
-        "is_main_process": (False, "one process"),
+        "is_main_process": (False, "process that writes"),
         "safe_serialisation": (True, "Did you mean safe_serialization"),
     }
     for name, (value, says) in refused.items():
@@ -170,7 +170,7 @@ def test_sizes_that_are_none(folder, tmp_path, size):
         ("quantization_config", {"load_in_4bit": True}, "convert -q"),
         ("adapter_path", "x", "adapter="),
         ("model_config", {}, "fields of the configuration"),
-        ("variant", "fp16", "rename"),
+        ("variant", "fp16", "Rename"),
     ],
 )
 def test_options_of_other_packages_are_refused_with_a_remedy(folder, name, value, says):
