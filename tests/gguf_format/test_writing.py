@@ -208,9 +208,9 @@ def test_the_command_line_converts_to_gguf(tmp_path, capsys):
     for flags, message in (
         (target, "exists"),
         ([], "--mlx-path NAME.gguf"),
-        ([*target, "-q"], "--quantize is for MLX folders"),
-        ([*target, "--q-mode", "mxfp4"], "--q-mode is for MLX folders"),
-        ([*target, "--dtype", "float16"], "--dtype is for MLX folders"),
+        ([*target, "-q"], "--quantize applies to MLX folders only"),
+        ([*target, "--q-mode", "mxfp4"], "--q-mode applies to MLX folders only"),
+        ([*target, "--dtype", "float16"], "--dtype applies to MLX folders only"),
     ):
         assert main([*command, *flags]) == 2
         assert message in capsys.readouterr().err
