@@ -38,7 +38,7 @@ class AnswerRules:
 
     def inner_matcher(self, model: Any, tokenizer: Any) -> TokenMatcher:
         """Return the matcher of the answer without its reasoning."""
-        ends = self._list_ending_ids(model, tokenizer)
+        ends = self.list_ending_ids(model, tokenizer)
         answer = None if self.constraint is None else self.constraint.matcher(ends)
         if not self.tools:
             assert answer is not None
@@ -61,10 +61,10 @@ class AnswerRules:
             thinks: whether this answer reasons; a message may have disabled it.
         """
         inner, tables = self.inner_matcher(model, tokenizer), token_tables(tokenizer)
-        size, banned = len(tables.tokens), sorted({*tables.added, *self._list_ending_ids(model, tokenizer)})
+        size, banned = len(tables.tokens), sorted({*tables.added, *self.list_ending_ids(model, tokenizer)})
         if thinking and not thinks:
             return AfterThinking(inner, Reasoning.for_tokenizer(tokenizer, opened=False, free=False), size, banned)
         return after_thinking(inner, tokenizer, prompt, thinking, size, banned)
 
-    def _list_ending_ids(self, model: Any, tokenizer: Any) -> list[int]:
+    def list_ending_ids(self, model: Any, tokenizer: Any) -> list[int]:
         return sorted(ending_ids(resolve_options(model, {}, streaming=True), tokenizer))

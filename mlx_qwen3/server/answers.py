@@ -26,7 +26,7 @@ class Answer:
         self.index, self._ends, self._budget = index, ends, budget
         self._detokenizer = tokenizer.make_detokenizer()
         self._parser = None if options.thinking is None else ThinkingParser(options.thinking)
-        self._stops = StopStrings([text for text in options.stop if text])
+        self._stops = StopStrings(options.generation.stop_strings)
         self._calls = options.tools() if options.tools is not None else None
         self._call_count = 0
         self.tokens: list[int] = []

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -10,8 +10,8 @@ import numpy as np
 
 from ..cache import Cache, RowSource
 from ..errors import MlxQwen3Error
-from ..generation.options import resolve_options
-from ..generation.sampling import RandomSampler, greedy
+from ..generation.options import GenerationOptions
+from ..generation.sampling import greedy
 from ..generation.token_masks import apply_masks
 from .answers import Answer
 from .errors import ApiError
@@ -67,20 +67,22 @@ class Row:
         return self.failed or self.job.cancelled or self.answer.finish_reason is not None
 
 
-_SHARED: dict[tuple[Any, ...], RandomSampler] = {}
+_SHARED: dict[tuple[Any, ...], Any] = {}
 
 
-def sampler_for(sampling: dict[str, Any] | None, index: int) -> Any:
+def sampler_for(options: GenerationOptions, index: int) -> Any:
     """Return the sampler of a choice: a new one if it has a seed, else one shared by all rows with these options."""
-    if sampling is None:
+    if not options.samples:
         return greedy
-    if sampling.get("seed") is not None:
-        return RandomSampler(**{**sampling, "seed": (sampling["seed"] + index) % (1 << 64)})
-    key = tuple(sorted(sampling.items()))
+    applied = options.needs_warpers
+    if options.seed is not None:
+        return replace(options, seed=(options.seed + index) % (1 << 64)).sampler(applied)
+    config = options.config
+    key = () if applied else (config.temperature, config.top_k, config.top_p, config.min_p)
     if key not in _SHARED:
         if len(_SHARED) > 256:
             _SHARED.clear()
-        _SHARED[key] = RandomSampler(**sampling)
+        _SHARED[key] = options.sampler(applied)
     return _SHARED[key]
 
 
@@ -207,10 +209,12 @@ def make_row(job: TextJob, index: int, served: Any, budget: int, reserved: int) 
     """Return the row of one choice of a request, before its first token."""
     options = job.options
     answer = Answer(served.tokenizer, options, served.ends, budget, index)
-    own = resolve_options(None, options.processors, streaming=True) if options.processors else None
-    processors = own.processors(len(job.prompt)) if own is not None else []
+    generation, length = options.generation, len(job.prompt)
+    processors = generation.processors(length, length + budget)
+    if generation.needs_warpers:
+        processors += generation.warpers()
     matcher = None if options.constraint is None else options.constraint()
-    return Row(job, answer, len(job.prompt), sampler_for(options.sampling, index), processors, matcher, reserved)
+    return Row(job, answer, length, sampler_for(generation, index), processors, matcher, reserved)
 
 
 class Batch:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..generation.config import GenerationConfig
+from ..generation.options import GenerationOptions
 from .errors import ApiError
 
 
@@ -94,9 +96,7 @@ class TextOptions:
     Attributes:
         max_tokens: maximum number of tokens per choice.
         choices: number of choices.
-        sampling: arguments of `RandomSampler`; None for greedy decoding. With a seed, choice i uses seed + i.
-        processors: keywords of `resolve_options` that change scores.
-        stop: stop strings.
+        generation: sampling, processors and stop strings; greedy by default. With a seed, choice i uses seed + i.
         logprobs: number of most likely tokens to report with each token; None for no log-probabilities.
         thinking: True if the prompt ends inside the reasoning, False if the answer may begin with reasoning, None for
             text without reasoning.
@@ -106,9 +106,7 @@ class TextOptions:
 
     max_tokens: int
     choices: int = 1
-    sampling: dict[str, Any] | None = None
-    processors: dict[str, Any] = field(default_factory=dict)
-    stop: Sequence[str] = ()
+    generation: GenerationOptions = field(default_factory=lambda: GenerationOptions(GenerationConfig()))
     logprobs: int | None = None
     thinking: bool | None = None
     constraint: Any = None

@@ -12,7 +12,7 @@ from ..errors import ContextError, InputError, MlxQwen3Error
 from ..generation.after_thinking import TokenMatcher
 from ..generation.constraints import Constraint, compile_constraint
 from ..generation.context import tokens_left
-from ..generation.sampling import RandomSampler
+from ..generation.options import resolve_options
 from .errors import ApiError, invalid
 from .jobs import TextOptions
 from .models import ServedModel
@@ -211,48 +211,29 @@ def text_options(
     Raises:
         ApiError: 400 for an invalid value.
     """
-    config = served.generation_config
-    requested = Sampling(body.temperature, body.top_p, body.top_k, body.min_p)
+    sampling = Sampling(body.temperature, body.top_p, body.top_k, body.min_p)
     if thinking is not None and served.thinking is not None:
-        chosen = requested.over(mode_sampling(thinking, served.thinking, config))
-    else:
-        chosen = requested.over(Sampling(config.temperature, config.top_p, config.top_k, config.min_p))
-    sampling: dict[str, Any] | None = None
-    given = [value for value in (body.temperature, body.top_p, body.top_k, body.min_p) if value is not None]
-    if chosen.temperature != 0 and (given or config.do_sample or thinking is not None):
-        sampling = {
-            "temperature": 1.0 if chosen.temperature is None else chosen.temperature,
-            "top_k": chosen.top_k or 0,
-            "top_p": 1.0 if chosen.top_p is None else chosen.top_p,
-            "min_p": chosen.min_p or 0.0,
-            "seed": None if body.seed is None else body.seed % (1 << 64),
-        }
-        try:
-            RandomSampler(**sampling)
-        except InputError as error:
-            raise invalid("temperature", str(error)) from None
+        sampling = sampling.over(mode_sampling(thinking, served.thinking, served.generation_config))
+    keywords: dict[str, Any] = {
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": _parse_logit_bias(body.logit_bias, served.model.config.vocab_size) if body.logit_bias else None,
+        "seed": None if body.seed is None else body.seed % (1 << 64),
+        "stop": body.stops or None,
+    }
+    keywords = {**sampling.keywords(), **{name: value for name, value in keywords.items() if value is not None}}
+    try:
+        generation = resolve_options(served.model, keywords, streaming=True)
+    except MlxQwen3Error as error:
+        raise invalid(next((name for name in keywords if name in str(error)), "body"), str(error)) from None
     return TextOptions(
         max_tokens=limit,
         choices=body.n or 1,
-        sampling=sampling,
-        processors=_processor_options(served, body),
-        stop=body.stops,
+        generation=generation,
         logprobs=logprobs,
         thinking=thinking,
     )
-
-
-def _processor_options(served: ServedModel, body: Sampled) -> dict[str, Any]:
-    penalty = body.repetition_penalty
-    options: dict[str, Any] = {
-        "repetition_penalty": served.generation_config.repetition_penalty if penalty is None else penalty,
-        "presence_penalty": body.presence_penalty or None,
-        "frequency_penalty": body.frequency_penalty or None,
-        "logit_bias": _parse_logit_bias(body.logit_bias, served.model.config.vocab_size) if body.logit_bias else None,
-    }
-    if options["repetition_penalty"] == 1:
-        options["repetition_penalty"] = None
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _parse_logit_bias(bias: Mapping[str, float], size: int) -> dict[int, float]:
@@ -283,7 +264,7 @@ class OneCall(AnswerRules):
 
     def inner_matcher(self, model: Any, tokenizer: Any) -> TokenMatcher:
         """Return the matcher of the call."""
-        return call_constraint(self.tools, tokenizer).matcher(self._ends(model, tokenizer))
+        return call_constraint(self.tools, tokenizer).matcher(self.list_ending_ids(model, tokenizer))
 
 
 def answer_rules(served: ServedModel, body: ChatBody, tools: Sequence[Tool], choice: str) -> AnswerRules:

@@ -46,6 +46,14 @@ def test_a_forced_call_is_valid_whole_and_streamed(bundled, choice, names):
     assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
 
 
+def test_without_parallel_calls_a_required_call_is_the_only_one(bundled):
+    fields = {"tool_choice": "required", "parallel_tool_calls": False}
+    answer = bundled.post("/v1/chat/completions", {**BODY, **fields})
+    assert answer.status_code == 200, answer.text
+    [call] = answer.json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] in {"lamp", "heater"}
+
+
 @pytest.mark.parametrize(
     "fields",
     [
