@@ -79,12 +79,12 @@ NO_LIMIT_TOP_K = -1
 """The value for "no limit" in vLLM and llama.cpp; it is read as 0."""
 
 
-def _texts(value: Any) -> str | None:
+def _check_texts(value: Any) -> str | None:
     good = isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
     return None if good else "a text or a list of texts"
 
 
-def _number(value: Any) -> str | None:
+def _check_number(value: Any) -> str | None:
     return None if natural_number(abs(value) if isinstance(value, int | float) else value) is None else "a number"
 
 
@@ -107,7 +107,7 @@ class GenerationConfig:
         "min_length": natural_int,
         "min_new_tokens": natural_int,
         "max_time": positive_number,
-        "stop_strings": _texts,
+        "stop_strings": _check_texts,
         "do_sample": boolean,
         "use_cache": boolean,
         "temperature": natural_number,
@@ -119,8 +119,8 @@ class GenerationConfig:
         "epsilon_cutoff": probability,
         "eta_cutoff": probability,
         "repetition_penalty": positive_number,
-        "presence_penalty": _number,
-        "frequency_penalty": _number,
+        "presence_penalty": _check_number,
+        "frequency_penalty": _check_number,
         "no_repeat_ngram_size": natural_int,
         "bad_words_ids": anything,
         "sequence_bias": anything,
@@ -313,7 +313,7 @@ def _normalize(name: str, value: Any) -> Any:
     return 0 if name == "top_k" and value == NO_LIMIT_TOP_K and not isinstance(value, bool) else value
 
 
-_NUMBERS = (natural_number, positive_number, _number)
+_NUMBERS = (natural_number, positive_number, _check_number)
 
 _LEGACY_FIELDS = (
     "do_sample",

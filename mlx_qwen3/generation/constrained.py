@@ -115,14 +115,14 @@ class ConstrainedDecoding:
             left -= len(steps)
             seconds = time.perf_counter() - began
             if draft:
-                gate.saw_pass(seconds, len(steps))
-                pace.saw(len(draft), len(steps), seconds)
+                gate.record_pass(seconds, len(steps))
+                pace.record(len(draft), len(steps), seconds)
                 if len(steps) == 1 or not gate.pays():
                     gate.end()
                     trying = False
             else:
                 if not forced:
-                    gate.saw_plain(seconds)
+                    gate.record_plain(seconds)
                 if trying:
                     gate.end()
                     trying = False

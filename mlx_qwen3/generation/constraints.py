@@ -254,13 +254,13 @@ def compile_constraint(kind: str, value: Any, tokenizer: Any) -> Constraint:
         raise InputError(f"the kind of constraint is {kind!r}. Use one of {', '.join(KINDS)}")
     names = False
     if kind == "schema":
-        grammar, names = _schema_grammar(value, tokenizer)
+        grammar, names = _compile_schema(value, tokenizer)
     elif kind == "regex":
-        grammar = _regex_grammar(value)
+        grammar = _compile_regex(value)
     elif kind == "choices":
-        grammar = _choices_grammar(value)
+        grammar = _compile_choices(value)
     else:
-        grammar = _lark_grammar(value)
+        grammar = _compile_lark(value)
     constraint = Constraint(kind, grammar, token_tables(tokenizer), names)
     check_start(constraint, f"the {kind}")
     return constraint
@@ -340,7 +340,7 @@ def json_grammar(schema: Any, style: Mapping[str, Any] = COMPACT) -> tuple[str, 
     return json.dumps({**rewriter.result, "x-guidance": dict(style)}), rewriter.open_objects
 
 
-def _schema_grammar(value: Any, tokenizer: Any) -> tuple[str, bool]:
+def _compile_schema(value: Any, tokenizer: Any) -> tuple[str, bool]:
     from llguidance import LLMatcher
 
     text, names = json_grammar(schema_of(value))
@@ -392,7 +392,7 @@ def _list_subschemas(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
-def _regex_grammar(value: Any) -> str:
+def _compile_regex(value: Any) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(value, str):
@@ -400,7 +400,7 @@ def _regex_grammar(value: Any) -> str:
     return LLMatcher.grammar_from_regex(rewrite_pattern(value, search=False))
 
 
-def _choices_grammar(value: Any) -> str:
+def _compile_choices(value: Any) -> str:
     from llguidance import LLMatcher
 
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
@@ -413,7 +413,7 @@ def _choices_grammar(value: Any) -> str:
     return LLMatcher.grammar_from_regex("(?:" + "|".join(options) + ")")
 
 
-def _lark_grammar(value: Any) -> str:
+def _compile_lark(value: Any) -> str:
     """Compile a Lark grammar; JSON Schemas in it are checked, and their values are generated as compact JSON."""
     from llguidance import LLMatcher
 

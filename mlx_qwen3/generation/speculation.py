@@ -71,7 +71,7 @@ class Gate:
         """Return whether to try drafts now."""
         return confidence >= self._needed and self.plain_seconds is not None
 
-    def saw_plain(self, seconds: float) -> None:
+    def record_plain(self, seconds: float) -> None:
         """Record the time of a token that was decoded without drafts."""
         known = self.plain_seconds
         # limit outliers, for example when memory is released: they would make drafts look too good
@@ -81,7 +81,7 @@ class Gate:
         """Begin an attempt at drafting."""
         self._seconds, self._tokens = 0.0, 0
 
-    def saw_pass(self, seconds: float, tokens: int) -> None:
+    def record_pass(self, seconds: float, tokens: int) -> None:
         """Record a pass of the attempt: its time and the number of tokens it generated."""
         self._seconds += seconds
         self._tokens += tokens
@@ -107,7 +107,7 @@ class Pace:
         self.length = min(FIRST_DRAFT, longest)
         self._best, self._rate, self._passes = self.length, 0.0, 0
 
-    def saw(self, proposed: int, tokens: int, seconds: float) -> None:
+    def record(self, proposed: int, tokens: int, seconds: float) -> None:
         """Record a pass.
 
         Args:
@@ -200,7 +200,7 @@ class Speculation:
             found = read_token(token)
             active = time.perf_counter() - began
             if count > 2 and not opened:
-                self.gate.saw_plain(active)
+                self.gate.record_plain(active)
             history.append(found)
             self.proposer.observe(found)
             yield Step(found, logprobs)
@@ -225,8 +225,8 @@ class Speculation:
             history.append(step.token)
             self.proposer.observe(step.token)
         seconds = time.perf_counter() - began
-        self.gate.saw_pass(seconds, len(steps))
-        self.pace.saw(len(draft), len(steps), seconds)
+        self.gate.record_pass(seconds, len(steps))
+        self.pace.record(len(draft), len(steps), seconds)
         return steps
 
     def _accept_draft(self, run: DecodeRun, logits: mx.array, history: list[int], draft: list[int]) -> list[Step]:

@@ -180,7 +180,7 @@ def stream_generate(
     steps = stoppable(steps, getattr(model, "group", None))
     stops = StopStrings(stop_strings, prompt_tail(tokenizer, prompt, ids, stop_strings))
     ends = EndOfText(eos, resolved.criteria(), [*history, *_list_ids(ids)])
-    return _responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), stops, ends)
+    return _make_responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), stops, ends)
 
 
 @dataclass
@@ -213,7 +213,7 @@ class EndOfText:
         return None
 
 
-def _responses(
+def _make_responses(
     steps: Generator[Step, None, None],
     prompt_tokens: int,
     limit: int,

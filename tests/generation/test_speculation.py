@@ -152,17 +152,17 @@ def test_sampling_keeps_its_distribution():
 def test_speculation_turns_itself_off_if_drafts_cost_more_than_they_save():
     gate = Gate(patience=3)
     assert not gate.opens(99)  # the time of a plain token is not known yet
-    gate.saw_plain(1.0)
+    gate.record_plain(1.0)
     assert gate.opens(3)
     assert not gate.opens(2)
     gate.begin()
-    gate.saw_pass(4.0, 2)
+    gate.record_pass(4.0, 2)
     assert not gate.pays()
     gate.end()
     assert not gate.opens(5)
     assert gate.opens(6)
     gate.begin()
-    gate.saw_pass(2.0, 8)
+    gate.record_pass(2.0, 8)
     gate.end()
     assert gate.opens(3)
 
@@ -171,11 +171,11 @@ def test_the_draft_length_with_the_most_tokens_per_second_is_found():
     for slope, best in ((0.0, 16), (1.0, 6)):
         pace = Pace(16)
         for _ in range(8):
-            pace.saw(pace.length, pace.length + 1, 1 + slope * pace.length**2)
+            pace.record(pace.length, pace.length + 1, 1 + slope * pace.length**2)
         assert pace.length == best
-    pace.saw(6, 2, 1.0)
+    pace.record(6, 2, 1.0)
     assert pace.length == 6
-    pace.saw(6, 1, 1.0)
+    pace.record(6, 1, 1.0)
     assert pace.length == 4
 
 

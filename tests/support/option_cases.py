@@ -1,4 +1,4 @@
-"""Generation options and what they do to greedy decoding, written in numpy from the definitions of the reference."""
+"""Generation options and their effect on greedy decoding, computed with NumPy as the reference defines it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +20,16 @@ def unchanged(ids: list[int], scores: np.ndarray, prompt: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """Options, and their effect.
+    """Generation options and their expected effect.
 
-    tokens: new tokens at most. batches: whether `batch_generate` supports it. reference: whether transformers has it.
+    Attributes:
+        options: keywords of the generation functions.
+        rule: function that applies the options to the scores.
+        eos: additional ids that end the text.
+        tokens: maximum number of new tokens.
+        batches: whether `batch_generate` supports the options.
+        reference: whether transformers supports them.
+        extra: further keywords that have no effect on the scores.
     """
 
     name: str
@@ -36,7 +43,7 @@ class Case:
 
 
 def greedy_tokens(model: Any, prompt: list[int], case: Case, eos: list[int]) -> list[int]:
-    """Return the new tokens of a prompt, an ending one included, from full passes without a cache."""
+    """Return the new tokens after a prompt, including the ending one, computed without a cache."""
     ids = list(prompt)
     for _ in range(case.tokens):
         logits = np.array(model(mx.array([ids])).logits[0, -1].astype(mx.float32)).astype(np.float64)
@@ -128,7 +135,7 @@ def most_typical(ids, scores, prompt):
 
 
 def cases(free: list[int]) -> list[Case]:
-    """Return the cases; `free` are tokens of the greedy answer, so that options on tokens have something to change."""
+    """Return the cases; `free` is the greedy answer, which supplies the tokens that options are applied to."""
     a, b, c = free[0], free[1], free[3]
     sampled = {"do_sample": True}
     return [

@@ -1,6 +1,6 @@
-"""A model that generates scripted tokens, and a tokenizer with one token per byte: the loops without weights.
+"""A model that generates scripted tokens and a tokenizer with one token per byte, to test loops without weights.
 
-The model's cache holds the ids themselves, so that what it answers depends on what is really cached.
+The cache of the model contains the ids themselves, so that the output depends on the actual content of the cache.
 """
 
 import json
@@ -34,9 +34,10 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Tokenizer:
 
 
 class ScriptedModel:
-    """Answers `reply(ids so far)` with certainty.
+    """A model whose next token is always `reply(ids so far)`.
 
-    computed: how many tokens went through the model.
+    Attributes:
+        computed: number of tokens that the model has processed.
     """
 
     def __init__(self, reply: Callable[[list[int]], int], window: int | None = None, **fields: Any):
@@ -72,7 +73,7 @@ class ScriptedModel:
 
 
 def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
-    """Return a reply that gives the n-th answer in the n-th turn of a chat, and ends each with <|im_end|>."""
+    """Return a reply function that generates the n-th answer in the n-th turn of a chat, followed by <|im_end|>."""
     opening = tokenizer.encode("<|im_start|>assistant\n")
     opened = [tokenizer.encode("<think>\n\n</think>\n\n"), tokenizer.encode("<think>\n")]
     scripts = [[*tokenizer.encode(answer), tokenizer.eos_token_id] for answer in answers]
@@ -81,7 +82,7 @@ def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
         starts = [i for i in range(len(seen)) if seen[i : i + len(opening)] == opening]
         script = scripts[min(len(starts), len(scripts)) - 1]
         said = seen[starts[-1] + len(opening) :]
-        for given in opened:  # by the template; no word of the answer
+        for given in opened:  # skip text that the template has inserted before the answer
             if said[: len(given)] == given and script[: len(given)] != given:
                 said = said[len(given) :]
         return script[min(len(said), len(script) - 1)]
@@ -90,5 +91,5 @@ def saying(tokenizer: Tokenizer, *answers: str) -> Callable[[list[int]], int]:
 
 
 def repeating(script: Sequence[int], prompt_length: int) -> Callable[[list[int]], int]:
-    """Return a reply that gives the script's ids one after the other, whatever the prompt is."""
+    """Return a reply function that generates the ids of the script cyclically, independently of the prompt."""
     return lambda seen: script[(len(seen) - prompt_length) % len(script)]
