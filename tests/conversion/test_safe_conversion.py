@@ -70,7 +70,7 @@ def test_a_report_that_runs_out_of_memory_keeps_the_model(source, tmp_path, monk
         raise MemoryFitError("the quality report needs more memory than there is. Convert without it")
 
     monkeypatch.setattr(pipeline, "measure_quality", fail)
-    monkeypatch.setattr(pipeline, "_can_be_measured", lambda *_, **__: True)
+    monkeypatch.setattr(pipeline, "_check_measurable", lambda *_, **__: True)
     with pytest.raises(MemoryFitError, match="is converted, but has no quality report"):
         convert(source, tmp_path / "out", quantize=True, q_group_size=32, quantize_heads=True, report=True)
     assert Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
