@@ -44,11 +44,11 @@ def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
     from mlx_qwen3.bundled import bundled_model_path
     from mlx_qwen3.quantization import PackedFormat
 
-    config, form = Qwen3Config(**SIZES[size]), PackedFormat(bits, 64) if bits < 16 else None
+    config, packed_format = Qwen3Config(**SIZES[size]), PackedFormat(bits, 64) if bits < 16 else None
     config.architectures, config.dtype = ["Qwen3ForCausalLM"], dtype
     values = config.to_dict()
-    if form is not None:
-        values["quantization"] = form.to_config()
+    if packed_format is not None:
+        values["quantization"] = packed_format.to_config()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bundled_model_path() / name, folder / name)
@@ -70,9 +70,9 @@ def make(size: str, bits: int, folder: Path, dtype: str = "bfloat16") -> None:
 
     def matrix(path: str, shape: tuple[int, int]) -> dict[str, mx.array]:
         weight = (mx.random.normal(shape, dtype=mx.bfloat16) * 0.02).astype(kind)
-        if form is None:
+        if packed_format is None:
             return {f"{path}.weight": weight}
-        return {f"{path}.{part}": array for part, array in form.quantize(weight).items()}
+        return {f"{path}.{part}": array for part, array in packed_format.quantize(weight).items()}
 
     layer = {f"{name}.weight": mx.ones((length,), kind) for name, length in norms.items()}
     for name, shape in matrices.items():

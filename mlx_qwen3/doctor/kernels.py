@@ -44,8 +44,8 @@ def masks_family() -> Iterator[Comparison]:
             }
             for kind, mask in given.items():
                 ranges = ((0, PAST + length),)
-                made = masks.decoder_mask(length, PAST, ranges, attention_mask=mask, dtype=DTYPES[dtype])
-                got = attention.attend(queries, keys, values, HEAD_DIM**-0.5, made)
+                decoder_mask = masks.decoder_mask(length, PAST, ranges, attention_mask=mask, dtype=DTYPES[dtype])
+                got = attention.attend(queries, keys, values, HEAD_DIM**-0.5, decoder_mask)
                 yield Comparison(f"{kind}, {length} queries", dtype, got, want)
     yield from _compare_created_masks()
     yield from masks_of_models()
@@ -64,11 +64,11 @@ def _compare_created_masks() -> Iterator[Comparison]:
             ("padding", {"attention_mask": mx.array(real)}, {"hidden": 2}),
         ]
         for kind, options, allowed in cases:
-            made = masks.decoder_mask(length, PAST, ((0, PAST + length),), **options)
+            decoder_mask = masks.decoder_mask(length, PAST, ((0, PAST + length),), **options)
             want = reference.attention(q, k, v, 0.1, reference.allowed_keys(length, PAST, **allowed))
             arrays = queries, keys, values
-            yield Comparison(f"{kind}, {length} queries", "float32", attention.attend(*arrays, 0.1, made), want)
-            weighted = attention.attend_with_weights(*arrays, 0.1, made)[0]
+            yield Comparison(f"{kind}, {length} queries", "float32", attention.attend(*arrays, 0.1, decoder_mask), want)
+            weighted = attention.attend_with_weights(*arrays, 0.1, decoder_mask)[0]
             yield Comparison(f"{kind} with weights, {length} queries", "float32", weighted, want)
 
 
@@ -134,12 +134,18 @@ def packed_products_family() -> Iterator[Comparison]:
         PackedFormat.of(mode) for mode in MODES if mode != "affine"
     ]
     weight = np.random.default_rng(8).standard_normal((96, 512)).astype(np.float32)
-    for fmt in formats:
+    for weight_format in formats:
         for dtype in ("float32", "bfloat16"):
-            packed = on_cpu(lambda fmt=fmt, dtype=dtype: fmt.quantize(mx.array(weight).astype(DTYPES[dtype])))
-            exact = as_numpy(on_cpu(lambda fmt=fmt, packed=packed: fmt.dequantize(packed)))
+            packed = on_cpu(
+                lambda weight_format=weight_format, dtype=dtype: weight_format.quantize(
+                    mx.array(weight).astype(DTYPES[dtype])
+                )
+            )
+            exact = as_numpy(
+                on_cpu(lambda weight_format=weight_format, packed=packed: weight_format.dequantize(packed))
+            )
             for rows in (1, 5, 33):
-                if compiles and rows > 5 and (fmt != PackedFormat(4, 64) or dtype == "float32"):
+                if compiles and rows > 5 and (weight_format != PackedFormat(4, 64) or dtype == "float32"):
                     continue
                 x, given = draw(9, rows, 512, dtype=dtype)
                 got = mx.quantized_matmul(
@@ -148,26 +154,28 @@ def packed_products_family() -> Iterator[Comparison]:
                     packed["scales"],
                     packed.get("biases"),
                     transpose=True,
-                    group_size=fmt.group_size,
-                    bits=fmt.bits,
-                    mode=fmt.mode,
+                    group_size=weight_format.group_size,
+                    bits=weight_format.bits,
+                    mode=weight_format.mode,
                 )
-                yield Comparison(f"{fmt.mode} {fmt.bits} bits, {rows} rows", dtype, got, given @ exact.T)
+                yield Comparison(
+                    f"{weight_format.mode} {weight_format.bits} bits, {rows} rows", dtype, got, given @ exact.T
+                )
 
 
 def packed_caches_family() -> Iterator[Comparison]:
     """Compare attention over packed keys and values, per query head and per group of query heads."""
     for bits in (8, 4):
-        fmt = KVFormat(bits, 64)
+        cache_format = KVFormat(bits, 64)
         for length in LENGTHS:
             queries, q = draw(1, 1, 8, length, HEAD_DIM)
-            keys = fmt.pack(draw(2, 1, 2, 40 + length, HEAD_DIM)[0])
-            values = fmt.pack(draw(3, 1, 2, 40 + length, HEAD_DIM)[0])
-            k, v = as_numpy(fmt.unpack(keys)), as_numpy(fmt.unpack(values))
+            keys = cache_format.pack(draw(2, 1, 2, 40 + length, HEAD_DIM)[0])
+            values = cache_format.pack(draw(3, 1, 2, 40 + length, HEAD_DIM)[0])
+            k, v = as_numpy(cache_format.unpack(keys)), as_numpy(cache_format.unpack(values))
             want = reference.attention(q, k, v, HEAD_DIM**-0.5, reference.allowed_keys(length, 40))
             for rows in ("group", "single"):
                 with using(packed_values=rows):
-                    got = fmt.attend(queries, keys, values, HEAD_DIM**-0.5, "causal" if length > 1 else None)
+                    got = cache_format.attend(queries, keys, values, HEAD_DIM**-0.5, "causal" if length > 1 else None)
                 yield Comparison(f"{bits} bits, {length} queries, rows by {rows}", "float32", got, want)
 
 

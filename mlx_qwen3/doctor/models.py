@@ -123,9 +123,11 @@ def unpacked_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:
     found = {}
     for path, layer in model.named_modules():
         if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            fmt = PackedFormat(layer.bits, layer.group_size, layer.mode)
+            weight_format = PackedFormat(layer.bits, layer.group_size, layer.mode)
             packed = {name: layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None}
-            found[f"{path}.weight"] = as_numpy(on_cpu(lambda fmt=fmt, packed=packed: fmt.dequantize(packed)))
+            found[f"{path}.weight"] = as_numpy(
+                on_cpu(lambda weight_format=weight_format, packed=packed: weight_format.dequantize(packed))
+            )
     return found
 
 

@@ -105,9 +105,9 @@ def test_the_command_measures_prints_and_saves(tmp_path: Path, capsys: pytest.Ca
 def test_a_size_that_the_machine_cannot_hold_is_refused_at_once(monkeypatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(random_models, "machine_memory", lambda: 10**9)
     assert main(["bench", "--random", "32B", "--bits", "4"]) == 2
-    said = capsys.readouterr().err
-    assert "32B in 4 bits has 18." in said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert "32B in 4 bits has 18." in message
+    assert len(message.splitlines()) == 1
 
 
 def test_a_cpu_has_no_bandwidth_limit():
