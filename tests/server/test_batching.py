@@ -136,16 +136,15 @@ def test_a_full_queue_is_429_with_retry_after(chat_folder):
 def test_a_running_stream_finishes_after_sigterm(chat_folder):
     running = Running("--model", str(chat_folder))
     body = {"prompt": "a b c", "max_tokens": 300, "temperature": 0, "stream": True, **ENDLESS}
-    count, status = 0, None
+    count, status, line = 0, None, ""
     with running.client.stream("POST", "/v1/completions", json=body) as answer:
         for line in answer.iter_lines():
             count += line.startswith("data: {")
             if count == 5 and status is None:
                 running.process.terminate()
                 status = "sent"
-        last = line
     assert count >= 100
-    assert last in ("data: [DONE]", "")
+    assert line in ("data: [DONE]", "")
     assert running.process.wait(20) == 0
     running.stop()
 

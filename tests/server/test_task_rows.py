@@ -2,6 +2,7 @@
 
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ class Job(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def job(rows, done=0, age=0.0, length=5):
+def job(rows: int, done: int = 0, age: float = 0.0, length: int = 5) -> Any:
     pieces = [[SimpleNamespace(ids=[1] * length)] for _ in range(rows)]
     return Job(rows=[None] * rows, results=[None] * done, pieces=pieces, created=time.monotonic() - age)
 
