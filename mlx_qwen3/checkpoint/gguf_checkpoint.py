@@ -57,7 +57,7 @@ class GgufCheckpoint(Checkpoint):
         self._rows: dict[str, Rows] = {}
         self._parts: dict[str, tuple[str, str]] = {}
         self._answers = _find_answer_rows(file)
-        self._unread: dict[str, mx.array] = {}
+        self._unread_parts: dict[str, mx.array] = {}
         self._last = threading.local()
         self._lock = threading.Lock()
         entries: dict[str, TensorEntry] = {}
@@ -141,19 +141,19 @@ class GgufCheckpoint(Checkpoint):
             CheckpointError: there is no such tensor, its file cannot be read, or scales are not finite.
         """
         self.entry(name)
-        if name in self._unread:
-            return self._unread.pop(name)
+        if name in self._unread_parts:
+            return self._unread_parts.pop(name)
         weight, _ = self._parts[name]
-        self._unread.clear()
+        self._unread_parts.clear()
         found = self._read_weight(weight)
         array = found.pop(name)
-        self._unread.update(found)
+        self._unread_parts.update(found)
         return array
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, mx.array]:
         """Return the named tensors (default: all), evaluated. A warning reports weights that are rounded."""
         tensors = {name: self.read(name) for name in (self.names if names is None else names)}
-        self._unread.clear()
+        self._unread_parts.clear()
         rounded = [found for found in self.repacked.values() if found.error]
         if rounded:
             kinds = ", ".join(sorted({found.kind for found in rounded}))
