@@ -1,8 +1,10 @@
 """The structure of the source tree: the size of files, and where shared code of the tests lies."""
 
+import graphlib
 import re
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,12 @@ def test_no_file_is_longer_than_450_lines(path):
 
 def test_no_module_has_a_name_without_meaning():
     assert [path for path in FILES if re.fullmatch(r"_?(utils?|common|helpers?|misc|base)", path.stem)] == []
+
+
+def test_no_modules_import_each_other():
+    graph = grimp.build_graph("mlx_qwen3", exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
 
 
 def test_shared_modules_of_the_tests_are_in_the_support_folder():
