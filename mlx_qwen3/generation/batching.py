@@ -13,7 +13,7 @@ from .constrained_answer import end_reason, matcher_for
 from .constraint_processors import ConstraintProcessor, per_prompt
 from .constraints import Constraint, chosen_constraint
 from .context import tokens_left
-from .continuous_batch import BatchSequence, RowToken, decode_rows
+from .continuous_batch import BatchSequence, RowToken, generate_rows
 from .criteria import list_stop_strings
 from .keywords import GenerationKeywords
 from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
@@ -254,7 +254,7 @@ def batch_generate(
         return answers[found.row].take(found.token, found.logprobs)
 
     start, first = time.perf_counter(), None
-    for _ in decode_rows(
+    for _ in generate_rows(
         model.for_inference() if hasattr(model, "for_inference") else model,
         sequences,
         add_token,

@@ -23,9 +23,9 @@ import numpy as np
 
 from ..errors import ConstraintError, InputError
 from .duplicate_keys import Position
-from .json_schema import Rewriter
 from .lark_grammars import refuse_endless, rewrite_schemas
 from .regular_expressions import rewrite_pattern
+from .schema_rewriting import SchemaRewriter
 from .token_masks import allows, forbid, permit
 from .tokenizer_tables import TokenTables, token_tables
 
@@ -336,7 +336,7 @@ def json_grammar(schema: Any, style: Mapping[str, Any] = COMPACT) -> tuple[str, 
     Raises:
         ConstraintError: the schema is invalid or not supported.
     """
-    rewriter = Rewriter(schema)
+    rewriter = SchemaRewriter(schema)
     return json.dumps({**rewriter.result, "x-guidance": dict(style)}), rewriter.open_objects
 
 

@@ -110,7 +110,7 @@ class BatchSequence:
             self.history = mx.array([*self.before, *self.prompt], dtype=mx.int32)
 
 
-def decode_rows(
+def generate_rows(
     model: BatchModel,
     sequences: Sequence[BatchSequence],
     add_token: Callable[[RowToken], bool],

@@ -11,7 +11,7 @@ from mlx_qwen3.generation.continuous_batch import (
     BatchSequence,
     ContinuousBatch,
     RowToken,
-    decode_rows,
+    generate_rows,
     group_prompts,
 )
 from tests.support.scripted import byte_tokenizer
@@ -39,7 +39,7 @@ def sequences(prompts, budgets, samplers=None) -> list[BatchSequence]:
 
 def decode_batch(model, prompts, budgets, is_finished=lambda found: False, **options) -> list[list[int]]:
     tokens: list[list[int]] = [[] for _ in prompts]
-    for found in decode_rows(model.for_inference(), sequences(prompts, budgets), is_finished, **options):
+    for found in generate_rows(model.for_inference(), sequences(prompts, budgets), is_finished, **options):
         tokens[found.row].append(found.token)
     return tokens
 
@@ -124,7 +124,7 @@ def test_no_unnecessary_step_is_computed():
             passes.append(ids.shape)
             return plain(ids, *rest)
 
-    list(decode_rows(Counting(), sequences(mixed_prompts([4, 4]), [3, 3]), lambda found: False))
+    list(generate_rows(Counting(), sequences(mixed_prompts([4, 4]), [3, 3]), lambda found: False))
     assert passes == [(2, 4), (2, 1), (2, 1)]
 
 
@@ -191,7 +191,7 @@ def test_a_long_queue_keeps_the_batches_full(monkeypatch):
 
     def passes():
         model = Counted()
-        found = decode_rows(model, sequences(prompts, budgets), lambda token: False, batch_size=32)
+        found = generate_rows(model, sequences(prompts, budgets), lambda token: False, batch_size=32)
         assert sum(1 for _ in found) == sum(budgets)
         return model
 
@@ -210,7 +210,7 @@ def test_rows_that_join_have_their_own_sampler():
     samplers = [greedy if i % 2 else RandomSampler(temperature=1.0, seed=i) for i in range(6)]
     found: list[list[int]] = [[] for _ in prompts]
     rows = sequences(prompts, [3, 9, 2, 6, 8, 5], samplers)
-    for token in decode_rows(model.for_inference(), rows, lambda token: False, batch_size=3):
+    for token in generate_rows(model.for_inference(), rows, lambda token: False, batch_size=3):
         found[token.row].append(token.token)
     for i in (1, 3, 5):
         assert found[i] == list(generate_step(model, prompts[i], max_tokens=[3, 9, 2, 6, 8, 5][i]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConstraintError
-from . import json_schema_references as references
+from . import schema_references as references
 from .regular_expressions import few_texts, parse, rewrite_pattern
 
 MAX_DEPTH = 120
@@ -154,7 +154,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Supported keyword → function that returns whether a value is valid, and a description of valid values."""
 
 
-class Rewriter:
+class SchemaRewriter:
     """Rewrites one schema.
 
     Attributes:
