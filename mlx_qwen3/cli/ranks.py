@@ -64,7 +64,9 @@ class SharedInput(io.TextIOBase):
     def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]
         from ..distributed import send_bytes
 
-        line = self.own.readline() if self.own is not None and self._group.rank() == 0 else None
+        line = None
+        if self._group.rank() == 0:
+            line = "" if self.own is None else self.own.readline()  # closed standard input is at its end
         return send_bytes(None if line is None else line.encode(), self._group).decode()
 
     def read(self, size: int | None = -1, /) -> str:
