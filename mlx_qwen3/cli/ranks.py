@@ -66,8 +66,15 @@ class SharedInput(io.TextIOBase):
 
         line = None
         if self._group.rank() == 0:
-            line = "" if self.own is None else self.own.readline()  # closed standard input is at its end
+            line = self._read_own()
         return send_bytes(None if line is None else line.encode(), self._group).decode()
+
+    def _read_own(self) -> str:
+        """Return the next line of this rank's input, "" at its end; a closed one is at its end."""
+        try:
+            return "" if self.own is None or self.own.closed else self.own.readline()
+        except OSError:  # the file descriptor is closed
+            return ""
 
     def read(self, size: int | None = -1, /) -> str:
         lines = []

@@ -3,6 +3,7 @@
 import io
 
 import mlx.core as mx
+import pytest
 
 from mlx_qwen3.cli.ranks import SharedInput
 
@@ -12,5 +13,12 @@ def test_lines_of_rank_0_are_shared_until_the_end():
     assert [shared.readline(), shared.read()] == ["one\n", "zwölf\n"]
 
 
-def test_a_closed_standard_input_is_at_its_end():
-    assert SharedInput(None, mx.distributed.init()).readline() == ""
+@pytest.mark.parametrize("close", [io.StringIO.close, lambda stream: setattr(stream, "readline", _fail)])
+def test_a_closed_standard_input_is_at_its_end(close):
+    stream = io.StringIO("one\n")
+    close(stream)
+    assert SharedInput(stream, mx.distributed.init()).readline() == ""
+
+
+def _fail():
+    raise OSError(9, "Bad file descriptor")
