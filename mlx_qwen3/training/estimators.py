@@ -222,19 +222,22 @@ class _TextEstimator:
 
     # files
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Save the fitted model as a checkpoint folder ("head", "full") or a PEFT adapter ("lora", "dora").
 
         `mlx_qwen3.load`, `pipeline` and the command line can load it.
 
+        Args:
+            force: replace an existing folder.
+
         Raises:
             NotFittedError: `fit` has not been called.
-            CheckpointError: the folder exists or cannot be written.
+            CheckpointError: the folder exists and `force` is false, or it cannot be written.
         """
         self._check_fitted()
         parameters = {name: value for name, value in self.get_params().items() if name != "model"}
         extra = {"classes": self._labels, "problem_type": self._problem, "parameters": parameters}
-        write_output(self._fitted, path, extra=extra)
+        write_output(self._fitted, path, extra=extra, force=force)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Self:
