@@ -122,6 +122,7 @@ OPTIONS = (
 def run(args: argparse.Namespace) -> int:
     """Train the model, print the report, and return the exit status."""
     from ..training import train
+    from ..training.state import has_saved_state
 
     check_revision(args)
     resolve_gguf_file(args)
@@ -156,7 +157,10 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         bar.close()
-        print("interrupted. Run the same command with --resume to continue from the last saved state", file=sys.stderr)
+        if has_saved_state(args.output):
+            print("interrupted. Run the same command with --resume to continue from the last saved state", file=sys.stderr)
+        else:
+            print("interrupted before the first saved state. Run the same command to start again", file=sys.stderr)
         return 130
     bar.close()
     print(report)

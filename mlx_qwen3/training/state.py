@@ -17,6 +17,16 @@ from ..files import disk_errors, remove
 STATE_NAME, LOG_NAME = "state.safetensors", "log.jsonl"
 
 
+def locate_state(output: Path) -> Path:
+    """Return the folder of the saved states of a training that writes to `output`; it is next to the output."""
+    return output.parent / f".{output.name}.training"
+
+
+def has_saved_state(output: str | Path) -> bool:
+    """Return whether an interrupted training that writes to `output` can resume from a saved state."""
+    return (locate_state(Path(os.path.abspath(output))) / STATE_NAME).is_file()
+
+
 @dataclass
 class TrainingState:
     """State of a training after a number of steps.

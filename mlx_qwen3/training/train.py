@@ -30,6 +30,7 @@ from .objectives import Example
 from .options import TrainingOptions
 from .output import compute_identity, write_output
 from .report import TrainingReport
+from .state import locate_state
 from .trainer import Progress
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
@@ -116,7 +117,7 @@ def train(
     report = TrainingReport(task, method, prepared.base.source, len(examples), labels=prepared.names)
     report.data_sha256 = data_hash(train_file, valid_file)
     report.remarks += prepared.remarks
-    state_folder = target.parent / f".{target.name}.training"
+    state_folder = locate_state(target)
     identity = compute_identity(
         chosen, task, report.data_sha256, prepared.base.source, mask_prompt, validation_split, pooling
     )

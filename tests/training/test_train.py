@@ -16,6 +16,7 @@ import pytest
 import mlx_qwen3
 from mlx_qwen3 import InputError, MlxQwen3Error, TextClassifier, load, pipeline, train
 from mlx_qwen3.cli.main import main
+from mlx_qwen3.training.state import TrainingState
 from tests.support.tiny_checkpoints import write_qwen3
 
 FAST = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2, "rank": 4}
@@ -35,6 +36,21 @@ def write_table(path: Path, rows: int = 12) -> Path:
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_ctrl_c_names_resume_only_if_a_state_is_saved(
+    saved: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_qwen3.training.train", interrupted)
+    if saved:
+        TrainingState().save(tmp_path / ".head.training", "identity")
+    arguments = ["--task", "text-classification", "--data", "rows.csv", "--output", str(tmp_path / "head")]
+    assert main(["train", *arguments]) == 130
+    assert ("--resume" in capsys.readouterr().err) == saved
 
 
 def test_the_commands_train_classify_merge_and_quantize(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
@@ -335,3 +351,13 @@ def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path, base: Pat
 @pytest.mark.slow
 def test_a_training_killed_at_many_moments_resumes_to_the_same_weights(tmp_path: Path, base: Path):
     _kill_and_resume(tmp_path, base, 20)
+
+
+def test_an_estimator_replaces_a_folder_only_with_force(base: Path, tmp_path: Path):
+    classifier = TextClassifier(model=str(base)).fit(["one", "two"] * 4, ["odd", "even"] * 4)
+    folder = tmp_path / "classifier"
+    classifier.save(folder)
+    with pytest.raises(MlxQwen3Error, match="exists. Choose another target.*force=True"):
+        classifier.save(folder)
+    classifier.save(folder, force=True)
+    assert list(TextClassifier.load(folder).predict(["one"])) == list(classifier.predict(["one"]))
