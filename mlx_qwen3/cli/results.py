@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -166,6 +166,9 @@ def _write_results(args: argparse.Namespace, results: Iterable[Any]) -> int:
                     done += 1
                 interrupt.check()
         except KeyboardInterrupt:
+            if not done:
+                _report_unchanged(path)
+                raise  # keeps an existing file
             stopped = True
         _write_table(path, file, rows)
     if stopped:
@@ -200,6 +203,10 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
             except KeyboardInterrupt:
                 stopped = True
             os.fsync(file.fileno())
+        if stopped and not done:
+            partial.unlink()
+            _report_unchanged(path)
+            raise KeyboardInterrupt
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}. Check the folder and its permissions") from None
@@ -217,6 +224,10 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
         return 130
     print(f"{path}: {done} rows", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _report_unchanged(path: Path) -> None:
+    print(f"mlx-qwen3: stopped by Ctrl-C before the first row; {path} is not written", file=sys.stderr, end="")
 
 
 def _report_error(result: Any, number: int) -> int:
@@ -242,7 +253,8 @@ def _write_table(path: Path, file: IO[bytes], rows: list[Any]) -> None:
             raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Correct the row, or write a .jsonl file")
         np.save(file, np.array([row["embedding"] for row in rows], np.float32))
     elif kind in (".csv", ".parquet"):
-        flat_rows = [_flatten(row) for row in rows]
+        columns = {name for row in rows for name in row}
+        flat_rows = [_flatten(row, columns) for row in rows]
         names = list(dict.fromkeys(name for row in flat_rows for name in row))
         if kind == ".csv":
             text = io.StringIO()
@@ -260,12 +272,16 @@ def _write_table(path: Path, file: IO[bytes], rows: list[Any]) -> None:
         parquet.write_table(table, file)
 
 
-def _flatten(row: Any) -> dict[str, Any]:
-    """Return a row of scalar cells: a single label becomes the columns label and score, other lists become JSON."""
+def _flatten(row: Any, columns: Collection[str]) -> dict[str, Any]:
+    """Return a row of scalar cells: a single label becomes the columns label and score, other lists become JSON.
+
+    Args:
+        columns: names of all columns; the prefix "predicted_" keeps label and score apart from columns of the input.
+    """
     cells: dict[str, Any] = {}
     for name, value in row.items():
         if name == "labels" and isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-            cells |= value[0]
+            cells |= {f"predicted_{key}" if key in columns else key: cell for key, cell in value[0].items()}
         elif isinstance(value, list | dict):
             cells[name] = json.dumps(value, ensure_ascii=False)
         else:

@@ -197,9 +197,14 @@ def _read_lines(file: Iterable[str]) -> Iterator[str]:
 def _read_table(path: Path, file: TextIO, columns: Sequence[str], several: bool) -> Iterator[Any]:
     reader = csv.DictReader(file, delimiter=TABLES[path.suffix.lower()], restval="")
     try:
+        names = reader.fieldnames
+        if names is None:
+            return  # an empty file, reported as a file without text
+        if not names:
+            raise InputError(f"{path}: line 1 is empty. Write the names of the columns there")
         for name in columns:
-            if name not in (reader.fieldnames or ()):
-                known = shorten(", ".join(reader.fieldnames or ()) or "nothing", 200)
+            if name not in names:
+                known = shorten(", ".join(names), 200)
                 raise InputError(f"{path}: has no column {name!r}, only {known}. Give one with --column")
         for row in reader:
             if any("".join(cells).strip() for cells in row.values()):  # surplus cells are a list

@@ -87,3 +87,39 @@ def test_invalid_names_are_refused_before_a_model_is_loaded(rows, tmp_path, caps
     assert words in message
     assert message.count("\n") == 1
     assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_column_of_labels_is_kept_next_to_the_prediction(ending, tmp_path):
+    source, target = tmp_path / "rows.csv", tmp_path / f"found.{ending}"
+    source.write_text("text,label,score\nOpen a socket.,gold,7\n", encoding="utf-8")
+    assert main(["classify", "--file", str(source), "-o", str(target)]) == 0
+    with target.open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file)) if ending == "csv" else json.loads(file.read())
+    assert (row["label"], row["score"]) == ("gold", "7")
+    assert (row["predicted_label"] if ending == "csv" else row["labels"][0]["label"]) == "network"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_ctrl_c_before_the_first_row_keeps_an_existing_file(ending, rows, tmp_path, capsys, monkeypatch):
+    target = tmp_path / f"found.{ending}"
+    target.write_text("earlier rows", encoding="utf-8")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_qwen3.tasks.task.Task._window", interrupted)
+    assert main(["classify", "--file", str(rows), "-o", str(target)]) == 130
+    assert target.read_text(encoding="utf-8") == "earlier rows"
+    assert f"stopped by Ctrl-C before the first row; {target} is not written\n" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([target.name, rows.name])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "holds no text"), ("\ntext\nOpen a file.\n", "line 1 is empty. Write the names")]
+)
+def test_a_csv_file_without_names_of_columns_is_refused(content, message, tmp_path, capsys):
+    source = tmp_path / "rows.csv"
+    source.write_text(content, encoding="utf-8")
+    assert main(["classify", "--file", str(source)]) == 2
+    assert message in capsys.readouterr().err

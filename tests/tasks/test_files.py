@@ -89,7 +89,7 @@ def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
         (["classify", "--file", "rows.csv"], "has no column 'text', only a, b. Give one with --column"),
         (["classify", "--file", "rows.csv", "--column", "a", "--pair-column", "c"], "has no column 'c'"),
         (["classify", "--file", "-", "--pair-column", "b"], "stdin: rows of text and b need a file. Give a csv"),
-        (["classify", "--file", "empty.csv"], "has no column 'text', only nothing"),
+        (["classify", "--file", "empty.csv"], "empty.csv: holds no text"),
         (["classify", "--file", "huge.csv"], "huge.csv: cannot be read after line 1 (field larger"),
         (
             ["classify", "--labels", "a,b", "--file", "rows.xlsx"],
