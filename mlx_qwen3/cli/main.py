@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         replace_closed_streams()
         args, rest = make_parser(arguments).parse_known_args(arguments)
         if rest:
-            args.refuse(f"unrecognized arguments: {' '.join(rest)}")
+            is_text = args.verb in ("chat", "generate") and not any(word.startswith("-") for word in rest)
+            hint = ". Put a text with spaces in quotes" if is_text else ""
+            args.refuse(f"unrecognized arguments: {' '.join(rest)}{hint}")
         warn_if_slow(args)
         status = run_on_ranks(args.verb, lambda: args.run(args))
         sys.stdout.flush()

@@ -224,5 +224,5 @@ def quality_table(quality: Mapping[str, Any]) -> str:
     lines += [f"| {title:<{width}} | {value} |" for title, value in rows]
     if quality.get("text") == SHIPPED:
         remark = "That text is general (mostly English prose, some code) and may be foreign to this model: "
-        lines += ["", remark + "`mlx-qwen3 convert --report-text FILE` measures on your own."]
+        lines += ["", remark + "`--report-text FILE` of `mlx-qwen3 convert` and `merge` measures on your own."]
     return "\n".join(lines)

@@ -123,7 +123,7 @@ def test_bench_quantizes_random_weights_only(flag, model, capsys):
 def test_surplus_words_are_refused_in_two_lines(arguments, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"mlx-qwen3 {arguments[0]}: unrecognized arguments: words\n"
+        f"mlx-qwen3 {arguments[0]}: unrecognized arguments: words. Put a text with spaces in quotes\n"
         f"Run mlx-qwen3 {arguments[0]} --help for a list of the flags\n"
     )
 
