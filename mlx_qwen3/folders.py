@@ -213,7 +213,9 @@ def _is_alive(pid: int) -> bool:
 def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> None:
     """Raise if the target exists and `force` is false."""
     if os.path.lexists(target) and not force:
-        raise error(f"{target} exists. Choose another target, delete it, or replace it with --force (in Python force=True)")
+        raise error(
+            f"{target} exists. Choose another target, delete it, or replace it with --force (in Python force=True)"
+        )
 
 
 @contextlib.contextmanager

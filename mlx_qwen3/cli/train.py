@@ -158,7 +158,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         bar.close()
         if has_saved_state(args.output):
-            print("interrupted. Run the same command with --resume to continue from the last saved state", file=sys.stderr)
+            print(
+                "interrupted. Run the same command with --resume to continue from the last saved state", file=sys.stderr
+            )
         else:
             print("interrupted before the first saved state. Run the same command to start again", file=sys.stderr)
         return 130

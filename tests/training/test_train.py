@@ -357,7 +357,7 @@ def test_an_estimator_replaces_a_folder_only_with_force(base: Path, tmp_path: Pa
     classifier = TextClassifier(model=str(base)).fit(["one", "two"] * 4, ["odd", "even"] * 4)
     folder = tmp_path / "classifier"
     classifier.save(folder)
-    with pytest.raises(MlxQwen3Error, match="exists. Choose another target.*force=True"):
+    with pytest.raises(MlxQwen3Error, match=r"exists\. Choose another target.*force=True"):
         classifier.save(folder)
     classifier.save(folder, force=True)
     assert list(TextClassifier.load(folder).predict(["one"])) == list(classifier.predict(["one"]))
