@@ -108,8 +108,9 @@ class Guard:
         allowed = self.settings.allow_origins
         if text in allowed or "*" in allowed:
             return [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
-        if urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
-            return []
+        with contextlib.suppress(ValueError):  # raised for an origin such as http://[
+            if urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
+                return []
         raise ApiError(
             403, f"web origin not allowed: {text[:100]!r}. Start the server with --allow-origin.", code="origin"
         )

@@ -1,9 +1,10 @@
 """Convert the body of a chat or completion request to prompt ids and options of the answer."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+
+import pydantic_core
 
 from ..chat.answer_rules import AnswerRules
 from ..chat.modes import Sampling, ThinkingSupport, mode_sampling, opens_thinking
@@ -26,6 +27,10 @@ TEMPLATE_VARIABLES = ("enable_thinking",)
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of `max_tokens` for completions."""
+
+
+TOKEN_ID_DIGITS = 20
+"""Maximum digits of a token id in `logit_bias`; Python refuses to convert very long numbers."""
 
 
 def chat_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -87,8 +92,8 @@ def _convert_tool_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(arguments, str | dict):
         raise invalid(f"{where}.function.arguments", "it is neither a string nor an object. Send a JSON string.")
     if isinstance(arguments, str):
-        try:  # templates encode an object themselves
-            parsed = json.loads(arguments)
+        try:  # templates encode an object themselves; this parser refuses deep nesting and lone surrogates
+            parsed = pydantic_core.from_json(arguments)
             arguments = parsed if isinstance(parsed, dict) else arguments
         except ValueError:
             pass
@@ -239,7 +244,7 @@ def text_options(
 def _parse_logit_bias(bias: Mapping[str, float], size: int) -> dict[int, float]:
     found: dict[int, float] = {}
     for name, value in bias.items():
-        if not (name.isascii() and name.isdigit() and int(name) < size):
+        if not (name.isascii() and name.isdigit() and len(name) <= TOKEN_ID_DIGITS and int(name) < size):
             raise invalid(
                 "logit_bias",
                 f"{name[:40]!r} is not a token id of the vocabulary of {size}. Use this model's tokenizer.",
