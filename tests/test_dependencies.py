@@ -23,10 +23,11 @@ RUN = {
     "import-linter": "[tool.importlinter]",
     "mkdocs-material": "name: material",
     "pyright": "[tool.pyright]",
+    "pytest-xdist": "--dist loadfile",
     "ruff": "[tool.ruff]",
 }
 """Distributions that are run, not imported -> how `CONFIGURATION` names them."""
-CONFIGURATION = ("pyproject.toml", "mkdocs.yml")
+CONFIGURATION = ("pyproject.toml", "mkdocs.yml", "scripts/check")
 OPTIONAL = {"sklearn": "estimators register with scikit-learn where it is installed"}
 """Modules that the package imports and does not declare as a dependency or an extra of its own."""
 UNPUBLISHED = {"llama_cpp": "has to be compiled: its test is skipped without it"}
