@@ -1,4 +1,4 @@
-"""The small trained Qwen3 that comes with the package. How it was made: `tools/bundled_model` in the repository."""
+"""The small trained Qwen3 model that comes with the package; `tools/bundled_model` in the repository trains it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ BUNDLED_NOTE = (
     "using the bundled 7.6-million-parameter demonstration model, which knows only names of Python's standard library; "
     "a real one to try next: --model Qwen/Qwen3-0.6B"
 )
-"""Said in one line where nobody named a model."""
+"""Message shown when a command runs without a model name."""
 
 
 def bundled_model_path() -> Path:

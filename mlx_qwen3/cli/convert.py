@@ -198,7 +198,7 @@ def _convert_to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion"
     given = next((name for name in mlx_only if getattr(args, name)), "q_mode" if args.q_mode != "affine" else None)
     if given is not None:
         raise InputError(
-            f"--{given.replace('_', '-')} applies to MLX folders only. Leave it out with --to gguf, or use --gguf-type"
+            f"--{given.replace('_', '-')} applies to MLX folders only. Omit it with --to gguf, or use --gguf-type"
         )
     if args.mlx_path == "mlx_model":
         raise InputError("--to gguf needs the name of a file. Give it with --mlx-path NAME.gguf")

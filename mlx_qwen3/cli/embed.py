@@ -12,7 +12,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the verb and its flags."""
     parser = subparsers.add_parser("embed", help="compute embeddings of texts", description=__doc__)
     add_text_arguments(parser, "texts to embed")
-    parser.add_argument("--instruction", help="retrieval task, prepended to queries; leave it out for documents")
+    parser.add_argument("--instruction", help="retrieval task, prepended to queries; omit it for documents")
     parser.add_argument("--dimensions", type=int, help="dimensions of the vectors to keep (default: all)")
     parser.add_argument(
         "--pooling",

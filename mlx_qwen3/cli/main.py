@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -102,9 +103,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"{self.prog}: {message}{self._suggest(message)}", file=sys.stderr)
         print(f"Run {self.prog} --help for a list of the flags", file=sys.stderr)
         raise SystemExit(2)
+
+    def _suggest(self, message: str) -> str:
+        """Return a question that names the flag or choice that a misspelt one resembles, or ""."""
+        import difflib
+
+        found = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^\s'=]+)", message)
+        known = re.findall(r"'([^']*)'", message.partition("(choose from ")[2])
+        if found is None:
+            return ""
+        known = known or [flag for action in self._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(found[1], known, 1, 0.7)
+        return f". Did you mean {close[0]}?" if close else ""
 
 
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -83,7 +83,7 @@ def add_revision_flag(group: Any) -> None:
 def check_revision(args: argparse.Namespace) -> None:
     """Raise `InputError` if `--revision` is given without `--model`."""
     if args.model is None and args.revision is not None:
-        raise InputError("--revision needs --model, because the bundled model has only one revision. Leave it out")
+        raise InputError("--revision needs --model, because the bundled model has only one revision. Omit it")
 
 
 def add_gguf_file_flag(group: Any) -> None:
@@ -208,7 +208,7 @@ def choose_decoding(args: argparse.Namespace, model: Any) -> Any:
 
         return prompt_lookup(args.num_draft_tokens)
     if args.num_draft_tokens is not None:
-        raise InputError("--num-draft-tokens needs --prompt-lookup or --draft-model. Add one of them, or leave it out")
+        raise InputError("--num-draft-tokens needs --prompt-lookup or --draft-model. Add one of them, or omit it")
     return None
 
 
@@ -300,8 +300,7 @@ def _check_unused_flags(args: argparse.Namespace) -> None:
     """Raise `InputError` for flags that would have no effect."""
     if current_group() is not None and args.prompt_cache_file is not None:
         raise InputError(
-            "--prompt-cache-file does not work with several processes, each of which holds a part of the "
-            "cache. Leave it out"
+            "--prompt-cache-file does not work with several processes, each of which holds a part of the cache. Omit it"
         )
     if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
         raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits. Add it, or leave them out")

@@ -347,6 +347,11 @@ def _check_values(value: Any, word: str, path: str) -> Any:
 def _check_text(value: Any, path: str) -> str:
     if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
         raise ConstraintError(f"the schema at {path} contains {_shorten(value)}, not a valid text. Correct the schema")
+    if re.search("[\x00-\x07\x0b\x0e-\x1f]", value):  # JSON writes them as \u escapes, which is never generated
+        raise ConstraintError(
+            f"the schema at {path} contains {_shorten(value)} with a control character that has no short escape. "
+            "Remove the character"
+        )
     return value
 
 

@@ -22,7 +22,7 @@ PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
 class EmbeddingOptions(Options):
     """Besides the options of every task:
 
-    instruction: the retrieval task, put before queries; leave it out for documents.
+    instruction: the retrieval task, put before queries; omit it for documents.
     prompt: text put before each row; "" for none.
     prompt_name: the name of one of the folder's prompts, such as "query".
     dimensions: how many leading dimensions are kept; None for all, or for the folder's truncate_dim.
@@ -118,7 +118,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         fixed_values = {"convert_to_numpy": True, "convert_to_tensor": False, "output_value": "sentence_embedding"}
         for name, fixed in fixed_values.items():
             if options.pop(name, fixed) != fixed:
-                raise InputError(f"{name} is not supported: vectors are numpy arrays. Leave it out")
+                raise InputError(f"{name} is not supported: vectors are numpy arrays. Omit it")
         precision = options.pop("precision", self.options.precision)
         if cut is not None:
             check_count("truncate_dim", cut)

@@ -135,7 +135,7 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
                 continue
             pieces = self.tokenizer.encode(check_text(target, "targets"), add_special_tokens=False)
             if not pieces:
-                raise InputError(f"target {target!r} is not in the vocabulary. Leave it out")
+                raise InputError(f"target {target!r} is not in the vocabulary. Omit it")
             self._warn_once(f"target {target}", "target %r is not a single token; its first token is used", target)
             ids.append(pieces[0])
         if not ids:

@@ -36,17 +36,17 @@ HARMLESS = (
 """Keywords that are accepted and ignored, because they change no result here."""
 
 REFUSED = {
-    "framework": "models run in MLX; leave it out",
-    "feature_extractor": "no model here takes images or sound; leave it out",
-    "image_processor": "no model here takes images; leave it out",
+    "framework": "models run in MLX; omit it",
+    "feature_extractor": "no model here takes images or sound; omit it",
+    "image_processor": "no model here takes images; omit it",
     "processor": "no model here takes images or sound; pass tokenizer=",
     "config": "load the model with from_pretrained(path, config=...) and pass it as model=",
     "return_all_scores": "pass top_k=None for the scores of all labels",
     "grouped_entities": 'pass aggregation_strategy="simple"',
     "ignore_subwords": 'pass aggregation_strategy="first"',
-    "offset_mapping": "the positions of tokens are found here; leave it out",
+    "offset_mapping": "the positions of tokens are found here; omit it",
     "tokenizer_kwargs": "pass max_length= for shorter texts",
-    "model_card_data": "no card is written here; leave it out",
+    "model_card_data": "no card is written here; omit it",
 }
 """What to do instead of each unsupported keyword; None and False are accepted and ignored."""
 
@@ -72,7 +72,7 @@ def split_loading_options(options: dict[str, Any], model_options: dict[str, Any]
         loading[name] = value
     _check_device(options.pop("device", None))
     if options.pop("trust_remote_code", False):
-        raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run. Leave it out")
+        raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run. Omit it")
     return loading
 
 
@@ -108,7 +108,7 @@ def _check_device(device: Any) -> None:
     name = str(getattr(device, "type", device)).lower().partition(":")[0].rpartition(".")[2]
     wants_cpu = name in ("cpu", "-1")
     if not wants_cpu and name not in ("gpu", "mps", "cuda", "auto") and not name.isdigit():
-        raise InputError(f"device is {device!r}. Expected 'cpu' or 'gpu', or leave it out")
+        raise InputError(f"device is {device!r}. Expected 'cpu' or 'gpu', or omit it")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     if wants_cpu != on_cpu and name != "auto":
         logger.warning(

@@ -59,7 +59,7 @@ class ZeroShotOptions(Options):
         super().__post_init__()
         if not isinstance(self.hypothesis_template, str):
             kind = type(self.hypothesis_template).__name__
-            raise InputError(f"hypothesis_template must be a text with one {{}}, not {kind}. Leave it out")
+            raise InputError(f"hypothesis_template must be a text with one {{}}, not {kind}. Omit it")
         if self.hypothesis_template.count("{}") != 1:
             raise InputError(f"hypothesis_template is {self.hypothesis_template!r}, expected a text with one {{}}")
         if self.candidate_labels is not None:

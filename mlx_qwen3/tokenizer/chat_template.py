@@ -138,7 +138,7 @@ def check_variables(template: str, variables: Mapping[str, Any]) -> None:
     """Raise InputError for an argument of a tokenizer call that the template does not read."""
     for name in variables:
         if name in _RESERVED:
-            raise InputError(f"{name!r} is set by another argument of apply_chat_template. Leave it out")
+            raise InputError(f"{name!r} is set by another argument of apply_chat_template. Omit it")
         if name in _CALL_KEYWORDS and name not in _find_variables(template):
             raise InputError(
                 f"apply_chat_template does not take {name!r}, and the template does not read it. "

@@ -174,7 +174,7 @@ def class_weights(labels: Labels, option: Any) -> list[float]:
     if option is None:
         return [1.0] * count
     if labels.problem != SINGLE:
-        raise InputError("class_weights needs one label per row. Leave it out")
+        raise InputError("class_weights needs one label per row. Omit it")
     sizes = np.bincount(np.array(labels.targets), minlength=len(labels.classes))
     if option == "balanced":
         by_label = count / (len(sizes) * np.maximum(sizes, 1))

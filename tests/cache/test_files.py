@@ -101,7 +101,7 @@ def test_a_file_that_contradicts_itself_is_refused(saved, old, new, named):
         load_cache(saved, tiny.config(**SLIDING))
 
 
-def test_a_missing_file_and_a_place_that_cannot_be_written_are_named(saved, tmp_path):
+def test_a_missing_file_and_an_unwritable_path_are_named(saved, tmp_path):
     with pytest.raises(CacheError, match="there is no saved cache"):
         load_cache(tmp_path / "nothing", tiny.config())
     with pytest.raises(CacheError, match="cannot write"):

@@ -75,7 +75,7 @@ def test_rows_that_stay_lose_the_padding_of_the_row_that_left(name):
     np.testing.assert_allclose(logits[0], want[0], atol=2e-4 if "kv_bits" in options else 2e-5)
 
 
-def test_a_row_that_was_taken_out_and_trimmed_joins_again():
+def test_an_extracted_and_trimmed_row_joins_again():
     model = tiny.model(**SLIDING)
     caches = [filled(model, tiny.ids(1, length, seed=length), {"slack": 4}) for length in (25, 30)]
     alone = join_rows([RowSource(caches[0], [0], 25)], room=False)

@@ -100,7 +100,7 @@ def test_packing_starts_at_the_chosen_length_and_takes_in_what_is_there():
         assert np.array_equal(np.array(got), np.array(stored(layer.format, expected)))
 
 
-def test_slack_is_what_can_be_taken_back():
+def test_as_many_tokens_as_the_slack_can_be_trimmed():
     for slack in (0, 3):
         layer = SlidingLayer(4, slack, step=1)
         for i in range(12):

@@ -12,7 +12,7 @@ TRIALS = pytest.mark.parametrize("trials", [120, pytest.param(10_000, marks=pyte
 
 
 @TRIALS
-def test_journeys_keep_greedy_tokens(trials: int, tmp_path: Path):
+def test_random_operations_keep_greedy_tokens(trials: int, tmp_path: Path):
     checked = []
 
     @settings(

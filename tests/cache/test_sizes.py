@@ -18,7 +18,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("chunk", [1, 100, 2000])
-def test_bytes_foretold_are_an_upper_bound_close_to_what_is_held(options, chunk):
+def test_the_estimated_bytes_are_a_close_upper_bound(options, chunk):
     config = tiny.config(**FIELDS)
     cache = tiny.model(**FIELDS).make_cache(**options)
     seen = 0
@@ -40,7 +40,7 @@ def test_bytes_foretold_are_an_upper_bound_close_to_what_is_held(options, chunk)
 @pytest.mark.parametrize(
     "options", [{"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 4096}, {"max_kv_size": 1024}]
 )
-def test_32k_tokens_stay_within_the_bytes_foretold(options):
+def test_32k_tokens_stay_within_the_estimated_bytes(options):
     model = tiny.model(num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=32)
     cache, chunk, total = model.make_cache(**options), 256, 32 * 1024
     before = mx.get_active_memory()

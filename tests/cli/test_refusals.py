@@ -119,6 +119,23 @@ def test_bench_quantizes_random_weights_only(flag, model, capsys):
     assert capsys.readouterr().err.startswith(f"mlx-qwen3: {flag} needs --random SIZE")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["caht"], ". Did you mean chat?"),
+        (["chat", "--modle", "x"], "--modle. Did you mean --model?"),
+        (["classify", "--format", "tabel", "x"], ". Did you mean table?"),
+        (["chat", "--zzz"], "--zzz"),
+    ],
+    ids=str,
+)
+def test_misspelt_verbs_flags_and_choices_get_a_suggestion(arguments, suggestion, capsys):
+    assert main(arguments) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(suggestion)
+    assert second.startswith("Run mlx-qwen3")
+
+
 @pytest.mark.parametrize("arguments", [["generate", "several", "words"], ["chat", "hello", "words"]])
 def test_surplus_words_are_refused_in_two_lines(arguments, capsys):
     assert main(arguments) == 2

@@ -42,7 +42,7 @@ def test_saved_is_loaded(tmp_path, name, shard):
 
 
 @pytest.mark.parametrize("place", ["file", "file/folder", "", None, 3])
-def test_a_place_that_cannot_be_a_folder(tmp_path, place):
+def test_a_path_that_cannot_be_a_folder(tmp_path, place):
     (tmp_path / "file").write_text("precious")
     model = tiny.model()
     before = model.config.to_dict()

@@ -96,7 +96,7 @@ def test_a_batch_without_a_padding_token_is_refused_and_one_row_is_not():
     assert model(IDS, last_positions=[2, 1]).logits.shape == (2, 2)
 
 
-def test_the_last_position_may_be_told():
+def test_the_last_position_can_be_given():
     model = make(Qwen3ForSequenceClassification)
     told = model([[5, 6, 7, 0], [8, 0, 0, 0]], last_positions=[2, 0]).logits
     assert mx.allclose(told, model([[5, 6, 7, 0], [8, 0, 0, 0]]).logits)

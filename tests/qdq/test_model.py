@@ -136,7 +136,7 @@ def test_hidden_states_and_tuples():
     assert bare(tiny_bert.ids()).pooler_output is None
 
 
-def test_the_cache_stands_where_the_reference_has_it():
+def test_the_cache_has_the_position_of_the_reference_in_the_output():
     model = tiny_bert.model(is_decoder=True)
     options = {"use_cache": True, "output_hidden_states": True, "output_attentions": True}
     output = model(tiny_bert.ids(), **options)

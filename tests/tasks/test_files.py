@@ -72,7 +72,7 @@ def test_blank_lines_of_stdin_are_no_rows(folders):
     assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == PAIR
 
 
-def test_an_empty_cell_of_a_row_with_others_is_told(folders, tmp_path, capsys):
+def test_an_empty_cell_of_a_row_with_others_is_reported(folders, tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("n,text\n1,hello\n2,\n3\n")
     assert main(["classify", "--model", str(folders["sequence"]), "--file", str(tmp_path / "rows.csv")]) == 1
     told = capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_help_says_whether_there_is_a_default_model(verb, capsys):
     assert "Blank lines are skipped" in told
 
 
-def test_a_language_model_without_labels_is_told_of_them(folders, capsys):
+def test_a_language_model_without_labels_names_the_flag(folders, capsys):
     assert main(["classify", "--model", str(folders["causal"]), "hello"]) == 2
     told = capsys.readouterr().err
     assert "has no sequence classification head" in told

@@ -15,7 +15,7 @@ def answer(folders):
     return QuestionAnswering(folders["question"])
 
 
-def test_the_answer_is_what_stands_at_its_place(answer):
+def test_the_answer_is_the_text_between_its_offsets(answer):
     found = answer(question=QUESTION, context=CONTEXT)
     assert list(found) == ["score", "start", "end", "answer"]
     assert CONTEXT[found["start"] : found["end"]] == found["answer"] == found["answer"].strip()

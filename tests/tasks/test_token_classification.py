@@ -16,7 +16,7 @@ def tag(folders):
     return TokenClassification(folders["token"], ignore_labels=[])
 
 
-def test_tokens_have_their_label_score_and_place(tag):
+def test_tokens_have_a_label_a_score_and_offsets(tag):
     found = tag(TEXT)
     ids = tag.tokenizer.encode(TEXT)
     logits = tag.model([ids]).logits[0]
