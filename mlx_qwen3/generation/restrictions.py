@@ -89,13 +89,17 @@ class NoBadWords(SequenceBias):
     """Forbid sequences of tokens, except for sequences that consist of one ending token.
 
     Raises:
-        InputError: `bad_words_ids` is empty or not a list of lists of token ids.
+        InputError: `bad_words_ids` is not a list of lists of token ids, or one of them is empty.
     """
 
     def __init__(self, bad_words_ids: Sequence[Sequence[int]], eos_token_ids: Sequence[int] = ()):
-        good = isinstance(bad_words_ids, list | tuple) and all(isinstance(ids, list | tuple) for ids in bad_words_ids)
+        good = isinstance(bad_words_ids, list | tuple) and all(
+            isinstance(ids, list | tuple) and ids for ids in bad_words_ids
+        )
         if not good or not bad_words_ids:
-            raise InputError(f"bad_words_ids is {bad_words_ids!r}, expected a list of lists of token ids")
+            raise InputError(
+                f"bad_words_ids is {bad_words_ids!r}, expected a list of lists of token ids, none of them empty"
+            )
         kept = [ids for ids in bad_words_ids if list(ids) not in [[eos] for eos in eos_token_ids]]
         self.empty = not kept
         super().__init__({tuple(ids): -math.inf for ids in kept or bad_words_ids}, "bad_words_ids")

@@ -89,3 +89,9 @@ def check_keywords(given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"tokenizer_kwargs is of type {type(given).__name__}. Pass a dict of keyword arguments")
     return dict(given or {})
+
+
+def check_tokens(tokens: Any) -> None:
+    """Raise `InputError` unless `tokens` is a list or tuple of strings."""
+    if not isinstance(tokens, list | tuple) or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"tokens is of type {type(tokens).__name__}. Pass a list of tokens")

@@ -1,7 +1,9 @@
 """Resolve `padding`, `truncation` and `max_length` by the rules of transformers, and pad and truncate rows."""
 
 import logging
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import tokenizers
 from tokenizers import Encoding
@@ -91,17 +93,9 @@ def resolve_lengths(
     pads, cuts = pad != "do_not_pad", cut != "do_not_truncate"
     if pad == "longest" and max_length is not None and not cuts:
         logger.warning("max_length is ignored when padding to the longest row without truncation")
-    for name, value in (
-        ("max_length", max_length),
-        ("stride", stride),
-        ("pad_to_multiple_of", pad_to_multiple_of),
-    ):
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InputError(f"{name}={value!r} is not an integer. Pass a number of tokens")
-        if value < 0:
-            raise InputError(f"{name}={value} is negative. Use 0 or more")
+    max_length = _check_length("max_length", max_length)
+    stride = _check_length("stride", stride) or 0
+    pad_to_multiple_of = _check_length("pad_to_multiple_of", pad_to_multiple_of)
     if max_length is not None and max_length >= UNLIMITED_TOKENS:
         if pad == "max_length":
             raise InputError(f"max_length={max_length} is too long to pad to. Use less than {UNLIMITED_TOKENS}")
@@ -118,6 +112,21 @@ def resolve_lengths(
             "Use a multiple, so that truncated rows can be padded"
         )
     return Lengths(pad if pads else None, cut if cuts else None, max_length, stride, pad_to_multiple_of)
+
+
+def _check_length(name: str, value: Any) -> int | None:
+    """Return a number of tokens, which may be an integer of NumPy, as an int; None stays None."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is not an integer. Pass a number of tokens")
+    if number < 0:
+        raise InputError(f"{name}={value} is negative. Use 0 or more")
+    return number
 
 
 def check_side(name: str, side: str) -> str:

@@ -13,7 +13,7 @@ from .backend import GENERIC, Family, backend_errors
 from .batch import BatchEncoding, check_tensor_type
 from .control_tokens import encode_sanitized
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
-from .inputs import as_ids, as_rows, check_keywords
+from .inputs import as_ids, as_rows, check_keywords, check_tokens
 from .lengths import NO_LENGTH, Lengths, check_side, resolve_lengths
 from .padding import pad_encoded
 from .saving import save_tokenizer
@@ -311,6 +311,7 @@ class Tokenizer(Vocabulary):
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens, spelled as in the vocabulary, to text."""
+        check_tokens(tokens)
         decoder = self.backend.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 

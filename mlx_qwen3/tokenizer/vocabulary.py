@@ -244,8 +244,12 @@ class Vocabulary:
             if ids < 0:
                 raise InputError(f"token id {ids} is negative. Use ids from 0")
             return self.backend.id_to_token(ids) if ids < 1 << 32 else None
+        ids = as_ids(ids)
+        nested = next((index for index in ids if not isinstance(index, int)), None)
+        if nested is not None:
+            raise InputError(f"token ids contain {nested!r}. Pass one id or a flat list of ids")
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self.convert_ids_to_tokens(index) for index in as_ids(ids) if index not in skipped]
+        return [self.convert_ids_to_tokens(index) for index in ids if index not in skipped]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return the number of special tokens added to one text, or to a pair."""

@@ -196,3 +196,9 @@ def test_errors_for_unsupported_options_contain_advice():
     for name, reason in IGNORED.items():
         assert reason
         assert by_generate(**{name: 3}).shape == (1, 5)
+
+
+@pytest.mark.parametrize("value", [[], [[]], [[5], []], "ab", [5]], ids=str)
+def test_bad_words_are_lists_of_ids_that_are_not_empty(value):
+    with pytest.raises((InputError, ConfigError), match=r"bad_words_ids is .*none of them empty"):
+        by_generate(bad_words_ids=value)

@@ -278,6 +278,10 @@ def test_clean_up_applies_to_word_piece_only(byte_level, word_piece):
         ("batch_decode", {"sequences": {}}),
         ("pad", {"encoded_inputs": {1: [2]}}),
         ("convert_ids_to_tokens", {"ids": "a"}),
+        ("convert_ids_to_tokens", {"ids": [[1, 2]]}),
+        ("convert_ids_to_tokens", {"ids": [[1, 2]], "skip_special_tokens": True}),
+        ("convert_tokens_to_string", {"tokens": None}),
+        ("convert_tokens_to_string", {"tokens": "the"}),
         ("convert_tokens_to_ids", {"tokens": 5}),
         ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "tools": 5}),
         ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "chat_template": []}),
@@ -287,6 +291,12 @@ def test_wrong_types_are_reported_in_one_line(byte_level, method, options):
     with pytest.raises(InputError) as caught:
         getattr(byte_level, method)(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_lengths_may_be_integers_of_numpy(byte_level):
+    expected = byte_level("a b c d", max_length=2, padding="max_length", pad_to_multiple_of=2)
+    lengths = {"max_length": np.int64(2), "pad_to_multiple_of": np.int32(2), "stride": np.int8(0)}
+    assert byte_level("a b c d", padding="max_length", **lengths) == expected
 
 
 def test_ids_convert_from_arrays(byte_level):
