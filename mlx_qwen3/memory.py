@@ -1,7 +1,10 @@
 """Estimate whether a model and its cache fit into memory before loading; wire memory on request."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,3 +199,14 @@ def wire_memory(gigabytes: float | None) -> None:
     if not 0 < wanted <= limit:
         raise InputError(f"cannot wire {gigabytes} GB. Give more than 0 and at most {limit / 1e9:.1f} GB.")
     mx.set_wired_limit(wanted)
+
+
+def release_memory() -> None:
+    """Return freed memory to the system: MLX's cached buffers and, with glibc, the free blocks of the heap.
+
+    glibc keeps the blocks of all threads; without this a server on a CPU grew from 138 to 283 MB in 500 requests.
+    """
+    mx.clear_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,7 @@ import mlx.core as mx
 from ..cache import PrefixCache
 from ..errors import DistributedError, MlxQwen3Error
 from ..generation.context import tokens_left
-from ..memory import machine_memory
+from ..memory import machine_memory, release_memory
 from .batch import Row
 from .decoder import Decoder, Pace, Prompt
 from .divided import DividedPasses, DividedTask, Leader
@@ -268,7 +268,7 @@ class Engine:
                 woken = self._condition.wait(0.5 if self._open or self._worked else None)
                 if not woken and self._worked and not self._open:
                     self._worked = False  # idle: free the buffers; the next request allocates them again
-                    mx.clear_cache()
+                    release_memory()
             inbox, self._inbox = self._inbox, []
         if not self._busy():
             inbox += self._gather(inbox)

@@ -197,7 +197,7 @@ def test_mixed_requests_with_cancels_release_memory_and_descriptors(server: Runn
     assert set(statuses) <= {0, 200}
     assert not numbers["reserved_cache_bytes"]
     assert not numbers["waiting_requests"]
-    time.sleep(0.2)
+    time.sleep(1)  # an idle server returns memory to the system after half a second
     after, left = _resources(server)
     assert left <= descriptors + 3
     assert after < memory + 100e6, f"{memory / 1e6:.0f} MB before, {after / 1e6:.0f} MB after"
