@@ -20,7 +20,7 @@ ARCHITECTURE = "qwen3"
 POOLING = {0: None, 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """`qwen3.pooling_type` -> how the vectors of the tokens are pooled into one."""
 ENDS = ("<|im_end|>", "<|endoftext|>")
-"""Tokens that end a text in addition to the one in the metadata, if the vocabulary has them."""
+"""Further tokens that end an answer, besides the one in the metadata, where the vocabulary contains them."""
 _NORMAL = 1
 
 
