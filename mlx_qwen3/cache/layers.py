@@ -27,7 +27,7 @@ LONG, LONG_STEP = 8192, 256
 
 LARGE_GROUP = 4
 """Query heads per key head from which caches grow by `LONG_STEP` on CUDA: MLX's own kernel reads the keys once per
-query head, cuDNN once per group (4B, one token after 6,000: 6.5 ms and 4.4 ms, H100, benchmarks/RESULTS.md)."""
+query head, cuDNN once per group (4B, one token after 6,000: 6.5 ms and 4.4 ms, H100, benchmarks/NOTES.md)."""
 
 
 def step_for(config: Any) -> int:

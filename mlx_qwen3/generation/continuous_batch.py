@@ -30,7 +30,7 @@ STAGES = 8
 """Maximum number of stages in which the prompts of a batch are computed; rows join at the start of a stage."""
 
 CUDA_STAGES = 2
-"""The same on CUDA: 8 stages took 189 ms and 2 took 126 ms (benchmarks/RESULTS.md); 1 stage would save no padding."""
+"""The same on CUDA: 8 stages took 189 ms and 2 took 126 ms (benchmarks/NOTES.md); 1 stage would save no padding."""
 
 SHORTEST_STAGE = 32
 """Minimum number of slots per stage; rows whose lengths differ by less start together."""

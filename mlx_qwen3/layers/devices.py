@@ -61,8 +61,8 @@ DEFAULTS = {
 """The variants per device.
 
 metal: not measured. Its vector kernels support up to 4 rows, and its command buffers hold the cache, as on CUDA.
-cuda: measured on an H100 (benchmarks/RESULTS.md). cpu: MLX keeps few operations in flight, so pipelining saves no
-memory; the time of a pass grows with its tokens, which makes long drafts expensive.
+cuda: measured on an H100 (RESULTS.md and NOTES.md in benchmarks/). cpu: MLX keeps few operations in flight, so
+pipelining saves no memory; the time of a pass grows with its tokens, which makes long drafts expensive.
 """
 
 _override: Variants | None = None
