@@ -24,7 +24,7 @@ from .layers import (
     set_module,
 )
 from .mlx_lm import plan_mlx_lm
-from .peft_config import PeftConfig, parse_peft_config
+from .peft_config import PeftConfig, lora_config, parse_peft_config
 
 LINEAR, EMBEDDING = nn.Linear | nn.QuantizedLinear, nn.Embedding | nn.QuantizedEmbedding
 
@@ -73,6 +73,11 @@ class _Attachment:
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} has shape {tuple(array.shape)}; the model and the rank in "
                 f"adapter_config.json require {shape}. Check the base model and the config"
+            )
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise CheckpointError(
+                f"{self.source}: tensor {name!r} has dtype {str(array.dtype).removeprefix('mlx.core.')}, expected "
+                "floating-point numbers. Download or save the adapter again"
             )
         self.names.append(name)
         return array.astype(self.dtype)
@@ -187,7 +192,10 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
     _drop_copies(work, config)
     targets = _find_targets(work, config)
     saved = [path for path in work.paths() if config.is_saved_whole(path)]
-    _refuse_tying(work, config, [*targets, *saved])
+    if config.ties_weights and work.tied:
+        _add_tied_module(work, targets)
+        if _add_tied_module(work, saved):
+            _copy_tied_weight(work)
     if "lm_head" in [*targets, *saved] or work.embedding in [*targets, *saved]:
         work.untie()
     _replace_vocabulary(work, targets, saved)
@@ -243,12 +251,20 @@ def _find_targets(work: _Attachment, config: PeftConfig) -> list[str]:
     return found
 
 
-def _refuse_tying(work: _Attachment, config: PeftConfig, changed: list[str]) -> None:
-    if config.ties_weights and work.tied and ("lm_head" in changed or work.embedding in changed):
-        raise UnsupportedModelError(
-            f"{work.source}: adapter field 'ensure_weight_tying' is not supported for embed_tokens and lm_head of a "
-            "tied model. Merge the adapter with PEFT first"
-        )
+def _add_tied_module(work: _Attachment, changed: list[str]) -> bool:
+    """Add the missing one of embedding and tied head to `changed`, and return whether it names any of the two."""
+    both = [work.embedding, "lm_head"]
+    found = any(path in changed for path in both)
+    changed += [path for path in both if found and path not in changed]
+    return found
+
+
+def _copy_tied_weight(work: _Attachment) -> None:
+    """Use a retrained embedding as the output head too, or the reverse, if the file has only one of them."""
+    embedding, head = f"{work.embedding}.weight", "lm_head.weight"
+    for name, other in ((embedding, head), (head, embedding)):
+        if name in work.left:
+            work.left.setdefault(other, work.left[name])
 
 
 def _replace_vocabulary(work: _Attachment, targets: list[str], saved: list[str]) -> None:
@@ -407,42 +423,3 @@ def _replace_weights(model: Any, adapter: Adapter) -> None:
             )
         layer[leaf] = array.astype(held[name].dtype)
     model.adapter = AttachedAdapter(dict(adapter.config), sorted(adapter.weights), whole=True)
-
-
-def lora_config(
-    *,
-    task_type: str,
-    base: str | None,
-    r: int,
-    alpha: float,
-    targets: list[str],
-    dora: bool = False,
-    dropout: float = 0.0,
-    modules_to_save: list[str] | None = None,
-    revision: str | None = None,
-) -> dict[str, Any]:
-    """Return an adapter_config.json as PEFT writes it."""
-    return {
-        "alpha_pattern": {},
-        "auto_mapping": None,
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "exclude_modules": None,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_bias": False,
-        "lora_dropout": dropout,
-        "modules_to_save": modules_to_save,
-        "peft_type": "LORA",
-        "r": r,
-        "rank_pattern": {},
-        "revision": revision,
-        "target_modules": sorted(targets),
-        "task_type": task_type,
-        "use_dora": dora,
-        "use_rslora": False,
-    }

@@ -9,8 +9,9 @@ import mlx.core as mx
 
 from ..errors import InputError
 from ..layers.parameters import flatten
-from .attach import LINEAR, AttachedAdapter, lora_config
+from .attach import LINEAR, AttachedAdapter
 from .layers import LoRALinear, lora_scale, set_module
+from .peft_config import lora_config
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Every linear layer of a Qwen3 block."""

@@ -157,12 +157,24 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
         raise CheckpointError(
             f"{source}: adapter field 'base_model_name_or_path' is not a string. Correct {CONFIG_NAME}"
         )
-    training = read_json_object(folder / TRAINING_NAME) if (folder / TRAINING_NAME).is_file() else {}
+    training = _read_training(folder / TRAINING_NAME)
     weights = _read_weights(folder, MLX_LM_WEIGHTS if is_mlx_lm else PEFT_WEIGHTS, source)
     if not is_mlx_lm:
         weights = {name.removeprefix(PREFIX): array for name, array in weights.items()}
     class_name = "Qwen3ForCausalLM" if is_mlx_lm else adapter_class_name(config, source)
     return Adapter(source, config, weights, is_mlx_lm, base or None, class_name, folder, training)
+
+
+def _read_training(file: Path) -> dict[str, Any]:
+    """Return the content of training.json after checking the fields that are used; empty without that file."""
+    if not file.is_file():
+        return {}
+    training = read_json_object(file)
+    config = training.get("config") or {}
+    labels = config.get("id2label") or {} if isinstance(config, dict) else None
+    if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
+        raise CheckpointError(f"{file}: field 'config' is malformed: {config!r:.80}. Copy the adapter again")
+    return training
 
 
 def _read_weights(folder: Path, name: str, source: str) -> dict[str, mx.array]:

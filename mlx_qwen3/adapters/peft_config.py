@@ -39,6 +39,7 @@ USED = {
     *("bias", "use_rslora", "use_dora", "lora_bias", "modules_to_save", "init_lora_weights"),
     *("trainable_token_indices", "ensure_weight_tying", "lora_dropout"),
 }
+SWITCHES = ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
 WITHOUT_EFFECT = {
     *("peft_version", "inference_mode", "fan_in_fan_out", "megatron_core", "use_qalora", "qalora_group_size"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
@@ -174,8 +175,11 @@ def parse_peft_config(values: dict[str, Any], source: str) -> PeftConfig:
             "Convert the adapter to plain LoRA with PEFT's path_initial_model_for_weight_conversion",
         )
     task = values.get("task_type")
-    if task is not None and task not in TASK_CLASSES:
+    if task is not None and task not in list(TASK_CLASSES):
         refuse("task_type", instead=f"Expected one of {', '.join(TASK_CLASSES)}")
+    for name in SWITCHES:
+        if values.get(name) is not True and not _is_unset(values.get(name)):
+            refuse(name, "is malformed", "Expected true or false")
     if values.get("lora_bias") and values.get("use_dora"):
         refuse("lora_bias", "cannot be used together with use_dora")
     bias = values.get("bias", "none")
@@ -207,10 +211,49 @@ def parse_peft_config(values: dict[str, Any], source: str) -> PeftConfig:
         dora=bool(values.get("use_dora")),
         lora_bias=bool(values.get("lora_bias")),
         ties_weights=bool(values.get("ensure_weight_tying")),
-        dropout=_read_number(values.get("lora_dropout") or 0.0, "lora_dropout", refuse, float, least=0),
+        dropout=_read_dropout(values.get("lora_dropout") or 0.0, refuse),
     )
     _check_patterns(config, refuse)
     return config
+
+
+def lora_config(
+    *,
+    task_type: str,
+    base: str | None,
+    r: int,
+    alpha: float,
+    targets: list[str],
+    dora: bool = False,
+    dropout: float = 0.0,
+    modules_to_save: list[str] | None = None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Return an adapter_config.json as PEFT writes it."""
+    return {
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "exclude_modules": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_bias": False,
+        "lora_dropout": dropout,
+        "modules_to_save": modules_to_save,
+        "peft_type": "LORA",
+        "r": r,
+        "rank_pattern": {},
+        "revision": revision,
+        "target_modules": sorted(targets),
+        "task_type": task_type,
+        "use_dora": dora,
+        "use_rslora": False,
+    }
 
 
 def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
@@ -221,7 +264,7 @@ def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
     """
     task = values.get("task_type")
     if task is not None:
-        if task not in TASK_CLASSES:
+        if task not in list(TASK_CLASSES):
             raise UnsupportedModelError(
                 f"{source}: adapter field 'task_type' is not supported: {_shorten(task)}. Expected one of "
                 f"{', '.join(TASK_CLASSES)}"
@@ -229,7 +272,7 @@ def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
         return TASK_CLASSES[task]
     mapping = values.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if name is not None and name not in TASK_CLASSES.values():
+    if name is not None and name not in list(TASK_CLASSES.values()):
         raise UnsupportedModelError(
             f"{source}: adapter field 'auto_mapping' names a class that is not supported: {_shorten(name)}. Expected "
             f"one of {', '.join(TASK_CLASSES.values())}"
@@ -263,10 +306,16 @@ def _as_list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and value else list(value or [])
 
 
-def _read_number(value: Any, name: str, refuse: Any, kind: type, least: float | None = None) -> Any:
+def _read_number(value: Any, name: str, refuse: Any, kind: type) -> Any:
     valid = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not valid or (value < least if least is not None else value <= 0):
-        refuse(name, "is malformed", "Expected a number above 0" if least is None else "Expected 0 or more")
+    if not valid or not 0 < value < 2**31:
+        refuse(name, "is malformed", "Expected a number above 0")
+    return value
+
+
+def _read_dropout(value: Any, refuse: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        refuse("lora_dropout", "is malformed", "Expected a number from 0 to below 1")
     return value
 
 

@@ -167,6 +167,12 @@ def test_a_head_of_the_adapter_sets_the_number_of_labels(tmp_path: Path, base: P
         ({"target_modules": "(q_proj"}, {}, "target_modules"),
         ({"use_bdlora": {"nblocks": 2}}, {}, "use_bdlora"),
         ({"task_type": "SEQ_2_SEQ_LM"}, {}, "task_type"),
+        ({"task_type": ["CAUSAL_LM"]}, {}, "task_type"),
+        ({"use_rslora": "false"}, {}, "use_rslora"),
+        ({"lora_alpha": float("nan")}, {}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, {}, "lora_alpha"),
+        ({"lora_dropout": 1.5}, {}, "lora_dropout"),
+        ({"r": 10**30}, {}, "'r'"),
         ({"r": 8}, {}, "lora_A"),
         ({"rank_pattern": {"q_proj": "many"}}, {}, "rank_pattern"),
         ({"base_model_name_or_path": None}, {}, "base_model_name_or_path"),
@@ -175,6 +181,7 @@ def test_a_head_of_the_adapter_sets_the_number_of_labels(tmp_path: Path, base: P
         ({"bias": "some"}, {}, "bias"),
         ({}, {"model.layers.0.self_attn.q_proj.lora_B.weight": None}, "q_proj.lora_B"),
         ({}, {"model.layers.7.self_attn.q_proj.lora_B.weight": mx.zeros((32, 4))}, "layers.7"),
+        ({}, {"model.layers.0.self_attn.q_proj.lora_B.weight": mx.zeros((32, 4), mx.int32)}, "int32"),
         ({}, {"model.layers.0.self_attn.q_proj.lora_C.weight": mx.zeros((4, 4))}, "lora_C"),
     ],
 )
@@ -187,6 +194,14 @@ def test_unsupported_adapters_are_refused_by_name(
         load(adapter)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["3", '{"id2label": 3}', '{"id2label": {"a": "x"}}'])
+def test_a_malformed_training_record_is_refused(tmp_path: Path, base: Path, config: str):
+    adapter = write_peft(tmp_path / "a", base, q_weights())
+    (adapter / "training.json").write_text(f'{{"config": {config}}}')
+    with pytest.raises(CheckpointError, match=r"training\.json: field 'config'"):
+        load(adapter)
 
 
 def test_pickles_are_refused_and_adapters_in_subfolders_are_listed(tmp_path: Path, base: Path):

@@ -122,6 +122,31 @@ def test_vocabulary_and_whole_modules(causal: Path, fields: dict[str, Any], tmp_
     np.testing.assert_allclose(of_torch(back), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["lm_head", "v_proj"]},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [9, 3]},
+    ],
+)
+def test_embedding_and_output_head_stay_tied_with_ensure_weight_tying(fields: dict[str, Any], tmp_path: Path):
+    folder = write_qwen3(tmp_path / "tied", "Qwen3ForCausalLM", tie_word_embeddings=True)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, ensure_weight_tying=True, **fields)
+    theirs = with_random_values(peft.get_peft_model(reference("Qwen3ForCausalLM", folder), config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = of_torch(theirs)
+    ours, _ = load(tmp_path / "theirs")
+    np.testing.assert_allclose(logits(ours(mx.array(IDS))), expected, atol=1e-4)
+    ours.save_pretrained(tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(reference("Qwen3ForCausalLM", folder), tmp_path / "ours").eval()
+    np.testing.assert_allclose(of_torch(back), expected, atol=1e-4)
+    ours.merge_adapter().save_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(of_torch(reference("Qwen3ForCausalLM", tmp_path / "merged")), expected, atol=1e-4)
+
+
 def test_an_adapter_over_a_packed_base_is_one_over_the_dequantized_base(causal: Path, tmp_path: Path):
     mlx_qwen3.convert(causal, tmp_path / "packed", quantize=True, q_bits=4, q_group_size=32, report=False)
     mlx_qwen3.convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32", report=False)
