@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def cpu_device(request: pytest.FixtureRequest):
-    """Pin the CPU, but for tests that ask for a GPU by their marker."""
+    """Select the CPU, except for tests with a GPU marker."""
     if request.node.get_closest_marker("metal") or request.node.get_closest_marker("accelerator"):
         yield
         return

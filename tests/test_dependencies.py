@@ -1,4 +1,4 @@
-"""What is imported is declared in pyproject.toml, what is declared is imported, and mlx-lm only where it must be."""
+"""Imports and the dependencies in pyproject.toml agree, and mlx-lm is imported only where it is necessary."""
 
 import ast
 import functools
@@ -41,7 +41,7 @@ def distribution(requirement: str) -> str:
 
 
 def declared(*extras: str) -> set[str]:
-    """Return the distributions of the dependencies and of extras, those that an extra names included."""
+    """Return the distributions of the dependencies and of extras, including extras of extras."""
     found = {distribution(line) for line in PROJECT["dependencies"]}
     for extra in extras:
         lines = PROJECT["optional-dependencies"][extra]
@@ -84,7 +84,7 @@ def sources(part: str) -> Iterator[tuple[Path, str]]:
 
 @functools.cache
 def imported(part: str) -> dict[str, set[str]]:
-    """Return the modules of others that a part of the project imports -> the files that do."""
+    """Return the third-party modules that a part of the project imports, with the importing files."""
     local = {path.stem for path in (ROOT / part).rglob("*.py")} | {path.name for path in (ROOT / part).glob("*/")}
     found: dict[str, set[str]] = {}
     for path, source in sources(part):
@@ -105,7 +105,7 @@ def test_the_package_imports_what_it_declares():
     assert undeclared("convert.py") == {} == undeclared("examples")
 
 
-def test_an_extra_is_imported_only_where_it_belongs():
+def test_extras_are_imported_only_in_their_own_modules():
     for name, files in undeclared("mlx_qwen3").items():
         if name in modules(declared("server")):
             assert all(file.startswith("mlx_qwen3/server/") for file in files), (name, files)
@@ -129,12 +129,12 @@ def test_every_distribution_of_an_extra_is_imported_or_run():
     assert unused == configured == set(RUN)
 
 
-def test_mlx_lm_is_imported_only_where_its_layers_quantizers_and_programs_are_needed():
+def test_mlx_lm_is_imported_only_for_its_layers_quantizers_and_programs():
     files = imported("mlx_qwen3")["mlx_lm"]
     assert all(file.startswith(MLX_LM) for file in files), files
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_defined_in_one_place():
     import mlx_qwen3
 
     assert PROJECT["dynamic"] == ["version"]
@@ -149,7 +149,7 @@ def test_actions_of_workflows_are_pinned_by_commit():
             assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), (path.name, used)
 
 
-def test_the_project_is_described_for_an_index():
+def test_the_project_has_metadata_for_a_package_index():
     assert {"Documentation", "Source", "Issues", "Changelog"} <= PROJECT["urls"].keys()
     assert "Programming Language :: Python :: 3.14" in PROJECT["classifiers"]
     assert {"qwen3", "mlx"} <= set(PROJECT["keywords"])

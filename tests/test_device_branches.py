@@ -1,4 +1,4 @@
-"""Branches that only a GPU takes, run here with the device pretended: the arrays stay on the CPU."""
+"""Code paths of a GPU, run with a simulated device: the arrays stay on the CPU."""
 
 import mlx.core as mx
 import numpy as np
@@ -26,7 +26,7 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(mx, "default_device", device)
 
 
-def test_a_conversion_block_after_block(pretended_gpu, tmp_path, monkeypatch):
+def test_a_conversion_processes_blocks_sequentially(pretended_gpu, tmp_path, monkeypatch):
     source = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **FIELDS)
     options = {"quantize": True, "q_group_size": 32, "dtype": "bfloat16", "report": False}
     cleared = []
@@ -40,7 +40,7 @@ def test_a_conversion_block_after_block(pretended_gpu, tmp_path, monkeypatch):
     assert all(mx.array_equal(found[name], want[name]) for name in want)
 
 
-def test_the_compiled_fake_quantizer(pretended_gpu, monkeypatch):
+def test_the_compiled_fake_quantizer_equals_the_plain_one(pretended_gpu, monkeypatch):
     x = mx.random.normal((16, 32), key=mx.random.key(0))
     quantizer = TensorQuantizer(num_bits=8, axis=0, amax=mx.max(mx.abs(x), axis=1, keepdims=True) * 0.8)
 
@@ -54,7 +54,7 @@ def test_the_compiled_fake_quantizer(pretended_gpu, monkeypatch):
         assert mx.allclose(a, b, atol=1e-6)
 
 
-def test_quality_figures_by_mlx(pretended_gpu, monkeypatch):
+def test_quality_figures_of_mlx_equal_those_of_numpy(pretended_gpu, monkeypatch):
     reference, converted = tiny.model(), tiny.model(seed=1)
     samples = [quality.Sample([1, 2, 3, 4, 5, 6, 7, 8]), quality.Sample([9, 8, 7, 6, 5, 4])]
     found = quality.compare_models(reference, converted, samples)
@@ -64,7 +64,7 @@ def test_quality_figures_by_mlx(pretended_gpu, monkeypatch):
     assert found["perplexity"]["converted"] == pytest.approx(want["perplexity"]["converted"], rel=1e-4)
 
 
-def test_the_stored_type_is_computed_in(pretended_gpu, tmp_path):
+def test_a_model_is_computed_in_its_stored_dtype(pretended_gpu, tmp_path):
     assert computing_dtype(None, "bfloat16") == mx.bfloat16
     folder = write_qwen3(tmp_path / "source", "Qwen3ForCausalLM", **FIELDS, dtype="bfloat16")
     model = Qwen3ForCausalLM.from_pretrained(folder)
@@ -76,6 +76,6 @@ def test_the_stored_type_is_computed_in(pretended_gpu, tmp_path):
 
 
 @pytest.mark.parametrize(("longest", "width"), [(5, 8), (70, 80), (300, 320)])
-def test_batches_have_few_widths(pretended_gpu, longest, width):
+def test_batches_are_padded_to_few_widths(pretended_gpu, longest, width):
     assert Runner(tiny.model(max_position_embeddings=512))._width(longest) == width
     assert Runner(tiny.model(max_position_embeddings=300))._width(300) == 300

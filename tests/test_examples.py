@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as it is; those for QDQBert are run in tests/qdq/test_specification.py."""
+"""Every script in examples/ runs unchanged; those for QDQBert run in tests/qdq/test_specification.py."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that nobody has checked are read with one-line errors; what is written is old or new, never a mixture."""
+"""Unchecked files are read with one-line errors; writing leaves the old or the new content, never a mixture."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from mlx_qwen3.errors import CheckpointError, InputError
 from mlx_qwen3.files import open_atomically, read_json, read_json_object, read_text, write_atomically
 from mlx_qwen3.folders import UPDATE_NAME, finish_update, replace_folder, update_folder
-from tests.support.interruptions import fork, strike_everywhere
+from tests.support.interruptions import fork, fail_at_every_event
 
 BAD_JSON = {
     "empty": b"",
@@ -34,7 +34,7 @@ def test_bad_json_is_a_one_line_error(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", "a\0b", tmp_path / ("n" * 300)):
         with pytest.raises(CheckpointError):
@@ -52,7 +52,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
     assert read_json_object(tmp_path / "a.json") == {"a": 1}
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_completely(tmp_path):
     file = tmp_path / "sub" / "a.txt"
     write_atomically(file, "one")
     file.chmod(0o640)
@@ -71,7 +71,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert os.listdir(file.parent) == ["a.txt"]
 
 
-def test_names_that_cannot_be_written(tmp_path):
+def test_names_that_cannot_be_written_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("precious")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "a", tmp_path / ("n" * 300), f"{tmp_path}/a\0b"):
@@ -87,15 +87,15 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_file_is_old_or_new_wherever_writing_is_struck(tmp_path):
+def test_an_interrupted_write_leaves_the_old_or_the_new_file(tmp_path):
     def prepare(root):
         (root / "a").write_text("old")
 
-    events = strike_everywhere(tmp_path, prepare, lambda root: write_atomically(root / "a", "new"), state, ERRORS)
+    events = fail_at_every_event(tmp_path, prepare, lambda root: write_atomically(root / "a", "new"), state, ERRORS)
     assert events >= 3
 
 
-def test_files_of_a_folder_change_together_wherever_writing_is_struck(tmp_path):
+def test_an_interrupted_update_leaves_all_old_or_all_new_files(tmp_path):
     def prepare(root):
         for name in ("config", "model-1", "model-2", "mine"):
             (root / name).write_text("old")
@@ -105,10 +105,10 @@ def test_files_of_a_folder_change_together_wherever_writing_is_struck(tmp_path):
             for name in ("config", "model-2", "sub/more"):
                 write_atomically(staging / name, "new")
 
-    assert strike_everywhere(tmp_path, prepare, act, state, ERRORS) > 10
+    assert fail_at_every_event(tmp_path, prepare, act, state, ERRORS) > 10
 
 
-def test_a_folder_is_old_or_new_wherever_replacing_is_struck(tmp_path):
+def test_an_interrupted_replacement_leaves_the_old_or_the_new_folder(tmp_path):
     def prepare(root):
         (root / "target").mkdir()
         (root / "target" / "a").write_text("old")
@@ -121,7 +121,7 @@ def test_a_folder_is_old_or_new_wherever_replacing_is_struck(tmp_path):
     def look(root):
         return contents(root / "target")
 
-    assert strike_everywhere(tmp_path, prepare, act, look, ERRORS) > 6
+    assert fail_at_every_event(tmp_path, prepare, act, look, ERRORS) > 6
 
 
 ERRORS = (CheckpointError,)
@@ -131,7 +131,7 @@ def state(root):
     return {name: text for name, text in contents(root).items() if not name.startswith((".part-", UPDATE_NAME))}
 
 
-def test_an_update_cannot_reach_outside_its_folder(tmp_path):
+def test_an_update_cannot_write_outside_its_folder(tmp_path):
     (tmp_path / "precious").write_text("x")
     folder = tmp_path / "folder"
     update = folder / UPDATE_NAME
@@ -148,7 +148,7 @@ def test_an_update_cannot_reach_outside_its_folder(tmp_path):
     assert (tmp_path / "precious").read_text() == "x"
 
 
-def test_two_writers_of_one_target(tmp_path):
+def test_a_second_writer_of_one_target_is_refused(tmp_path):
     with replace_folder(tmp_path / "target") as folder:
         (folder / "a").write_text("first")
         child = fork()
@@ -163,7 +163,7 @@ def test_two_writers_of_one_target(tmp_path):
     assert os.listdir(tmp_path) == ["target"]
 
 
-def test_another_folder_with_a_similar_name_is_left_alone(tmp_path):
+def test_another_folder_with_a_similar_name_is_unchanged(tmp_path):
     (tmp_path / ".mine.replaced").mkdir()
     with replace_folder(tmp_path / "m*") as folder:
         (folder / "a").write_text("x")
@@ -192,7 +192,7 @@ def test_several_processes_that_save_into_one_folder_leave_one_complete_save(tmp
     assert [file.name for file in files] == [f"{index}.txt" for index in range(int(content.pop().split()[2]))]
 
 
-def test_an_error_names_the_folder_that_was_asked_for(tmp_path):
+def test_an_error_names_the_requested_folder(tmp_path):
     def save():
         with update_folder(tmp_path / "m") as staging:
             (staging / "a").mkdir()

@@ -1,4 +1,4 @@
-"""Damaged files of every kind give one-line errors: no other exception, no hang, no memory without bound.
+"""Damaged files of every type give one-line errors: no other exception, no hang, no unlimited memory.
 
 A seed makes a case. The default run takes a small sample; `-m slow` takes a few thousand.
 """
@@ -48,11 +48,11 @@ RAW = [
 
 
 class Hang(BaseException):
-    """A case took longer than it may."""
+    """A case exceeded its time limit."""
 
 
 def mutated(value, random):
-    """Return a copy of a JSON value with one to three places changed."""
+    """Return a copy of a JSON value with one to three changes."""
     value = copy.deepcopy(value)
     for _ in range(random.randint(1, 3)):
         value = _changed(value, random)
@@ -238,11 +238,11 @@ def run(kind, folder, tmp_path, seeds):
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_a_sample(folder, tmp_path, kind):
+def test_a_sample_of_damaged_files_loads_or_is_refused(folder, tmp_path, kind):
     run(kind, folder, tmp_path, range(SAMPLE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
-def test_many(folder, tmp_path, kind):
+def test_many_damaged_files_load_or_are_refused(folder, tmp_path, kind):
     run(kind, folder, tmp_path, range(SAMPLE, SAMPLE + MANY))

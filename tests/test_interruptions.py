@@ -1,4 +1,4 @@
-"""Whatever happens at whichever file event, what is saved is the old thing or the new one."""
+"""After an error or interruption at any file event, the old or the new content is saved."""
 
 import mlx.core as mx
 import numpy as np
@@ -11,14 +11,14 @@ from mlx_qwen3.chat.transcript import load_transcript, save_transcript
 from mlx_qwen3.checkpoint import save_checkpoint
 from mlx_qwen3.conversion import convert
 from tests.support import tiny
-from tests.support.interruptions import strike_everywhere
+from tests.support.interruptions import fail_at_every_event
 
 ERRORS = (MlxQwen3Error,)
 IDS = mx.array([[1, 2, 3]])
 
 
 def seen(folder):
-    """Return what loading a folder gives: the settings and the logits."""
+    """Return the settings and the logits of the model in a folder."""
     model = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder)
     return model.config.to_json_string(), np.array(model(IDS).logits).round(5).tolist()
 
@@ -31,9 +31,9 @@ def models():
 
 
 @pytest.mark.parametrize("shard", [5 << 30, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_save_pretrained(tmp_path, shard):
+def test_an_interrupted_save_leaves_the_old_or_the_new_model(tmp_path, shard):
     old, new = models()
-    events = strike_everywhere(
+    events = fail_at_every_event(
         tmp_path,
         lambda root: old.save_pretrained(root / "m", max_shard_size=20_000 if shard > 1 << 20 else 5 << 30),
         lambda root: new.save_pretrained(root / "m", max_shard_size=shard),
@@ -43,12 +43,12 @@ def test_save_pretrained(tmp_path, shard):
     assert events > 10
 
 
-def test_convert(tmp_path):
+def test_an_interrupted_conversion_leaves_the_old_or_the_new_model(tmp_path):
     old, new = models()
     old.save_pretrained(tmp_path / "old")
     new.save_pretrained(tmp_path / "new")
 
-    events = strike_everywhere(
+    events = fail_at_every_event(
         tmp_path,
         lambda root: convert(tmp_path / "old", root / "m", report=False),
         lambda root: convert(tmp_path / "new", root / "m", force=True, report=False),
@@ -58,11 +58,11 @@ def test_convert(tmp_path):
     assert events > 8
 
 
-def test_a_conversation(tmp_path):
+def test_an_interrupted_save_leaves_the_old_or_the_new_conversation(tmp_path):
     def write(root, *texts):
         save_transcript(root / "chat.json", None, [{"role": "user", "content": text} for text in texts])
 
-    events = strike_everywhere(
+    events = fail_at_every_event(
         tmp_path,
         lambda root: write(root, "one"),
         lambda root: write(root, "one", "two"),
@@ -73,7 +73,7 @@ def test_a_conversation(tmp_path):
     assert callable(ChatSession.save)
 
 
-def test_a_cache(tmp_path):
+def test_an_interrupted_save_leaves_the_old_or_the_new_cache(tmp_path):
     config = tiny.model().config
 
     def write(root, tokens):
@@ -87,10 +87,10 @@ def test_a_cache(tmp_path):
         cache, _ = load_cache(root / "cache", config)
         return cache.offset, float(cache.arrays[0].max().item())
 
-    assert strike_everywhere(tmp_path, lambda root: write(root, 2), lambda root: write(root, 3), look, ERRORS) > 2
+    assert fail_at_every_event(tmp_path, lambda root: write(root, 2), lambda root: write(root, 3), look, ERRORS) > 2
 
 
-def test_weights_alone(tmp_path):
+def test_an_interrupted_save_leaves_the_old_or_the_new_weights(tmp_path):
     def write(root, value):
         save_checkpoint(root / "w", {"a": mx.full((3,), value), "b": mx.full((2,), value)}, max_shard_size=8)
 
@@ -100,4 +100,4 @@ def test_weights_alone(tmp_path):
         found = open_checkpoint(resolve_checkpoint(root / "w")).read_all()
         return {name: array.tolist() for name, array in found.items()}
 
-    assert strike_everywhere(tmp_path, lambda root: write(root, 1.0), lambda root: write(root, 2.0), look, ERRORS) > 8
+    assert fail_at_every_event(tmp_path, lambda root: write(root, 1.0), lambda root: write(root, 2.0), look, ERRORS) > 8

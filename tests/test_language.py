@@ -190,7 +190,7 @@ def test_a_file_is_written_in_plain_technical_english(path):
         "codes taken over without quantizing again",
     ],
 )
-def test_the_banned_constructions_are_found(text):
+def test_banned_constructions_are_reported(text):
     assert banned_in_text(text)
 
 
@@ -211,6 +211,6 @@ def test_ordinary_constructions_are_allowed(text):
     assert banned_in_text(text) == []
 
 
-def test_banned_names_are_found_in_every_spelling():
+def test_banned_names_are_reported_in_every_spelling():
     assert all(banned_in_name(name) for name in ("_packed_twin", "StopWish", "test_guesses_are_dropped"))
     assert banned_in_name("packed_layer") == banned_in_name("between") == []

@@ -1,4 +1,4 @@
-"""The fit of a model in this machine, from headers alone."""
+"""Memory estimates of models from their headers, and limits of the machine."""
 
 import logging
 
@@ -28,7 +28,7 @@ def checkpoint(tmp_path):
     return tmp_path, model
 
 
-def test_the_estimate_is_what_the_weights_and_the_cache_take(checkpoint):
+def test_the_estimate_covers_the_weights_and_the_cache(checkpoint):
     folder, model = checkpoint
     stored = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     fit = estimate_fit(folder, model.config, 100)
@@ -45,7 +45,7 @@ def test_the_estimate_is_what_the_weights_and_the_cache_take(checkpoint):
     )
 
 
-def test_what_does_not_fit_is_refused_with_numbers_and_a_way_out(caplog):
+def test_a_model_that_does_not_fit_is_refused_with_numbers_and_a_remedy(caplog):
     check_fit(MemoryFit(weights=5 * 10**9, cache=10**9, tokens=8192, memory=16 * 10**9), "x")
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_way_out(caplog):
 
 
 @pytest.mark.parametrize(("share", "warns"), [(0.89, False), (0.91, True), (1.0, True)])
-def test_a_warning_from_nine_tenths_on(caplog, share, warns):
+def test_a_warning_is_logged_above_nine_tenths_of_the_memory(caplog, share, warns):
     total = int(share * 10**10)
     check_fit(MemoryFit(weights=total // 2, cache=0, tokens=1, memory=10**10, working=total - total // 2), "x")
     assert bool(caplog.records) is warns
@@ -69,7 +69,7 @@ def test_a_warning_from_nine_tenths_on(caplog, share, warns):
 
 
 @pytest.mark.parametrize("tokens", [64, 500])
-def test_the_intermediates_of_a_prompt_are_about_what_is_estimated(tokens):
+def test_the_estimate_of_the_intermediates_is_close(tokens):
     model = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6, max_position_embeddings=1024)
     path, ids = model.for_inference(), mx.ones((1, tokens), dtype=mx.int32)
     cache = model.make_cache()
@@ -81,11 +81,11 @@ def test_the_intermediates_of_a_prompt_are_about_what_is_estimated(tokens):
     assert 0.3 * used < working_bytes(model.config, tokens, 4) < 3 * used
 
 
-def test_a_pipelined_pass_needs_less():
+def test_a_pipelined_pass_needs_less_memory():
     config = tiny_model().config
     with using(layers_per_step=1):
         one = working_bytes(config, 4096, 2)
-        assert one == working_bytes(config, 2048, 2)  # as many tokens as a pass has
+        assert one == working_bytes(config, 2048, 2)  # the number of tokens per pass
     config.num_hidden_layers = 36
     with using(layers_per_step=4):
         assert working_bytes(config, 4096, 2) == 4 * one
@@ -98,7 +98,7 @@ METAL_INFO = {"max_recommended_working_set_size": 5 * 10**9, "memory_size": 7 * 
 
 @pytest.fixture
 def mac(monkeypatch):
-    """The facts that MLX gives on a Mac; the default device may be either."""
+    """Make MLX report a Mac; the default device may be the CPU or the GPU."""
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     described = mx.device_info
 
@@ -112,14 +112,14 @@ def mac(monkeypatch):
     return limits
 
 
-def test_the_working_set_is_that_of_the_gpu(mac, monkeypatch):
+def test_the_memory_of_a_gpu_is_its_working_set(mac, monkeypatch):
     assert gpu_info() == METAL_INFO
-    assert machine_memory() != 5 * 10**9  # the CPU computes here
+    assert machine_memory() != 5 * 10**9  # the default device is the CPU
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
     assert machine_memory() == 5 * 10**9
 
 
-def test_memory_is_wired_whatever_the_default_device(mac):
+def test_memory_is_wired_for_every_default_device(mac):
     wire_memory(4.5)
     wire_memory(None)
     assert mac == [4500000000, 5000000000]
@@ -141,13 +141,13 @@ def test_running_out_of_memory_is_recognized(message):
     assert not is_out_of_memory(ValueError(message))
 
 
-def test_other_runtime_errors_are_not_taken_for_it():
+def test_other_runtime_errors_are_not_out_of_memory():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("[matmul] shapes do not match"))
 
 
 @pytest.mark.parametrize("bits", [16, 4])
-def test_loading_holds_one_layer_twice_at_most(tmp_path, bits):
+def test_loading_holds_at_most_one_layer_twice(tmp_path, bits):
     model = tiny_model(hidden_size=128, intermediate_size=512, num_hidden_layers=8, head_dim=32)
     model.save_pretrained(tmp_path / "source")
     folder = tmp_path / "source"
@@ -164,7 +164,7 @@ def test_loading_holds_one_layer_twice_at_most(tmp_path, bits):
     assert mx.get_peak_memory() - before < held + 1.5 * layer
 
 
-def test_a_container_has_its_own_limit(tmp_path, monkeypatch):
+def test_the_memory_limit_of_a_container_is_respected(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr("mlx_qwen3.memory.CGROUP_LIMIT", limit)
     whole = machine_memory()
@@ -174,7 +174,7 @@ def test_a_container_has_its_own_limit(tmp_path, monkeypatch):
     assert machine_memory() == whole
 
 
-def test_wiring_is_refused_where_there_is_no_metal():
+def test_wiring_is_refused_without_metal():
     if mx.metal.is_available():
         with pytest.raises(InputError, match="cannot wire"):
             wire_memory(1e6)

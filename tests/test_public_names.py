@@ -1,4 +1,4 @@
-"""The exported names are a promise: this list changes together with the changelog."""
+"""The exported names are the public API: change this list together with the changelog."""
 
 import ast
 import subprocess
@@ -106,13 +106,13 @@ NAMES = [
 ]
 
 
-def test_the_exported_names():
+def test_the_exported_names_equal_the_list():
     assert sorted(mlx_qwen3.__all__) == sorted(["__version__", *NAMES])
     assert set(NAMES) <= set(dir(mlx_qwen3))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_is_there(name):
+def test_every_exported_name_is_importable(name):
     assert getattr(mlx_qwen3, name).__name__ == name
 
 
@@ -128,7 +128,7 @@ def test_an_unknown_name_is_an_attribute_error():
         mlx_qwen3.Qwen4  # noqa: B018
 
 
-def test_importing_is_light():
+def test_importing_loads_no_large_package():
     code = (
         "import sys, mlx_qwen3; heavy = {'torch', 'transformers', 'mlx_lm', 'huggingface_hub', 'rich', 'mlx'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"

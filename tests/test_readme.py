@@ -57,13 +57,13 @@ def test_every_command_parses(line):
 
 
 @pytest.mark.parametrize("marker", ["chat", "tests"])
-def test_both_commands_set_everything_up(marker):
+def test_both_commands_create_an_environment_and_install(marker):
     command = block(marker)
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert command.count("\n") == 1
 
 
-def test_the_table_of_models_is_that_of_the_script():
+def test_the_table_of_models_equals_the_output_of_the_script():
     spec = importlib.util.spec_from_file_location("model_table", ROOT / "scripts" / "model_table.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -71,7 +71,7 @@ def test_the_table_of_models_is_that_of_the_script():
     assert shown == script.table()
 
 
-def test_figures_of_readme_are_those_of_the_benchmarks():
+def test_figures_of_readme_equal_those_of_the_benchmarks():
     import json
 
     rows = json.loads((ROOT / "benchmarks" / "speed.json").read_text(encoding="utf-8"))["rows"]

@@ -1,4 +1,4 @@
-"""The structure of the source tree: the size of files, and where shared code of the tests lies."""
+"""The structure of the source tree: sizes of files, names of modules, imports, shared code of the tests."""
 
 import graphlib
 import re
@@ -21,11 +21,11 @@ def test_no_file_is_longer_than_450_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
 
 
-def test_no_module_has_a_name_without_meaning():
+def test_no_module_has_a_meaningless_name():
     assert [path for path in FILES if re.fullmatch(r"_?(utils?|common|helpers?|misc|base)", path.stem)] == []
 
 
-def test_no_modules_import_each_other():
+def test_the_package_has_no_import_cycle():
     graph = grimp.build_graph("mlx_qwen3", exclude_type_checking_imports=True, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules

@@ -1,4 +1,4 @@
-"""The types that an editor shows a user of the package."""
+"""The types that an editor shows to a user of the package."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import mlx_qwen3
 SCRIPT = Path(__file__).parent / "typing" / "user_script.py"
 
 
-def test_a_type_checker_finds_misspellings_and_knows_results(tmp_path):
+def test_a_type_checker_reports_misspellings_and_infers_result_types(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
     package = str(

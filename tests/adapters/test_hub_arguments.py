@@ -1,4 +1,4 @@
-"""Arguments of the Hub reach the download of an adapter and of the base model that it names."""
+"""Arguments of the Hub apply to the download of an adapter and of its base model."""
 
 from pathlib import Path
 from typing import Any
@@ -82,18 +82,18 @@ def test_load_passes_the_arguments_of_the_hub_to_the_adapter(calls: Calls):
 
 
 @pytest.mark.parametrize("call", [Qwen3ForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained, load])
-def test_an_adapter_repository_passes_them_to_its_base(calls: Calls, call: Any):
+def test_an_adapter_repository_passes_the_arguments_to_its_base(calls: Calls, call: Any):
     call("me/adapter", revision="v1", **HUB)
     found = assert_downloaded_once_with_token(calls)
     assert {repo: options["revision"] for repo, options in found.items()} == {"me/base": "v7", "me/adapter": "v1"}
 
 
-def test_from_pretrained_passes_them_to_the_adapter(calls: Calls, base: Path):
+def test_from_pretrained_passes_the_arguments_to_the_adapter(calls: Calls, base: Path):
     Qwen3ForCausalLM.from_pretrained(base, adapter="me/adapter", **HUB)
     assert list(assert_downloaded_once_with_token(calls)) == ["me/adapter"]
 
 
-def test_an_adapter_set_passes_them_to_every_adapter(calls: Calls):
+def test_an_adapter_set_passes_the_arguments_to_every_adapter(calls: Calls):
     adapters = AdapterSet({"first": "me/adapter"}, **HUB)
     adapters.add("second", "me/adapter")
     assert sorted(assert_downloaded_once_with_token(calls)) == ["me/adapter", "me/base"]
@@ -116,7 +116,7 @@ def test_force_download_fetches_base_and_adapter_once(calls: Calls):
     }
 
 
-def test_the_subfolder_is_that_of_the_base(calls: Calls, base: Path, tmp_path: Path):
+def test_the_subfolder_applies_to_the_base(calls: Calls, base: Path, tmp_path: Path):
     (tmp_path / "outer").mkdir()
     base.rename(tmp_path / "outer" / "inner")
     model, _ = load(tmp_path / "outer", adapter="me/adapter", subfolder="inner", **HUB)

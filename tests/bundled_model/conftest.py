@@ -1,4 +1,4 @@
-"""Puts the repository's root on the path: the scripts under tools/ are no part of the package."""
+"""Add the root of the repository to the path, because the scripts in tools/ are not part of the package."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole way at a toy size: corpus, tokenizer, training, calibration, conversion, examination."""
+"""The complete build at a small size: corpus, tokenizer, training, calibration, conversion, evaluation."""
 
 import json
 
@@ -18,7 +18,7 @@ TOY = {
 
 @pytest.fixture
 def one_thread():
-    """Matrices this small are slower on several."""
+    """Use one thread: matrices of this size are slower with several."""
     import torch
 
     before = torch.get_num_threads()
@@ -30,7 +30,7 @@ def one_thread():
 @pytest.mark.reference
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("one_thread")
-def test_from_facts_to_a_packed_checkpoint(tmp_path, capsys):
+def test_the_build_script_writes_a_packed_checkpoint(tmp_path, capsys):
     from mlx_qwen3 import load
     from tools.bundled_model import build
 

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, complete, loaded without a name, and it answers."""
+"""The bundled checkpoint is small and complete, loads without a name, and answers."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def answers(bundled, questions, thinking):
     return batch_generate(model, tokenizer, prompts, max_tokens=80, temperature=0.0).texts
 
 
-def test_everything_with_the_tokenizer_stays_under_ten_megabytes():
+def test_model_and_tokenizer_have_less_than_ten_megabytes():
     files = {path.name: path.stat().st_size for path in bundled_model_path().iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= set(
         files
@@ -38,7 +38,7 @@ def test_everything_with_the_tokenizer_stays_under_ten_megabytes():
     assert sum(files.values()) < 10_000_000
 
 
-def test_it_is_a_qwen3_of_at_most_eight_million_parameters():
+def test_the_model_is_a_qwen3_of_at_most_eight_million_parameters():
     config = json.loads((bundled_model_path() / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["num_key_value_heads"] < config["num_attention_heads"]
@@ -49,7 +49,7 @@ def test_it_is_a_qwen3_of_at_most_eight_million_parameters():
     assert len(tokenizer) == config["vocab_size"]
 
 
-def test_loading_without_a_name_says_which_model_to_try_next(caplog):
+def test_loading_without_a_name_recommends_a_larger_model(caplog):
     with caplog.at_level(logging.WARNING):
         load()
     assert BUNDLED_NOTE in caplog.text
@@ -57,7 +57,7 @@ def test_loading_without_a_name_says_which_model_to_try_next(caplog):
     assert "\n" not in BUNDLED_NOTE
 
 
-def test_it_answers_in_phrasings_that_it_was_not_trained_on(bundled):
+def test_questions_in_held_out_phrasings_are_answered(bundled):
     asked = {
         "Remind me what os.path.join does.": "Join two or more pathname components, inserting '/' as needed.",
         "Could you tell me what `math.sqrt` is for?": "Return the square root of x.",
@@ -67,13 +67,13 @@ def test_it_answers_in_phrasings_that_it_was_not_trained_on(bundled):
     assert answers(bundled, list(asked), thinking=False) == list(asked.values())
 
 
-def test_it_thinks_where_thinking_is_on_and_leaves_it_empty_when_told(bundled):
+def test_reasoning_is_present_with_thinking_and_empty_with_no_think(bundled):
     reasoned, silent = answers(bundled, ["What does os.getcwd do?", "What does os.getcwd do? /no_think"], thinking=True)
     sentence = "Return a unicode string representing the current working directory."
     assert reasoned == f"<think>\nThey ask what os.getcwd does. That is a function.\n</think>\n\n{sentence}"
     assert silent == f"<think>\n\n</think>\n\n{sentence}"
 
 
-def test_it_says_what_it_is(bundled):
+def test_the_model_describes_itself(bundled):
     (answer,) = answers(bundled, ["Who are you?"], thinking=False)
     assert answer.startswith("I'm a 7.6-million-parameter demonstration model")

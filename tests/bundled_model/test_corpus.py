@@ -1,4 +1,4 @@
-"""The corpus promises: the same for a seed, held-out phrasings held out, made-up names made up, Qwen3's format."""
+"""The corpus: reproducible by seed, held-out phrasings, made-up names, Qwen3's format."""
 
 import json
 
@@ -21,7 +21,7 @@ def samples(corpus):
     return [corpus.sample(0, index) for index in range(4000)]
 
 
-def test_thousands_of_names_each_with_one_sentence(corpus):
+def test_the_corpus_has_thousands_of_names_with_one_sentence_each(corpus):
     assert len(corpus.facts) >= 4000
     assert len({fact.name for fact in corpus.facts}) == len(corpus.facts)
     assert all(0 < len(fact.sentence) <= 160 and "\n" not in fact.sentence for fact in corpus.facts)
@@ -54,7 +54,7 @@ def test_held_out_phrasings_are_never_trained(samples):
         assert same == []
 
 
-def test_made_up_names_are_not_real_and_those_of_the_examination_are_not_trained(corpus, samples):
+def test_made_up_names_are_not_real_and_those_of_the_test_set_are_not_trained(corpus, samples):
     made_up = corpus.made_up.several(2000, seed="test")
     assert not set(made_up) & corpus.real
     assert not set(made_up) & corpus.made_up.held_out
@@ -63,14 +63,14 @@ def test_made_up_names_are_not_real_and_those_of_the_examination_are_not_trained
     assert not corpus.made_up.held_out & corpus.real
 
 
-def test_the_examination_asks_what_it_says(corpus):
+def test_the_test_set_has_the_documented_questions(corpus):
     known, unknown = list(questions.known(corpus)), list(questions.unknown(corpus))
     assert (len(known), len(unknown)) == (500, 200)
     assert all(answer == phrasings.UNKNOWN for _, answer, _ in unknown)
     assert known == list(questions.known(corpus))
 
 
-def test_conversations_are_written_as_the_chat_template_writes_them(samples):
+def test_conversations_are_rendered_like_the_chat_template(samples):
     reader = AutoTokenizer.from_pretrained(bundled_model_path())
     for sample in samples[:200]:
         prompt, completion = tokenizer.render(sample)
@@ -85,7 +85,7 @@ def test_conversations_are_written_as_the_chat_template_writes_them(samples):
         assert whole == prompt + completion + "\n"
 
 
-def test_the_template_renders_qwen3s_format(qwen3_renderings):
+def test_the_template_renders_the_format_of_qwen3(qwen3_renderings):
     reader = AutoTokenizer.from_pretrained(bundled_model_path())
     for case in qwen3_renderings:
         switch = {} if case["enable_thinking"] is None else {"enable_thinking": case["enable_thinking"]}
@@ -106,7 +106,7 @@ def qwen3_renderings():
     return json.loads((ROOT / "tests/data/qwen3_tokenizer/chat_renders.json").read_text(encoding="utf-8"))
 
 
-def test_names_are_typed_in_the_ways_people_type_them():
+def test_names_are_quoted_in_all_usual_ways():
     import random
 
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""The cache of a whole model: ways back, rows, attention sinks, the older tuples, wrong options."""
+"""The cache of a whole model: rewinding, rows, attention sinks, legacy tuples, invalid options."""
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +15,7 @@ def logits(model, ids, cache=None, **inputs):
     return np.array(model(ids, past_key_values=cache, **inputs).logits)
 
 
-def test_a_snapshot_brings_a_sliding_layer_back_past_its_window():
+def test_a_snapshot_rewinds_a_sliding_layer_beyond_its_window():
     model = tiny.model(**SLIDING)
     ids, other = tiny.ids(1, 30), tiny.ids(1, 30, seed=2)
     cache = model.make_cache(step=1)
@@ -29,12 +29,12 @@ def test_a_snapshot_brings_a_sliding_layer_back_past_its_window():
     assert cache.rewind(12) == 9
     want = logits(model, mx.concatenate([ids[:, :9], other[:, 9:]], axis=1))[:, 9:]
     np.testing.assert_allclose(logits(model, other[:, 9:], cache), want, atol=1e-5)
-    assert cache.rewind(8) == 0 == cache.offset  # the snapshot at 9 is beyond 8, so only the start is left
+    assert cache.rewind(8) == 0 == cache.offset  # the snapshot at 9 is beyond 8, so only the beginning can be reached
     np.testing.assert_allclose(logits(model, other, cache), logits(model, other), atol=1e-5)
-    assert cache.reach(9) == 0  # what came after offset 9 is no longer what the snapshot held
+    assert cache.reach(9) == 0  # the tokens of the snapshot were replaced
 
 
-def test_the_newest_snapshots_stay():
+def test_the_newest_snapshots_are_kept():
     model = tiny.model(**SLIDING)
     cache = model.make_cache(step=1)
     for _ in range(5):
@@ -56,7 +56,7 @@ def test_full_layers_need_no_snapshot():
     assert cache.rewind(3) == 3
 
 
-def test_sinks_and_window_are_exactly_a_mask():
+def test_sinks_and_window_equal_a_mask():
     model = tiny.model()
     ids, size, sinks = tiny.ids(2, 25), 9, 3
     at = np.arange(25)
@@ -71,13 +71,13 @@ def test_sinks_and_window_are_exactly_a_mask():
         assert all(keys is not None and keys.shape[2] == size - 1 for keys, _ in cache)
 
 
-def test_below_its_size_a_rotating_cache_is_a_full_one():
+def test_a_rotating_cache_below_its_size_equals_a_full_cache():
     model, ids = tiny.model(), tiny.ids(1, 12)
     cache = model.make_cache(max_kv_size=12)
     np.testing.assert_allclose(logits(model, ids, cache), logits(model, ids), atol=1e-6)
 
 
-def test_attentions_of_a_packed_cache_are_given():
+def test_a_packed_cache_returns_attentions():
     model = tiny.model(head_dim=32)
     ids = tiny.ids(2, 6)
     cache = model.make_cache(kv_bits=8, kv_group_size=32)
@@ -87,7 +87,7 @@ def test_attentions_of_a_packed_cache_are_given():
     np.testing.assert_allclose(np.array(output.logits), again, atol=1e-4)
 
 
-def test_rows_move_with_their_tokens():
+def test_selected_rows_keep_their_tokens():
     model = tiny.model(**SLIDING)
     ids = tiny.ids(5, 9)
     for order in ([0, 1, 4, 3], [2], [3, 3, 0, 1, 2, 4], [4, 3, 2, 1, 0]):
@@ -103,7 +103,7 @@ def test_rows_move_with_their_tokens():
         cache.select_rows([])
 
 
-def test_rows_of_another_cache_take_places():
+def test_rows_of_another_cache_replace_rows():
     model, ids, new = tiny.model(), tiny.ids(3, 12), tiny.ids(2, 6, seed=5)
     cache, other = model.make_cache(step=2), model.make_cache()
     logits(model, ids[:, :9], cache)
@@ -113,7 +113,7 @@ def test_rows_of_another_cache_take_places():
     assert cache.takes_rows
     cache._snapshots = {4: []}
     cache.put_rows([2, 0], other)
-    assert not cache._snapshots  # they were of other rows
+    assert not cache._snapshots  # they belonged to other rows
     mask = mx.array([[0] * 4 + [1] * 6, [1] * 10, [0] * 4 + [1] * 6])
     positions = mx.array([[5], [9], [5]])
     step = mx.stack([new[1, 5:], ids[1, 9:10], new[0, 5:]])
@@ -122,10 +122,10 @@ def test_rows_of_another_cache_take_places():
     np.testing.assert_allclose(found[[2, 0]], want, atol=1e-5)
     np.testing.assert_allclose(found[1], logits(model, ids[1:2, :10])[0, 9], atol=1e-5)
     for keys, old in zip((keys for keys, _ in kept), before, strict=True):
-        np.testing.assert_array_equal(np.array(keys), old)  # a copy made before does not change
+        np.testing.assert_array_equal(np.array(keys), old)  # an earlier copy does not change
 
 
-def test_rows_that_cannot_take_places():
+def test_rows_that_cannot_replace_others_are_refused():
     model = tiny.model()
     cache, longer = model.make_cache(), model.make_cache()
     logits(model, tiny.ids(2, 5), cache)
@@ -149,7 +149,7 @@ def test_rows_that_cannot_take_places():
         sliding.put_rows([0], cache)
 
 
-def test_a_shared_prefix_serves_many_rows():
+def test_a_shared_prefix_is_repeated_for_many_rows():
     model = tiny.model(**SLIDING)
     prefix, rest = tiny.ids(1, 7), tiny.ids(3, 4, seed=5)
     cache = model.make_cache()
@@ -164,7 +164,7 @@ def test_a_shared_prefix_serves_many_rows():
         cache.repeat(0)
 
 
-def test_another_number_of_rows_is_named():
+def test_another_number_of_rows_is_reported():
     model = tiny.model()
     cache = model.make_cache()
     logits(model, tiny.ids(2, 3), cache)
@@ -172,7 +172,7 @@ def test_another_number_of_rows_is_named():
         model(tiny.ids(3, 1), past_key_values=cache)
 
 
-def test_tuples_become_a_cache_and_sliding_layers_know_where_they_are():
+def test_a_cache_from_tuples_has_the_position_of_sliding_layers():
     model = tiny.model(**SLIDING)
     ids = tiny.ids(2, 12)
     cache = model.make_cache()
@@ -184,7 +184,7 @@ def test_tuples_become_a_cache_and_sliding_layers_know_where_they_are():
     np.testing.assert_allclose(np.array(output.logits), logits(model, ids)[:, 9:], atol=1e-5)
 
 
-def test_tuples_that_cannot_tell_their_length_are_refused():
+def test_tuples_of_unknown_length_are_refused():
     kinds, pair = ["sliding_attention"] * 2, (mx.zeros((1, 2, 3, 8)), mx.zeros((1, 2, 3, 8)))
     with pytest.raises(InputError, match="Pass the cache object"):
         Cache.from_legacy([pair, pair], kinds, 4)
@@ -206,11 +206,11 @@ def test_tuples_that_cannot_tell_their_length_are_refused():
         ({"kv_bits": 8}, "kv_group_size 64 does not divide 'head_dim' 8"),
     ],
 )
-def test_wrong_options_are_named(options, named):
+def test_invalid_options_are_reported(options, named):
     with pytest.raises(InputError, match=named):
         tiny.model().make_cache(**options)
 
 
-def test_a_window_wider_than_the_cache_gives_way():
+def test_a_window_wider_than_the_cache_is_reduced():
     cache = make_cache(["sliding_attention", "full_attention"], 100, max_kv_size=10)
     assert [(layer.window, layer.sinks) for layer in cache.layers] == [(10, 0), (6, 4)]

@@ -1,4 +1,4 @@
-"""A saved cache comes back as it was, and a file that does not fit says what differs."""
+"""Saved caches: loading restores the cache, and an error names what differs."""
 
 import mlx.core as mx
 import numpy as np
@@ -14,7 +14,7 @@ OPTIONS = [{}, {"kv_bits": 8, "kv_group_size": 32}, {"max_kv_size": 9, "kv_bits"
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float32, 1e-5), (mx.bfloat16, 0.1)])
-def test_saved_is_loaded(tmp_path, options, dtype, tolerance):
+def test_a_saved_cache_is_loaded_with_the_same_outputs(tmp_path, options, dtype, tolerance):
     model, ids = tiny.model(**SLIDING), tiny.ids(1, 20)
     model.set_dtype(dtype)
     cache = model.make_cache(**options)
@@ -28,7 +28,7 @@ def test_saved_is_loaded(tmp_path, options, dtype, tolerance):
     want = model(ids[:, 15:], past_key_values=cache).logits
     got = model(ids[:, 15:], past_key_values=loaded).logits
     assert got.dtype == want.dtype
-    if "max_kv_size" in options:  # tokens that left the window leave the buffer at another time
+    if "max_kv_size" in options:  # tokens outside of the window are removed from the buffer at another time
         np.testing.assert_allclose(np.array(got.astype(mx.float32)), np.array(want.astype(mx.float32)), atol=tolerance)
     else:
         assert mx.array_equal(got, want)
@@ -64,17 +64,17 @@ def saved(tmp_path):
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "'rope_parameters'"),
     ],
 )
-def test_another_model_is_named(saved, fields, named):
+def test_the_cache_of_another_model_is_refused(saved, fields, named):
     with pytest.raises(CacheError, match=named):
         load_cache(saved, tiny.config(**{**SLIDING, **fields}))
 
 
-def test_another_tokenizer_is_named(saved):
+def test_the_cache_of_another_tokenizer_is_refused(saved):
     with pytest.raises(CacheError, match="made with another model: 'tokenizer' differs"):
         load_cache(saved, tiny.config(**SLIDING), identity={"tokenizer": "t2"})
 
 
-def test_every_cut_of_a_file_is_refused(saved):
+def test_truncated_files_are_refused(saved):
     data = saved.read_bytes()
     for size in (0, 5, 8, 100, len(data) // 2, len(data) - 1):
         saved.write_bytes(data[:size])
@@ -93,7 +93,7 @@ def test_every_cut_of_a_file_is_refused(saved):
         (b'"layers":"[', b'"layers":"]', "damaged"),
     ],
 )
-def test_a_file_that_contradicts_itself_is_refused(saved, old, new, named):
+def test_an_inconsistent_file_is_refused(saved, old, new, named):
     data = saved.read_bytes()
     assert old in data
     saved.write_bytes(data.replace(old, new))
@@ -101,7 +101,7 @@ def test_a_file_that_contradicts_itself_is_refused(saved, old, new, named):
         load_cache(saved, tiny.config(**SLIDING))
 
 
-def test_a_missing_file_and_an_unwritable_path_are_named(saved, tmp_path):
+def test_a_missing_file_and_an_unwritable_path_are_reported(saved, tmp_path):
     with pytest.raises(CacheError, match="there is no saved cache"):
         load_cache(tmp_path / "nothing", tiny.config())
     with pytest.raises(CacheError, match="cannot write"):
@@ -110,7 +110,7 @@ def test_a_missing_file_and_an_unwritable_path_are_named(saved, tmp_path):
         save_cache(tmp_path / "d", tiny.model().make_cache(), tiny.config(), token_ids=[1, 2])
 
 
-def test_a_save_that_dies_leaves_the_older_file(saved, monkeypatch):
+def test_an_interrupted_save_leaves_the_older_file(saved, monkeypatch):
     before = saved.read_bytes()
 
     def die(*_):

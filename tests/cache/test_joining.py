@@ -1,4 +1,4 @@
-"""Rows that join and leave a batch: their next logits are those of the row alone, whatever the cache keeps."""
+"""Rows that join and leave a batch have the logits of the single row, for every type of cache."""
 
 import mlx.core as mx
 import numpy as np
@@ -35,7 +35,7 @@ def step(model, cache, tokens, lengths):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_joined_rows_go_on_as_they_would_alone(name):
+def test_joined_rows_continue_like_single_rows(name):
     fields, options = CASES[name]
     model = tiny.model(**fields)
     lengths = [3, 17, 9, 30]
@@ -48,7 +48,7 @@ def test_joined_rows_go_on_as_they_would_alone(name):
             sources.insert(0, RowSource(batch, range(number), batch.offset))
         batch = join_rows(sources)
         rows.append(length)
-        for turn in range(2):  # rows that are there already go on between the joins
+        for turn in range(2):  # existing rows continue between the joins
             step(model, batch, [7 + turn] * len(rows), rows)
             rows = [row + 1 for row in rows]
     logits = step(model, batch, [11] * 4, rows)
@@ -62,7 +62,7 @@ def test_joined_rows_go_on_as_they_would_alone(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_rows_that_stay_lose_the_padding_of_the_row_that_left(name):
+def test_padding_of_a_removed_row_is_dropped(name):
     fields, options = CASES[name]
     model = tiny.model(**fields)
     caches = [filled(model, tiny.ids(1, length, seed=length), options) for length in (25, 6, 8)]
@@ -75,7 +75,7 @@ def test_rows_that_stay_lose_the_padding_of_the_row_that_left(name):
     np.testing.assert_allclose(logits[0], want[0], atol=2e-4 if "kv_bits" in options else 2e-5)
 
 
-def test_an_extracted_and_trimmed_row_joins_again():
+def test_an_extracted_and_trimmed_row_can_join_again():
     model = tiny.model(**SLIDING)
     caches = [filled(model, tiny.ids(1, length, seed=length), {"slack": 4}) for length in (25, 30)]
     alone = join_rows([RowSource(caches[0], [0], 25)], room=False)
@@ -86,7 +86,7 @@ def test_an_extracted_and_trimmed_row_joins_again():
     np.testing.assert_allclose(logits[1], np.array(model.step_logits(mx.array([[5]]), want)[0, -1]), atol=2e-5)
 
 
-def test_empty_slots_hold_zeros():
+def test_empty_slots_contain_zeros():
     model = tiny.model()
     caches = [filled(model, tiny.ids(1, length), {}) for length in (12, 3)]
     keys, values = join_rows([RowSource(cache, [0], cache.offset) for cache in caches])[0]

@@ -1,4 +1,4 @@
-"""A layer's store returns exactly what was put in, at the slots that it names, however it was fed and taken back."""
+"""The cache of one layer returns what was stored, in the slots it reports, after any updates and trims."""
 
 import mlx.core as mx
 import numpy as np
@@ -36,7 +36,7 @@ def layers(draw: st.DrawFn) -> LayerCache:
 
 @settings(max_examples=40, deadline=None, database=None, derandomize=True)
 @given(layers(), st.lists(st.tuples(st.integers(1, 14), st.integers(0, 6)), min_size=1, max_size=7))
-def test_what_comes_back_is_what_was_stored_and_attention_sees_just_the_window(layer, way):
+def test_a_layer_returns_what_was_stored_and_attends_only_within_the_window(layer, way):
     keys, values = vectors(LONGEST, seed=1), vectors(LONGEST, seed=2)
     stored_keys, stored_values = np.array(stored(layer.format, keys)), np.array(stored(layer.format, values))
     for fed, back in way:
@@ -63,7 +63,7 @@ def test_what_comes_back_is_what_was_stored_and_attention_sees_just_the_window(l
             layer.trim(back)
 
 
-def test_an_additive_mask_and_a_causal_one_reach_packed_attention():
+def test_additive_and_causal_masks_apply_in_packed_attention():
     layer = GrowingLayer(KVFormat(8, 32))
     packed = layer.update(vectors(6, seed=1), vectors(6, seed=2))
     queries = vectors(3, heads=4, seed=3)
@@ -86,7 +86,7 @@ def test_packed_and_unpacked_attention_agree(monkeypatch):
     np.testing.assert_allclose(np.array(packed), np.array(layer.attend(queries, *stored_form, 0.2, mask)), atol=1e-5)
 
 
-def test_packing_starts_at_the_chosen_length_and_takes_in_what_is_there():
+def test_packing_starts_at_the_given_length_and_includes_earlier_tokens():
     for layer in (GrowingLayer(KVFormat(8, 32), packed_from=5, step=2), SlidingLayer(9, 0, 0, KVFormat(8, 32), 5, 2)):
         keys = vectors(8)
         layer.update(keys[:, :, :3], keys[:, :, :3])
@@ -100,7 +100,7 @@ def test_packing_starts_at_the_chosen_length_and_takes_in_what_is_there():
         assert np.array_equal(np.array(got), np.array(stored(layer.format, expected)))
 
 
-def test_as_many_tokens_as_the_slack_can_be_trimmed():
+def test_the_slack_limits_the_number_of_trimmed_tokens():
     for slack in (0, 3):
         layer = SlidingLayer(4, slack, step=1)
         for i in range(12):
@@ -113,7 +113,7 @@ def test_as_many_tokens_as_the_slack_can_be_trimmed():
         assert layer.state == (None, None)
 
 
-def test_the_callers_arrays_never_change():
+def test_the_arrays_of_the_caller_are_not_changed():
     keys, values = vectors(3, seed=1), vectors(3, seed=2)
     before = np.array(keys)
     for layer in (GrowingLayer(), SlidingLayer(5)):
@@ -125,8 +125,8 @@ def test_the_callers_arrays_never_change():
 
 
 @pytest.mark.parametrize("window", [None, 512])
-def test_nothing_is_held_beyond_the_stated_bytes(window):
-    """A view keeps the whole buffer alive that it looks at, so held bytes are measured, not summed."""
+def test_no_more_than_the_reported_bytes_is_allocated(window):
+    """A view keeps its whole buffer in memory, so the bytes are measured instead of summed."""
     layer = GrowingLayer() if window is None else SlidingLayer(window)
     mx.synchronize()
     before = mx.get_active_memory()
@@ -147,12 +147,12 @@ def test_nothing_is_held_beyond_the_stated_bytes(window):
 @pytest.mark.parametrize(
     ("bits", "group", "named"), [(3, 64, "kv_bits is 3"), (8, 48, "kv_group_size is 48"), (True, 64, "kv_bits")]
 )
-def test_a_wrong_format_is_named(bits, group, named):
+def test_an_invalid_format_is_reported(bits, group, named):
     with pytest.raises(InputError, match=named):
         KVFormat(bits, group)
 
 
-def test_a_group_that_does_not_divide_the_head_names_one_that_does():
+def test_a_group_size_that_does_not_divide_the_head_is_refused_with_one_that_does():
     with pytest.raises(InputError, match="Choose kv_group_size 32"):
         KVFormat(8, 64).check_head_dim(96)
     with pytest.raises(InputError, match="Omit kv_bits"):
@@ -160,7 +160,7 @@ def test_a_group_that_does_not_divide_the_head_names_one_that_does():
 
 
 @pytest.mark.parametrize(("heads", "cuda", "step"), [(4, True, LONG_STEP), (4, False, STEP), (2, True, STEP)])
-def test_stores_of_large_groups_grow_by_other_steps_on_cuda(monkeypatch, heads, cuda, step):
+def test_caches_of_large_groups_grow_by_other_steps_on_cuda(monkeypatch, heads, cuda, step):
     monkeypatch.setattr("mlx_qwen3.cache.layers.on_cuda", lambda: cuda)
     model = tiny.model(num_attention_heads=heads, num_key_value_heads=1)
     assert step_for(model.config) == step

@@ -1,4 +1,4 @@
-"""The longest known start of a prompt is found, independent of its entry, within the bound of bytes."""
+"""Prefix cache: the longest stored prefix is returned as an independent copy, within the limit of bytes."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def filled(model, ids, **options):
     return cache
 
 
-def test_the_longest_start_is_found_and_is_the_callers_own():
+def test_the_longest_prefix_is_found_and_returned_as_a_copy():
     model = tiny.model()
     prefixes = PrefixCache(1 << 24)
     prefixes.insert([1, 2, 3, 4, 5], filled(model, [1, 2, 3, 4, 5]))
@@ -33,7 +33,7 @@ def test_the_longest_start_is_found_and_is_the_callers_own():
     assert prefixes.longest_prefix([1, 2]) == (None, 0)
 
 
-def test_the_bound_holds_after_every_insert_and_the_least_used_goes():
+def test_the_least_recently_used_entry_is_evicted_to_stay_within_the_limit():
     model = tiny.model()
     one = filled(model, [1, 2, 3]).nbytes
     prefixes = PrefixCache(2 * one)
@@ -70,7 +70,7 @@ def test_the_total_of_bytes_follows_every_insert_replacement_eviction_and_clear(
     assert prefixes.nbytes == 0
 
 
-def test_an_entry_that_a_longer_one_covers_is_dropped_where_it_can_be_reached():
+def test_an_entry_is_dropped_if_a_longer_one_can_be_trimmed_to_it():
     ids = list(range(1, 21))
     for fields, left in (({}, 1), (SLIDING, 2)):
         model, prefixes = tiny.model(**fields), PrefixCache(1 << 24)
@@ -80,7 +80,7 @@ def test_an_entry_that_a_longer_one_covers_is_dropped_where_it_can_be_reached():
         assert prefixes.longest_prefix(ids[:8])[1] == 8
 
 
-def test_sliding_layers_go_back_to_the_snapshot():
+def test_sliding_layers_are_rewound_to_the_snapshot():
     model = tiny.model(**SLIDING)
     system, user = list(range(1, 11)), list(range(20, 32))
     cache = filled(model, system, step=1)
@@ -95,7 +95,7 @@ def test_sliding_layers_go_back_to_the_snapshot():
     np.testing.assert_allclose(np.array(got), np.array(model(np.array([prompt])).logits[:, length:]), atol=1e-5)
 
 
-def test_ids_that_are_not_the_caches_are_refused():
+def test_ids_that_do_not_match_the_cache_are_refused():
     model = tiny.model()
     with pytest.raises(InputError, match="does not belong"):
         PrefixCache(1 << 20).insert([1, 2], filled(model, [1, 2, 3]))

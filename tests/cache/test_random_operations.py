@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.cache_operations import travel
+from tests.support.cache_operations import run_random_operations
 
 TRIALS = pytest.mark.parametrize("trials", [120, pytest.param(10_000, marks=pytest.mark.slow)])
 
@@ -23,8 +23,8 @@ def test_random_operations_keep_greedy_tokens(trials: int, tmp_path: Path):
         suppress_health_check=[HealthCheck.too_slow],
     )
     @given(st.data())
-    def journeys(data: st.DataObject):
-        checked.append(travel(data, tmp_path).checked)
+    def run_trial(data: st.DataObject):
+        checked.append(run_random_operations(data, tmp_path).checked)
 
-    journeys()
+    run_trial()
     assert sum(checked) > 5 * trials, "the margin left too few tokens to compare"

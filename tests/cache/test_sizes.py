@@ -1,4 +1,4 @@
-"""The bytes foretold are the bytes held."""
+"""The estimated size of a cache is close to its actual size."""
 
 import mlx.core as mx
 import pytest

@@ -32,7 +32,7 @@ def test_values_that_are_not_names_are_refused(name):
         resolve_checkpoint(name)
 
 
-def test_a_file_is_refused(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="Give the folder"):
         resolve_checkpoint(tmp_path / "model.safetensors")

@@ -129,7 +129,7 @@ def test_bench_quantizes_random_weights_only(flag, model, capsys):
     ],
     ids=str,
 )
-def test_misspelt_verbs_flags_and_choices_get_a_suggestion(arguments, suggestion, capsys):
+def test_misspelled_verbs_flags_and_choices_get_a_suggestion(arguments, suggestion, capsys):
     assert main(arguments) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(suggestion)

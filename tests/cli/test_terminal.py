@@ -188,7 +188,7 @@ def test_text_typed_during_an_answer_is_the_next_message(terminal):
     screen.wait("Second.")
 
 
-def test_misspelled_commands_are_reported_and_exit_leaves(terminal):
+def test_misspelled_commands_are_reported_and_exit_ends_the_chat(terminal):
     screen = terminal("Not asked.")
     screen.say("/no_thnk")
     screen.wait("Did you mean /no_think?")

@@ -386,7 +386,7 @@ def test_a_target_counts_the_size_of_overrides(small, tmp_path):
 
 
 @pytest.mark.usefixtures("short_texts")
-def test_measuring_is_called_after_every_step(small, tmp_path):
+def test_the_measuring_callback_is_called_after_every_step(small, tmp_path):
     calls = []
     convert(small, tmp_path / "out", target_bpw=5.0, dtype="bfloat16", measuring=lambda *call: calls.append(call))
     assert list(dict.fromkeys(what for what, _, _ in calls)) == ["layers", "quality", "plain 4-bit"]

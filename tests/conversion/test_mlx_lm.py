@@ -67,7 +67,7 @@ def test_stock_mlx_lm_generates_the_same_tokens(source, tmp_path, options):
     ids=["4-bit", "mxfp8", "mixed"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_both_write_the_same_weights(source, tmp_path, options):
+def test_stock_mlx_lm_writes_the_same_weights(source, tmp_path, options):
     from mlx_lm import convert as stock_convert
 
     group_size = {"q_group_size": 64} if "quant_predicate" in options else {}

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support.ranks_by_hand import CONNECT_SECONDS, finish, start
+from tests.support.rank_processes import CONNECT_SECONDS, finish, start
 from tests.support.tiny_checkpoints import write_qwen3
 
 VERB = ("-m", "mlx_qwen3")

@@ -17,7 +17,7 @@ from mlx_qwen3.distributed import check_divides
 from mlx_qwen3.errors import InputError
 from tests.support import packed_layouts as layouts
 from tests.support.gguf_files import write_model_gguf
-from tests.support.ranks_by_hand import finish, start
+from tests.support.rank_processes import finish, start
 from tests.support.tiny_checkpoints import write_qwen3
 
 RANKS = Path(__file__).with_name("ranks.py")

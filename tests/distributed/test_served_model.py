@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from mlx_qwen3.bundled import bundled_model_path
-from tests.support.ranks_by_hand import finish, start
+from tests.support.rank_processes import finish, start
 from tests.support.running_server import Running
 from tests.support.tiny_checkpoints import write_qwen3
 

@@ -180,7 +180,7 @@ def test_stop_strings_end_rows():
         ({"early_stopping": True, "length_penalty": 1.2}, InputError, "beam"),
     ],
 )
-def test_wrong_arguments_are_named(options, error, words):
+def test_invalid_arguments_are_reported(options, error, words):
     with pytest.raises(error, match=words):
         tiny_model().generate(random_ids(1, 4), **options)
 

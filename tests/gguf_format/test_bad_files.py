@@ -264,7 +264,7 @@ def test_changed_headers_load_or_are_refused(good, tmp_path):
 
 
 @pytest.mark.slow
-def test_thousands_of_changed_headers(good, tmp_path):
+def test_thousands_of_changed_headers_load_or_are_refused(good, tmp_path):
     assert fuzz(good, tmp_path / "x.gguf", 5000, seed=1) > 1000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20  # KiB
 

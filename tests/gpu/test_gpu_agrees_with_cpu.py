@@ -1,7 +1,7 @@
-"""A GPU gives what the CPU gives: `pytest -m metal` on a Mac, `pytest -m accelerator` with MLX's CUDA build.
+"""A GPU gives the results of the CPU: `pytest -m metal` on a Mac, `pytest -m accelerator` with MLX's CUDA build.
 
-MLX's CUDA backend multiplies float32 with ten bits unless configured otherwise; here it is, so that what differs is
-ours.
+By default MLX's CUDA backend multiplies float32 with ten bits of mantissa. TF32 is disabled here, so that differences
+come from this package.
 """
 
 import os
@@ -22,7 +22,7 @@ SHAPES = {
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "bias": {"attention_bias": True, "num_key_value_heads": 1},
 }
-# 128 wide: MLX 0.32.4 multiplies several rows by packed weights of a single group wrongly on CUDA
+# width 128: on CUDA, MLX 0.32.4 multiplies several rows by packed weights of a single group incorrectly
 SIZE = {"hidden_size": 128, "head_dim": 64, "intermediate_size": 256}
 
 
@@ -46,7 +46,7 @@ def on(device, function):
 @pytest.mark.parametrize("gpu", BACKENDS, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", [None, 4])
-def test_a_call_and_its_cached_steps(gpu, shape, bits):
+def test_calls_and_cached_steps_agree_with_the_cpu(gpu, shape, bits):
     mx.set_default_device(mx.cpu)
     model, ids = tiny.model(**SIZE, **SHAPES[shape]), tiny.ids(length=24)
     if bits:
@@ -68,7 +68,7 @@ def test_a_call_and_its_cached_steps(gpu, shape, bits):
 
 @pytest.mark.parametrize("gpu", BACKENDS, indirect=True)
 @pytest.mark.parametrize("position", [4096, 131071])
-def test_far_positions(gpu, position):
+def test_rotations_at_distant_positions_agree_with_the_cpu(gpu, position):
     rotary = tiny.model("Qwen3Model", **SIZE)._rotary
     x = mx.random.normal((1, 4, 1, 64))
     want = on(mx.cpu, lambda: rotary.at(position, 1)(x))
@@ -77,7 +77,7 @@ def test_far_positions(gpu, position):
 
 
 @pytest.mark.parametrize("gpu", BACKENDS, indirect=True)
-def test_greedy_tokens(gpu):
+def test_greedy_tokens_equal_those_of_the_cpu(gpu):
     mx.set_default_device(mx.cpu)
     model, ids = tiny.model(**SIZE), tiny.ids(batch=1, length=6)
     want = np.array(model.generate(ids, max_new_tokens=12))

@@ -1,4 +1,4 @@
-"""Attention in plain operations, for a few queries behind a cache on CUDA, is the same attention."""
+"""Attention in plain operations, used on CUDA for a few queries after a cache, equals the fused kernel."""
 
 import mlx.core as mx
 import pytest
@@ -10,7 +10,7 @@ from tests.support import tiny
 
 @pytest.fixture
 def as_on_cuda(monkeypatch):
-    """The choice that is made there; the operations run anywhere."""
+    """Select the path as on CUDA; return a list with one entry per step-by-step attention."""
     taken = []
     plain = attention._attend_step_by_step
     monkeypatch.setattr(attention, "on_cuda", lambda: True)
@@ -33,7 +33,7 @@ def masks(length, slots):
 
 @pytest.mark.parametrize("kind", ["none", "causal", "booleans", "numbers"])
 @pytest.mark.parametrize(("length", "slots"), [(2, 11), (5, 11), (5, 16)])
-def test_equals_the_fused_kernel(as_on_cuda, kind, length, slots):
+def test_step_by_step_attention_equals_the_fused_kernel(as_on_cuda, kind, length, slots):
     arrays, mask = draw(length, slots), masks(length, slots)[kind]
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=mask)
     assert mx.allclose(attend(*arrays, 0.3, mask), want, atol=1e-5)
@@ -43,19 +43,19 @@ def test_equals_the_fused_kernel(as_on_cuda, kind, length, slots):
 @pytest.mark.parametrize("kind", ["none", "causal", "booleans", "numbers"])
 def test_scores_are_not_rounded_to_bfloat16(as_on_cuda, kind):
     queries, keys, values = draw(5, 40, mx.bfloat16)
-    queries = queries * 8  # large scores: rounded to bfloat16 they are off by up to a tenth
+    queries = queries * 8  # large scores, whose error in bfloat16 is up to a tenth
     mask = masks(5, 40)[kind]
     found = attend(queries, keys, values, 0.3, mask)
     exact = [array.astype(mx.float32) for array in (queries, keys, values)]
     want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask=mask)
     assert found.dtype == mx.bfloat16
-    # half a unit of the weights and of the result, both below 4
+    # half a unit in the last place of the weights and of the result, both below 4
     assert mx.abs(found.astype(mx.float32) - want).max().item() < 0.016
 
 
 @pytest.mark.parametrize("kind", ["none", "padding", "booleans", "numbers"])
 @pytest.mark.parametrize("tokens", [13, 16, 23])
-def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch, tokens, kind):
+def test_a_cache_passes_a_multiple_of_8_slots_on_cuda(as_on_cuda, monkeypatch, tokens, kind):
     seen, plain = [], attention._attend_step_by_step
     monkeypatch.setattr(
         attention, "_attend_step_by_step", lambda *given: seen.append(given[1].shape[2]) or plain(*given)
@@ -64,7 +64,7 @@ def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch,
     model, ids = tiny.model(), tiny.ids(batch=1, length=tokens)
     cache = model.make_cache()
     first = model(ids[:, :9], past_key_values=cache, use_cache=True).logits
-    allowed = masks(tokens - 9, tokens)["booleans"] | (mx.arange(tokens) < 2)  # as by default, written out
+    allowed = masks(tokens - 9, tokens)["booleans"] | (mx.arange(tokens) < 2)  # the default mask as an array
     given = {
         "none": None,
         "padding": mx.ones((1, tokens), dtype=mx.int32),
@@ -77,24 +77,24 @@ def test_a_store_hands_over_slots_that_a_gpu_reads_fast(as_on_cuda, monkeypatch,
 
 
 @pytest.mark.parametrize(("length", "slots", "taken"), [(1, 9, 0), (2, 9, 1), (128, 200, 1), (129, 200, 0), (9, 9, 0)])
-def test_only_for_a_few_tokens_behind_a_cache(as_on_cuda, length, slots, taken):
+def test_step_by_step_attention_is_used_for_a_few_tokens_after_a_cache(as_on_cuda, length, slots, taken):
     mx.eval(attend(*draw(length, slots), 0.3, "causal" if length > 1 else None))
     assert len(as_on_cuda) == taken
 
 
-def test_not_where_a_plan_takes_less_time(as_on_cuda, monkeypatch):
+def test_step_by_step_attention_is_not_used_for_many_scores(as_on_cuda, monkeypatch):
     monkeypatch.setattr(attention, "MOST_SCORES", 6 * 5 * 11 - 1)
     mx.eval(attend(*draw(5, 11), 0.3, "causal"))
     assert not as_on_cuda
 
 
-def test_not_for_batches_whose_shapes_come_again(as_on_cuda):
+def test_step_by_step_attention_is_not_used_for_batches(as_on_cuda):
     mx.eval(attend(*draw(5, 11, batch=2), 0.3, "causal"))
     assert not as_on_cuda
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}])
-def test_a_model_in_parts_equals_the_whole(as_on_cuda, fields):
+def test_a_text_in_parts_gives_the_logits_of_the_whole_text(as_on_cuda, fields):
     model, ids = tiny.model(**fields), tiny.ids(batch=1, length=24)
     cache, parts = model.make_cache(), []
     for a, b in ((0, 11), (11, 12), (12, 20), (20, 24)):

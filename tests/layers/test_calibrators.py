@@ -1,4 +1,4 @@
-"""Calibrators on their own: growing ranges, extreme values, and what they cannot use."""
+"""Single calibrators: growing ranges, extreme values, and refused values."""
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +19,7 @@ def collected(*scales: float) -> HistogramCalibrator:
 
 
 @pytest.mark.parametrize("scales", [(1e-6, 100.0), (1e-30, 1e8), (1e-38, 3e38), tuple(10.0**i for i in range(-20, 20))])
-def test_a_range_that_grows_without_bound_costs_no_memory(scales):
+def test_the_number_of_bins_is_bounded_as_the_range_grows(scales):
     calibrator = collected(*scales)
     assert calibrator._counts is not None
     assert MOST_BINS // 2 <= len(calibrator._counts) <= MOST_BINS + 1
@@ -30,7 +30,7 @@ def test_a_range_that_grows_without_bound_costs_no_memory(scales):
         assert 0 < amax.item() <= scales[-1] * 1.001
 
 
-def test_merged_bins_count_what_the_narrow_ones_counted():
+def test_merged_bins_have_the_sums_of_the_narrow_bins():
     narrow = collected(1.0, 7.0)
     wide = collected(1.0, 7.0, 40.0)
     assert narrow._counts is not None
@@ -55,7 +55,7 @@ def test_a_range_that_grows_little_keeps_its_bins():
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [1e-45, 0.0]])
-def test_nothing_but_zeros_has_the_range_zero(values):
+def test_zeros_alone_have_the_range_zero(values):
     calibrator = HistogramCalibrator()
     calibrator.collect(mx.array(values))
     assert calibrator.compute_amax("entropy") == 0
@@ -65,12 +65,12 @@ def test_nothing_but_zeros_has_the_range_zero(values):
     assert amax.item() == pytest.approx(2.0, rel=1e-3)
 
 
-def test_nothing_collected_has_no_range():
+def test_a_calibrator_without_data_has_no_range():
     assert HistogramCalibrator().compute_amax("percentile") is None
     assert MaxCalibrator().compute_amax() is None
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_without_a_size_are_refused(bad):
+def test_nan_and_infinity_are_refused(bad):
     with pytest.raises(QuantizationError, match="NaN or infinity"):
         HistogramCalibrator().collect(mx.array([1.0, bad]))

@@ -1,4 +1,4 @@
-"""Every variant computes the same, and each device has its defaults."""
+"""Every variant gives the same outputs, and each device has its defaults."""
 
 import mlx.core as mx
 import numpy as np
@@ -31,7 +31,7 @@ def outputs(dtype=mx.float32, fused=True, **options):
 @pytest.mark.parametrize("rope", ["fast", "table", "compiled"])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
-def test_rotations_of_a_prompt(rope, fused, dtype):
+def test_every_rotation_variant_gives_the_same_outputs(rope, fused, dtype):
     with using(prefill_rope="table"):
         want = outputs(fused=fused)
     with using(prefill_rope=rope):
@@ -40,14 +40,14 @@ def test_rotations_of_a_prompt(rope, fused, dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "packed"])
-def test_norms_of_heads_joined_and_separate(options):
+def test_joined_and_separate_head_norms_give_the_same_outputs(options):
     with using(head_norms="separate"):
         got = outputs(**options)
     assert mx.allclose(got, outputs(**options), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", ["group", "single", "auto"])
-def test_products_with_packed_values(rows):
+def test_every_variant_of_packed_values_gives_the_same_outputs(rows):
     options = {"kv_bits": 4, "kv_group_size": 32}
     want = outputs(**options)
     with using(packed_values=rows):
@@ -55,7 +55,7 @@ def test_products_with_packed_values(rows):
 
 
 @pytest.mark.parametrize(("heads", "single"), [(2, False), (8, True)])
-def test_auto_takes_single_rows_from_four_heads_on(monkeypatch, heads, single):
+def test_auto_uses_single_rows_for_four_or_more_heads(monkeypatch, heads, single):
     shapes = []
     product = mx.quantized_matmul
 
@@ -71,7 +71,7 @@ def test_auto_takes_single_rows_from_four_heads_on(monkeypatch, heads, single):
 
 
 @pytest.mark.parametrize("theta", [10000.0, 1000000.0])
-def test_periods_invert_to_the_frequencies(theta):
+def test_the_inverse_periods_are_the_frequencies(theta):
     frequencies = tiny.model("Qwen3Model", head_dim=128, rope_theta=theta)._rotary._fixed
     found = np.float32(1) / periods_of(frequencies)
     assert np.abs(found.astype(np.float64) / frequencies - 1).max() < 6.1e-8  # half a unit in the last place
@@ -79,7 +79,7 @@ def test_periods_invert_to_the_frequencies(theta):
 
 
 @pytest.mark.parametrize("position", [0, 500, 4000, 32000])
-def test_fast_rotation_in_bfloat16_is_at_least_as_close_as_the_table(position):
+def test_fast_rotation_in_bfloat16_is_at_least_as_exact_as_the_table(position):
     rotary = tiny.model("Qwen3Model", head_dim=128, rope_theta=1e6)._rotary
     x = mx.random.normal((1, 4, 32, 128), key=mx.random.key(0)).astype(mx.bfloat16)
     exact = rotary.at(position, 32)(x.astype(mx.float32))
@@ -91,7 +91,7 @@ def test_fast_rotation_in_bfloat16_is_at_least_as_close_as_the_table(position):
     assert error("fast") <= error("table")
 
 
-def test_float32_keeps_the_exact_rotation():
+def test_float32_uses_the_exact_rotation():
     rotary = tiny.model("Qwen3Model")._rotary
     assert isinstance(rotary.at(0, 5), Rotation)
     assert isinstance(rotary.at(0, 5, mx.bfloat16), ConsecutivePositions)
@@ -109,7 +109,7 @@ def test_each_row_is_rotated_by_its_own_position(dtype):
     assert mx.allclose(rotation(x).astype(mx.float32), exact, atol=2 * mx.finfo(dtype).eps, rtol=mx.finfo(dtype).eps)
 
 
-def test_the_attention_factor_is_kept():
+def test_the_attention_factor_is_applied():
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     rotary = tiny.model("Qwen3Model", rope_scaling=scaling)._rotary
     x = mx.random.normal((1, 2, 5, 8))
@@ -128,7 +128,7 @@ def test_each_device_has_its_defaults(monkeypatch, kind):
     assert variants() is DEFAULTS[kind]
 
 
-def test_the_device_of_this_machine_has_a_name(monkeypatch):
+def test_the_device_of_this_machine_is_recognized(monkeypatch):
     assert device_kind() in DEFAULTS
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
     assert device_kind() == ("cuda" if mx.cuda.is_available() else "metal")

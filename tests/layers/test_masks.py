@@ -1,4 +1,4 @@
-"""Masks of numbers stay finite in every dtype, and the attention of a row that sees nothing is defined."""
+"""Additive masks stay finite in every dtype, and the attention of a fully masked row is defined."""
 
 import math
 
@@ -43,12 +43,12 @@ def metal_attention(queries, keys, values, *, scale, mask=None):
 
 @pytest.fixture
 def as_on_metal(monkeypatch):
-    """Attention by the emulated kernel."""
+    """Use the emulated kernel for attention."""
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", metal_attention)
 
 
 def allowed_keys(length, past=PAST):
-    """Booleans (1, 1, L, S): causal, the first two keys hidden, and one row that sees nothing."""
+    """Return booleans (1, 1, L, S): causal, the first two keys masked, and one fully masked row."""
     order = mx.arange(past, past + length)[:, None]
     slots = mx.arange(past + length)[None]
     seen = (slots <= order) & (slots > 1)
@@ -87,12 +87,12 @@ def states(model, length, mask, packed, weights):
     return output.last_hidden_state.astype(mx.float32)
 
 
-@pytest.mark.parametrize("metal", [False, True], ids=["here", "metal"])
+@pytest.mark.parametrize("metal", [False, True], ids=["cpu", "metal"])
 @pytest.mark.parametrize(
     "kind", ["bool", "float32", "float32 inf", "float32 -1e9", "bfloat16", "bfloat16 inf", "float16"]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_given_mask_gives_numbers_in_every_dtype(request, dtype, kind, metal):
+def test_a_given_mask_gives_finite_outputs_in_every_dtype(request, dtype, kind, metal):
     if metal:
         request.getfixturevalue("as_on_metal")
     model, exact = model_in(DTYPES[dtype])
@@ -106,7 +106,7 @@ def test_a_given_mask_gives_numbers_in_every_dtype(request, dtype, kind, metal):
                 assert error.item() < TOLERANCES[dtype], (length, packed, weights, error.item())
 
 
-def test_the_emulated_kernel_shows_the_fault():
+def test_the_emulated_kernel_returns_nan_for_the_smallest_float32():
     queries, keys, values = (mx.random.normal((1, 2, 9, 32)) for _ in range(3))
     least = mx.full((1, 1, 9, 9), mx.finfo(mx.float32).min)
     assert mx.all(mx.isnan(metal_attention(queries, keys, values, scale=1.0, mask=least))).item()
@@ -115,7 +115,7 @@ def test_the_emulated_kernel_shows_the_fault():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_clipped_numbers_stay_finite_when_scaled(dtype):
+def test_clipped_masks_stay_finite_when_scaled(dtype):
     for name in DTYPES:
         for value in (-math.inf, mx.finfo(DTYPES[name]).min, -1e9, 0.0, 1.0):
             found = additive(mx.array([value], DTYPES[name]), DTYPES[dtype])
@@ -127,7 +127,7 @@ def test_clipped_numbers_stay_finite_when_scaled(dtype):
 
 
 @pytest.mark.parametrize("kind", ["bool", "float32", "float32 inf"])
-def test_a_row_that_sees_nothing_sees_itself(as_on_metal, kind):
+def test_a_fully_masked_query_attends_to_itself(as_on_metal, kind):
     length = 9
     queries = mx.random.normal((1, 2, length, 32))
     keys, values = (mx.random.normal((1, 2, PAST + length, 32)) for _ in range(2))
@@ -137,7 +137,7 @@ def test_a_row_that_sees_nothing_sees_itself(as_on_metal, kind):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 6), (1, 1, 6, 1), (1, 1, 1, 1)])
-def test_a_mask_that_is_broadcast_may_hide_everything(shape):
+def test_a_broadcast_mask_may_mask_everything(shape):
     model = tiny.model()
     for mask in (mx.zeros(shape, mx.bool_), mx.full(shape, -math.inf), mx.zeros(shape, mx.int32)):
         found = model(tiny.ids(batch=1, length=6), attention_mask=mask).logits
@@ -147,7 +147,7 @@ def test_a_mask_that_is_broadcast_may_hide_everything(shape):
         assert mx.allclose(found, mx.concatenate(alone, axis=1), atol=1e-5)
 
 
-def test_hidden_slots_are_finite_too():
+def test_masked_slots_are_finite():
     padded = with_hidden_slots(mx.zeros((1, 1, 2, 6), mx.float16), 2, 6, 2)
     assert padded.shape == (1, 1, 2, 8)
     assert np.isfinite(np.array(padded * math.log2(math.e))).all()

@@ -1,4 +1,4 @@
-"""Evaluating a pass layer by layer changes when layers are computed, and nothing else."""
+"""Evaluating a pass layer by layer does not change its outputs."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,7 @@ LAYERS = 4
 
 @pytest.fixture
 def started(monkeypatch):
-    """The arrays whose evaluation a pass started before its end, and how many of them it waited for."""
+    """Record the arrays whose evaluation a pass starts before its end, and how many of them it waits for."""
     calls = {"started": [], "waited": []}
 
     class Watched:
@@ -38,7 +38,7 @@ def started(monkeypatch):
     return calls
 
 
-def test_layers_per_step_by_tokens_and_width():
+def test_layers_per_step_depend_on_tokens_and_width():
     with using(layers_per_step=None):
         assert layers_per_step(2048, 1024) == layers_per_step(512, 2560) == 1
         assert layers_per_step(WORK_PER_STEP // 1024 // 2, 1024) == 2
@@ -58,11 +58,11 @@ def test_one_step_is_in_flight(started, stride, count, fused):
         got = path.step_logits(ids, model.make_cache(), 9)
     assert mx.array_equal(got, want)
     assert len(started["started"]) == count
-    # waits for the step before the newest, never for the newest
+    # waits for the step before the newest one, never for the newest
     assert [id(x) for x in started["waited"]] == [id(x) for x in started["started"][: max(count - 1, 0)]]
 
 
-def test_decoding_is_left_to_its_loop(started):
+def test_decoding_is_not_evaluated_layer_by_layer(started):
     model = tiny.model(num_hidden_layers=LAYERS)
     with using(layers_per_step=1):
         list(generate_step(model, tiny.ids(batch=1)[0], max_tokens=3))
@@ -101,7 +101,7 @@ def packed_cache(model):
 @pytest.mark.parametrize(
     "run", [prompt_and_tokens, batch_of_texts, embeddings, hidden_states_and_attentions, packed_cache]
 )
-def test_every_path_gives_the_same(started, run):
+def test_every_path_gives_the_same_outputs(started, run):
     fields = {"num_hidden_layers": LAYERS, "head_dim": 32}
     with using(layers_per_step=0):
         want = run(tiny.model(**fields))
@@ -111,7 +111,7 @@ def test_every_path_gives_the_same(started, run):
     assert started["started"]
 
 
-def test_qdqbert_gives_the_same(started):
+def test_qdqbert_gives_the_same_outputs(started):
     model = tiny_bert.model()
     ids = mx.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     want = model(ids)
@@ -125,7 +125,7 @@ def loss_of(model):
     return lambda ids: model(ids, labels=ids).loss
 
 
-def test_training_steps_stay_one_graph(started):
+def test_training_steps_are_evaluated_as_one_graph(started):
     model, ids = tiny.model(num_hidden_layers=LAYERS), tiny.ids()
     model.train()
     step = nn.value_and_grad(model, lambda: loss_of(model)(ids))
@@ -156,7 +156,7 @@ def test_function_transformations_work_in_evaluation_mode(started, way):
     assert mx.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_the_later_layers_alone():
+def test_gradients_of_only_the_later_layers_are_correct():
     model, ids = tiny.model(num_hidden_layers=LAYERS), tiny.ids()
     model.freeze()
     model.model.layers[2].unfreeze()
@@ -170,13 +170,13 @@ def test_gradients_of_the_later_layers_alone():
 
 
 @pytest.mark.parametrize(("parts", "marks"), [(1, 0), (2, 1), (4, 3), (9, 3)])
-def test_a_decoded_pass_waits_for_the_same_part_of_the_one_before(started, parts, marks):
+def test_a_decoding_pass_waits_for_the_same_part_of_the_previous_pass(started, parts, marks):
     model = tiny.model(num_hidden_layers=LAYERS)
     want = list(generate_step(model, tiny.ids(batch=1)[0], max_tokens=6))
     assert not started["started"]
     with using(decode_parts=parts):
         assert list(generate_step(model, tiny.ids(batch=1)[0], max_tokens=6)) == want
-    # five passes over one token; all but the first have one before them
+    # five passes over one token; all but the first follow another
     assert len(started["started"]) == 5 * marks
     assert [id(x) for x in started["waited"]] == [id(x) for x in started["started"][: 4 * marks]]
 

@@ -1,4 +1,4 @@
-"""The class that a configuration and the name of a task ask for."""
+"""Auto classes select the class by configuration and task."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.support import tiny
 
 
 @pytest.mark.parametrize("task", ["CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"])
-def test_the_class_of_a_task(tmp_path, task):
+def test_the_task_selects_the_class(tmp_path, task):
     tiny.model().save_pretrained(tmp_path)
     auto = getattr(mlx_qwen3, f"AutoModelFor{task}")
     model = auto.from_pretrained(tmp_path, dtype="float32", local_files_only=True)
@@ -19,7 +19,7 @@ def test_the_class_of_a_task(tmp_path, task):
     assert type(mlx_qwen3.AutoModel.from_pretrained(tmp_path)).__name__ == "Qwen3Model"
 
 
-def test_the_configuration_of_each_family(tmp_path):
+def test_the_family_selects_the_configuration_class(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     config = mlx_qwen3.AutoConfig.from_pretrained(tmp_path, num_labels=3)
     assert type(config) is mlx_qwen3.Qwen3Config
@@ -29,7 +29,7 @@ def test_the_configuration_of_each_family(tmp_path):
     assert type(mlx_qwen3.AutoConfig.from_pretrained(tmp_path / "config.json")) is mlx_qwen3.QDQBertConfig
 
 
-def test_what_there_is_no_class_for(tmp_path):
+def test_tasks_and_families_without_a_class_are_refused(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="AutoModelForMaskedLM has no class for model_type 'qwen3'"):
         mlx_qwen3.AutoModelForMaskedLM.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The head examples of the published Qwen3 page, line by line; small checkpoints stand in for Qwen/Qwen3-8B."""
+"""The head examples of the published Qwen3 page, line by line, with small checkpoints instead of Qwen/Qwen3-8B."""
 
 import logging
 
@@ -19,7 +19,7 @@ def base(tmp_path_factory):
     return write_qwen3(tmp_path_factory.mktemp("base"), "Qwen3ForCausalLM")
 
 
-def test_single_label_classification(base, caplog):
+def test_the_single_label_classification_example_runs(base, caplog):
     tokenizer = AutoTokenizer.from_pretrained(base)
     with caplog.at_level(logging.WARNING):
         model = Qwen3ForSequenceClassification.from_pretrained(base)
@@ -40,7 +40,7 @@ def test_single_label_classification(base, caplog):
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_multi_label_classification(base):
+def test_the_multi_label_classification_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = Qwen3ForSequenceClassification.from_pretrained(base, problem_type="multi_label_classification")
     inputs = tokenizer("Hello, my dog is cute", return_tensors="mlx")
@@ -58,7 +58,7 @@ def test_multi_label_classification(base):
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_token_classification(base):
+def test_the_token_classification_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = Qwen3ForTokenClassification.from_pretrained(base)
     inputs = tokenizer(
@@ -75,7 +75,7 @@ def test_token_classification(base):
     assert loss.item() == pytest.approx(-mx.mean(mx.log(best)).item(), abs=1e-5)
 
 
-def test_question_answering(base):
+def test_the_question_answering_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = Qwen3ForQuestionAnswering.from_pretrained(base)
     question, text = "Who was Jim Henson?", "Jim Henson was a nice puppet"
@@ -96,7 +96,7 @@ def test_question_answering(base):
 @pytest.mark.parametrize(
     "cls", [Qwen3ForSequenceClassification, Qwen3ForTokenClassification, Qwen3ForQuestionAnswering]
 )
-def test_every_head_takes_the_whole_call(base, cls):
+def test_every_head_accepts_all_arguments_of_a_call(base, cls):
     model = cls.from_pretrained(base)
     ids = [[3, 4, 5, 6]]
     output = model(ids, output_hidden_states=True, output_attentions=True)

@@ -1,4 +1,4 @@
-"""The recorded Qwen3 cases: one call, cached steps, gradients, configuration rules."""
+"""Recorded Qwen3 outputs: single calls, cached steps, gradients, configuration rules."""
 
 import mlx.nn as nn
 import numpy as np
@@ -10,7 +10,7 @@ from tests.support.golden_cases import assert_outputs, calls, find
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "forward"))
-def test_forward(name, call_id):
+def test_forward_calls_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model, inputs = case.model(call), case.mlx(call["inputs"])
     if "raises" in call:
@@ -21,7 +21,7 @@ def test_forward(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "cached"))
-def test_cached_steps(name, call_id):
+def test_cached_steps_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model, past = case.model(call), None
     for step in call["steps"]:
@@ -33,14 +33,14 @@ def test_cached_steps(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "generate"))
-def test_generate(name, call_id):
+def test_generated_tokens_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     got = case.model(call).generate(**case.mlx(call["inputs"]), **call.get("kwargs", {}))
     np.testing.assert_array_equal(np.array(got), case.numpy(call["outputs"]["sequences"]))
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "grad"))
-def test_gradients(name, call_id):
+def test_gradients_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model, inputs = case.model(call), case.mlx(call["inputs"])
     _, grads = nn.value_and_grad(model, lambda: model(**inputs, **call.get("kwargs", {})).loss)()
@@ -50,7 +50,7 @@ def test_gradients(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("q3_", "config"))
-def test_configuration_rules(name, call_id):
+def test_configurations_equal_the_recording(name, call_id):
     _, call = find(name, call_id)
     config = mlx_qwen3.Qwen3Config(**call["config"])
     for field, want in call["expect"].items():

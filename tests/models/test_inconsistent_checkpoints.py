@@ -1,4 +1,4 @@
-"""Files that lie about themselves are refused, or load as what they really are."""
+"""Inconsistent checkpoints are refused in one line, or give the correct logits."""
 
 import json
 import struct
@@ -52,7 +52,7 @@ def rewrite(file, table, data):
 
 
 def refused_or_right(folder, expected, tolerance=1e-4):
-    """Return whether loading is refused in one line; else the logits must be right."""
+    """Return whether loading is refused in one line; otherwise check the logits."""
     try:
         found = logits(folder)
     except MlxQwen3Error as error:
@@ -62,7 +62,7 @@ def refused_or_right(folder, expected, tolerance=1e-4):
 
 
 def relabelled(table, name, dtype):
-    """Return the header with a tensor labelled as another type of the same bytes; None where no shape fits."""
+    """Return the header with a tensor labelled as another dtype of the same size; None if no shape fits."""
     entry = table[name]
     old, new = BYTES_PER_ELEMENT[entry["dtype"]], BYTES_PER_ELEMENT[dtype]
     columns, rest = divmod(entry["shape"][-1] * old, new)
@@ -83,7 +83,7 @@ SLOW = pytest.mark.slow
         pytest.param(mx.float16, False, marks=SLOW),
     ],
 )
-def test_every_tensor_under_every_other_type(tmp_path, dtype, quantize):
+def test_a_tensor_labelled_as_another_type_is_refused_or_read_correctly(tmp_path, dtype, quantize):
     folder = write(tmp_path / "m", dtype, quantize)
     expected = logits(folder)
     file = folder / "model.safetensors"
@@ -102,7 +102,7 @@ def test_every_tensor_under_every_other_type(tmp_path, dtype, quantize):
 
 
 @pytest.mark.parametrize("quantize", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_every_name_doubled_under_another_prefix(tmp_path, quantize):
+def test_a_weight_stored_twice_under_two_prefixes_is_refused_or_read_correctly(tmp_path, quantize):
     folder = write(tmp_path / "m", quantize=quantize)
     expected = logits(folder)
     file = folder / "model.safetensors"
@@ -157,7 +157,7 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-def test_every_setting_contradicted(tmp_path, quantize):
+def test_a_setting_that_contradicts_the_weights_is_refused_or_read_correctly(tmp_path, quantize):
     folder = write(tmp_path / "m", quantize=quantize)
     expected = logits(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -191,7 +191,7 @@ def test_every_setting_contradicted(tmp_path, quantize):
         ("model.layers.0.mlp.experts.0.up_proj.weight", "mixture of experts"),
     ],
 )
-def test_what_is_left_over_is_named(tmp_path, name, says):
+def test_unused_weights_are_refused_with_their_meaning(tmp_path, name, says):
     from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
 
     write(tmp_path)
@@ -211,7 +211,7 @@ def test_what_is_left_over_is_named(tmp_path, name, says):
 
 
 @pytest.mark.parametrize("prefix", ["student.", "net.", "transformer.", "model.", "policy.actor."])
-def test_names_under_a_prefix_of_any_kind(tmp_path, prefix):
+def test_weight_names_under_any_prefix_are_read(tmp_path, prefix):
     from mlx_qwen3.checkpoint import open_checkpoint, save_checkpoint
 
     write(tmp_path)

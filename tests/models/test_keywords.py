@@ -1,4 +1,4 @@
-"""Keywords of from_pretrained: the Hub's reach the Hub, harmless ones are reported once, and none is ever saved."""
+"""Keywords of from_pretrained: passed to the Hub, reported once or refused; none is saved."""
 
 import json
 import logging
@@ -84,7 +84,7 @@ def test_keywords_reach_the_hub(folder, monkeypatch, tmp_path):
         mlx_qwen3.Qwen3ForCausalLM.from_pretrained("me/model", local_files_only=True)
 
 
-def test_a_part_of_a_repository_in_the_cache_is_completed(folder, monkeypatch, tmp_path):
+def test_a_partly_cached_repository_is_downloaded_completely(folder, monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -103,7 +103,7 @@ def test_a_part_of_a_repository_in_the_cache_is_completed(folder, monkeypatch, t
     assert asked == [True, True, False]
 
 
-def test_a_configuration_alone_in_the_cache_is_enough_for_it(folder, monkeypatch, tmp_path):
+def test_a_cached_configuration_is_enough_to_load_the_configuration(folder, monkeypatch, tmp_path):
     import huggingface_hub
 
     (tmp_path / "snapshot").mkdir()
@@ -117,7 +117,7 @@ def test_a_configuration_alone_in_the_cache_is_enough_for_it(folder, monkeypatch
 @pytest.mark.parametrize(
     "bad", [{"token": 5}, {"subfolder": "../x"}, {"proxies": 5}, {"local_files_only": "yes"}, {"revision": 3}]
 )
-def test_values_of_the_wrong_type(folder, bad):
+def test_keywords_of_the_wrong_type_are_refused(folder, bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         mlx_qwen3.Qwen3Config.from_pretrained(folder, **bad)
 
@@ -131,7 +131,7 @@ SAVED = {
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_saving_takes_the_keywords_of_the_reference(folder, tmp_path, kind):
+def test_saving_accepts_the_keywords_of_the_reference(folder, tmp_path, kind):
     made = SAVED[kind](folder)
     made.save_pretrained(tmp_path / "out", safe_serialization=True, push_to_hub=False, token="hf_secret", variant=None)
     for file in (tmp_path / "out").glob("*.json"):
@@ -152,12 +152,12 @@ def test_saving_takes_the_keywords_of_the_reference(folder, tmp_path, kind):
 @pytest.mark.parametrize(
     ("size", "count"), [("5GB", 5 * 10**9), ("200 KB", 200_000), ("1.5GiB", 3 << 29), ("7b", 7), ("12", 12), (34, 34)]
 )
-def test_sizes_of_shards(size, count):
+def test_shard_sizes_are_parsed(size, count):
     assert keywords.parse_shard_size(size) == count
 
 
 @pytest.mark.parametrize("size", [0, -5, 1.5, None, True, "x", "5 bananas", "-5GB", "", "0KB"])
-def test_sizes_that_are_none(folder, tmp_path, size):
+def test_invalid_shard_sizes_are_refused(folder, tmp_path, size):
     model = mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder)
     with pytest.raises(InputError, match="max_shard_size"):
         model.save_pretrained(tmp_path / "out", max_shard_size=size)

@@ -1,4 +1,4 @@
-"""From files to a model and back: names, prefixes, fresh heads, tied embeddings, shards, types, damage."""
+"""Loading and saving models: names, prefixes, new heads, tied embeddings, shards, dtypes, damaged files."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shard", [5 << 30, 4000])
-def test_saved_is_loaded(tmp_path, name, shard):
+def test_a_saved_model_is_loaded_with_the_same_outputs(tmp_path, name, shard):
     model = tiny.model(name, pad_token_id=0)
     model.save_pretrained(tmp_path, max_shard_size=shard)
     again = getattr(mlx_qwen3, name).from_pretrained(tmp_path)
@@ -42,7 +42,7 @@ def test_saved_is_loaded(tmp_path, name, shard):
 
 
 @pytest.mark.parametrize("place", ["file", "file/folder", "", None, 3])
-def test_a_path_that_cannot_be_a_folder(tmp_path, place):
+def test_saving_to_an_invalid_path_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("precious")
     model = tiny.model()
     before = model.config.to_dict()
@@ -52,12 +52,12 @@ def test_a_path_that_cannot_be_a_folder(tmp_path, place):
     assert model.config.to_dict() == before
 
 
-def test_a_name_of_the_wrong_type():
+def test_a_name_of_the_wrong_type_is_refused():
     with pytest.raises(InputError, match="3 names no model"):
         mlx_qwen3.load(3)
 
 
-def test_the_registry_finds_the_class(tmp_path):
+def test_the_registry_returns_the_class_of_a_configuration(tmp_path):
     from mlx_qwen3.models.registry import model_class
 
     for name in NAMES:
@@ -69,7 +69,7 @@ def test_the_registry_finds_the_class(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
-def test_a_head_starts_fresh_and_says_so_once(tmp_path, caplog, name):
+def test_a_new_head_causes_one_warning(tmp_path, caplog, name):
     tiny.model().save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
         model = getattr(mlx_qwen3, name).from_pretrained(tmp_path, num_labels=2)
@@ -77,7 +77,7 @@ def test_a_head_starts_fresh_and_says_so_once(tmp_path, caplog, name):
     assert not np.isnan(np.array(model(tiny.ids(1))[0])).any()
 
 
-def test_a_bare_model_reads_a_head_and_a_head_reads_a_bare_model(tmp_path):
+def test_a_bare_model_and_a_model_with_a_head_load_each_other(tmp_path):
     causal = tiny.model(tie_word_embeddings=True)
     causal.save_pretrained(tmp_path / "causal")
     bare = mlx_qwen3.Qwen3Model.from_pretrained(tmp_path / "causal")
@@ -89,7 +89,7 @@ def test_a_bare_model_reads_a_head_and_a_head_reads_a_bare_model(tmp_path):
     assert "transformer.norm.weight" in dict(tree_flatten(answering.parameters()))
 
 
-def test_a_head_of_another_size_is_refused_or_starts_fresh(tmp_path):
+def test_a_head_of_another_size_is_refused_or_initialized(tmp_path):
     tiny.model("Qwen3ForSequenceClassification", num_labels=3).save_pretrained(tmp_path)
     load = mlx_qwen3.Qwen3ForSequenceClassification.from_pretrained
     with pytest.raises(CheckpointError, match=r"score\.weight.*\(3, 32\).*\(5, 32\)"):
@@ -99,7 +99,7 @@ def test_a_head_of_another_size_is_refused_or_starts_fresh(tmp_path):
 
 
 def edit(folder, change):
-    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # it would name what is taken out
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # it would list the removed weights
     file = folder / "model.safetensors"
     weights = dict(mx.load(str(file)))
     change(weights)
@@ -107,7 +107,7 @@ def edit(folder, change):
     mx.save_safetensors(str(file), weights, {"format": "pt"})
 
 
-def test_tied_weights_in_every_form(tmp_path, caplog):
+def test_tied_weights_are_read_from_every_layout(tmp_path, caplog):
     model = tiny.model(tie_word_embeddings=True)
     want = model(tiny.ids()).logits
     load = mlx_qwen3.Qwen3ForCausalLM.from_pretrained
@@ -137,20 +137,20 @@ def test_tied_weights_in_every_form(tmp_path, caplog):
         ),
     ],
 )
-def test_a_wrong_weight_is_named(tmp_path, change, named):
+def test_an_invalid_weight_is_reported_by_name(tmp_path, change, named):
     tiny.model().save_pretrained(tmp_path)
     edit(tmp_path, change)
     with pytest.raises(CheckpointError, match=named):
         mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path)
 
 
-def test_left_over_buffers_of_old_files_are_ignored(tmp_path):
+def test_obsolete_buffers_of_old_files_are_ignored(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     edit(tmp_path, lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros((4,))}))
     mlx_qwen3.Qwen3ForCausalLM.from_pretrained(tmp_path)
 
 
-def test_the_computing_type(tmp_path):
+def test_the_dtype_argument_selects_the_dtype_of_computation(tmp_path):
     model = tiny.model(dtype="bfloat16")
     model.set_dtype(mx.bfloat16)
     model.save_pretrained(tmp_path)
@@ -171,7 +171,7 @@ def test_a_given_config_is_used(tmp_path):
     assert model(tiny.ids()).past_key_values is None
 
 
-def test_damaged_and_unsafe_folders(tmp_path):
+def test_damaged_and_unsafe_folders_are_refused(tmp_path):
     tiny.model().save_pretrained(tmp_path)
     load = mlx_qwen3.Qwen3ForCausalLM.from_pretrained
     with pytest.raises(InputError, match="trust_remote_code"):

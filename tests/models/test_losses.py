@@ -1,4 +1,4 @@
-"""Losses of the heads: what counts, what does not, and what is refused by name."""
+"""Losses of the heads: included and ignored tokens, and refused labels."""
 
 import math
 
@@ -24,21 +24,21 @@ def make(cls, **config):
     return model
 
 
-def test_regression_is_a_mean_of_squares():
+def test_the_regression_loss_is_the_mean_of_squares():
     model = make(Qwen3ForSequenceClassification, num_labels=1)
     output = model(IDS, labels=[0.5, -1.0])
     logits = output.logits[:, 0].tolist()
     assert output.loss.item() == pytest.approx(((logits[0] - 0.5) ** 2 + (logits[1] + 1) ** 2) / 2, abs=1e-5)
 
 
-def test_several_numbers_by_explicit_problem_type():
+def test_regression_supports_several_numbers():
     model = make(Qwen3ForSequenceClassification, num_labels=3, problem_type="regression")
     targets = mx.array([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
     output = model(IDS, labels=targets)
     assert output.loss.item() == pytest.approx(mx.mean(mx.square(output.logits - targets)).item(), abs=1e-5)
 
 
-def test_the_type_of_the_labels_decides_when_no_problem_type_is_set():
+def test_the_dtype_of_the_labels_selects_the_problem_type_if_none_is_set():
     model = make(Qwen3ForSequenceClassification, num_labels=3)
     one = model(IDS, labels=[2, 0])
     expected = mx.mean(mx.logsumexp(one.logits, axis=-1) - mx.stack([one.logits[0, 2], one.logits[1, 0]]))
@@ -48,7 +48,7 @@ def test_the_type_of_the_labels_decides_when_no_problem_type_is_set():
     assert model.config.problem_type is None
 
 
-def test_ignored_tokens_do_not_count():
+def test_ignored_tokens_do_not_change_the_loss():
     model = make(Qwen3ForTokenClassification, num_labels=3)
     whole = model(IDS, labels=[[0, 1, 2], [-100, -100, -100]])
     row = model(IDS[:1], labels=[[0, 1, 2]])
@@ -77,12 +77,12 @@ def test_positions_beyond_the_text_are_ignored_and_negative_ones_are_zero():
         (Qwen3ForTokenClassification, [[0.5, 1, 2], [0, 0, 0]], "labels holds float32, expected whole numbers"),
     ],
 )
-def test_wrong_labels_are_named(cls, labels, message):
+def test_invalid_labels_are_reported(cls, labels, message):
     with pytest.raises(InputError, match=message):
         make(cls, num_labels=3)(IDS, labels=labels)
 
 
-def test_wrong_shapes_of_several_labels_are_named():
+def test_invalid_shapes_of_multi_label_targets_are_reported():
     model = make(Qwen3ForSequenceClassification, num_labels=3, problem_type="multi_label_classification")
     with pytest.raises(InputError, match=r"labels has shape \(2, 2\), expected \(2, 3\)"):
         model(IDS, labels=[[1.0, 0.0], [0.0, 1.0]])
@@ -100,12 +100,12 @@ def test_the_last_position_can_be_given():
     model = make(Qwen3ForSequenceClassification)
     told = model([[5, 6, 7, 0], [8, 0, 0, 0]], last_positions=[2, 0]).logits
     assert mx.allclose(told, model([[5, 6, 7, 0], [8, 0, 0, 0]]).logits)
-    # an id of padding inside the text is text
+    # a padding id inside the text counts as text
     inside = model([[5, 6, 0]], last_positions=[2]).logits
     assert not mx.allclose(inside, model([[5, 6, 0]]).logits)
 
 
-def test_a_single_token_predicts_nothing():
+def test_a_single_token_has_no_loss():
     model = make(Qwen3ForCausalLM)
     assert math.isnan(model([[5]], labels=[[5]]).loss.item())
     assert model([[5]], labels=[[5]], num_items_in_batch=3).loss.item() == 0

@@ -1,4 +1,4 @@
-"""A padded row gives what the row alone gives, whatever the side, the type of numbers and the head; never NaN."""
+"""A padded row equals the single row for every side, dtype and head, without NaN."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,7 @@ WIDTH = 9
 
 
 def results(model, ids, mask=None):
-    """Return the head's arrays, float32, the token axis second where there is one."""
+    """Return the arrays of the head in float32, with the token axis second if there is one."""
     output = model(mx.array(ids), attention_mask=None if mask is None else mx.array(mask), use_cache=False)
     arrays = (
         [output.start_logits, output.end_logits] if isinstance(model, Qwen3ForQuestionAnswering) else [output.logits]
@@ -31,7 +31,7 @@ def results(model, ids, mask=None):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "4 bit"])
 @pytest.mark.parametrize("cls", HEADS)
-def test_padded_is_single(cls, kind, side, window):
+def test_a_padded_row_equals_a_single_row(cls, kind, side, window):
     mx.random.seed(1)
     options = {} if window is None else {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
     model = cls(Qwen3Config(**{**QWEN3, "pad_token_id": 0, **options}))

@@ -1,4 +1,4 @@
-"""The Qwen3 call: every argument and output of the class page, and one clear error for each wrong one."""
+"""Calls of Qwen3: every documented argument and output, and one clear error per invalid argument."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +15,7 @@ def same(a, b, tolerance=1e-5):
     np.testing.assert_allclose(np.array(a), np.array(b), atol=tolerance, rtol=tolerance)
 
 
-def test_arrays_lists_and_numpy_are_the_same_input():
+def test_arrays_lists_and_numpy_arrays_give_the_same_output():
     model, ids = tiny.model("Qwen3Model"), tiny.ids()
     want = model(ids).last_hidden_state
     for given in (ids.tolist(), np.array(ids), np.array(ids).astype(np.int64)):
@@ -36,7 +36,7 @@ def test_an_output_is_read_by_attribute_key_and_index():
     assert output.loss is None
 
 
-def test_switches_also_work_from_the_config():
+def test_output_options_can_be_set_in_the_config():
     model = tiny.model(output_attentions=True, output_hidden_states=True, use_cache=False, return_dict=False)
     output = model(tiny.ids())
     assert isinstance(output, tuple)
@@ -50,7 +50,7 @@ def test_the_last_hidden_state_is_normalized():
     same(output.hidden_states[-1], output.last_hidden_state)
 
 
-def test_embeddings_in_place_of_ids():
+def test_embeddings_can_replace_ids():
     model, ids = tiny.model(), tiny.ids()
     same(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, model(ids).logits)
 
@@ -64,7 +64,7 @@ def test_a_cache_continues_where_it_stopped():
     assert rest.past_key_values.get_seq_length() == 9
 
 
-def test_legacy_tuples_are_accepted_and_a_cache_comes_back():
+def test_legacy_tuples_are_accepted_and_a_cache_is_returned():
     model, ids = tiny.model(), tiny.ids(length=9)
     past = model(ids[:, :5]).past_key_values.to_legacy_cache()
     assert isinstance(past, tuple)
@@ -75,7 +75,7 @@ def test_legacy_tuples_are_accepted_and_a_cache_comes_back():
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 99, [1, 5], [[1, 2], [0, 6]]])
-def test_logits_to_keep(keep):
+def test_logits_to_keep_selects_the_positions(keep):
     model, ids = tiny.model(), tiny.ids()
     every, got = np.array(model(ids).logits), model(ids, logits_to_keep=keep).logits
     if isinstance(keep, int):
@@ -86,7 +86,7 @@ def test_logits_to_keep(keep):
     same(got, want)
 
 
-def test_a_boolean_and_an_additive_mask_of_four_dimensions():
+def test_boolean_and_additive_masks_of_four_dimensions_are_accepted():
     model, ids = tiny.model(), tiny.ids()
     causal = np.tril(np.ones((7, 7), dtype=bool))[None, None]
     want = model(ids).logits
@@ -95,7 +95,7 @@ def test_a_boolean_and_an_additive_mask_of_four_dimensions():
     same(model(ids, attention_mask=mx.array(added)).logits, want)
 
 
-def test_packed_sequences_do_not_see_each_other():
+def test_packed_sequences_do_not_attend_to_each_other():
     model, ids = tiny.model(), tiny.ids(batch=1, length=8)
     positions = mx.array([[0, 1, 2, 0, 1, 2, 3, 4]])
     packed = model(ids, position_ids=positions, use_cache=False).logits
@@ -133,7 +133,7 @@ def test_an_activation_may_be_a_function():
         tiny.model(hidden_act="swoosh")
 
 
-def test_attention_dropout_only_in_training():
+def test_attention_dropout_applies_only_in_training():
     model, ids = tiny.model(attention_dropout=0.5), tiny.ids()
     same(model(ids).logits, tiny.model()(ids).logits)
     model.train()
@@ -149,7 +149,7 @@ def test_constructing_evaluates_nothing():
     assert model.num_parameters() > 50_000_000
 
 
-def test_first_weights_are_the_references():
+def test_initial_weights_follow_the_distribution_of_the_reference():
     model = tiny.model(initializer_range=0.02, pad_token_id=3, hidden_size=256, attention_bias=True)
     weights = dict(tree_flatten(model.parameters()))
     assert abs(mx.std(weights["model.layers.0.mlp.up_proj.weight"]).item() - 0.02) < 0.002
@@ -175,7 +175,7 @@ def test_a_training_step_under_compile_lowers_the_loss():
     same(compiled(ids), model(ids).logits, 1e-4)
 
 
-def test_resizing_the_vocabulary_keeps_what_was_there():
+def test_resizing_the_vocabulary_keeps_existing_rows():
     model, ids = tiny.model(), tiny.ids()
     before = model(ids).logits
     model.resize_token_embeddings(70)
@@ -225,13 +225,13 @@ def test_input_embeddings_can_be_replaced():
         ({"input_ids": [[1]], "token_type_ids": [[0]]}, "token_type_ids"),
     ],
 )
-def test_a_wrong_argument_is_named(call, named):
+def test_an_invalid_argument_is_reported(call, named):
     with pytest.raises(InputError, match=named) as error:
         tiny.model()(**call)
     assert "\n" not in str(error.value)
 
 
-def test_heads_that_do_not_divide_are_refused():
+def test_numbers_of_heads_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="num_key_value_heads"):
         tiny.model(num_key_value_heads=3)
     with pytest.raises(ConfigError, match="sliding_window"):

@@ -1,4 +1,4 @@
-"""The fused path gives what the plain one gives, shares its memory, and is dropped when weights change."""
+"""The fused path gives the outputs of the plain path, shares its memory, and is dropped when weights change."""
 
 import copy
 
@@ -43,7 +43,7 @@ def outputs(model, cache, parts=PARTS) -> mx.array:
     ids=["plain", "bias", "sliding", "gelu", "yarn", "mha"],
 )
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_gives_the_plain_logits(fields, bits):
+def test_the_fused_path_gives_the_plain_logits(fields, bits):
     model = small_model(**fields)
     if bits:
         quantize_model(model, PackedFormat(bits, 32, "affine"))
@@ -53,7 +53,7 @@ def test_gives_the_plain_logits(fields, bits):
     assert mx.allclose(outputs(fast, model.make_cache()), plain, rtol=1e-5, atol=1e-5)
 
 
-def test_gives_the_plain_logits_in_bfloat16():
+def test_the_fused_path_gives_the_plain_logits_in_bfloat16():
     model = small_model(mx.bfloat16)
     plain, fast = outputs(model, model.make_cache()), outputs(model.for_inference(), model.make_cache())
     assert fast.dtype == mx.bfloat16
@@ -62,7 +62,7 @@ def test_gives_the_plain_logits_in_bfloat16():
 
 
 @pytest.mark.parametrize("fields", [{}, SLIDING], ids=["growing", "sliding"])
-def test_works_on_quantized_caches(fields):
+def test_the_fused_path_works_with_quantized_caches(fields):
     model = small_model(**fields)
     plain = outputs(model, model.make_cache(kv_bits=8, kv_group_size=32))
     fast = outputs(model.for_inference(), model.make_cache(kv_bits=8, kv_group_size=32))
@@ -72,7 +72,7 @@ def test_works_on_quantized_caches(fields):
 @pytest.mark.parametrize("options", [{}, {"kv_bits": 8, "kv_group_size": 32}], ids=["plain", "packed"])
 @pytest.mark.parametrize("fields", [{}, SLIDING], ids=["growing", "sliding"])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_only_the_newest_go_through_the_last_layer(fields, options, keep, monkeypatch):
+def test_the_last_layer_computes_only_the_newest_tokens(fields, options, keep, monkeypatch):
     model = small_model(**fields)
     plain, cache = model.make_cache(**options), model.make_cache(**options)
     fast, parts = model.for_inference(), [mx.array([[*range(3, 30)]]), *PARTS[1:5]]
@@ -89,12 +89,12 @@ def test_only_the_newest_go_through_the_last_layer(fields, options, keep, monkey
         want = model.step_logits(part, plain, keep)
         assert mx.allclose(fast.step_logits(part, cache, keep), want, rtol=1e-4, atol=1e-4)
         assert queries[-1] == want.shape[1] == min(keep, part.shape[1])
-        # as for a single decoded token: on CUDA cuDNN would make another plan for an order
+        # as for a single decoded token: on CUDA, cuDNN would build another plan for a causal mask
         assert queries[-1] > 1 or masks[-1] is None or isinstance(masks[-1], mx.array)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_only_the_newest_of_padded_rows(keep):
+def test_the_last_layer_computes_only_the_newest_tokens_of_padded_rows(keep):
     model, ids = small_model(), mx.array([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     mask, positions = mx.array([[0, 0, 1, 1, 1], [1] * 5]), mx.array([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]])
     want = model.step_logits(ids, model.make_cache(), keep, mask, positions)
@@ -118,7 +118,7 @@ def test_padded_rows_agree():
     assert mx.allclose(fast.step_logits(mx.array([[8], [9]]), cache, 1, longer, new), wanted, atol=1e-5)
 
 
-def test_recipes_with_other_bits_for_values_and_up():
+def test_the_fused_path_supports_other_bits_for_values_and_up_projections():
     model = small_model()
 
     def choose(path, shape):
@@ -143,11 +143,11 @@ def test_parameters_keep_names_values_and_memory(bits):
     after = dict(tree_flatten(model.parameters()))
     assert list(after) == list(before)
     assert all(mx.array_equal(after[name], before[name]) for name in before)
-    # beyond the joined norms of queries and keys nothing new is held
+    # only the joined norms of queries and keys need additional memory
     assert mx.get_active_memory() - held < 0.02 * held
 
 
-def test_every_way_to_generate_takes_it():
+def test_every_generation_function_uses_the_fused_path():
     model = small_model()
     list(generate_step(model, PROMPT[0], max_tokens=2))
     assert model._fused is not None
@@ -156,7 +156,7 @@ def test_every_way_to_generate_takes_it():
     assert model._fused is not None
 
 
-def test_is_made_once_and_again_after_a_change():
+def test_the_fused_path_is_built_once_and_rebuilt_after_a_change():
     model = small_model()
     first = model.for_inference()._decoder
     assert model.for_inference()._decoder is first
@@ -167,7 +167,7 @@ def test_is_made_once_and_again_after_a_change():
     assert list(generate_step(model, PROMPT[0], max_tokens=8)) != wanted
 
 
-def test_sees_an_array_that_was_exchanged_below_the_model():
+def test_the_fused_path_uses_a_replaced_array():
     model = small_model()
     model.for_inference()
     model.model.layers[1].self_attn.k_norm.weight = mx.ones((32,)) * 3
@@ -176,7 +176,7 @@ def test_sees_an_array_that_was_exchanged_below_the_model():
 
 
 class Adapter(nn.Module):
-    """A stand-in for LoRA: the layer and something added to it."""
+    """An adapter like LoRA: adds an output to that of the layer."""
 
     def __init__(self, linear: nn.Module):
         super().__init__()
@@ -186,7 +186,7 @@ class Adapter(nn.Module):
         return self.linear(x) * 1.5
 
 
-def test_steps_aside_for_adapters():
+def test_the_plain_path_is_used_with_an_adapter():
     model = small_model()
     model.for_inference()
     attention = model.model.layers[2].self_attn
@@ -194,7 +194,7 @@ def test_steps_aside_for_adapters():
     assert model.for_inference() is model
 
 
-def test_keeps_an_adapter_on_the_output_projection():
+def test_the_fused_path_supports_an_adapter_on_the_output_projection():
     model = small_model()
     attention = model.model.layers[2].self_attn
     attention.update_modules({"o_proj": Adapter(attention.o_proj)})
@@ -203,7 +203,7 @@ def test_keeps_an_adapter_on_the_output_projection():
     assert mx.allclose(outputs(fast, model.make_cache()), plain, atol=1e-5)
 
 
-def test_training_has_the_plain_path_and_right_gradients():
+def test_training_uses_the_plain_path_with_correct_gradients():
     model = small_model()
     model.for_inference()
     model.train()
@@ -218,7 +218,7 @@ def test_training_has_the_plain_path_and_right_gradients():
     assert mx.max(mx.abs(q_proj)).item() > 0
 
 
-def test_a_copied_model_has_its_own_path():
+def test_a_copied_model_has_its_own_fused_path():
     model = small_model()
     model.for_inference()
     duplicate = copy.deepcopy(model)
@@ -228,7 +228,7 @@ def test_a_copied_model_has_its_own_path():
     assert mx.allclose(changed, outputs(duplicate, duplicate.make_cache()), atol=1e-5)
 
 
-def test_saved_files_hold_the_unfused_names(tmp_path):
+def test_saved_files_contain_the_unfused_names(tmp_path):
     model = small_model()
     plain = outputs(model, model.make_cache())
     model.for_inference()

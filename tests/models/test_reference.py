@@ -1,4 +1,4 @@
-"""Checkpoints saved here load in transformers and give the same outputs and losses, and the other way round."""
+"""Saved checkpoints load in transformers with the same outputs and losses, and vice versa."""
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +25,7 @@ MASK = [[1, 1, 1, 1], [0, 1, 1, 1]]
 
 
 @pytest.mark.parametrize(("name", "config", "labels"), CASES)
-def test_saved_here_loads_there(tmp_path, name, config, labels):
+def test_saved_checkpoints_load_in_transformers(tmp_path, name, config, labels):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = write_qwen3(tmp_path / "m", name, pad_token_id=0, **config)
     mine = getattr(mlx_qwen3, name).from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Calibration of a whole model: what it sets, what it leaves alone, and what it refuses."""
+"""Calibration of a whole model: resulting ranges, unchanged state, and refused input."""
 
 import logging
 
@@ -18,7 +18,7 @@ def ranges(model) -> dict[str, np.ndarray | None]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_sets_every_range(method):
+def test_every_calibration_method_sets_every_range(method):
     model = tiny_bert.model(num_hidden_layers=1)
     mlx_qwen3.calibrate(model, [tiny_bert.ids(seed=s) for s in range(2)], method, percentile=99.0, stride=64)
     largest = tiny_bert.model(num_hidden_layers=1)
@@ -34,7 +34,7 @@ def test_every_method_sets_every_range(method):
         assert any(amax < limits[name] * 0.99 for name, amax in ranges(model).items() if amax.shape == ())
 
 
-def test_weights_take_their_rows_maximum():
+def test_weight_ranges_are_the_maxima_of_the_rows():
     model = tiny_bert.calibrated()
     layer = model.encoder.layer[0].attention.self.query
     np.testing.assert_array_equal(
@@ -42,7 +42,7 @@ def test_weights_take_their_rows_maximum():
     )
 
 
-def test_inputs_take_the_maximum_over_all_batches():
+def test_input_ranges_are_the_maximum_over_all_batches():
     batches = [tiny_bert.ids(seed=s) for s in range(3)]
     model, name = tiny_bert.model(), "encoder.layer.0.attention.self.query._input_quantizer"
     mlx_qwen3.calibrate(model, batches)
@@ -63,7 +63,7 @@ def test_batches_may_be_mappings_arrays_or_a_generator():
         np.testing.assert_array_equal(amax, ranges(three)[name])
 
 
-def test_disabled_quantizers_and_the_mode_stay_as_they_were():
+def test_calibration_keeps_disabled_quantizers_and_the_training_mode():
     model = tiny_bert.model()
     off = model.disable_quantizers("matmul_")
     model.train()
@@ -79,7 +79,7 @@ def test_calibrating_again_replaces_the_ranges():
     assert any(not np.array_equal(amax, before[name]) for name, amax in ranges(model).items())
 
 
-def test_nothing_changes_when_it_fails():
+def test_a_failed_calibration_changes_no_range():
     model = tiny_bert.calibrated()
     before = ranges(model)
 
@@ -94,12 +94,12 @@ def test_nothing_changes_when_it_fails():
     assert not any(q.calibrating for _, q in model.named_quantizers())
 
 
-def test_no_data_is_refused():
+def test_an_empty_list_of_batches_is_refused():
     with pytest.raises(QuantizationError, match="batches is empty"):
         mlx_qwen3.calibrate(tiny_bert.model(), [])
 
 
-def test_a_quantizer_that_no_data_reaches_is_named():
+def test_a_quantizer_without_data_is_reported_by_name():
     model = tiny_bert.model("QDQBertLMHeadModel", is_decoder=True, add_cross_attention=True)
     with pytest.raises(QuantizationError, match=r"crossattention.*received no data"):
         mlx_qwen3.calibrate(model, [tiny_bert.ids()])
@@ -109,7 +109,7 @@ def test_a_quantizer_that_no_data_reaches_is_named():
     assert all(amax is not None for amax in ranges(model).values())
 
 
-def test_misuse_is_named():
+def test_invalid_methods_and_percentiles_are_refused():
     model = tiny_bert.model()
     with pytest.raises(QuantizationError, match="average"):
         mlx_qwen3.calibrate(model, [tiny_bert.ids()], "average")
@@ -120,7 +120,7 @@ def test_misuse_is_named():
         mlx_qwen3.calibrate(model, [tiny_bert.ids()])
 
 
-def test_a_layer_that_sees_only_zeros_is_announced(caplog):
+def test_a_layer_with_only_zeros_as_input_causes_a_warning(caplog):
     model = tiny_bert.model(hidden_act="relu")
     dense = model.encoder.layer[0].intermediate.dense
     dense.weight, dense.bias = mx.zeros_like(dense.weight), mx.zeros_like(dense.bias)

@@ -1,4 +1,4 @@
-"""Files: QDQBert checkpoints with ranges, BERT checkpoints of every age, and what a file may lack or hold too much."""
+"""QDQBert checkpoints with ranges, BERT checkpoints of every age, and files with missing or surplus weights."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from tests.support import tiny_bert
 
 def arrays(folder) -> dict[str, mx.array]:
     found = dict(mx.load(str(folder / "model.safetensors")))
-    mx.eval(found)  # the file is about to be replaced
+    mx.eval(found)  # the file is replaced afterwards
     return found
 
 
@@ -30,7 +30,7 @@ def rewrite(folder, weights, **config) -> None:
 
 @pytest.fixture
 def masked_lm(tmp_path):
-    """A saved masked language model as BertForPreTraining's file would have it."""
+    """Save a masked language model with the weight names of BertForPreTraining."""
     model = tiny_bert.model("QDQBertForMaskedLM")
     model.save_pretrained(tmp_path)
     weights = arrays(tmp_path)
@@ -42,7 +42,7 @@ def masked_lm(tmp_path):
     return tmp_path, model
 
 
-def test_saved_and_loaded_with_ranges(tmp_path):
+def test_ranges_are_saved_and_loaded(tmp_path):
     model = tiny_bert.calibrated("QDQBertForTokenClassification", num_labels=3)
     model.disable_quantizers(r"layer\.1\.output\.")
     model.save_pretrained(tmp_path)
@@ -58,7 +58,7 @@ def test_saved_and_loaded_with_ranges(tmp_path):
     assert off == [name for name, q in model.named_quantizers() if not q.enabled] != []
 
 
-def test_descriptors_are_remembered(tmp_path):
+def test_descriptors_are_saved_and_loaded(tmp_path):
     model = tiny_bert.calibrated(quant_desc_input={"num_bits": 5}, quant_desc_weight={"axis": None})
     model.save_pretrained(tmp_path)
     again = mlx_qwen3.QDQBertModel.from_pretrained(tmp_path)
@@ -92,7 +92,7 @@ def test_base_and_heads_load_each_other(masked_lm):
         ("QDQBertModel", ""),
     ],
 )
-def test_every_class_loads_a_pretraining_file_and_announces_its_fresh_head(masked_lm, caplog, name, fresh):
+def test_every_class_loads_a_pretraining_file_and_warns_about_a_new_head(masked_lm, caplog, name, fresh):
     folder, _ = masked_lm
     with caplog.at_level(logging.WARNING):
         model = getattr(mlx_qwen3, name).from_pretrained(folder)
@@ -100,7 +100,7 @@ def test_every_class_loads_a_pretraining_file_and_announces_its_fresh_head(maske
     assert all(mx.isfinite(a).all().item() for _, a in tree_flatten(model.parameters()))
 
 
-def test_a_fresh_pooler_is_announced(masked_lm, caplog):
+def test_a_new_pooler_causes_a_warning(masked_lm, caplog):
     folder, _ = masked_lm
     rewrite(folder, {k: v for k, v in arrays(folder).items() if "pooler" not in k})
     with caplog.at_level(logging.WARNING):
@@ -108,7 +108,7 @@ def test_a_fresh_pooler_is_announced(masked_lm, caplog):
     assert "pooler.dense.bias, pooler.dense.weight" in caplog.text
 
 
-def test_a_decoder_made_of_an_encoder_gets_fresh_cross_attention(masked_lm, caplog):
+def test_a_decoder_loaded_from_an_encoder_gets_new_cross_attention(masked_lm, caplog):
     folder, model = masked_lm
     with caplog.at_level(logging.WARNING):
         decoder = mlx_qwen3.QDQBertLMHeadModel.from_pretrained(folder, is_decoder=True, add_cross_attention=True)
@@ -119,7 +119,7 @@ def test_a_decoder_made_of_an_encoder_gets_fresh_cross_attention(masked_lm, capl
             np.testing.assert_array_equal(np.array(array), np.array(want[name]))
 
 
-def test_names_of_the_first_releases(masked_lm):
+def test_weight_names_of_the_first_releases_are_read(masked_lm):
     folder, model = masked_lm
     old = {}
     for name, array in arrays(folder).items():
@@ -134,7 +134,7 @@ def test_names_of_the_first_releases(masked_lm):
     np.testing.assert_array_equal(np.array(again(ids).logits), np.array(model(ids).logits))
 
 
-def test_embedding_taken_from_a_file_that_has_only_the_decoder(masked_lm):
+def test_the_embedding_is_read_from_a_file_with_only_the_decoder(masked_lm):
     folder, model = masked_lm
     weights = arrays(folder)
     weights["cls.predictions.decoder.weight"] = weights.pop("bert.embeddings.word_embeddings.weight")
@@ -144,7 +144,7 @@ def test_embedding_taken_from_a_file_that_has_only_the_decoder(masked_lm):
     np.testing.assert_array_equal(np.array(again(ids).logits), np.array(model(ids).logits))
 
 
-def test_a_decoder_of_its_own(masked_lm, caplog):
+def test_a_separate_decoder_is_read_only_without_tying(masked_lm, caplog):
     folder, _ = masked_lm
     weights = arrays(folder)
     weights["cls.predictions.decoder.weight"] = mx.random.normal((61, 32))
@@ -164,7 +164,7 @@ def test_a_decoder_of_its_own(masked_lm, caplog):
     np.testing.assert_array_equal(np.array(again(ids).logits), np.array(untied(ids).logits))
 
 
-def test_config_given_as_in_the_specification(masked_lm):
+def test_a_changed_config_can_be_passed_to_from_pretrained(masked_lm):
     folder, _ = masked_lm
     config = mlx_qwen3.QDQBertConfig.from_pretrained(folder)
     config.is_decoder = True
@@ -174,7 +174,7 @@ def test_config_given_as_in_the_specification(masked_lm):
     assert len(output.past_key_values) == 2
 
 
-# wrong files
+# invalid files
 
 
 def damaged(folder, name: str, value) -> None:
@@ -207,7 +207,7 @@ WEIGHT = "encoder.layer.1.intermediate.dense._weight_quantizer"
         (WEIGHT, 1.0, r"shape \(\), expected \(64, 1\)"),
     ],
 )
-def test_wrong_ranges_are_named(with_ranges, name, value, text):
+def test_invalid_ranges_are_reported_by_name(with_ranges, name, value, text):
     damaged(with_ranges, f"{name}._amax", value)
     with pytest.raises(QuantizationError, match=name.replace(".", r"\.") + ".*" + text):
         mlx_qwen3.QDQBertModel.from_pretrained(with_ranges)
@@ -229,7 +229,7 @@ def test_a_range_of_zero_gives_zeros(with_ranges):
     assert mx.abs(quantizer(mx.ones((3,)))).max().item() == 0
 
 
-def test_a_missing_range_is_announced_and_taken_from_each_input(with_ranges, caplog):
+def test_a_missing_range_causes_a_warning_and_is_computed_per_input(with_ranges, caplog):
     damaged(with_ranges, f"{INPUT}._amax", None)
     with caplog.at_level(logging.WARNING):
         model = mlx_qwen3.QDQBertModel.from_pretrained(with_ranges)
@@ -239,7 +239,7 @@ def test_a_missing_range_is_announced_and_taken_from_each_input(with_ranges, cap
         model.pack()
 
 
-def test_what_belongs_nowhere_is_refused(with_ranges):
+def test_a_range_of_a_missing_layer_is_refused(with_ranges):
     damaged(with_ranges, "encoder.layer.7.output.dense._input_quantizer._amax", 1.0)
     with pytest.raises(CheckpointError, match="num_hidden_layers"):
         mlx_qwen3.QDQBertModel.from_pretrained(with_ranges)

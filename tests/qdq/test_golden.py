@@ -1,4 +1,4 @@
-"""The recorded QDQBert cases: calls, cached steps, generation, gradients, calibration, single quantizers."""
+"""Recorded QDQBert outputs: calls, cached steps, generation, gradients, calibration, single quantizers."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,14 +11,14 @@ from tests.support.golden_cases import assert_outputs, calls, find
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "forward"))
-def test_forward(name, call_id):
+def test_forward_calls_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     output = case.model(call)(**case.mlx(call["inputs"]), **call["kwargs"])
     assert_outputs(case, call, output, call["tolerance"])
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "cached"))
-def test_cached_steps(name, call_id):
+def test_cached_steps_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model, past = case.model(call), None
     for step in call["steps"]:
@@ -29,14 +29,14 @@ def test_cached_steps(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "generate"))
-def test_generate(name, call_id):
+def test_generated_tokens_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     got = case.model(call).generate(**case.mlx(call["inputs"]), **call["kwargs"])
     np.testing.assert_array_equal(np.array(got), case.numpy(call["outputs"]["sequences"]))
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "grad"))
-def test_gradients(name, call_id):
+def test_gradients_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model, inputs = case.model(call), case.mlx(call["inputs"])
     _, grads = nn.value_and_grad(model, lambda: model(**inputs).loss)()
@@ -48,7 +48,7 @@ def test_gradients(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "calibrate"))
-def test_calibration(name, call_id):
+def test_calibrated_outputs_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     model = case.model(call)
     mlx_qwen3.calibrate(model, [case.mlx(batch) for batch in call["batches"]], method="max")
@@ -61,7 +61,7 @@ def test_calibration(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "config"))
-def test_configuration_rules(name, call_id):
+def test_configurations_equal_the_recording(name, call_id):
     _, call = find(name, call_id)
     config = mlx_qwen3.QDQBertConfig(**call["config"])
     for field, want in call["expect"].items():
@@ -70,7 +70,7 @@ def test_configuration_rules(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "fake_quant"))
-def test_fake_quantizer(name, call_id):
+def test_fake_quantizers_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     quantizer = mlx_qwen3.TensorQuantizer(**call["kwargs"])
     quantizer.amax = case.mlx(call["inputs"]["amax"])
@@ -82,7 +82,7 @@ def test_fake_quantizer(name, call_id):
 
 
 @pytest.mark.parametrize(("name", "call_id"), calls("qdq_", "calibrator"))
-def test_calibrator(name, call_id):
+def test_calibrators_equal_the_recording(name, call_id):
     case, call = find(name, call_id)
     kwargs = dict(call["kwargs"])
     compute = kwargs.pop("compute", {})

@@ -1,4 +1,4 @@
-"""What the QDQBert models promise: caches, masks, positions, quantizers by name, and errors that name the field."""
+"""QDQBert models: caches, masks, positions, quantizers by name, and errors that name the field."""
 
 import logging
 
@@ -24,12 +24,12 @@ def states(batch: int = 3, size: int = 5) -> mx.array:
     return mx.random.normal((batch, size, 32), key=mx.random.key(3))
 
 
-# caches and masks; quantizers are off where a last bit could move a value to another level
+# caches and masks; quantizers are disabled where a rounding difference could change a quantization level
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("cross", [False, True])
-def test_cached_steps_give_what_one_call_gives(positions, cross):
+def test_cached_steps_equal_one_call(positions, cross):
     model = tiny_bert.model(
         "QDQBertLMHeadModel", **DECODER, add_cross_attention=cross, position_embedding_type=positions
     )
@@ -51,7 +51,7 @@ def test_cached_steps_give_what_one_call_gives(positions, cross):
     close(mx.concatenate(pieces, axis=1), want)
 
 
-def test_plain_tuples_serve_as_a_cache():
+def test_plain_tuples_are_accepted_as_a_cache():
     model = tiny_bert.model("QDQBertLMHeadModel", **DECODER)
     model.disable_quantizers("")
     ids = tiny_bert.ids(length=6)
@@ -59,18 +59,18 @@ def test_plain_tuples_serve_as_a_cache():
     close(model(ids[:, 4:], past_key_values=past).logits, model(ids).logits[:, 4:])
 
 
-def test_calibrated_decoding_gives_what_one_call_gives():
+def test_calibrated_decoding_agrees_with_one_call():
     model = tiny_bert.calibrated("QDQBertLMHeadModel", **DECODER)
     ids = tiny_bert.ids(length=6)
     first = model(ids[:, :5])
     last = model(ids[:, 5:], past_key_values=first.past_key_values)
     want = model(ids).logits
-    # static ranges: the same levels but for values within float noise of a half step
+    # with static ranges only values close to a half step may get another level
     assert (mx.abs(last.logits[:, 0] - want[:, 5]) < 1e-4).mean().item() > 0.9
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_reach_the_row(side):
+def test_padding_does_not_change_a_row(side):
     model = tiny_bert.model()
     model.disable_quantizers("")
     ids = tiny_bert.ids(batch=1, length=5)
@@ -83,7 +83,7 @@ def test_padding_does_not_reach_the_row(side):
     close(got[:, start : start + 5], model(ids).last_hidden_state)
 
 
-def test_a_row_that_sees_nothing_is_finite_and_alike_in_both_kinds_of_attention():
+def test_a_fully_masked_row_is_finite_and_equal_in_both_attention_paths():
     model = tiny_bert.model()
     model.disable_quantizers("")
     mask = mx.array([[0] * 7, [1] * 7, [1, 0] * 3 + [1]])
@@ -94,7 +94,7 @@ def test_a_row_that_sees_nothing_is_finite_and_alike_in_both_kinds_of_attention(
     close(plain.attentions[0][0], mx.full((4, 7, 7), 1 / 7))
 
 
-def test_three_dimensional_masks_replace_the_causal_order():
+def test_three_dimensional_masks_replace_the_causal_mask():
     model = tiny_bert.model(**DECODER)
     model.disable_quantizers("")
     ids, everything = tiny_bert.ids(), mx.ones((3, 7, 7))
@@ -105,7 +105,7 @@ def test_three_dimensional_masks_replace_the_causal_order():
     close(encoder(ids, attention_mask=causal).last_hidden_state, model(ids).last_hidden_state)
 
 
-def test_head_mask_removes_a_head_everywhere_or_by_layer():
+def test_head_mask_disables_a_head_in_all_layers_or_per_layer():
     model = tiny_bert.model()
     ids = tiny_bert.ids()
     for mask in ([1, 0, 1, 1], [[1, 0, 1, 1], [1, 1, 1, 1]]):
@@ -114,7 +114,7 @@ def test_head_mask_removes_a_head_everywhere_or_by_layer():
         assert (mx.abs(attentions[1][:, 1]).max().item() == 0) == (mx.array(mask).ndim == 1)
 
 
-def test_relative_positions_depend_on_distance_alone():
+def test_relative_positions_depend_only_on_the_distance():
     model = tiny_bert.model(position_embedding_type="relative_key_query")
     model.disable_quantizers("")
     ids = tiny_bert.ids(batch=1)
@@ -123,7 +123,7 @@ def test_relative_positions_depend_on_distance_alone():
     assert mx.abs(flipped - model(ids).last_hidden_state).max().item() > 1e-3
 
 
-def test_hidden_states_and_tuples():
+def test_hidden_states_and_tuple_outputs_have_the_documented_entries():
     model = tiny_bert.model()
     output = model(tiny_bert.ids(), output_hidden_states=True)
     assert len(output.hidden_states) == 3
@@ -136,7 +136,7 @@ def test_hidden_states_and_tuples():
     assert bare(tiny_bert.ids()).pooler_output is None
 
 
-def test_the_cache_has_the_position_of_the_reference_in_the_output():
+def test_the_cache_has_the_index_of_the_reference_in_the_output():
     model = tiny_bert.model(is_decoder=True)
     options = {"use_cache": True, "output_hidden_states": True, "output_attentions": True}
     output = model(tiny_bert.ids(), **options)
@@ -147,7 +147,7 @@ def test_the_cache_has_the_position_of_the_reference_in_the_output():
     assert [len(entry) for entry in plain[2:]] == [2, 3, 2]
 
 
-def test_labels_turn_the_cache_off():
+def test_labels_disable_the_cache():
     model = tiny_bert.model("QDQBertLMHeadModel", **DECODER)
     ids = tiny_bert.ids()
     assert model(ids, labels=ids).past_key_values is None
@@ -176,7 +176,7 @@ def test_generation_stops_at_eos_and_pads():
 # quantizers by name
 
 
-def test_quantizers_are_found_by_their_names_on_disk():
+def test_quantizers_are_listed_by_their_on_disk_names():
     names = [name for name, _ in tiny_bert.model().named_quantizers()]
     assert len(names) == 40
     assert "encoder.layer.0.attention.self.query._input_quantizer" in names
@@ -186,7 +186,7 @@ def test_quantizers_are_found_by_their_names_on_disk():
     assert "bert.encoder.layer.0.crossattention.self.matmul_k_input_quantizer" in dict(decoder.named_quantizers())
 
 
-def test_quantizers_are_switched_by_pattern(caplog):
+def test_quantizers_are_enabled_and_disabled_by_pattern(caplog):
     model = tiny_bert.model()
     names = model.disable_quantizers(r"layer\.0\..*_weight_quantizer$")
     assert len(names) == 6
@@ -200,7 +200,7 @@ def test_quantizers_are_switched_by_pattern(caplog):
         model.disable_quantizers("(")
 
 
-def test_a_range_is_state_and_no_parameter():
+def test_a_range_is_not_a_trainable_parameter():
     model = tiny_bert.calibrated()
     trainable = [name for name, _ in tree_flatten(model.trainable_parameters())]
     assert not any("amax" in name or "quantizer" in name for name in trainable)
@@ -208,7 +208,7 @@ def test_a_range_is_state_and_no_parameter():
     assert all(q.amax is not None for _, q in model.named_quantizers())
 
 
-def test_attention_is_fused_only_where_its_quantizers_are_off(monkeypatch):
+def test_attention_is_fused_only_if_its_quantizers_are_disabled(monkeypatch):
     calls = []
     monkeypatch.setattr("mlx_qwen3.qdq.attention.attend", lambda q, k, v, *_: calls.append(1) or mx.zeros_like(q))
     model = tiny_bert.model()
@@ -221,7 +221,7 @@ def test_attention_is_fused_only_where_its_quantizers_are_off(monkeypatch):
     assert len(calls) == 2
 
 
-# wrong input
+# invalid input
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_attention_is_fused_only_where_its_quantizers_are_off(monkeypatch):
         ({"input_ids": [[1, 2]], "past_key_values": ()}, "is_decoder"),
     ],
 )
-def test_wrong_arguments_are_named(kwargs, text):
+def test_invalid_arguments_are_reported(kwargs, text):
     with pytest.raises(InputError, match=text):
         tiny_bert.model()(**kwargs)
 
@@ -267,7 +267,7 @@ def test_a_cache_of_another_shape_is_refused(past):
         tiny_bert.model(is_decoder=True)(tiny_bert.ids(), past_key_values=past)
 
 
-def test_wrong_encoder_arguments_are_named():
+def test_invalid_encoder_arguments_are_reported():
     ids = tiny_bert.ids()
     with pytest.raises(InputError, match="add_cross_attention"):
         tiny_bert.model(**DECODER)(ids, encoder_hidden_states=states())
@@ -280,7 +280,7 @@ def test_wrong_encoder_arguments_are_named():
         model(ids, past_key_values=((ids, ids),))
 
 
-def test_a_decoder_needs_is_decoder():
+def test_cross_attention_and_generation_require_is_decoder():
     with pytest.raises(ConfigError, match="is_decoder"):
         tiny_bert.model(add_cross_attention=True)
     with pytest.raises(ConfigError, match="is_decoder"):
@@ -297,12 +297,12 @@ def test_a_decoder_needs_is_decoder():
         ({"quant_desc_input": "8 bits"}, "quant_desc_input"),
     ],
 )
-def test_wrong_configurations_are_named(fields, text):
+def test_invalid_configurations_are_reported(fields, text):
     with pytest.raises(ConfigError, match=text):
         tiny_bert.model(**fields)
 
 
-def test_wrong_descriptors_are_named():
+def test_invalid_descriptors_are_reported():
     with pytest.raises(QuantizationError, match=r"quant_desc_weight has an unknown key: 'bits'"):
         tiny_bert.model(quant_desc_weight={"bits": 8})
     with pytest.raises(QuantizationError, match="num_bits"):
@@ -311,7 +311,7 @@ def test_wrong_descriptors_are_named():
         tiny_bert.model(quant_desc_weight={"axis": 5})
 
 
-def test_vocabulary_grows_and_shrinks():
+def test_the_vocabulary_can_be_enlarged_and_reduced():
     model = tiny_bert.model("QDQBertForMaskedLM")
     ids = tiny_bert.ids()
     before = model(ids).logits

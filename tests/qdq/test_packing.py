@@ -1,4 +1,4 @@
-"""Packing promises: what the fake-quantized model gives, in a quarter of the memory, from a file as well."""
+"""Packing: the outputs of the fake-quantized model in a quarter of the memory, also from a file."""
 
 import logging
 
@@ -16,7 +16,7 @@ from tests.support import tiny_bert
 
 
 def dense_bytes(model: nn.Module) -> int:
-    """Return bytes of the weights of the layers that can be packed."""
+    """Return the number of bytes of the layers that can be packed."""
     names = ("query", "key", "value", "dense")
     return sum(
         array.nbytes
@@ -35,7 +35,7 @@ def test_codes_are_stored_as_mlx_stores_them(bits):
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])
-def test_packed_weights_are_the_fake_quantized_ones(bits):
+def test_packed_weights_equal_the_fake_quantized_weights(bits):
     model = tiny_bert.calibrated(quant_desc_weight={"num_bits": bits})
     want = {
         path: np.array(layer._weight_quantizer(layer.weight))
@@ -47,13 +47,13 @@ def test_packed_weights_are_the_fake_quantized_ones(bits):
     for path, weight in want.items():
         layer = layers[path]
         got = mx.dequantize(layer.weight, layer.scales, layer.biases, group_size=layer.group_size, bits=bits)
-        # the affine form adds its bias where the other divides: a few units in the last place of the largest weight
+        # the affine format adds a bias instead of dividing: a few units in the last place of the largest weight
         np.testing.assert_allclose(np.array(got), weight, rtol=0, atol=4e-7 * np.abs(weight).max(), err_msg=path)
 
 
-def test_outputs_agree_to_the_rounding_of_the_products():
+def test_outputs_agree_within_the_rounding_of_the_products():
     model = tiny_bert.calibrated()
-    model.disable_quantizers("input_quantizer")  # with them, a last bit may move a value to the next level
+    model.disable_quantizers("input_quantizer")  # with them, a rounding difference may change a quantization level
     ids = tiny_bert.ids(seed=9)
     want = model(ids)
     before = dense_bytes(model)
@@ -65,7 +65,7 @@ def test_outputs_agree_to_the_rounding_of_the_products():
     assert dense_bytes(model) < 0.6 * before  # groups of 32 here; 0.27 with groups of 128
 
 
-def test_saved_and_loaded(tmp_path):
+def test_a_packed_model_is_saved_and_loaded(tmp_path):
     model = tiny_bert.calibrated("QDQBertForSequenceClassification", num_labels=3)
     model.pack(bits=8)
     model.save_pretrained(tmp_path)
@@ -77,7 +77,7 @@ def test_saved_and_loaded(tmp_path):
     assert not any(name.endswith("_weight_quantizer") for name in names)
 
 
-def test_a_conversion_keeps_the_packed_model(tmp_path):
+def test_a_packed_model_can_be_converted(tmp_path):
     model = tiny_bert.calibrated("QDQBertForMaskedLM")
     model.pack(bits=8)
     model.save_pretrained(tmp_path / "packed")
@@ -87,7 +87,7 @@ def test_a_conversion_keeps_the_packed_model(tmp_path):
     np.testing.assert_array_equal(np.array(again(ids).logits), np.array(model(ids).logits))
 
 
-def test_conversion_to_plain_four_bit_weights(tmp_path):
+def test_a_calibrated_model_is_converted_to_plain_4_bit_weights(tmp_path):
     model = tiny_bert.calibrated("QDQBertForSequenceClassification")
     model.save_pretrained(tmp_path / "calibrated")
     mlx_qwen3.convert(
@@ -101,7 +101,7 @@ def test_conversion_to_plain_four_bit_weights(tmp_path):
     assert mx.isfinite(again(tiny_bert.ids()).logits).all().item()
 
 
-def test_scales_stay_exact_in_a_half_precision_model(tmp_path):
+def test_scales_are_exact_in_a_half_precision_model(tmp_path):
     model = tiny_bert.calibrated()
     model.pack(bits=8)
     model.save_pretrained(tmp_path)
@@ -111,7 +111,7 @@ def test_scales_stay_exact_in_a_half_precision_model(tmp_path):
     assert again(tiny_bert.ids()).last_hidden_state.dtype == mx.bfloat16
 
 
-def test_unpacked_layers_are_fake_quantized_ones_again(tmp_path):
+def test_unpacking_restores_the_fake_quantized_layers(tmp_path):
     model = tiny_bert.calibrated(quant_desc_weight={"num_bits": 7})
     ranges = {name: np.array(q.amax) for name, q in model.named_quantizers()}
     model.disable_quantizers("input_quantizer")
@@ -128,7 +128,7 @@ def test_unpacked_layers_are_fake_quantized_ones_again(tmp_path):
     np.testing.assert_allclose(np.array(loaded(ids).last_hidden_state), want, atol=2e-5)
 
 
-def test_what_cannot_be_packed_is_listed_and_stays_fake_quantized(caplog):
+def test_layers_that_cannot_be_packed_are_listed_and_stay_fake_quantized(caplog):
     model = tiny_bert.calibrated(intermediate_size=40)  # no group divides 40
     with caplog.at_level(logging.WARNING):
         report = model.pack(bits=8)
@@ -144,7 +144,7 @@ def test_packing_before_calibrating_is_refused():
         tiny_bert.model().pack()
 
 
-def test_too_few_bits_are_refused_with_the_way_out():
+def test_too_few_bits_are_refused_with_a_remedy():
     model = tiny_bert.calibrated()
     with pytest.raises(QuantizationError, match="quant_desc_weight"):
         model.pack(bits=4)
@@ -163,7 +163,7 @@ def test_rows_of_zeros_pack_to_zeros():
     assert mx.abs(row).max().item() == 0
 
 
-def test_weight_range_for_the_whole_tensor_packs_too():
+def test_weights_with_one_range_per_tensor_are_packed():
     model = tiny_bert.calibrated(quant_desc_weight={"axis": None})
     model.disable_quantizers("input_quantizer")
     ids = tiny_bert.ids(seed=9)
@@ -174,7 +174,7 @@ def test_weight_range_for_the_whole_tensor_packs_too():
     np.testing.assert_allclose(np.array(model(ids).last_hidden_state), want, atol=2e-5)
 
 
-def test_plain_four_bit_weights_keep_the_input_quantizers():
+def test_plain_4_bit_weights_keep_the_input_quantizers():
     model = tiny_bert.calibrated()
     nn.quantize(
         model,

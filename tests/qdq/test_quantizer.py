@@ -1,4 +1,4 @@
-"""What a fake quantizer promises by itself: rounding, states, gradients, ranges that are refused."""
+"""A single fake quantizer: rounding, states, gradients, refused ranges."""
 
 import mlx.core as mx
 import numpy as np
@@ -21,14 +21,14 @@ def test_quantizing_twice_changes_nothing():
     np.testing.assert_array_equal(np.array(q(once)), np.array(once))
 
 
-def test_error_is_at_most_half_a_step_within_the_range():
+def test_the_error_is_at_most_half_a_step_within_the_range():
     x = mx.random.uniform(-1, 1, (1000,))
     q = quantizer(1.0)
     step = q.step_size
     assert mx.abs(q(x) - x).max().item() <= 0.5 * step.item() * (1 + 1e-5)
 
 
-def test_without_a_range_the_largest_magnitude_is_kept_exactly():
+def test_without_a_range_the_largest_magnitude_is_exact():
     x = mx.array([0.1, -3.5, 2.0])
     got = quantizer()(x)
     assert got[1].item() == pytest.approx(-3.5, rel=1e-6)
@@ -37,7 +37,7 @@ def test_without_a_range_the_largest_magnitude_is_kept_exactly():
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-def test_half_precision_is_computed_in_float32_and_given_back(dtype):
+def test_half_precision_is_computed_in_float32_and_returned_in_its_dtype(dtype):
     x = mx.random.normal((64,)).astype(dtype)
     got = quantizer(2.0)(x)
     assert got.dtype == dtype
@@ -52,19 +52,19 @@ def test_a_tiny_range_gives_zeros_and_the_next_larger_one_does_not():
     assert mx.abs(quantizer(0.0)(x)).max().item() == 0
 
 
-def test_gradient_passes_inside_the_range_and_stops_outside():
+def test_the_gradient_is_one_inside_the_range_and_zero_outside():
     q = quantizer(1.0)
     grad = mx.grad(lambda x: q(x).sum())(mx.array([-1.5, -1.0, 0.3, 1.0, 1.01]))
     assert grad.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_gradient_survives_compilation():
+def test_the_gradient_is_the_same_in_a_compiled_function():
     q = quantizer(1.0)
     grad = mx.compile(mx.grad(lambda x: (3 * q(x)).sum()))(mx.array([-1.5, 0.2]))
     assert grad.tolist() == [0, 3]
 
 
-def test_disabled_gives_the_input_back_even_while_calibrating():
+def test_a_disabled_quantizer_returns_its_input_even_during_calibration():
     q, x = quantizer(1.0), mx.array([5.0])
     q.disable()
     q.start_calibration()
@@ -76,7 +76,7 @@ def test_disabled_gives_the_input_back_even_while_calibrating():
     assert q(x).item() == 1
 
 
-def test_a_range_of_zeros_from_calibration_is_zero():
+def test_calibration_with_zeros_gives_the_range_zero():
     q = quantizer(calib_method="histogram")
     q.start_calibration()
     q(mx.zeros((4,)))
@@ -84,7 +84,7 @@ def test_a_range_of_zeros_from_calibration_is_zero():
     assert q.amax.item() == 0
 
 
-def test_zeros_seen_first_still_count_in_a_histogram():
+def test_zeros_before_other_values_count_in_the_histogram():
     q = quantizer(calib_method="histogram")
     q.start_calibration()
     q(mx.zeros((9900,)))
@@ -94,23 +94,23 @@ def test_zeros_seen_first_still_count_in_a_histogram():
 
 
 @pytest.mark.parametrize("amax", [-1.0, float("nan"), float("inf"), [], "wide"])
-def test_impossible_ranges_are_refused(amax):
+def test_invalid_ranges_are_refused(amax):
     with pytest.raises(QuantizationError, match="amax"):
         quantizer(amax)
 
 
-def test_a_range_does_not_change_its_shape():
+def test_a_range_of_another_shape_is_refused():
     q = quantizer(1.0)
     with pytest.raises(QuantizationError, match=r"shape \(3,\), expected \(\)"):
         q.amax = [1.0, 2.0, 3.0]
 
 
-def test_an_axis_that_the_tensor_lacks_is_refused():
+def test_an_axis_beyond_the_tensor_is_refused():
     with pytest.raises(QuantizationError, match="axis"):
         TensorQuantizer(axis=2)(mx.ones((2, 3)))
 
 
-def test_unsigned_refuses_negative_input():
+def test_an_unsigned_quantizer_refuses_negative_input():
     with pytest.raises(QuantizationError, match="negative"):
         quantizer(1.0, unsigned=True)(mx.array([0.5, -0.5]))
 
@@ -127,7 +127,7 @@ def test_unsigned_refuses_negative_input():
         {"learn_amax": True},
     ],
 )
-def test_impossible_descriptors_are_refused(fields):
+def test_invalid_descriptors_are_refused(fields):
     with pytest.raises(MlxQwen3Error) as caught:
         TensorQuantizer(**fields)
     assert str(caught.value)
@@ -139,7 +139,7 @@ def test_partial_descriptors_merge_with_the_defaults():
     assert QuantDescriptor.merged({"axis": None}, "quant_desc_weight", axis=0).axis is None
 
 
-def test_calibration_misuse_is_named():
+def test_calibration_methods_out_of_order_are_refused():
     with pytest.raises(QuantizationError, match="start_calibration"):
         quantizer().finish_calibration()
     q = quantizer()

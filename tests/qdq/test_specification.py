@@ -1,4 +1,4 @@
-"""The examples of the published QDQBert page, line by line; a small BERT checkpoint stands in for the Hub's."""
+"""The examples of the published QDQBert page, line by line, with a small BERT checkpoint instead of the Hub's."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """What bert-base-uncased's repository holds: a pretraining model, its old config and vocab.txt."""
+    """A folder like the repository of bert-base-uncased: a pretraining model, its old config and vocab.txt."""
     folder = tmp_path_factory.mktemp("bert")
     tiny_bert.model("QDQBertForMaskedLM", vocab_size=len(WORDS)).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -37,13 +37,13 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_configuration():
+def test_the_configuration_example_runs():
     configuration = QDQBertConfig(num_hidden_layers=1, hidden_size=24, intermediate_size=24, vocab_size=9)
     model = QDQBertModel(configuration)
     assert model.config is configuration
 
 
-def test_causal_language_model(base):
+def test_the_causal_language_model_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = QDQBertConfig.from_pretrained(base)
     config.is_decoder = True
@@ -52,13 +52,13 @@ def test_causal_language_model(base):
     outputs = model(**inputs)
     prediction_logits = outputs.logits
     assert prediction_logits.shape == (*inputs.input_ids.shape, len(WORDS))
-    model.disable_quantizers("")  # each takes the range of what it sees, later tokens included
+    model.disable_quantizers("")  # without a range, quantizers would depend on later tokens
     beginning = model(**{name: array[:, :3] for name, array in inputs.items()})
     difference = mx.abs(beginning.logits - model(**inputs).logits[:, :3])
     assert difference.max().item() < 1e-5
 
 
-def test_masked_language_model(base):
+def test_the_masked_language_model_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = QDQBertForMaskedLM.from_pretrained(base)
     inputs = tokenizer("The capital of France is [MASK].", return_tensors="mlx")
@@ -75,7 +75,7 @@ def test_masked_language_model(base):
     assert outputs.loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_next_sentence_prediction(base):
+def test_the_next_sentence_prediction_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = QDQBertForNextSentencePrediction.from_pretrained(base)
     encoding = tokenizer("The capital of France is Paris.", "The sky is blue.", return_tensors="mlx")
@@ -85,7 +85,7 @@ def test_next_sentence_prediction(base):
     assert outputs.loss.item() == model(**encoding, next_sentence_label=mx.array([1])).loss.item()
 
 
-def test_single_label_classification(base):
+def test_the_single_label_classification_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = QDQBertForSequenceClassification.from_pretrained(base)
     inputs = tokenizer("Hello, my dog is cute", return_tensors="mlx")
@@ -101,7 +101,7 @@ def test_single_label_classification(base):
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_multi_label_classification(base):
+def test_the_multi_label_classification_example_runs(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = QDQBertForSequenceClassification.from_pretrained(base, problem_type="multi_label_classification")
     inputs = tokenizer("Hello, my dog is cute", return_tensors="mlx")
@@ -130,14 +130,14 @@ def run(*command: object) -> str:
     return result.stdout
 
 
-def test_training_example():
+def test_the_training_example_regains_accuracy():
     accuracy = {line.split()[0]: float(line.split()[-1]) for line in run("examples/qdqbert_training.py").splitlines()}
     assert accuracy["float"] > 0.95
     assert accuracy["calibrated"] < accuracy["retrained"] - 0.1
     assert accuracy["packed"] == pytest.approx(accuracy["retrained"], abs=0.01)
 
 
-def test_deploy_example(base, tmp_path):
+def test_the_deployment_example_runs(base, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Hello, my dog is cute\nThe sky is blue.\n", encoding="utf-8")
     out = run("examples/qdqbert_deploy.py", base, texts, tmp_path / "packed", "--method", "max")

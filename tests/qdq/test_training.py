@@ -1,4 +1,4 @@
-"""Quantization-aware training: gradients flow under Hugging Face names, ranges stay, losses fall."""
+"""Quantization-aware training: gradients under Hugging Face names, constant ranges, decreasing losses."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,7 +29,7 @@ def test_fine_tuning_lowers_the_loss_and_leaves_the_ranges():
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_every_parameter_gets_a_gradient_under_its_name(calibrated):
+def test_every_parameter_has_a_gradient_under_its_name(calibrated):
     make = tiny_bert.calibrated if calibrated else tiny_bert.model
     model = make("QDQBertForMaskedLM", position_embedding_type="relative_key_query")
     ids = tiny_bert.ids()
@@ -39,12 +39,12 @@ def test_every_parameter_gets_a_gradient_under_its_name(calibrated):
     unused = {"bert.embeddings.position_embeddings.weight"}
     for name, grad in flatten.items():
         assert mx.isfinite(grad).all().item(), name
-        if name not in unused and not name.endswith("key.bias"):  # softmax does not see a key's bias
+        if name not in unused and not name.endswith("key.bias"):  # a bias of the keys does not change the softmax
             assert mx.abs(grad).max().item() > 0, name
 
 
 @pytest.mark.slow  # compiling the step takes MLX a minute on a CPU
-def test_a_compiled_step_trains_the_same():
+def test_a_compiled_step_gives_the_same_losses():
     losses = []
     for compiled in (False, True):
         model = tiny_bert.calibrated("QDQBertForSequenceClassification", num_labels=2)
@@ -62,7 +62,7 @@ def test_a_compiled_step_trains_the_same():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
-def test_packed_layers_do_not_train():
+def test_packed_layers_are_not_trainable():
     model = tiny_bert.calibrated("QDQBertForSequenceClassification")
     model.pack()
     names = [name for name, _ in tree_flatten(model.trainable_parameters())]

@@ -1,4 +1,4 @@
-"""Formats, recipes and packing: what is asked for is what the layers get, and it multiplies as it should."""
+"""Formats, recipes and packing: layers get the requested formats and compute correct products."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +22,7 @@ def names(fmt):
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=names)
-def test_round_trip_within_the_formats_own_error(fmt):
+def test_the_round_trip_error_is_within_the_error_of_the_format(fmt):
     weight = mx.random.normal((8, 256))
     packed = fmt.quantize(weight)
     specs = fmt.packed_specs((8, 256), mx.float32)
@@ -31,7 +31,7 @@ def test_round_trip_within_the_formats_own_error(fmt):
     groups = np.array(weight).reshape(8, -1, fmt.group_size)
     error = np.abs(back.reshape(groups.shape) - groups)
     if fmt.mode == "affine":
-        # MLX moves the grid so that the end of larger size is exact; the other end may then clip by half a step
+        # MLX shifts the grid so that the end with the larger magnitude is exact; the other end may clip by half a step
         step = np.abs(np.array(packed["scales"]))[..., None]
         assert (error <= step * 1.001).all()
         assert np.mean(error <= step * 0.5001) > 0.9
@@ -41,7 +41,7 @@ def test_round_trip_within_the_formats_own_error(fmt):
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=names)
-def test_shapes_alone_tell_the_format(fmt):
+def test_the_format_is_inferred_from_the_shapes(fmt):
     specs = fmt.packed_specs((8, 256), mx.bfloat16)
     found = infer_format("layer", 256, specs["weight"][0], specs["scales"][0], specs["scales"][1] == mx.uint8)
     assert found == fmt
@@ -64,7 +64,7 @@ def test_bits_per_weight_count_the_scales():
         ("int4", 4, 64, "int4"),
     ],
 )
-def test_formats_that_do_not_exist(mode, bits, size, says):
+def test_unknown_formats_are_refused(mode, bits, size, says):
     with pytest.raises(QuantizationError, match=says):
         PackedFormat.of(mode, bits, size)
 
@@ -90,13 +90,13 @@ def test_packed_prepared_and_unpacked_models_agree(fmt):
     assert mx.allclose(prepared(ids).logits, expected, rtol=1e-4, atol=1e-4).item()
 
 
-def test_float32_models_stay_float32_behind_packed_embeddings():
+def test_float32_models_compute_in_float32_after_packed_embeddings():
     model = wide()
     quantize_model(model, PackedFormat.of("mxfp8"))
     assert model(tiny.ids()).logits.dtype == mx.float32
 
 
-def test_chosen_layers_only():
+def test_only_selected_layers_are_quantized():
     model = wide()
     entry = quantize_model(model, lambda path, shape: PackedFormat(8, 32) if "v_proj" in path else None)
     packed = [path for path, module in model.named_modules() if isinstance(module, nn.QuantizedLinear)]
@@ -104,7 +104,7 @@ def test_chosen_layers_only():
     assert entry["bits"] == 8
 
 
-def test_packed_arrays_that_contradict_the_model_are_named():
+def test_packed_arrays_that_contradict_the_model_are_reported():
     model = wide()
     entry = quantize_model(model, PackedFormat(4, 32))
     weights = dict(tree_flatten(model.parameters()))
@@ -137,21 +137,21 @@ DEFAULT = PackedFormat(4, 64)
         ("v_proj=none", None),
     ],
 )
-def test_overrides(text, fmt):
+def test_overrides_are_parsed(text, fmt):
     override = Override.parse(text, DEFAULT)
     assert override.format == fmt
     assert override.matches("model.layers.0.self_attn.v_proj")
     assert not override.matches("model.layers.0.self_attn.qv_proj")
 
 
-def test_override_patterns():
+def test_override_patterns_match_whole_names():
     assert Override.parse("layers.1=8", DEFAULT).matches("model.layers.1.mlp.up_proj")
     assert not Override.parse("layers.1=8", DEFAULT).matches("model.layers.11.mlp.up_proj")
     assert Override.parse("*.layers.1?.*=8", DEFAULT).matches("model.layers.11.mlp.up_proj")
 
 
 @pytest.mark.parametrize("text", ["v_proj", "=8", "v_proj=", "v_proj=x", "v_proj=8:y", "v_proj=4:32:affine:1", "a=7"])
-def test_overrides_that_say_nothing(text):
+def test_invalid_overrides_are_refused(text):
     with pytest.raises(QuantizationError):
         Override.parse(text, DEFAULT)
 
@@ -162,7 +162,7 @@ def layer_shapes(layers=8):
     return {"model.embed_tokens": (320, 128), **shapes, "lm_head": (320, 128), "score": (3, 128)}
 
 
-def test_later_rules_win():
+def test_later_rules_take_precedence():
     recipe = Recipe(
         DEFAULT,
         predicate=lambda path, layer: {"bits": 8, "group_size": 32} if "embed" in path else layer.weight.shape[0] > 10,
@@ -178,7 +178,7 @@ def test_later_rules_win():
     assert heads["score"] == DEFAULT
 
 
-def test_recipes_that_do_not_suit():
+def test_recipes_that_do_not_fit_the_model_are_refused():
     with pytest.raises(QuantizationError, match="matches no layer"):
         Recipe(overrides=[Override("w_proj", None)]).formats(layer_shapes(), lambda path: False)
     with pytest.raises(QuantizationError, match="down_proj"):
@@ -191,7 +191,7 @@ def test_recipes_that_do_not_suit():
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", ["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"])
-def test_mixed_recipes_choose_as_mlx_lm_does(name):
+def test_mixed_recipes_select_the_formats_of_mlx_lm(name):
     from mlx_lm.convert import mixed_quant_predicate_builder
 
     class Stub(nn.Module):

@@ -1,4 +1,4 @@
-"""Quality figures against their formulas in numpy, and the search for bits that matter."""
+"""Quality figures compared with their formulas in NumPy, and the allocation of bits to layers."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def test_divergence_agreement_and_perplexity_are_what_they_are_called():
+def test_divergence_agreement_and_perplexity_follow_their_definitions():
     a, b = np.array(mx.random.normal((50, 7))), np.array(mx.random.normal((50, 7)))
     targets = np.arange(50) % 7
     measured = Divergence()
@@ -55,7 +55,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_head_has_a_measure(name):
+def test_every_head_has_a_quality_measure(name):
     fields = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "pad_token_id": 0, "num_labels": 3}
     reference, same, worse = (tiny.model(name, **fields) for _ in range(3))
     quantize_model(worse, lambda path, shape: PackedFormat(2, 32) if "layers" in path else None)
@@ -82,14 +82,14 @@ def test_regression_scores_are_compared_by_difference():
     assert found["score_difference"]["max"] == pytest.approx(difference, rel=1e-5)
 
 
-def test_shipped_texts_are_text_of_the_promised_size_and_differ():
+def test_the_included_texts_differ_and_have_the_documented_size():
     report, calibration = shipped_text(), shipped_text("calibration")
     assert 3000 <= len(report.encode()) <= 6000
     assert len(calibration.encode()) >= 2000
     assert not set(report.split("\n\n")) & set(calibration.split("\n\n"))
 
 
-def test_measured_costs_fall_with_bits_and_leave_the_model_as_it_was():
+def test_measured_costs_decrease_with_bits_and_the_model_is_unchanged():
     model = tiny.model(hidden_size=64, intermediate_size=128, head_dim=16)
     ids = tiny.ids(1, 12)
     before = model(ids).logits
@@ -103,7 +103,7 @@ def test_measured_costs_fall_with_bits_and_leave_the_model_as_it_was():
     assert PackedFormat(4, 128) not in costs["lm_head"].divergence
 
 
-def test_allocation_is_close_to_the_best_of_all_choices():
+def test_allocation_is_close_to_the_optimum():
     rng = np.random.default_rng(0)
     formats = [PackedFormat(bits, 64) for bits in (3, 4, 6)]
     costs = {
@@ -128,7 +128,7 @@ def test_a_budget_below_the_smallest_formats_is_refused():
         allocate(costs, 3000)
 
 
-def test_answers_alone_can_count():
+def test_quality_can_be_measured_on_answers_only():
     model, other = (tiny.model(seed=seed) for seed in (0, 1))
     ids = tiny.ids(1, 10).tolist()[0]
     greedy = [*ids[:6], int(mx.argmax(model(mx.array([ids[:6]])).logits[0, -1]).item())]
@@ -140,7 +140,7 @@ def test_answers_alone_can_count():
     assert found["perplexity"]["reference"] == pytest.approx(np.exp(-(p.sum() + q.sum()) / 7), rel=1e-4)
 
 
-def test_log_probabilities_are_the_same_in_mlx_and_numpy():
+def test_log_probabilities_equal_those_of_numpy():
     logits = 30 * mx.random.normal((5, 9))
     np.testing.assert_allclose(np.array(log_probabilities(logits)), log_softmax(np.array(logits)), atol=1e-5)
     np.testing.assert_allclose(log_probabilities(np.array(logits)), log_softmax(np.array(logits)), atol=1e-5)

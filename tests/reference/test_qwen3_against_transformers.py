@@ -1,4 +1,4 @@
-"""Qwen3 against transformers itself, over shapes, rotary types, padding, windows, heads and positions."""
+"""Qwen3 compared with transformers: shapes, RoPE types, padding, windows, heads and positions."""
 
 import mlx.core as mx
 import numpy as np
@@ -51,7 +51,7 @@ ROPES = {
 
 
 def pair(folder, name="Qwen3ForCausalLM", **config):
-    """Return the reference's model with random weights, and ours loaded from what it saved."""
+    """Return the reference's model with random weights, and this package's model loaded from it."""
     torch.manual_seed(0)
     fields = {**SHAPE, **config}
     reference = getattr(transformers, name)(transformers.Qwen3Config(**fields, attn_implementation="eager")).eval()
@@ -75,7 +75,7 @@ def close(ours, theirs, tolerance=1e-4, where=None):
 
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("length", [7, 16, 17, 70])
-def test_rotary_types(tmp_path, kind, length):
+def test_every_rope_type_equals_transformers(tmp_path, kind, length):
     reference, model = pair(tmp_path, rope_parameters=ROPES[kind])
     tokens = ids(2, length)
     close(model(tokens).logits, reference(torch.tensor(tokens)).logits)
@@ -83,7 +83,7 @@ def test_rotary_types(tmp_path, kind, length):
 
 @pytest.mark.parametrize("kind", ["default", "linear", "yarn", "llama3"])
 @pytest.mark.parametrize("start", [4096, 32768, 131072 - 6])
-def test_far_positions(tmp_path, kind, start):
+def test_distant_positions_equal_transformers(tmp_path, kind, start):
     reference, model = pair(tmp_path, rope_parameters=ROPES[kind], max_position_embeddings=131072)
     tokens, positions = ids(1, 6), np.arange(start, start + 6)[None]
     mask = np.ones_like(tokens)
@@ -92,7 +92,7 @@ def test_far_positions(tmp_path, kind, start):
 
 
 @pytest.mark.parametrize("kind", ["default", "yarn"])
-def test_a_position_alone_turns_as_within_a_row(tmp_path, kind):
+def test_a_single_position_is_rotated_as_within_a_row(tmp_path, kind):
     _, model = pair(tmp_path, rope_parameters=ROPES[kind])
     rotary = model.model._rotary
     x = mx.random.normal((1, 2, 1, 16))
@@ -103,7 +103,7 @@ def test_a_position_alone_turns_as_within_a_row(tmp_path, kind):
 
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
 @pytest.mark.parametrize("window", [None, 3, 5])
-def test_padding_and_windows(tmp_path, side, window):
+def test_padded_rows_and_windows_equal_transformers(tmp_path, side, window):
     sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
     reference, model = pair(tmp_path, **sliding)
     tokens, mask = ids(3, 12), np.ones((3, 12), dtype=np.int64)
@@ -121,7 +121,7 @@ def test_padding_and_windows(tmp_path, side, window):
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("chunks", [(5, 1, 1, 1), (3, 6, 1, 2), (1, 1, 9)])
-def test_cached_chunks(tmp_path, window, chunks):
+def test_cached_chunks_equal_transformers(tmp_path, window, chunks):
     sliding = {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1} if window else {}
     reference, model = pair(tmp_path, **sliding)
     tokens, past, theirs, start = ids(2, sum(chunks)), None, None, 0
@@ -139,7 +139,7 @@ def activation_names():
 
 
 @pytest.mark.parametrize("name", activation_names())
-def test_activations(name):
+def test_activations_equal_transformers(name):
     from mlx_qwen3.layers.activations import activation
 
     x = np.linspace(-12, 12, 401, dtype=np.float32)
@@ -151,7 +151,7 @@ def test_activations(name):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_shapes_and_outputs(tmp_path, bias, tied, kv_heads):
+def test_shapes_and_outputs_equal_transformers(tmp_path, bias, tied, kv_heads):
     reference, model = pair(
         tmp_path,
         attention_bias=bias,
@@ -181,8 +181,8 @@ def test_shapes_and_outputs(tmp_path, bias, tied, kv_heads):
         ("Qwen3ForQuestionAnswering", {"start_positions": [1, 9], "end_positions": [3, 4]}),
     ],
 )
-def test_heads(tmp_path, name, labels):
-    # question answering has two outputs whatever the labels are
+def test_heads_equal_transformers(tmp_path, name, labels):
+    # question answering always has two outputs
     reference, model = pair(tmp_path, name, **({} if "Question" in name else {"num_labels": 3}))
     tokens = ids(2, 5)
     ours = model(tokens, **labels)
@@ -196,7 +196,7 @@ def test_heads(tmp_path, name, labels):
     close(ours[1], again[0])
 
 
-def test_what_we_save_loads_there(tmp_path):
+def test_saved_models_load_in_transformers(tmp_path):
     config = mlx_qwen3.Qwen3Config(**SHAPE, rope_scaling=ROPES["yarn"], eos_token_id=[3, 4], tie_word_embeddings=True)
     model = mlx_qwen3.Qwen3ForCausalLM(config)
     model.eval()
@@ -208,7 +208,7 @@ def test_what_we_save_loads_there(tmp_path):
 
 
 @pytest.mark.parametrize("do", ["left_padded", "plain"])
-def test_greedy_generation(tmp_path, do):
+def test_greedy_generation_equals_transformers(tmp_path, do):
     reference, model = pair(tmp_path, eos_token_id=5)
     tokens, mask = ids(3, 6), np.ones((3, 6), dtype=np.int64)
     if do == "left_padded":

@@ -1,4 +1,4 @@
-"""Random journeys of a cache: fed in chunks, taken back, copied, saved, shared, rows moved; checked at every step."""
+"""Random operations on a cache (chunks, trims, copies, files, prefixes, row selection), checked at every step."""
 
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32,
     },
 }
-"""The rotary types whose frequencies do not move with length."""
+"""The RoPE types whose frequencies do not depend on the length."""
 
 PATTERNS = {"full": "ff", "sliding": "ss", "mixed": "fs", "three": "sfs"}
 
@@ -53,7 +53,7 @@ def model(pattern: str, window: int, rope: str, head_dim: int) -> Any:
 
 @st.composite
 def cache_options(draw: st.DrawFn) -> dict[str, Any]:
-    """Options of `make_cache`; small steps, so that buffers move and grow."""
+    """Draw options of `make_cache`, with small steps so that buffers grow and are reallocated."""
     options: dict[str, Any] = {"step": draw(st.sampled_from([1, 2, 5, 256])), "slack": draw(st.integers(0, 4))}
     if draw(st.booleans()):
         options |= {"kv_bits": draw(st.sampled_from([8, 4])), "kv_group_size": 32}
@@ -63,11 +63,11 @@ def cache_options(draw: st.DrawFn) -> dict[str, Any]:
     return options
 
 
-class Journey:
-    """One cache on its way, and the tokens that it stands for.
+class CacheTrial:
+    """A cache and the tokens that it contains.
 
     Args:
-        pads: masked tokens at the left of each row.
+        pads: number of masked tokens at the left of each row.
     """
 
     def __init__(self, network: Any, options: dict[str, Any], pads: list[int], seed: int, folder: Path):
@@ -80,11 +80,11 @@ class Journey:
         self._expected: mx.array | None = None
 
     def mask(self, length: int) -> mx.array | None:
-        """(B, length), or None without padding."""
+        """Return the mask (B, length), or None without padding."""
         return mx.array(np.arange(length)[None] >= self.pads[:, None]) if self.pads.any() else None
 
     def expected(self) -> mx.array:
-        """Return logits (B, LONGEST, V): without a cache and row by row where that says the same, else in one piece."""
+        """Return the expected logits (B, LONGEST, V), computed row by row without a cache if the cache is exact."""
         if self._expected is None:
             ids = mx.array(self.ids)
             if "kv_bits" in self.options or "max_kv_size" in self.options:
@@ -110,9 +110,9 @@ class Journey:
         self.compare(np.array(got), np.array(self.expected()[:, start:stop]), np.arange(start, stop))
 
     def compare(self, got: np.ndarray, want: np.ndarray, positions: np.ndarray) -> None:
-        """Greedy tokens are the same wherever the best is ahead by more than the margin."""
+        """Check that greedy tokens agree at all positions where the best token leads by more than the margin."""
         best = np.sort(want, axis=-1)
-        # where a value lies on the border of two packed steps, the last bit of a sum decides which one is stored
+        # for a value between two packed levels, a rounding difference decides which one is stored
         margin = {None: MARGIN, 8: 0.05, 4: 0.5}[self.options.get("kv_bits")]
         clear = (best[..., -1] - best[..., -2] > margin) & (positions[None] >= self.pads[:, None])
         assert (got.argmax(-1) == want.argmax(-1))[clear].all(), np.abs(got - want)[clear].max()
@@ -122,7 +122,7 @@ class Journey:
         self.checked += int(clear.sum())
 
     def change_rest(self) -> None:
-        """Other tokens from here on, so that what was taken back shows if it stayed."""
+        """Replace the following tokens, so that trimmed tokens left in the cache would change the logits."""
         at = self.cache.offset
         self.ids[:, at:] = self.random.integers(1, VOCAB, self.ids[:, at:].shape)
         self._expected = None
@@ -139,7 +139,7 @@ class Journey:
         except CacheError:
             assert self.cache.offset == before
         else:
-            raise AssertionError("took back what it said it could not reach")
+            raise AssertionError("trimmed to an offset that `reach` excludes")
 
     def rewind(self, offset: int) -> None:
         reached = self.cache.rewind(offset)
@@ -147,7 +147,7 @@ class Journey:
         self.change_rest()
 
     def copy(self) -> None:
-        """Go on with a copy while the original goes elsewhere."""
+        """Continue with a copy while the original is changed."""
         original, self.cache = self.cache, self.cache.copy()
         original.rewind(original.earliest)
         self.network(mx.array(self.random.integers(1, VOCAB, (len(self.pads), 5))), past_key_values=original)
@@ -160,14 +160,14 @@ class Journey:
         assert info.metadata == {"at": str(self.cache.offset)}
 
     def prefix(self, share: int) -> None:
-        """Another prompt finds the start that it has in common with this one."""
+        """Look up the prefix that another prompt has in common with this one."""
         if len(self.pads) > 1 or self.pads.any() or not self.cache.offset:
             return
         known = self.ids[0, : self.cache.offset].copy()
         prefixes = PrefixCache(1 << 30)
         assert prefixes.insert(known.tolist(), self.cache)
         share = min(share, len(known))
-        self.ids[0, share:] = VOCAB - self.ids[0, share:]  # never the same id
+        self.ids[0, share:] = VOCAB - self.ids[0, share:]  # always another id
         self._expected = None
         found, length = prefixes.longest_prefix(self.ids[0].tolist())
         assert length == self.cache.reach(share)
@@ -189,39 +189,37 @@ class Journey:
         self.ids, self.pads, self._expected = self.ids[order], self.pads[order], None
 
 
-TURNS = ["feed", "trim", "rewind", "snapshot", "copy", "file", "prefix", "rows", "repeat"]
+OPERATIONS = ["feed", "trim", "rewind", "snapshot", "copy", "file", "prefix", "rows", "repeat"]
 
 
-def travel(data: st.DataObject, folder: Path) -> Journey:
-    """Draw a model, a cache and a way, and go it."""
+def run_random_operations(data: st.DataObject, folder: Path) -> CacheTrial:
+    """Draw a model, a cache and a sequence of operations, and run them."""
     options = data.draw(cache_options())
     head_dim = 32 if "kv_bits" in options else 8
     pattern = data.draw(st.sampled_from(sorted(PATTERNS.values())))
     network = model(pattern, data.draw(st.sampled_from([3, 4, 8])), data.draw(st.sampled_from(sorted(ROPES))), head_dim)
     pads = data.draw(st.sampled_from([[0], [0], [0, 0], [0, 3], [5, 0, 2]]))
-    journey = Journey(network, options, pads, data.draw(st.integers(0, 2**16)), folder)
+    trial = CacheTrial(network, options, pads, data.draw(st.integers(0, 2**16)), folder)
     small = st.integers(1, 12)
     for _ in range(data.draw(st.integers(2, 7))):
-        size, rows = data.draw(small), len(journey.pads)
-        journey.feed(size)
-        match data.draw(
-            st.sampled_from(["feed", "trim", "rewind", "snapshot", "copy", "file", "prefix", "rows", "repeat"])
-        ):
+        size, rows = data.draw(small), len(trial.pads)
+        trial.feed(size)
+        match data.draw(st.sampled_from(OPERATIONS)):
             case "trim":
-                journey.trim(data.draw(small))
+                trial.trim(data.draw(small))
             case "rewind":
-                journey.rewind(data.draw(st.integers(0, LONGEST)))
+                trial.rewind(data.draw(st.integers(0, LONGEST)))
             case "snapshot":
-                journey.cache.snapshot()
+                trial.cache.snapshot()
             case "copy":
-                journey.copy()
+                trial.copy()
             case "file":
-                journey.file()
+                trial.file()
             case "prefix":
-                journey.prefix(data.draw(st.integers(0, LONGEST)))
+                trial.prefix(data.draw(st.integers(0, LONGEST)))
             case "rows":
-                journey.rows(data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=3)))
+                trial.rows(data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=3)))
             case "repeat":
-                journey.repeat()
-    journey.feed(data.draw(small))
-    return journey
+                trial.repeat()
+    trial.feed(data.draw(small))
+    return trial

@@ -1,4 +1,4 @@
-"""GGUF files of tiny Qwen3 models, made with the `gguf` package as llama.cpp's converter makes them."""
+"""GGUF files of tiny Qwen3 models, written with the `gguf` package in the format of llama.cpp's converter."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ SCALES = {
     "IQ4_XS": (0,),
     "MXFP4": (),
 }
-"""Packed kind -> where its blocks hold float16 scales."""
+"""Packed type -> offsets of the float16 scales in its blocks."""
 
 
 def random_rows(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Return random blocks of a kind, (rows, bytes per row): any codes, scales of a size that weights have."""
+    """Return random blocks of a type, (rows, bytes per row), with scales in the range of real weights."""
     random = np.random.default_rng(seed)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     blocks = random.integers(0, 256, (rows * columns // block, size), dtype=np.uint8)
@@ -45,12 +45,12 @@ def random_rows(kind: str, rows: int, columns: int, seed: int = 0) -> np.ndarray
 
 
 def encoded(values: np.ndarray, kind: str) -> np.ndarray:
-    """Float32 values in a kind that the `gguf` package quantizes to."""
+    """Return float32 values quantized by the `gguf` package."""
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
 
 
 def tokenizer_fields(writer: gguf.GGUFWriter, folder: Path, rows: int, **changes: Any) -> None:
-    """The tokenizer of a folder as llama.cpp's converter writes it."""
+    """Write the tokenizer of a folder in the format of llama.cpp's converter."""
     content = json.loads(AutoTokenizer.from_pretrained(folder).backend.to_str())
     tokens = {index: token for token, index in content["model"]["vocab"].items()}
     types = dict.fromkeys(tokens, 1)
@@ -92,7 +92,7 @@ def tokenizer_fields(writer: gguf.GGUFWriter, folder: Path, rows: int, **changes
 
 
 def write_tokenizer_gguf(path: Path, folder: Path, rows: int, **changes: Any) -> Path:
-    """Return a GGUF file with a tokenizer and an embedding of one column."""
+    """Write a GGUF file with a tokenizer and an embedding of one column."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_context_length(4096)
     tokenizer_fields(writer, folder, rows, **changes)
@@ -111,14 +111,14 @@ def write_model_gguf(
     tokenizer: dict[str, Any] | None = None,
     arch: str = "qwen3",
 ) -> Path:
-    """Return a checkpoint folder as a GGUF file.
+    """Write a checkpoint folder as a GGUF file and return its path.
 
     Args:
-        kind: of the matrices: a kind that the `gguf` package quantizes to.
-        tensors: by GGUF name, instead of the checkpoint's or besides them; None leaves one out.
-        kinds: of tensors that are given as blocks.
-        fields: metadata below `qwen3.` (or with their full names), instead of or besides the usual; None leaves out.
-        tokenizer: changes of the tokenizer's fields.
+        kind: type of the matrices, one that the `gguf` package can quantize to.
+        tensors: tensors by GGUF name that replace or extend those of the checkpoint; None omits a tensor.
+        kinds: types of the tensors that are given as blocks.
+        fields: metadata below `qwen3.`, or with full names, that replace or extend the defaults; None omits a field.
+        tokenizer: changed fields of the tokenizer.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(path, arch)
@@ -155,13 +155,13 @@ def write_model_gguf(
 
 
 def checkpoint_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Return the weights of a folder by their GGUF names, float32."""
+    """Return the weights of a folder in float32 by their GGUF names."""
     checkpoint = open_checkpoint(folder)
     return {gguf_name(name): np.array(checkpoint.read(name).astype(mx.float32)) for name in checkpoint.names}
 
 
 def tiny_gguf(folder: Path, kind: str = "F32", **options: Any) -> Path:
-    """Return a model of a few thousand weights, `folder`/tiny.gguf; its original stays in `folder`/original."""
+    """Write a model of a few thousand weights to `folder`/tiny.gguf, with the original in `folder`/original."""
     config = options.pop("config", {})
     original = write_qwen3(folder / "original", "Qwen3ForCausalLM", **config)
     return write_model_gguf(folder / "tiny.gguf", original, kind, **options)

@@ -1,4 +1,4 @@
-"""Recorded answers of the PyTorch reference (transformers 5.23, transformers 4.50 for QDQBert), and how to replay them.
+"""Recorded outputs of the PyTorch reference (transformers 5.23; 4.50 for QDQBert), and functions to compare with them.
 
 A case is a folder under data/golden: a small checkpoint, case.json (calls, tolerances) and arrays.npz.
 """
@@ -14,7 +14,7 @@ import mlx_qwen3
 
 FOLDER = Path(__file__).parents[1] / "data" / "golden"
 SEQUENCE_AXIS = {"attentions": 2, "cross_attentions": 2, "past_key_values": 2}
-"""Where the tokens of the input lie in an output; 1 elsewhere."""
+"""The axis of an output that counts the tokens of the input; 1 for all other outputs."""
 
 
 class Case:
@@ -26,7 +26,7 @@ class Case:
         self.arrays = dict(np.load(self.folder / "arrays.npz"))
 
     def numpy(self, key: Any) -> Any:
-        """Array keys, however nested, replaced by their arrays."""
+        """Replace array keys, at any depth, by their arrays."""
         if isinstance(key, dict):
             return {k: self.numpy(v) for k, v in key.items()}
         if isinstance(key, list):
@@ -38,7 +38,7 @@ class Case:
         return _to_mlx(self.numpy(key))
 
     def model(self, call: dict[str, Any]) -> Any:
-        """Return the call's model, loaded afresh."""
+        """Load the model of a call."""
         options = {"dtype": call.get("dtype", "float32"), **(call.get("config_overrides") or {})}
         quant = {**(self.meta.get("quant") or {}), **(call.get("quant") or {})}
         for field, option in (("input_desc", "quant_desc_input"), ("weight_desc", "quant_desc_weight")):
@@ -60,7 +60,7 @@ def _to_mlx(value: Any) -> Any:
 
 
 def calls(prefix: str, *kinds: str) -> list[tuple[str, str]]:
-    """(case, call id) of every recorded call of these kinds, for parametrize."""
+    """Return (case, call id) of every recorded call of these kinds, for parametrize."""
     found = []
     for folder in sorted(FOLDER.glob(f"{prefix}*")):
         for call in json.loads((folder / "case.json").read_text(encoding="utf-8"))["calls"]:
@@ -76,7 +76,7 @@ def find(case_name: str, call_id: str) -> tuple[Case, dict[str, Any]]:
 
 
 def assert_outputs(case: Case, node: dict[str, Any], output: Any, tolerance: dict[str, float]) -> None:
-    """Compare every recorded field, leaving padding out, and check that absent fields are None."""
+    """Compare every recorded field without padding, and check that absent fields are None."""
     valid = case.arrays[node["valid"]] if "valid" in node else None
     for name in node.get("none", []):
         assert getattr(output, name, None) is None, f"{name} should be absent"

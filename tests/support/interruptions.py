@@ -1,7 +1,7 @@
-"""Strike at a file event of a process: fail it, interrupt it, or look at what a kill there would leave.
+"""Inject a fault at a file event of a process: an error, an interruption, or a simulated kill.
 
-Events are those that Python reports to audit hooks before a file is opened for writing, renamed, removed or made. What
-a kill at an event leaves is what is on the disk at this moment, so each event of one undisturbed run gives a copy.
+Python reports events to audit hooks before a file is opened for writing, renamed, removed or created. A kill at an
+event leaves the files as they are at this moment, so one undisturbed run gives a copy of the folder per event.
 """
 
 import errno
@@ -15,8 +15,8 @@ from pathlib import Path
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.call_function")
 
 
-class Striker:
-    """Counts the file events below a folder and strikes at one of them."""
+class FaultInjector:
+    """Counts the file events below a folder and injects a fault at one of them."""
 
     def __init__(self) -> None:
         self.root, self.at, self.action, self.count = "", -1, "", 0
@@ -52,18 +52,18 @@ class Striker:
             raise OSError(getattr(errno, self.action), os.strerror(getattr(errno, self.action)))
 
 
-_STRIKER: Striker | None = None
+_INJECTOR: FaultInjector | None = None
 
 
-def striker() -> Striker:
-    """Return the striker of this process: an audit hook cannot be removed, so there is one."""
-    global _STRIKER
-    _STRIKER = _STRIKER or Striker()
-    return _STRIKER
+def fault_injector() -> FaultInjector:
+    """Return the injector of this process; an audit hook cannot be removed, so there is only one."""
+    global _INJECTOR
+    _INJECTOR = _INJECTOR or FaultInjector()
+    return _INJECTOR
 
 
 def fork() -> int:
-    """Fork, without the warning that newer versions of Python give where there are threads."""
+    """Fork without the warning of newer versions of Python about threads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
@@ -73,35 +73,35 @@ def listing(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def strike_everywhere(
+def fail_at_every_event(
     tmp_path: Path,
     prepare: Callable[[Path], None],
     act: Callable[[Path], None],
-    look: Callable[[Path], object],
+    read: Callable[[Path], object],
     errors: tuple[type[BaseException], ...],
     actions: tuple[str, ...] = ("ENOSPC", "EACCES", "interrupt"),
 ) -> int:
-    """Strike at each event of `act(folder)`, in each way, on a folder that `prepare` made.
+    """Inject each fault at each file event of `act(folder)`, on a folder that `prepare` has filled.
 
-    `look(folder)` says what is there; after each strike it must say what it said before or after an undisturbed `act`.
-    After a reported error no file may be left that neither state has.
+    After each fault `read(folder)` must return its result from before or after an undisturbed `act`. After a reported
+    error no file may remain that exists in neither state.
 
     Returns:
         The number of events.
     """
-    hook = striker()
+    hook = fault_injector()
     root = tmp_path / "undisturbed"
     root.mkdir()
     prepare(root)
-    old, old_files = look(root), listing(root)
+    old, old_files = read(root), listing(root)
     hook.arm(root, action="kill")
     act(root)
     events, copies = hook.disarm(), hook.copies
-    new, new_files = look(root), listing(root)
+    new, new_files = read(root), listing(root)
     assert old != new
     assert events > 2
     for number, copy in enumerate(copies):
-        assert look(copy) in (old, new), f"a kill at event {number} leaves a mixture"
+        assert read(copy) in (old, new), f"a kill at event {number} leaves a mixture"
     for action in actions:
         for at in range(events):
             root = tmp_path / f"{action}-{at}"
@@ -119,5 +119,5 @@ def strike_everywhere(
                 hook.disarm()
             if reported:
                 assert listing(root) in (old_files, new_files), f"{action} at event {at} leaves {listing(root)}"
-            assert look(root) in (old, new), f"{action} at event {at} leaves a mixture"
+            assert read(root) in (old, new), f"{action} at event {at} leaves a mixture"
     return events

@@ -1,7 +1,6 @@
-"""FP8, GPTQ and AWQ layers built from their published layouts, and decoders of them in plain numpy.
+"""FP8, GPTQ and AWQ layers built from their published layouts, and their decoders in plain NumPy.
 
-Written from the formats' descriptions, one element at a time, and independent of the package: it shares no code and no
-trick with what is tested.
+The code follows the descriptions of the formats, one element at a time, and shares nothing with the tested package.
 """
 
 import struct
@@ -12,13 +11,13 @@ import numpy as np
 from mlx_qwen3.checkpoint.header import encode_header
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-"""Which output of eight has its code at place 0, 1, ... of a word, lowest bits first."""
+"""The output, of eight, whose code is at index 0, 1, ... of a word, lowest bits first."""
 
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "int32": "I32", "uint8": "F8_E4M3", "uint16": "BF16"}
 
 
 def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """One safetensors file; uint8 arrays are e4m3, uint16 arrays bfloat16."""
+    """Write a safetensors file; uint8 arrays are e4m3, uint16 arrays bfloat16."""
     table = {name: (SAFETENSORS_NAMES[str(a.dtype)], a.shape) for name, a in tensors.items()}
     head, _ = encode_header(table, {"format": "pt"})
     file.write_bytes(head + b"".join(np.ascontiguousarray(array).tobytes() for array in tensors.values()))
@@ -58,11 +57,11 @@ def signed(word: int) -> int:
 
 
 def pack_gptq(codes: np.ndarray, zeros: np.ndarray, bits: int, version: str = "gptq") -> tuple[np.ndarray, np.ndarray]:
-    """qweight (inputs / n, outputs) and qzeros (groups, outputs / n), n = 32 / bits codes per word.
+    """Return qweight (inputs / n, outputs) and qzeros (groups, outputs / n), with n = 32 / bits codes per word.
 
     Args:
         codes: (inputs, outputs).
-        zeros: (groups, outputs); stored less one in the first version, modulo 2^bits.
+        zeros: (groups, outputs); the first version stores them minus one, modulo 2^bits.
     """
     per_word = 32 // bits
     qweight = np.zeros((codes.shape[0] // per_word, codes.shape[1]), np.int32)
@@ -95,7 +94,7 @@ def decode_gptq(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group_
 
 
 def pack_awq(codes: np.ndarray) -> np.ndarray:
-    """(n, outputs) codes of 4 bits -> (n, outputs / 8) words."""
+    """Pack 4-bit codes (n, outputs) into words (n, outputs / 8)."""
     words = np.zeros((codes.shape[0], codes.shape[1] // 8), np.int32)
     for row in range(words.shape[0]):
         for column in range(words.shape[1]):

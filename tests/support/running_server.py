@@ -1,4 +1,4 @@
-"""A server in a process of its own."""
+"""A server in a separate process."""
 
 import json
 import os
@@ -72,7 +72,7 @@ class Running:
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """Return the JSON of a stream's events; [DONE] has to end it."""
+    """Return the JSON of the events of a stream, which must end with [DONE]."""
     lines = [line[6:] for line in response.text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]

@@ -33,7 +33,7 @@ def ids(batch: int = 3, length: int = 7, seed: int = 1) -> mx.array:
 
 
 def calibrated(name: str = "QDQBertModel", seed: int = 0, **fields: Any) -> Any:
-    """Return the same with the ranges of three batches."""
+    """Return a tiny model that is calibrated on three batches."""
     made = model(name, seed, **fields)
     mlx_qwen3.calibrate(made, [{"input_ids": ids(seed=s)} for s in range(3)])
     return made

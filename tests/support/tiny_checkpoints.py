@@ -1,4 +1,4 @@
-"""Small random checkpoints with a tokenizer, as folders: stand-ins for the Hub's."""
+"""Folders with small random checkpoints and a tokenizer, used instead of checkpoints of the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ BERT = {
 
 
 def write_tokenizer(folder: Path, **config: Any) -> Path:
-    """Return a byte-level tokenizer of a few hundred tokens, as Qwen3 configures its own."""
+    """Write a byte-level tokenizer of a few hundred tokens with the configuration of Qwen3's."""
     import json
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_tokenizer(folder: Path, **config: Any) -> Path:
 
 
 def write_qwen3(folder: Path, name: str, seed: int = 0, **config: Any) -> Path:
-    """Return a checkpoint of the class `name`."""
+    """Write a checkpoint of the class `name`."""
     write_tokenizer(folder)
     mx.random.seed(seed)
     pad = {"pad_token_id": mlx_qwen3.AutoTokenizer.from_pretrained(folder).pad_token_id}
@@ -61,7 +61,7 @@ def write_qwen3(folder: Path, name: str, seed: int = 0, **config: Any) -> Path:
 
 
 def write_bert(folder: Path, name: str, seed: int = 0, **config: Any) -> Path:
-    """Return a BERT checkpoint of the class `name`, its quantizers switched off."""
+    """Write a BERT checkpoint of the class `name` with disabled quantizers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 64}')

@@ -1,4 +1,4 @@
-"""Small vocabularies, trained or written here, so that tests need no download."""
+"""Small vocabularies, so that tests need no download."""
 
 import json
 
@@ -39,7 +39,7 @@ WORDS = [
 
 
 def train_byte_level() -> Tokenizer:
-    """Qwen3's pipeline over a vocabulary of 400 tokens."""
+    """Train a tokenizer with Qwen3's pipeline and a vocabulary of 400 tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -59,7 +59,7 @@ def train_byte_level() -> Tokenizer:
 
 
 def split_files(source, folder):
-    """Return the same tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
+    """Write the tokenizer as `vocab.json` and `merges.txt`, with its added tokens in the configuration."""
     backend = Tokenizer.from_file(str(source / "tokenizer.json"))
     backend.model.save(str(folder))
     config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from tests.support.tiny_checkpoints import write_bert, write_qwen3
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Name → folder, written when first asked for."""
+    """A mapping of names to folders, which are written at the first access."""
     root, made = tmp_path_factory.mktemp("checkpoints"), {}
     recipes = {
         "causal": (write_qwen3, "Qwen3ForCausalLM", {"tie_word_embeddings": True}),

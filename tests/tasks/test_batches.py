@@ -1,4 +1,4 @@
-"""Batches: which rows go together, what the model is given, and that no result depends on it."""
+"""Batches: grouping of rows, inputs of the model, and results that do not depend on them."""
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +22,7 @@ def model():
 
 
 class Spy:
-    """Last hidden states, and a record of the calls."""
+    """Computes last hidden states and records the calls."""
 
     def __init__(self, model):
         self.model, self.calls = model, []
@@ -37,7 +37,7 @@ class Spy:
 
 
 @given(st.lists(st.integers(1, 600), max_size=60), st.none() | st.integers(1, 9))
-def test_batches_hold_every_row_once_the_longest_first(lengths, batch_size):
+def test_batches_contain_every_row_once_in_descending_length(lengths, batch_size):
     found = batches_by_length(lengths, batch_size)
     order = [index for batch in found for index in batch]
     assert sorted(order) == list(range(len(lengths)))
@@ -48,7 +48,7 @@ def test_batches_hold_every_row_once_the_longest_first(lengths, batch_size):
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=5))
-def test_common_prefix_is_what_all_rows_share_but_their_last_id(rows):
+def test_the_common_prefix_excludes_the_last_id_of_every_row(rows):
     expected = 0
     while len(rows) > 1 and all(len(row) > expected + 1 and row[expected] == rows[0][expected] for row in rows):
         expected += 1
@@ -58,7 +58,7 @@ def test_common_prefix_is_what_all_rows_share_but_their_last_id(rows):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 20), st.lists(st.integers(1, 12), min_size=1, max_size=6), st.sampled_from(["left", "right"]))
-def test_a_row_of_a_batch_is_the_row_alone(model, shared, lengths, side):
+def test_a_row_in_a_batch_equals_the_single_row(model, shared, lengths, side):
     draw = np.random.default_rng(sum(lengths))
     start = draw.integers(0, 400, shared).tolist()
     pieces = [Piece(start + draw.integers(0, 400, n).tolist()) for n in lengths]
@@ -71,7 +71,7 @@ def test_a_row_of_a_batch_is_the_row_alone(model, shared, lengths, side):
         np.testing.assert_allclose(end, alone[-1], atol=1e-4)
 
 
-def test_rows_padded_on_the_right_need_no_mask_and_left_ones_do(model):
+def test_only_left_padding_needs_a_mask(model):
     pieces = [Piece([5, 6, 7, 8]), Piece([9])]
     spy = Spy(model)
     Runner(model).run(pieces, spy)
@@ -80,17 +80,17 @@ def test_rows_padded_on_the_right_need_no_mask_and_left_ones_do(model):
     assert spy.calls[1]["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
 
 
-def test_a_shared_beginning_runs_once(model):
+def test_a_shared_prefix_is_computed_once(model):
     start = list(range(10, 30))
     spy = Spy(model)
     Runner(model).run([Piece([*start, n, n + 1]) for n in range(40, 48)], spy, batch_size=4)
     assert [(call["past"], call["inputs_embeds"].shape[:2]) for call in spy.calls] == [(20, (4, 2))] * 2
 
 
-def test_compiled_calls_give_the_same(model):
+def test_compiled_calls_give_the_same_results(model):
     pieces = [Piece(list(range(3, 3 + n))) for n in (4, 9, 17)]
     plain, spy, runner = Runner(model, compiled=False).run(pieces, Spy(model)), Spy(model), Runner(model, compiled=True)
-    for calls in (1, 2, 2):  # the first as it is, the second is traced, the third is not
+    for calls in (1, 2, 2):  # the first is not compiled, the second is traced, the third reuses the trace
         for (one,), (other,) in zip(plain, runner.run(pieces, spy), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
         assert len(spy.calls) == calls
@@ -113,7 +113,7 @@ def test_on_a_gpu_only_small_batches_are_compiled(model, monkeypatch, rows, comp
     np.testing.assert_allclose(found, plain, atol=1e-5)
 
 
-def test_memory_that_lies_idle_is_given_back(model, monkeypatch):
+def test_unused_memory_is_released(model, monkeypatch):
     pieces = [Piece(list(range(3, 3 + n))) for n in range(4, 40, 5)]
     lying = {}
     for share in (1e12, 1e-12):
@@ -124,13 +124,13 @@ def test_memory_that_lies_idle_is_given_back(model, monkeypatch):
     assert lying[1e12] < lying[1e-12] / 2
 
 
-def test_an_id_outside_the_vocabulary_is_named(model):
+def test_an_id_outside_the_vocabulary_is_reported(model):
     with pytest.raises(InputError, match="id 416, the model has 416"):
         Runner(model).run([Piece([3, 416])], Spy(model))
 
 
 @pytest.mark.parametrize("rows", [1, 13, 40, 300])
-def test_planned_batches_repeat_few_shapes_and_give_the_same(model, monkeypatch, rows):
+def test_planned_batches_use_few_shapes_and_give_the_same_results(model, monkeypatch, rows):
     lengths = np.random.default_rng(rows).integers(1, 40, rows)
     pieces = [Piece([*range(1, n + 1)]) for n in lengths]
     want = Runner(model).run(pieces, Spy(model))
@@ -142,5 +142,5 @@ def test_planned_batches_repeat_few_shapes_and_give_the_same(model, monkeypatch,
         np.testing.assert_allclose(a[0], b[0], atol=1e-5)
 
 
-def test_nothing_in_nothing_out(model):
+def test_no_rows_give_no_results(model):
     assert Runner(model).run([], Spy(model)) == []

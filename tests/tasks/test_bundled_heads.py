@@ -1,4 +1,4 @@
-"""The example heads that come with the package, and the examples that use them."""
+"""The example heads in the package, and the examples that use them."""
 
 import runpy
 from pathlib import Path
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 @pytest.mark.parametrize("name", NOTES)
-def test_every_head_loads_and_says_what_it_is_for(name, caplog):
+def test_every_head_loads_and_logs_its_purpose(name, caplog):
     model, tokenizer = load_bundled_head(name, dtype="float32")
     assert NOTES[name] in caplog.text
     assert "random weights" not in caplog.text
@@ -22,12 +22,12 @@ def test_every_head_loads_and_says_what_it_is_for(name, caplog):
     assert tokenizer.encode("hello")
 
 
-def test_a_missing_head_is_named(tmp_path):
+def test_a_missing_head_is_reported_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="there is no head; train it with"):
         load_bundled_head("library-chapters", folder=tmp_path)
 
 
-def test_the_heads_answer_without_a_model_being_named():
+def test_pipelines_without_a_model_use_the_bundled_heads():
     classify = mlx_qwen3.pipeline("text-classification")
     found = classify(["Return the arc cosine of x.", "A lock for threads; wait until it is released."])
     assert [row["label"] for row in found] == ["numbers", "concurrency"]
@@ -48,6 +48,6 @@ def test_the_heads_answer_without_a_model_being_named():
         ("fine_tune_head", "'label': 'thread'"),
     ],
 )
-def test_the_examples_run(name, expected, capsys):
+def test_the_examples_print_the_expected_result(name, expected, capsys):
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     assert expected in capsys.readouterr().out

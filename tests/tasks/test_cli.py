@@ -1,4 +1,4 @@
-"""The verbs for texts: where rows come from, what is printed, what the exit status says."""
+"""The verbs for texts: sources of rows, output and exit status."""
 
 import io
 import json
@@ -15,7 +15,7 @@ class Stdin(io.StringIO):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """(arguments, stdin) → (exit status, JSON lines, stderr)."""
+    """Return a function (arguments, stdin) → (exit status, JSON lines, stderr)."""
 
     def call(*arguments, stdin=""):
         monkeypatch.setattr("sys.stdin", Stdin(stdin))
@@ -49,7 +49,7 @@ def test_classify_texts_from_arguments_and_stdin_agree(run, folders):
         ("strings.jsonl", '"hello world"\n"it"\n'),
     ],
 )
-def test_every_kind_of_file(run, folders, tmp_path, name, content):
+def test_every_file_format_is_read(run, folders, tmp_path, name, content):
     file = tmp_path / name
     file.write_text(content, encoding="utf-8")
     status, lines, _ = run("classify", "--model", folders["sequence"], "--file", file)
@@ -70,7 +70,7 @@ def test_pairs_come_from_two_columns(run, folders, tmp_path):
     assert lines[0]["labels"][0]["score"] != run("classify", *options)[1][0]["labels"][0]["score"]
 
 
-def test_labels_named_on_the_command_line(run, folders):
+def test_labels_are_given_on_the_command_line(run, folders):
     status, lines, _ = run(
         "classify", "--model", folders["causal"], "--labels", "fox, world", "--top-k", "0", "hello there"
     )
@@ -79,7 +79,7 @@ def test_labels_named_on_the_command_line(run, folders):
     assert sum(label["score"] for label in lines[0]["labels"]) == pytest.approx(1)
 
 
-def test_a_bad_row_is_reported_and_the_rest_goes_on(run, folders):
+def test_a_bad_row_is_reported_and_the_other_rows_are_answered(run, folders):
     status, lines, errors = run("classify", "--model", folders["sequence"], "hello", " ", "it")
     assert status == 1
     assert lines[1] == {"text": " ", "error": "text is empty", "row": 1}
@@ -87,7 +87,7 @@ def test_a_bad_row_is_reported_and_the_rest_goes_on(run, folders):
     assert "row 1: text is empty" in errors
 
 
-def test_tag_prints_places(run, folders):
+def test_tag_prints_offsets(run, folders):
     _, lines, _ = run("tag", "--model", folders["token"], "--aggregate", "none", "--ignore", "", "hello world")
     entities = lines[0]["entities"]
     assert entities[-1]["end"] == len("hello world")
@@ -96,7 +96,7 @@ def test_tag_prints_places(run, folders):
     assert "0–" in table
 
 
-def test_answer_asks_one_question_or_those_of_a_file(run, folders, tmp_path):
+def test_answer_takes_one_question_or_the_questions_of_a_file(run, folders, tmp_path):
     _, lines, _ = run("answer", "--model", folders["question"], "--question", "who?", "the quick fox", "hello world")
     assert [set(line) for line in lines] == [{"question", "score", "start", "end", "answer"}] * 2
     file = tmp_path / "rows.jsonl"
@@ -135,7 +135,7 @@ def test_fill_mask_prints_words(run, folders):
         (("tag", "x"), "has no token classification head"),
     ],
 )
-def test_what_a_user_can_put_right_is_one_line_and_status_2(run, folders, tmp_path, monkeypatch, arguments, message):
+def test_errors_of_the_user_are_one_line_with_status_2(run, folders, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "hello"}\n{"text"\n')

@@ -27,7 +27,7 @@ def test_each_text_gives_a_valid_value(task):
         assert 0 <= value["n"] <= 9
 
 
-def test_cut_and_bad_rows_are_reported(task):
+def test_truncated_and_bad_rows_are_reported(task):
     with pytest.raises(RowError, match="cut after 2 tokens"):
         task(["one"], max_new_tokens=2, schema={"type": "string", "pattern": "^x{50}$"})
     with pytest.raises(ConstraintError, match="uniqueItems"):
@@ -39,7 +39,7 @@ def test_cut_and_bad_rows_are_reported(task):
     assert records[1]["row"] == 1
 
 
-def test_rows_of_a_file(tmp_path, capsys):
+def test_the_command_extracts_from_the_rows_of_a_file(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("id,text\n7,one\n8,two\n")
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     out = tmp_path / "rows.jsonl"

@@ -1,4 +1,4 @@
-"""Files of texts on the command line: what is read, what is refused before a model is loaded, and how a run ends."""
+"""Files of texts on the command line: formats, errors before a model is loaded, and interrupted runs."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ PAIR = ["hello world", "it"]
 
 @pytest.fixture
 def forbid_loading(monkeypatch):
-    """A model must not be loaded."""
+    """Fail if a model is loaded."""
 
     def load(*_, **__):
         pytest.fail("a model was loaded")
@@ -45,13 +45,13 @@ def texts(capsys):
     ],
 )
 @pytest.mark.parametrize(("verb", "model"), [("classify", "sequence"), ("tag", "token"), ("embed", "causal")])
-def test_blank_lines_are_no_rows(folders, tmp_path, capsys, name, content, verb, model):
+def test_blank_lines_are_skipped(folders, tmp_path, capsys, name, content, verb, model):
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert main([verb, "--model", str(folders[model]), "--file", str(tmp_path / name)]) == 0
     assert texts(capsys) == PAIR
 
 
-def test_a_blank_row_may_have_more_commas_than_columns(folders, tmp_path):
+def test_a_blank_row_with_surplus_commas_is_skipped(folders, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,n\nhello,1\n,,\n", encoding="utf-8")
     args = Namespace(text=[], file=str(file), column="text")
@@ -65,7 +65,7 @@ def test_a_blank_row_may_have_more_commas_than_columns(folders, tmp_path):
         read_rows(Namespace(text=[], file=str(deep), column="text"))
 
 
-def test_blank_lines_of_stdin_are_no_rows(folders):
+def test_blank_lines_of_stdin_are_skipped(folders):
     command = [sys.executable, "-m", "mlx_qwen3", "classify", "--model", str(folders["sequence"])]
     found = subprocess.run(command, input="hello world\n\nit\n\n", capture_output=True, text=True)
     assert found.returncode == 0
@@ -113,7 +113,7 @@ def test_an_empty_cell_of_a_row_with_others_is_reported(folders, tmp_path, capsy
         (["fill-mask", "a [MASK]"], "fill-mask needs --model, because the bundled model does not support it"),
     ],
 )
-def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, words, tmp_path, monkeypatch, capsys):
+def test_errors_are_reported_before_a_model_is_loaded(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content in {
         "rows.csv": "a,b\n1,2\n",
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, words, tmp_pa
 
 
 @pytest.mark.parametrize("verb", ["classify", "tag", "answer", "embed", "rank", "fill-mask"])
-def test_help_says_whether_there_is_a_default_model(verb, capsys):
+def test_help_states_whether_there_is_a_default_model(verb, capsys):
     assert main([verb, "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert ("(default: the bundled small model)" in told) == (verb not in ("rank", "fill-mask"))
@@ -149,7 +149,7 @@ def test_a_language_model_without_labels_names_the_flag(folders, capsys):
 
 
 @pytest.mark.parametrize("shown", ["json", "table"])
-def test_ctrl_c_ends_a_long_file_soon_and_keeps_what_is_done(folders, tmp_path, shown):
+def test_ctrl_c_stops_a_long_file_soon_and_keeps_the_results(folders, tmp_path, shown):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('""\n' + '"the quick brown fox was quick"\n' * 200_000)
     command = [sys.executable, "-m", "mlx_qwen3", "classify", "--model", str(folders["sequence"]), "--file", str(rows)]
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_long_file_soon_and_keeps_what_is_done(folders, tmp_path, 
         assert output.count("the quick") == done - 1
 
 
-def test_rows_are_sorted_by_length_whatever_the_size_of_a_batch(folders, monkeypatch):
+def test_rows_are_sorted_by_length_for_every_batch_size(folders, monkeypatch):
     from mlx_qwen3 import pipeline
     from mlx_qwen3.tasks import task
 
@@ -184,7 +184,7 @@ def test_rows_are_sorted_by_length_whatever_the_size_of_a_batch(folders, monkeyp
     assert seen == [None, 16 * task.AHEAD]
 
 
-def test_windows_end_at_rows_or_characters():
+def test_windows_are_limited_by_rows_or_characters():
     rows = ["a" * 4] * 5
     assert [len(window) for _, window in windows(rows, 2)] == [2, 2, 1]
     assert [(start, len(window)) for start, window in windows(rows, 9, 8)] == [(0, 2), (2, 2), (4, 1)]
@@ -193,13 +193,13 @@ def test_windows_end_at_rows_or_characters():
     assert list(windows([], 2)) == []
 
 
-def test_batches_hold_few_tokens_if_asked():
+def test_batches_are_limited_by_tokens_on_request():
     assert [len(batch) for batch in batches_by_length([10] * 10, None, 40)] == [4, 4, 2]
     assert [len(batch) for batch in batches_by_length([10] * 10, 5, 40)] == [5, 5]
 
 
-def test_a_command_line_runs_small_batches(folders, tmp_path, monkeypatch, capsys):
-    """A file's rows come to the model some at a time, so that the first results do not wait for the last rows."""
+def test_a_command_line_reads_a_file_in_small_batches(folders, tmp_path, monkeypatch, capsys):
+    """The rows of a file are computed in small batches, so that the first results do not wait for the last rows."""
     seen = []
     run = "mlx_qwen3.tasks.batches.batches_by_length"
     monkeypatch.setattr(run, lambda *given: seen.append(batches_by_length(*given)) or seen[-1])
@@ -228,7 +228,7 @@ def test_a_command_line_runs_small_batches(folders, tmp_path, monkeypatch, capsy
         (["hello"], "stderr stdout stdin", None, False),
     ],
 )
-def test_a_bar_is_drawn_for_files_where_it_disturbs_nothing(monkeypatch, texts, terminals, shown, bar):
+def test_a_progress_bar_is_shown_only_where_it_does_not_disturb_the_output(monkeypatch, texts, terminals, shown, bar):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals, raising=False)
     words = ["classify", *texts, *(["--format", shown] if shown else [])]

@@ -1,4 +1,4 @@
-"""What tasks accept in place of a list of texts, and the reference's keywords."""
+"""Containers that tasks accept instead of a list of texts, and keywords of transformers."""
 
 import multiprocessing
 import pickle
@@ -33,13 +33,13 @@ def classify(folders):
     "container",
     [tuple, np.array, lambda t: np.array(t, dtype=object), pandas.Series, polars.Series, pyarrow.array, pandas.Index],
 )
-def test_containers_of_texts_give_what_a_list_gives(classify, container):
+def test_containers_of_texts_give_the_results_of_a_list(classify, container):
     results = classify(container(TEXTS))
     assert isinstance(results, list)
     assert results == classify(TEXTS)
 
 
-def test_results_become_a_column(classify):
+def test_results_can_be_assigned_to_a_column(classify):
     table = pandas.DataFrame({"id": [7, 8, 9], "text": TEXTS}, index=[3, 1, 2])
     table["label"] = classify(table["text"])
     assert list(table["label"]) == classify(TEXTS)
@@ -53,19 +53,19 @@ def test_results_become_a_column(classify):
         pyarrow.table({"text": TEXTS, "id": [1, 2, 3]}),
     ],
 )
-def test_a_table_is_refused_with_its_column(classify, table):
+def test_a_table_is_refused_with_advice_to_pass_a_column(classify, table):
     with pytest.raises(InputError, match=r"columns text, id is not rows of text.*table\['text'\]"):
         classify(table)
 
 
-def test_missing_values_are_named_by_row(classify):
+def test_missing_values_are_reported_by_row(classify):
     with pytest.raises(RowError, match=r"row 1: text is missing \(nan\)"):
         classify(pandas.Series(["hello", float("nan"), "it"], dtype=object))
     with pytest.raises(InputError, match="A set has no order"):
         classify({"hello", "it"})
 
 
-def test_an_iterator_streams_and_a_row_error_survives_a_pickle(classify):
+def test_an_iterator_is_streamed_and_a_row_error_can_be_pickled(classify):
     stream = classify(iter(TEXTS))
     assert next(stream) == classify(TEXTS)[0]
     with pytest.raises(RowError) as caught:
@@ -84,7 +84,7 @@ def test_a_process_pool_returns_row_errors():
         pool.map_async(_fail, [0]).get(60)
 
 
-def test_no_texts_are_a_matrix_without_rows(folders):
+def test_an_empty_list_gives_a_matrix_without_rows(folders):
     assert Embedding(folders["causal"])([]).shape == (0, 32)
     assert Embedding(folders["causal"], dimensions=5)(pandas.Series([], dtype=object)).shape == (0, 5)
 
@@ -98,12 +98,12 @@ def test_labels_may_be_any_container(folders):
         task("hello", candidate_labels=["a"], hypothesis_template=None)
 
 
-def test_a_list_of_one_masked_text_gives_its_words(folders):
+def test_a_list_of_one_masked_text_gives_the_words_of_that_text(folders):
     task = FillMask(folders["bert mask"])
     assert task(["the [MASK] fox"]) == task("the [MASK] fox")
 
 
-def test_a_question_and_a_context_by_position(folders):
+def test_a_question_and_a_context_can_be_positional(folders):
     task = QuestionAnswering(folders["question"])
     assert task("is it", "the quick fox") == task(question="is it", context="the quick fox")
     assert task({"question": "is it", "context": "the fox"}) == task("is it", context="the fox")
@@ -121,7 +121,7 @@ def test_a_question_and_a_context_by_position(folders):
         {"trust_remote_code": False, "use_fast": True, "num_workers": 2, "revision": None},
     ],
 )
-def test_keywords_of_the_reference_change_nothing_here(folders, classify, options):
+def test_keywords_of_the_reference_do_not_change_the_results(folders, classify, options):
     task = pipeline("text-classification", str(folders["sequence"]), **options)
     assert task(TEXTS) == classify(TEXTS)
 
@@ -142,7 +142,7 @@ def test_other_keywords_are_refused_by_name(folders, options, message):
         pipeline("text-classification", str(folders["sequence"]), **options)
 
 
-def test_a_tokenizer_by_name_and_a_task_from_the_head(folders):
+def test_the_tokenizer_may_be_a_name_and_the_task_follows_from_the_head(folders):
     folder = str(folders["sequence"])
     task = pipeline(model=folder, tokenizer=folder)
     assert type(task) is TextClassification
@@ -154,12 +154,12 @@ def test_a_tokenizer_by_name_and_a_task_from_the_head(folders):
         pipeline("text-clasification")
 
 
-def test_a_reranker_must_be_named():
+def test_a_reranker_has_no_default_model():
     with pytest.raises(InputError, match="Name one: model="):
         pipeline("reranking")
 
 
-def test_rank_and_plain_logits(folders):
+def test_rank_sorts_documents_and_activation_none_returns_logits(folders):
     task = Reranker(folders["score"])
     assert task.rank("fox", TEXTS, top_k=2) == task("fox", np.array(TEXTS), top_k=2)
     scores, logits = task([("fox", text) for text in TEXTS]), task([("fox", t) for t in TEXTS], activation="none")

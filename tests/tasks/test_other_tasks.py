@@ -23,7 +23,7 @@ def rank(folders):
     return Reranker(model, tokenizer)
 
 
-def test_a_score_is_the_chance_of_yes_against_no(rank):
+def test_a_score_is_the_probability_of_yes_relative_to_no(rank):
     encode = rank.tokenizer.encode
     text = f"<Instruct>: {INSTRUCTION}\n<Query>: hello\n<Document>: {DOCUMENTS[0]}"
     logits = rank.model([encode(OPENING) + encode(text) + encode(CLOSING)]).logits[0, -1]
@@ -31,7 +31,7 @@ def test_a_score_is_the_chance_of_yes_against_no(rank):
     assert rank([("hello", DOCUMENTS[0])]) == [pytest.approx(1 / (1 + math.exp(no - yes)), abs=1e-4)]
 
 
-def test_documents_come_back_best_first(rank):
+def test_documents_are_sorted_by_score(rank):
     found = rank("hello", DOCUMENTS, return_documents=True)
     scores = rank([("hello", document) for document in DOCUMENTS])
     assert sorted(one["index"] for one in found) == [0, 1, 2]
@@ -44,7 +44,7 @@ def test_documents_come_back_best_first(rank):
     assert other[0]["score"] != found[0]["score"]
 
 
-def test_a_head_with_one_label_ranks_as_well(folders):
+def test_a_head_with_one_label_is_a_reranker(folders):
     rank = Reranker(folders["score"])
     scores = rank([{"query": "hello", "document": document} for document in DOCUMENTS])
     assert all(0 < score < 1 for score in scores)
@@ -52,7 +52,7 @@ def test_a_head_with_one_label_ranks_as_well(folders):
         Reranker(folders["sequence"])
 
 
-def test_wrong_rows_of_a_ranking_are_named(rank, folders):
+def test_invalid_queries_and_documents_are_reported(rank, folders):
     with pytest.raises(RowError, match="row 1: document is empty"):
         rank("hello", ["a", ""])
     with pytest.raises(InputError, match="query is empty"):
@@ -71,7 +71,7 @@ def fill(folders):
     return FillMask(folders["bert mask"])
 
 
-def test_words_for_a_mask_have_the_models_chances(fill):
+def test_words_for_a_mask_have_the_probabilities_of_the_model(fill):
     found = fill("hello [MASK] fox")
     inputs = fill.tokenizer("hello [MASK] fox", return_tensors="mlx")
     chances = np.array(mx.softmax(fill.model(**inputs).logits[0, 2]))
@@ -84,7 +84,7 @@ def test_words_for_a_mask_have_the_models_chances(fill):
     assert found[0]["sequence"] == f"hello {found[0]['token_str']} fox".replace(" ##", "")
 
 
-def test_several_masks_targets_and_batches(fill):
+def test_several_masks_targets_and_batches_are_supported(fill):
     both = fill("[MASK] the [MASK]", top_k=2)
     assert [len(some) for some in both] == [2, 2]
     assert "[MASK]" in both[0][0]["sequence"]
@@ -94,7 +94,7 @@ def test_several_masks_targets_and_batches(fill):
     assert rows[0][0]["score"] == pytest.approx(fill("hello [MASK]")[0]["score"], abs=1e-4)
 
 
-def test_wrong_masks_are_named(fill, folders):
+def test_invalid_masks_are_reported(fill, folders):
     with pytest.raises(RowError, match=r"row 0: text has no mask\. Write"):
         fill(["hello", "a [MASK]"])
     with pytest.raises(RowError, match="row 1: the mask lies beyond the 64 tokens"):
@@ -112,7 +112,7 @@ def write(folders):
     return TextGeneration(folders["causal"])
 
 
-def test_text_goes_on_as_generate_does(write):
+def test_texts_are_continued_as_by_generate(write):
     prompts = ["hello world", "the quick brown fox was", "it"]
     rows = write(prompts, max_new_tokens=5)
     for prompt, row in zip(prompts, rows, strict=True):
@@ -125,7 +125,7 @@ def test_text_goes_on_as_generate_does(write):
     )
 
 
-def test_a_chat_comes_back_with_the_answer(write):
+def test_a_chat_is_returned_with_the_answer(write):
     chat = [{"role": "user", "content": "hello"}]
     found = write(chat, max_new_tokens=3)[0]["generated_text"]
     assert found[0] == chat[0]
@@ -133,7 +133,7 @@ def test_a_chat_comes_back_with_the_answer(write):
     assert write([chat, chat], max_new_tokens=3)[1][0]["generated_text"] == found
 
 
-def test_wrong_prompts_are_named(write):
+def test_invalid_prompts_are_reported(write):
     with pytest.raises(RowError, match=r"row 1: the prompt has \d+ tokens of 512"):
         write(["hello", "hello " * 400], max_new_tokens=2)
     with pytest.raises(InputError, match="max_new_token"):

@@ -1,4 +1,4 @@
-"""Question answering: the span's place, several answers, long contexts by windows, no answer at all."""
+"""Question answering: offsets, several answers, windows over long contexts, empty answers."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def answer(folders):
     return QuestionAnswering(folders["question"])
 
 
-def test_the_answer_is_the_text_between_its_offsets(answer):
+def test_the_answer_is_the_text_between_the_offsets(answer):
     found = answer(question=QUESTION, context=CONTEXT)
     assert list(found) == ["score", "start", "end", "answer"]
     assert CONTEXT[found["start"] : found["end"]] == found["answer"] == found["answer"].strip()
@@ -26,7 +26,7 @@ def test_the_answer_is_the_text_between_its_offsets(answer):
     assert several[0]["score"] >= several[1]["score"] >= several[2]["score"]
 
 
-def test_the_best_span_is_the_likeliest_pair_of_tokens(answer):
+def test_the_best_span_is_the_most_probable_pair_of_tokens(answer):
     found = answer(question=QUESTION, context=CONTEXT, align_to_words=False, max_answer_len=4)
     tokenizer = answer.tokenizer
     inputs = tokenizer(QUESTION, CONTEXT)
@@ -47,7 +47,7 @@ def test_the_best_span_is_the_likeliest_pair_of_tokens(answer):
     assert found["score"] == pytest.approx(chances[0][i] * chances[1][j], abs=1e-4)
 
 
-def test_rows_in_every_form_and_batches_agree(answer):
+def test_rows_in_every_format_and_batches_agree(answer):
     alone = answer(question=QUESTION, context=CONTEXT)
     rows = [{"question": QUESTION, "context": CONTEXT}, {"question": "who?", "context": "hello there world"}]
     for found in (answer(rows)[0], answer(question=[QUESTION], context=[CONTEXT])[0], next(answer(iter(rows)))):
@@ -63,7 +63,7 @@ def test_a_long_context_is_read_by_windows_to_its_end(answer):
 
 
 @pytest.mark.parametrize("name", ["question", "bert question"])
-def test_no_answer_is_an_answer_when_asked_for(folders, name):
+def test_an_empty_answer_is_possible_on_request(folders, name):
     answer = QuestionAnswering(folders[name])
     found = answer(question="is it", context="the quick fox is", top_k=50, handle_impossible_answer=True)
     empty = [one for one in found if one["answer"] == ""]
@@ -73,7 +73,7 @@ def test_no_answer_is_an_answer_when_asked_for(folders, name):
     assert all(one["answer"] for one in answer(question="is it", context="the quick fox is", top_k=50))
 
 
-def test_spans_run_forward_and_are_no_longer_than_allowed():
+def test_spans_are_in_order_and_within_the_length_limit():
     start, end = np.array([0.1, 0.2, 0.7]), np.array([0.6, 0.3, 0.1])
     spans = best_spans(start, end, 9, 2)
     assert spans[0] == (2, 2, pytest.approx(0.07)) or spans[0][2] == max(span[2] for span in spans)
@@ -94,12 +94,12 @@ def test_spans_run_forward_and_are_no_longer_than_allowed():
         (lambda a: a(question="hello " * 9, context="y", max_seq_len=1), "leaves no room for a context"),
     ],
 )
-def test_wrong_calls_are_named(answer, call, message):
+def test_invalid_calls_are_reported(answer, call, message):
     with pytest.raises(InputError, match=message):
         call(answer)
 
 
-def test_bad_rows_are_named_and_the_others_are_not_lost(answer):
+def test_bad_rows_are_reported_with_the_results_of_the_others(answer):
     rows = [{"question": "who?", "context": ""}, {"question": QUESTION, "context": CONTEXT}]
     with pytest.raises(RowError, match="row 0: context is empty") as caught:
         answer(rows)

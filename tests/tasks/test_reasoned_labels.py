@@ -1,4 +1,4 @@
-"""Zero-shot classification after reasoning: free reasoning of a bounded length, then one of the labels."""
+"""Zero-shot classification after reasoning: reasoning of a limited length, then one of the labels."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_label_follows_the_reasoning(classify):
     assert classify(texts[0])["labels"] == found[0]["labels"]
 
 
-def test_what_excludes_reasoning_is_refused(classify):
+def test_options_incompatible_with_reasoning_are_refused(classify):
     with pytest.raises(InputError, match="multi_label"):
         classify("x", multi_label=True)
     with pytest.raises(InputError, match="thinking_budget"):
@@ -59,7 +59,7 @@ def test_the_budget_ends_the_reasoning():
     assert matcher.finished
 
 
-def test_a_budget_needs_constraints():
+def test_a_thinking_budget_requires_a_constraint_per_row():
     model, tokenizer = mlx_qwen3.load()
     with pytest.raises(InputError, match="thinking_budget"):
         mlx_qwen3.batch_generate(model, tokenizer, ["a", "b"], 5, thinking_budget=3, regex=["a", None])

@@ -1,4 +1,4 @@
-"""The pipelines of transformers, on the same checkpoints and texts, give the same results."""
+"""The pipelines of transformers give the same results on the same checkpoints and texts."""
 
 import warnings
 
@@ -34,7 +34,7 @@ def both(transformers, task, folder, **options):
 
 @pytest.mark.parametrize("name", ["Qwen3ForSequenceClassification"])
 @pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
-def test_text_classification(transformers, tmp_path, name, problem):
+def test_text_classification_equals_transformers(transformers, tmp_path, name, problem):
     folder = write_qwen3(tmp_path / "m", name, num_labels=3, problem_type=problem)
     mine, theirs = both(transformers, "text-classification", folder)
     for options in ({}, {"top_k": 2}, {"top_k": None}, {"function_to_apply": "none", "top_k": 1}):
@@ -46,7 +46,7 @@ def test_text_classification(transformers, tmp_path, name, problem):
 
 @pytest.mark.parametrize("kind", ["qwen3", "bert"])
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
-def test_token_classification(transformers, tmp_path, strategy, kind):
+def test_token_classification_equals_transformers(transformers, tmp_path, strategy, kind):
     labels = {0: "O", 1: "B-FOX", 2: "I-FOX", 3: "X"}
     if kind == "qwen3":
         folder = write_qwen3(tmp_path / "m", "Qwen3ForTokenClassification", id2label=labels)
@@ -54,7 +54,7 @@ def test_token_classification(transformers, tmp_path, strategy, kind):
         folder = as_plain_bert(write_bert(tmp_path / "m", "QDQBertForTokenClassification", id2label=labels))
     mine, theirs = both(transformers, "ner", folder, aggregation_strategy=strategy)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers says that byte-level vocabularies have no words
+        warnings.simplefilter("ignore")  # transformers warns that byte-level vocabularies have no words
         for ignored in (["O"], []):
             theirs_options = {"ignore_labels": ignored}
             assert mine(TEXTS, **theirs_options) == approximately(theirs(TEXTS, **theirs_options))
@@ -67,13 +67,13 @@ def test_token_classification(transformers, tmp_path, strategy, kind):
             assert mine(text, **options) == approximately(theirs(text, **options))
 
 
-def test_feature_extraction(transformers, tmp_path):
+def test_feature_extraction_equals_transformers(transformers, tmp_path):
     folder = write_qwen3(tmp_path / "m", "Qwen3Model")
     mine, theirs = both(transformers, "feature-extraction", folder)
     assert mine(TEXTS) == approximately(theirs(TEXTS))
 
 
-def test_fill_mask(transformers, tmp_path):
+def test_fill_mask_equals_transformers(transformers, tmp_path):
     folder = as_plain_bert(write_bert(tmp_path / "m", "QDQBertForMaskedLM"))
     mine, theirs = both(transformers, "fill-mask", folder)
     for options in ({}, {"top_k": 2}, {"targets": ["fox", "world"]}):
@@ -83,7 +83,7 @@ def test_fill_mask(transformers, tmp_path):
     assert mine(texts) == approximately(theirs(texts))
 
 
-def test_text_generation(transformers, tmp_path):
+def test_text_generation_equals_transformers(transformers, tmp_path):
     folder = write_qwen3(tmp_path / "m", "Qwen3ForCausalLM")
     mine, theirs = both(transformers, "text-generation", folder)
     options = {"max_new_tokens": 6, "do_sample": False}
@@ -95,7 +95,7 @@ def test_text_generation(transformers, tmp_path):
 
 
 def as_plain_bert(folder):
-    """Return the checkpoint as transformers knows it: BERT, without quantizers."""
+    """Return the checkpoint as plain BERT without quantizers, which transformers can load."""
     import json
 
     config = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: pooling, further steps, prompts and limits, honoured or refused."""
+"""Folders of sentence-transformers: pooling, further modules, prompts and limits are applied or refused."""
 
 import json
 import logging
@@ -83,7 +83,7 @@ LAYOUTS = {
 @pytest.mark.reference
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_vectors_are_those_of_sentence_transformers(tmp_path, layout):
+def test_vectors_equal_those_of_sentence_transformers(tmp_path, layout):
     from sentence_transformers import SentenceTransformer
 
     folder = sentence_folder(tmp_path, **LAYOUTS[layout])
@@ -100,7 +100,7 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, layout):
     similar = theirs.similarity(a, a).numpy()
     np.testing.assert_allclose(
         ours.similarity(a, a), similar, atol=2e-3
-    )  # their distance of a vector to itself is not 0
+    )  # sentence-transformers' distance of a vector to itself is not 0
     for precision in ("int8", "uint8", "binary", "ubinary"):
         kwargs = {"precision": precision, "prompt": "it "}
         np.testing.assert_array_equal(quantize(a, precision), _theirs(a, precision))
@@ -114,7 +114,7 @@ def _theirs(vectors, precision):
 
 
 @pytest.mark.parametrize("mode", ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
-def test_pooling_by_its_definition(mode):
+def test_pooling_follows_its_definition(mode):
     states = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     kept, places = states[2:], np.array([3, 4, 5])
     expected = {
@@ -128,13 +128,13 @@ def test_pooling_by_its_definition(mode):
     np.testing.assert_allclose(pool(states, mode, skip=2), expected, rtol=1e-5)
 
 
-def test_the_folder_decides_and_an_option_overrules_it(tmp_path):
+def test_the_settings_of_the_folder_apply_and_an_option_overrides_them(tmp_path):
     folder = sentence_folder(tmp_path, {"pooling_mode_mean_tokens": True}, [dense(12), ("Normalize", None, None)])
     embed = Embedding(folder)
     assert embed(TEXTS).shape == (3, 12)
     np.testing.assert_allclose(np.linalg.norm(embed(TEXTS), axis=1), 1, atol=1e-5)
     assert abs(np.linalg.norm(embed("it", normalize=False)) - 1) > 0.01
-    assert embed("it", pooling="cls").shape == (12,)  # the width of the folder's results bounds it
+    assert embed("it", pooling="cls").shape == (12,)  # limited to the width of the folder's results
     with pytest.raises(InputError, match="dimensions is 13, the model has 12"):
         embed("it", dimensions=13)
     with pytest.raises(InputError, match=r"prompt_name is 'query', the model has no prompts"):
@@ -155,7 +155,7 @@ def test_the_folder_decides_and_an_option_overrules_it(tmp_path):
         ({"pooling": {}, "limits": {"max_seq_length": -1}}, "max_seq_length is -1"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(tmp_path, layout, message):
+def test_unsupported_settings_are_refused(tmp_path, layout, message):
     with pytest.raises((UnsupportedModelError, CheckpointError), match=message):
         read_sentence_settings(sentence_folder(tmp_path, **layout))
 
@@ -166,7 +166,7 @@ def test_a_path_outside_the_folder_is_refused(tmp_path):
         read_sentence_settings(tmp_path)
 
 
-def test_int8_needs_several_vectors(tmp_path):
+def test_int8_requires_several_vectors(tmp_path):
     embed = Embedding(sentence_folder(tmp_path, {}))
     assert embed(TEXTS, precision="int8").dtype == np.int8
     assert embed("it", precision="binary").shape == (4,)
@@ -199,14 +199,14 @@ def test_a_converted_folder_gives_the_same_vectors(tmp_path, layout):
     assert not list((tmp_path / "out").glob("*.bin"))
 
 
-def test_a_wrong_width_in_the_settings_cuts_nothing(tmp_path):
+def test_a_wrong_width_in_the_settings_does_not_truncate_vectors(tmp_path):
     right = sentence_folder(tmp_path / "a", {"pooling_mode": ["cls", "max"]})
     wrong = sentence_folder(tmp_path / "b", {"pooling_mode": ["cls", "max"], "word_embedding_dimension": 8})
     assert Embedding(wrong)("it").shape == (64,)
     np.testing.assert_array_equal(Embedding(wrong)("it"), Embedding(right)("it"))
 
 
-def test_steps_that_do_not_fit_the_model_are_refused(tmp_path):
+def test_modules_that_do_not_fit_the_model_are_refused(tmp_path):
     kind, config, weights = dense(4)
     narrow = {"linear.weight": weights["linear.weight"][:, :16], "linear.bias": weights["linear.bias"]}
     folder = sentence_folder(tmp_path, {}, [(kind, {**config, "in_features": 16}, narrow)])

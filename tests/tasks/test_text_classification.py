@@ -1,4 +1,4 @@
-"""Text classification: shapes, functions, pairs, streams, and rows that cannot be used."""
+"""Text classification: structure of results, functions, pairs, streams, and invalid rows."""
 
 import itertools
 import logging
@@ -23,7 +23,7 @@ def classify(folders):
     return TextClassification(folders["sequence"])
 
 
-def test_shapes_are_those_of_transformers(classify):
+def test_results_have_the_structure_of_transformers(classify):
     single = classify("hello")
     assert list(single[0]) == ["label", "score"]
     assert single[0]["label"] in ("bad", "good", "odd")
@@ -36,7 +36,7 @@ def test_shapes_are_those_of_transformers(classify):
     assert sum(row["score"] for row in every[0]) == pytest.approx(1, abs=1e-5)
 
 
-def test_scores_are_those_of_the_model(classify):
+def test_scores_are_computed_from_the_logits_of_the_model(classify):
     logits = classify.model([classify.tokenizer.encode(TEXTS[1])]).logits[0].tolist()
     raw = {row["label"]: row["score"] for row in classify(TEXTS[1], top_k=None, function_to_apply="none")}
     assert raw == pytest.approx(dict(zip(["bad", "good", "odd"], logits, strict=True)), abs=1e-5)
@@ -53,14 +53,14 @@ def test_scores_are_those_of_the_model(classify):
         ({}, "softmax"),
     ],
 )
-def test_the_problem_type_names_the_function(folders, config, expected):
+def test_the_problem_type_selects_the_function(folders, config, expected):
     folder = folders["score"] if "num_labels" in config else folders["sequence"]
     model = Qwen3ForSequenceClassification.from_pretrained(folder, **config)
     classify = TextClassification(model, folders["sequence"])
     assert classify("hello", top_k=None) == classify("hello", top_k=None, function_to_apply=expected)
 
 
-def test_batch_and_single_and_left_and_right_agree(classify):
+def test_batches_single_texts_and_both_padding_sides_agree(classify):
     together = classify(TEXTS, top_k=None)
     left = classify(TEXTS, top_k=None, padding_side="left", batch_size=2)
     for text, row, other in zip(TEXTS, together, left, strict=True):
@@ -71,7 +71,7 @@ def test_batch_and_single_and_left_and_right_agree(classify):
             assert one["score"] == pytest.approx(three["score"], abs=1e-4)
 
 
-def test_pairs_in_every_form(folders):
+def test_pairs_are_accepted_in_every_format(folders):
     classify = TextClassification(folders["bert sequence"])
     expected = classify({"text": "hello world", "text_pair": "the fox"})
     assert classify([("hello world", "the fox"), "it"])[0] == pytest.approx(expected)
@@ -85,14 +85,14 @@ def test_pairs_in_every_form(folders):
     assert expected["score"] == pytest.approx(scores.max(), abs=1e-5)
 
 
-def test_an_encoder_gets_a_mask(folders):
+def test_texts_of_different_lengths_agree_in_an_encoder(folders):
     classify = TextClassification(folders["bert sequence"])
     texts = ["hello", "the quick brown fox is it", "un world is the fox"]
     for text, row in zip(texts, classify(texts), strict=True):
         assert classify(text)[0]["score"] == pytest.approx(row["score"], abs=1e-4)
 
 
-def test_a_stream_is_read_by_windows_and_answered_in_order(classify):
+def test_a_stream_is_read_in_windows_and_answered_in_order(classify):
     taken = itertools.count()
 
     def endless():
@@ -108,7 +108,7 @@ def test_a_stream_is_read_by_windows_and_answered_in_order(classify):
         assert row["score"] == pytest.approx(expected[index % 5]["score"], abs=1e-5)
 
 
-def test_bad_rows_are_named_and_the_others_are_not_lost(classify):
+def test_bad_rows_are_reported_with_the_results_of_the_others(classify):
     rows = ["hello", "", "it", None, {"text": "x", "txt": "y"}, "bad \ud800"]
     with pytest.raises(RowError, match=r"row 1: text is empty \(and 3 more rows\)") as caught:
         classify(rows)
@@ -121,7 +121,7 @@ def test_bad_rows_are_named_and_the_others_are_not_lost(classify):
     assert recorded[0]["label"] == classify("hello")[0]["label"]
 
 
-def test_a_stream_stops_at_a_bad_row_after_the_results_before_it(classify):
+def test_a_stream_yields_the_results_before_a_bad_row(classify):
     results = classify(iter(["hello", "", "it"]))
     assert "label" in next(results)
     with pytest.raises(RowError, match="row 1: text is empty"):
@@ -129,7 +129,7 @@ def test_a_stream_stops_at_a_bad_row_after_the_results_before_it(classify):
     assert [("error" in row) for row in classify(iter(["hello", "", "it"]), on_error="record")] == [False, True, False]
 
 
-def test_long_texts_are_cut_and_it_is_said_once(folders, caplog):
+def test_long_texts_are_truncated_with_one_warning(folders, caplog):
     classify = TextClassification(folders["sequence"], max_length=6)
     with caplog.at_level(logging.WARNING):
         rows = classify(["hello " * 50, "hello " * 60, "it"])
@@ -138,7 +138,7 @@ def test_long_texts_are_cut_and_it_is_said_once(folders, caplog):
     assert [r.message for r in caplog.records] == ["texts of more than 6 tokens are cut"]
 
 
-def test_progress_is_drawn_when_asked_for(classify, capsys):
+def test_a_progress_bar_is_shown_on_request(classify, capsys):
     classify(TEXTS, progress=True)
     assert "/5 [" in capsys.readouterr().err
     classify(TEXTS)
@@ -161,12 +161,12 @@ def test_progress_is_drawn_when_asked_for(classify, capsys):
         (lambda c: c([("a", "b", "c")]), "row 0: a row has 3 parts"),
     ],
 )
-def test_wrong_calls_are_named(classify, call, message):
+def test_invalid_calls_are_reported(classify, call, message):
     with pytest.raises(InputError, match=message):
         call(classify)
 
 
-def test_the_pipeline_refuses_what_has_no_head(folders, tmp_path):
+def test_the_pipeline_refuses_a_model_without_the_head(folders, tmp_path):
     with pytest.raises(InputError, match="is Qwen3ForCausalLM: it has no sequence classification head"):
         pipeline("text-classification", folders["causal"])
     model = Qwen3ForSequenceClassification.from_pretrained(folders["causal"])
@@ -183,7 +183,7 @@ def test_the_pipeline_refuses_what_has_no_head(folders, tmp_path):
         pipeline("sentiment-analysis", folder)
 
 
-def test_unknown_tasks_and_missing_tokenizers_are_named(folders):
+def test_unknown_tasks_and_missing_tokenizers_are_reported(folders):
     with pytest.raises(InputError, match="unknown task 'summarization'; expected one of text-classification"):
         pipeline("summarization", folders["causal"])
     model = Qwen3ForSequenceClassification.from_pretrained(folders["sequence"])

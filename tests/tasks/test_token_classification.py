@@ -1,4 +1,4 @@
-"""Token classification: strategies, places in the text, windows over long texts, rows of words."""
+"""Token classification: strategies, offsets, windows over long texts, rows of words."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def test_tokens_have_a_label_a_score_and_offsets(tag):
     assert covered.startswith("the quick")
 
 
-def test_ignored_labels_are_left_out(folders):
+def test_ignored_labels_are_omitted(folders):
     kept = TokenClassification(folders["token"])(TEXT)
     assert all(entity["entity"] != "O" for entity in kept)
     every = TokenClassification(folders["token"], ignore_labels=[])(TEXT)
@@ -43,14 +43,14 @@ def test_groups_cover_the_text_in_order(tag, strategy):
     assert groups[-1]["end"] == len(TEXT)
     for one, two in itertools.pairwise(groups):
         assert one["end"] == two["start"]
-    # what a label covers can be read off the text
+    # the offsets select the labelled part of the text
     assert "".join(TEXT[g["start"] : g["end"]] for g in groups) == TEXT
     if strategy != "simple":
         for group in groups[1:]:
             assert " " in TEXT[group["start"] - 1 : group["start"] + 1]
 
 
-def test_a_batch_gives_what_single_texts_give(tag):
+def test_a_batch_equals_single_texts(tag):
     texts = [TEXT, "hello", "the fox " * 9]
     for strategy in STRATEGIES:
         for text, row in zip(texts, tag(texts, aggregation_strategy=strategy), strict=True):
@@ -68,7 +68,7 @@ def test_word_pieces_form_words(folders):
     assert [(token["start"], token["end"]) for token in tokens] == [(0, 2), (2, 5), (5, 9)]
 
 
-def test_rows_of_words_count_in_the_words_joined(folders):
+def test_offsets_of_split_words_refer_to_the_joined_text(folders):
     tag = TokenClassification(folders["bert token"], ignore_labels=[])
     tokens = tag(["hello", "unaffable", "world"], is_split_into_words=True)[0]
     text = "hello unaffable world"
@@ -76,7 +76,7 @@ def test_rows_of_words_count_in_the_words_joined(folders):
     assert len(tag([["hello"], ["the", "fox"]], is_split_into_words=True)) == 2
 
 
-def test_windows_read_a_long_text_to_its_end(folders, caplog):
+def test_a_long_text_is_read_in_windows_to_its_end(folders, caplog):
     tag = TokenClassification(folders["token"], ignore_labels=[], aggregation_strategy="first")
     text = "hello world the fox " * 12
     cut = tag(text, max_length=20)
@@ -88,7 +88,7 @@ def test_windows_read_a_long_text_to_its_end(folders, caplog):
         assert two["start"] >= one["end"]
 
 
-def test_of_overlapping_entities_the_longest_stays():
+def test_the_longest_of_overlapping_entities_is_kept():
     def entity(start, end, score):
         return {"start": start, "end": end, "score": score}
 
@@ -105,12 +105,12 @@ def test_of_overlapping_entities_the_longest_stays():
         ({"ignore_labels": "O"}, "ignore_labels is a string"),
     ],
 )
-def test_wrong_options_are_named(tag, options, message):
+def test_invalid_options_are_reported(tag, options, message):
     with pytest.raises(InputError, match=message):
         tag(TEXT, **options)
 
 
-def test_bad_rows_are_named(tag):
+def test_bad_rows_are_reported(tag):
     with pytest.raises(RowError, match="row 1: text must be a string, not int"):
         tag(["hello", 3])
     with pytest.raises(InputError, match="list of words"):

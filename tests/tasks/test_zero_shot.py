@@ -1,6 +1,4 @@
-"""Zero-shot classification: the tree of labels scores as one prompt per label does; calibration, one or several
-labels.
-"""
+"""Zero-shot classification: the label tree gives the scores of one prompt per label; calibration, multiple labels."""
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +20,7 @@ def classify(folders):
 
 
 def likelihood(model, prompt, ids):
-    """log P(ids | prompt) by a call of its own."""
+    """Return log P(ids | prompt), computed by a separate call."""
     logits = model([[*prompt, *ids]], use_cache=False).logits[0, len(prompt) - 1 : -1]
     chances = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     return sum(chances[place, token].item() for place, token in enumerate(ids))
@@ -34,7 +32,7 @@ def likelihood(model, prompt, ids):
     st.lists(st.integers(1, 12), min_size=1, max_size=4),
     st.integers(0, 12),
 )
-def test_the_tree_scores_every_continuation_whole(classify, continuations, lengths, shared):
+def test_the_tree_scores_every_continuation_completely(classify, continuations, lengths, shared):
     model, draw = classify.model, np.random.default_rng(len(lengths))
     start = draw.integers(0, 400, shared).tolist()
     prompts = [start + draw.integers(0, 400, n).tolist() for n in lengths]
@@ -45,7 +43,7 @@ def test_the_tree_scores_every_continuation_whole(classify, continuations, lengt
         np.testing.assert_allclose(scores, expected, atol=1e-3)
 
 
-def test_the_tree_shares_beginnings_and_runs_no_last_token():
+def test_the_tree_shares_prefixes_and_omits_last_tokens():
     tree = LabelTree([[1, 2, 3], [1, 2, 4], [5], [1]])
     assert tree.tokens.tolist() == [1, 2]
     assert tree.depths.tolist() == [0, 1]
@@ -53,7 +51,7 @@ def test_the_tree_shares_beginnings_and_runs_no_last_token():
     assert len(LabelTree([[1], [2], [3]])) == 0
 
 
-def test_vocabulary_logits_are_made_in_parts_without_a_difference(classify, monkeypatch):
+def test_vocabulary_logits_in_parts_give_the_same_scores(classify, monkeypatch):
     before = classify(TEXTS, LABELS, calibrate=False)
     monkeypatch.setattr("mlx_qwen3.tasks.label_scores.LOGITS_AT_ONCE", 1)
     for one, other in zip(before, classify(TEXTS, LABELS, calibrate=False), strict=True):
@@ -88,7 +86,7 @@ def test_scores_are_label_likelihoods_corrected_by_a_content_free_text(classify)
     )
 
 
-def test_a_text_without_content_has_no_opinion(classify):
+def test_a_content_free_text_has_equal_scores(classify):
     found = classify("N/A", LABELS, content_free=["N/A"])
     assert found["scores"] == pytest.approx([0.25] * 4, abs=1e-4)
 
@@ -103,7 +101,7 @@ def test_batches_streams_and_label_strings_agree(classify):
         assert alone["scores"] == pytest.approx(two["scores"], abs=1e-4)
 
 
-def test_layers_that_slide_give_the_likelihood_too(folders):
+def test_sliding_window_layers_give_the_likelihoods(folders):
     classify = ZeroShotClassification(folders["sliding"])
     found = classify(TEXTS[:2], LABELS, calibrate=False, multi_label=True)
     for text, result in zip(TEXTS, found, strict=False):
@@ -113,7 +111,7 @@ def test_layers_that_slide_give_the_likelihood_too(folders):
             assert np.log(score) == pytest.approx(likelihood(classify.model, prompt, ids), abs=1e-3)
 
 
-def test_a_long_text_loses_its_end_and_keeps_the_template(folders, caplog):
+def test_a_long_text_is_truncated_before_the_template(folders, caplog):
     classify = ZeroShotClassification(folders["causal"], max_length=60, candidate_labels=LABELS)
     assert classify("hello world " * 90)["labels"] == classify("hello world " * 80)["labels"]
     assert sum("texts are cut" in record.message for record in caplog.records) == 1
@@ -131,11 +129,11 @@ def test_a_long_text_loses_its_end_and_keeps_the_template(folders, caplog):
         (["fox"], {"content_free": []}, "content_free is empty"),
     ],
 )
-def test_wrong_labels_are_named(classify, labels, options, message):
+def test_invalid_labels_are_reported(classify, labels, options, message):
     with pytest.raises(InputError, match=message):
         classify("hello", labels, **options)
 
 
-def test_bad_rows_are_named(classify):
+def test_bad_rows_are_reported(classify):
     with pytest.raises(RowError, match="row 1: text is empty"):
         classify(["hello", " "], LABELS)

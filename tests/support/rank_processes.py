@@ -1,4 +1,4 @@
-"""Start processes as `mlx.launch` does, so that their exit statuses can be seen: `mlx.launch` itself ends with 0."""
+"""Start processes like `mlx.launch`, with access to their exit statuses: `mlx.launch` itself always exits with 0."""
 
 import json
 import os
@@ -26,7 +26,8 @@ def start(folder, *words, folders=(None, None), given=("", ""), **environment) -
     """Start two ranks of the ring backend.
 
     Args:
-        folders: the working folder of each. given: the standard input of each.
+        folders: working folder of each rank.
+        given: standard input of each rank.
     """
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
@@ -46,7 +47,7 @@ def start(folder, *words, folders=(None, None), given=("", ""), **environment) -
 
 
 def finish(ranks, seconds=60):
-    """Return (standard output, standard error, exit status) of each."""
+    """Return (standard output, standard error, exit status) of each rank."""
     try:
         return [(*one.communicate(timeout=seconds), one.returncode) for one in ranks]
     finally:
