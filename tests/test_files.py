@@ -10,7 +10,7 @@ import pytest
 from mlx_qwen3.errors import CheckpointError, InputError
 from mlx_qwen3.files import open_atomically, read_json, read_json_object, read_text, write_atomically
 from mlx_qwen3.folders import UPDATE_NAME, finish_update, replace_folder, update_folder
-from tests.support.interruptions import fork, fail_at_every_event
+from tests.support.interruptions import fail_at_every_event, fork
 
 BAD_JSON = {
     "empty": b"",
