@@ -121,7 +121,7 @@ def test_unsupported_methods_are_refused_by_name(tmp_path, settings, says):
         opened(tmp_path, tensors, settings)
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path):
+def test_tensors_that_do_not_fit_are_reported(tmp_path):
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     tensors, _ = layouts.gptq_tensors("layer", 64, 16, order="sequential")
     for name, value, says in (

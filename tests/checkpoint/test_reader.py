@@ -91,7 +91,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_damaged_files_are_named(tmp_path, name):
+def test_damaged_files_are_reported(tmp_path, name):
     raw, says = BROKEN[name]
     (tmp_path / "model.safetensors").write_bytes(raw)
     with pytest.raises(CheckpointError, match=says) as caught:
@@ -143,7 +143,7 @@ def test_shard_names_outside_the_folder_are_refused(tmp_path, shard):
         open_checkpoint(tmp_path)
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_reported(tmp_path):
     save_checkpoint(tmp_path, arrays(), max_shard_size=150)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model-00002-of-00003"):
@@ -153,7 +153,7 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_shard_missing_from_the_index_is_named(tmp_path):
+def test_a_shard_missing_from_the_index_is_reported(tmp_path):
     save_checkpoint(tmp_path, arrays(), max_shard_size=150)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"] = {n: f for n, f in index["weight_map"].items() if "00002" not in f}
@@ -234,7 +234,7 @@ def test_a_header_that_begins_like_a_pickle_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"), [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("onnx/model.onnx", "ONNX")]
 )
-def test_weights_of_other_frameworks_are_named(tmp_path, name, says):
+def test_weights_of_other_frameworks_are_reported(tmp_path, name, says):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=says):

@@ -37,7 +37,7 @@ def test_speculative_decoding_does_not_change_the_answer(checkpoint, capsys):
         (["--prompt-lookup", "--num-draft-tokens", "0"], "--num-draft-tokens: 0 is too small"),
     ],
 )
-def test_invalid_flags_are_named(checkpoint, capsys, flags, words):
+def test_invalid_flags_are_reported(checkpoint, capsys, flags, words):
     flags = [checkpoint if flag == "CHECKPOINT" else flag for flag in flags]
     base = ["generate", "--model", checkpoint, "--prompt", "x", "--ignore-chat-template"]
     assert main([*base, "--max-tokens", "2", *flags]) == 2

@@ -62,7 +62,7 @@ def test_an_existing_target_is_refused_without_force(source, target):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("quantize", [False, True])
-def test_nan_and_infinite_weights_are_named(source, target, value, quantize):
+def test_nan_and_infinite_weights_are_reported(source, target, value, quantize):
     weights = open_checkpoint(source).read_all()
     name = "model.layers.0.mlp.up_proj.weight"
     weights[name] = mx.where(mx.arange(64)[:, None] == 40, value, weights[name])
@@ -74,7 +74,7 @@ def test_nan_and_infinite_weights_are_named(source, target, value, quantize):
     assert done.not_finite == [name]
 
 
-def test_a_weight_that_overflows_in_a_smaller_dtype_is_named(source, tmp_path):
+def test_a_weight_that_overflows_in_a_smaller_dtype_is_reported(source, tmp_path):
     weights = open_checkpoint(source).read_all()
     save_checkpoint(source, {**weights, "model.norm.weight": weights["model.norm.weight"] * 1e6})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight .*float16"):

@@ -260,7 +260,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert machine.check_cache().status == "warning"
 
 
-def test_missing_packages_are_named(monkeypatch):
+def test_missing_packages_are_reported(monkeypatch):
     monkeypatch.setattr(machine, "installed", lambda name: None if name == "tokenizers" else "1.0")
     check = machine.check_packages()
     assert (check.status, check.remedy) == ("failed", "pip install tokenizers")

@@ -86,7 +86,7 @@ def test_top_k_does_not_sort_the_vocabulary(monkeypatch):
     "options",
     [{"temperature": -1}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 1.5}, {"min_p": -0.1}],
 )
-def test_values_out_of_range_are_named(options):
+def test_values_out_of_range_are_reported(options):
     with pytest.raises(InputError, match=next(iter(options))):
         RandomSampler(**options)
 

@@ -92,7 +92,7 @@ FUNCTIONS = [by_generate, by_stream, by_batch, by_chat, by_pipeline]
         (by_pipeline, "prefix", 5),
     ],
 )
-def test_a_wrong_type_is_named_in_one_line(run, name, value):
+def test_a_wrong_type_is_reported_in_one_line(run, name, value):
     with pytest.raises((InputError, ConfigError)) as caught:
         run(**{name: value})
     message = str(caught.value)

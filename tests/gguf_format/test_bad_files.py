@@ -187,7 +187,7 @@ def test_another_architecture_is_refused_with_an_alternative(original, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", UP, "blk.1.attn_norm.weight", "output_norm.weight"])
-def test_a_missing_tensor_is_named(original, tmp_path, name):
+def test_a_missing_tensor_is_reported(original, tmp_path, name):
     from mlx_qwen3.checkpoint.gguf_names import LAYER, TOP
 
     part = name.split(".")[-2]

@@ -97,7 +97,7 @@ def write_tokenizer_gguf(path: Path, folder: Path, rows: int, **changes: Any) ->
     writer.add_context_length(4096)
     tokenizer_fields(writer, folder, rows, **changes)
     writer.add_tensor("token_embd.weight", np.zeros((rows, 1), np.float32))
-    return _finished(writer, path)
+    return _close(writer, path)
 
 
 def write_model_gguf(
@@ -151,7 +151,7 @@ def write_model_gguf(
         else:
             raw = encoded(array, kind)
             writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
-    return _finished(writer, path)
+    return _close(writer, path)
 
 
 def checkpoint_arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -180,7 +180,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
-def _finished(writer: gguf.GGUFWriter, path: Path) -> Path:
+def _close(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
