@@ -57,7 +57,8 @@ def plan_mlx_lm(adapter: Adapter, modules: Mapping[str, nn.Module], layers: int)
         raise CheckpointError(f"{source}: lora_parameters is missing. Copy adapter_config.json again")
     for name in ("rank", "scale"):
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or (name == "rank" and value <= 0):
+        least = 1 if name == "rank" else -(2**31)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 2**31:
             found = " (mlx-lm does not read 'alpha')" if "alpha" in settings else ""
             raise CheckpointError(f"{source}: lora_parameters has no {name!r}{found}. Add it to adapter_config.json")
     unknown = sorted(set(settings) - {"rank", "scale", "dropout", "keys", "alpha"})

@@ -308,8 +308,8 @@ def _as_list(value: Any) -> list[str]:
 
 def _read_number(value: Any, name: str, refuse: Any, kind: type) -> Any:
     valid = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not valid or not 0 < value < 2**31:
-        refuse(name, "is malformed", "Expected a number above 0")
+    if not valid or not (1 if kind is int else -(2**31)) <= value < 2**31:
+        refuse(name, "is malformed", "Expected a number" if kind is float else "Expected a whole number above 0")
     return value
 
 

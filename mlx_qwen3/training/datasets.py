@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..tokenizer import Tokenizer
 from .files import CONLL, Row, field, read_conll, read_rows
-from .labels import REGRESSION, SINGLE, Labels, check_labels, check_numbers, check_texts
+from .labels import MANY_VALUES, REGRESSION, SINGLE, Labels, check_labels, check_numbers, check_texts
 from .objectives import IGNORED, Example
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,14 @@ def read_classification_rows(
     if regression:
         return texts, check_numbers(values, len(rows), label_column, locations)
     numbers = [_parse_number(value) for value in values]
-    fractions = [number for number in numbers if number is not None and not number.is_integer()]
-    if fractions and None not in numbers and len(set(numbers)) > 2:
-        raise InputError(
-            f"{path}: the column {label_column!r} has {len(set(values))} different numbers with fractions. Use "
-            "--regression to predict numbers"
-        )
+    if None not in numbers:
+        fractions = any(number is not None and not number.is_integer() for number in numbers)
+        count = len(set(numbers))
+        if (fractions and count > 2) or (count > MANY_VALUES and count == len(rows)):
+            raise InputError(
+                f"{path}: the column {label_column!r} has {count} different numbers"
+                f"{' with fractions' if fractions else ''}. Use --regression to predict numbers"
+            )
     return texts, check_labels(values, len(rows), label_column, locations, least)
 
 
@@ -63,12 +65,12 @@ def _strip_value(value: Any) -> Any:
 
 
 def _parse_number(value: Any) -> float | None:
-    """Return the number of a float or a string that spells one, else None."""
-    if isinstance(value, float):
-        return value
+    """Return a number, or that of a string that spells one, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or "_" in str(value):
+        return None
     try:
-        return float(value) if isinstance(value, str) and "_" not in value else None
-    except ValueError:
+        return float(value)
+    except (ValueError, OverflowError):
         return None
 
 

@@ -23,15 +23,15 @@ from .labels import (
     Labels,
     check_labels,
     check_numbers,
+    check_sample_weight,
     check_texts,
     class_weights,
     describe_imbalance,
 )
-from .metrics import regression_metrics
 from .options import TrainingOptions
 from .output import write_output
 from .report import TrainingReport
-from .train import label_fields, text_examples, training_options
+from .train import label_fields, plain_scalar, text_examples, training_options
 
 
 class NotFittedError(InputError, AttributeError):
@@ -145,17 +145,19 @@ class _TextEstimator:
         seed = 0 if self.random_state is None else self.random_state
         return training_options({**{name: getattr(self, name) for name in names}, "seed": seed})
 
-    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+    def _check_targets(self, y: Any, rows: int, least: int = 2, classes: list[Any] | None = None) -> Labels:
         raise NotImplementedError
 
-    def fit(self, X: Any, y: Any, eval_set: Any = None) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any, eval_set: Any = None, sample_weight: Any = None) -> Self:  # noqa: N803
         """Fit the estimator to texts.
 
         Args:
-            X: a list, NumPy array or pandas Series of N texts.
-            y: N labels (strings or ints), N collections of labels, or N numbers.
+            X: a list, a NumPy array, or a Series or one-column frame of pandas or polars, with N texts.
+            y: N labels (strings or ints), N collections of labels, an array (N, labels) of zeros and ones, or N
+                numbers.
             eval_set: held-out (X, y). Metrics are measured on them, and training keeps the weights with the lowest
                 held-out loss.
+            sample_weight: N weights of the texts in the loss; default: equal weights.
 
         Raises:
             InputError: a row is invalid; the message has the index of the first one.
@@ -164,13 +166,12 @@ class _TextEstimator:
         texts = check_texts(X)
         labels = self._check_targets(y, len(texts))
         weights = class_weights(labels, options.class_weights)
+        weights = [a * b for a, b in zip(weights, check_sample_weight(sample_weight, len(texts)), strict=True)]
         held = None
         if eval_set is not None:
-            held_texts = check_texts(eval_set[0], "eval_set")
-            held = (
-                held_texts,
-                match_labels(self._check_targets(eval_set[1], len(held_texts), least=1), labels, "eval_set"),
-            )
+            held_texts, held_targets = _check_eval_set(eval_set)
+            held_labels = self._check_targets(held_targets, len(held_texts), least=1, classes=labels.classes)
+            held = held_texts, match_labels(held_labels, labels, "eval_set")
         base = load_base(self.model, self._task, options.method, self.dtype, **label_fields(labels))
         limit = token_limit(base, options)
         train = text_examples(base, texts, labels, weights, limit)
@@ -235,7 +236,7 @@ class _TextEstimator:
             CheckpointError: the folder exists and `force` is false, or it cannot be written.
         """
         self._check_fitted()
-        parameters = {name: value for name, value in self.get_params().items() if name != "model"}
+        parameters = {name: plain_scalar(value) for name, value in self.get_params().items() if name != "model"}
         extra = {"classes": self._labels, "problem_type": self._problem, "parameters": parameters}
         write_output(self._fitted, path, extra=extra, force=force)
 
@@ -260,15 +261,45 @@ class _TextEstimator:
             training = read_json_object(folder / "config.json").get("training")
         if not isinstance(training, dict) or training.get("task") != cls._task:
             raise CheckpointError(f"{path} is not a saved {cls.__name__}. Load it with mlx_qwen3.load or pipeline")
+        _check_record(training, str(path))
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         model, tokenizer = load(path, **{"unpack": on_cpu, **options})
         parameters = {k: v for k, v in (training.get("parameters") or {}).items() if k in cls._list_parameters()}
         self = cls(**{"method": training["method"], **parameters})
         base = Base(model, tokenizer, str(training.get("base_model")), folder, False)
         report = TrainingReport(cls._task, training["method"], base.source, training.get("rows", 0))
-        report.metrics, report.baselines = training.get("metrics", {}), training.get("baselines", {})
+        report.metrics, report.baselines = training.get("metrics") or {}, training.get("baselines") or {}
+        if len(training["classes"]) != (0 if training["problem_type"] == REGRESSION else model.config.num_labels):
+            raise CheckpointError(f"{path}: the record of training has other labels than the model. Save it again")
         self._set_fitted(Fitted(base, report), training["problem_type"], training["classes"])
         return self
+
+
+def _check_eval_set(eval_set: Any) -> tuple[list[str], Any]:
+    """Return the texts and targets of a pair (X, y), or of a list with one such pair."""
+    if isinstance(eval_set, list | tuple) and len(eval_set) == 1:
+        eval_set = eval_set[0]
+    if not isinstance(eval_set, list | tuple) or len(eval_set) != 2:
+        raise InputError(f"eval_set is {eval_set!r:.60}, expected a pair of texts and labels. Pass eval_set=(X, y)")
+    texts = check_texts(eval_set[0], "eval_set")
+    if not texts:
+        raise InputError("eval_set has no rows. Give texts and labels, or omit it")
+    return texts, eval_set[1]
+
+
+def _check_record(training: dict[str, Any], path: str) -> None:
+    """Raise CheckpointError for a record of training without the fields that an estimator needs."""
+    expected = {
+        "method": str,
+        "problem_type": str,
+        "classes": list,
+        "parameters": dict | None,
+        "metrics": dict | None,
+        "baselines": dict | None,
+    }
+    for name, kind in expected.items():
+        if not isinstance(training.get(name), kind):
+            raise CheckpointError(f"{path}: field {name!r} of the record of training is malformed. Save it again")
 
 
 def _make_not_fitted_error(message: str) -> Exception:
@@ -297,8 +328,8 @@ class TextClassifier(_TextEstimator):
     _task = "text-classification"
     classes_: np.ndarray
 
-    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
-        return check_labels(y, rows, least=least)
+    def _check_targets(self, y: Any, rows: int, least: int = 2, classes: list[Any] | None = None) -> Labels:
+        return check_labels(y, rows, least=least, classes=classes)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return probabilities (N, labels): softmax, or independent sigmoids with several labels per text."""
@@ -315,18 +346,25 @@ class TextClassifier(_TextEstimator):
             return (probabilities > 0.5).astype(np.int64)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return the accuracy; with several labels per text, the share of texts with exactly the right labels."""
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return the accuracy; with several labels per text, the share of texts with exactly the right labels.
+
+        Args:
+            sample_weight: N weights of the texts; default: equal weights.
+        """
         predicted = self.predict(X)
-        if self._problem == SINGLE:
-            expected = np.array(list(y))
-            if len(expected) != len(predicted):
-                raise InputError(f"X has {len(predicted)} rows and y has {len(expected)}. Give one label per row")
-            return float(np.mean(predicted == expected))
-        expected = np.array([[label in labels for label in self._labels] for labels in y])
-        return float(
-            np.mean((predicted == 1).all(axis=1) if not len(expected) else ((predicted == 1) == expected).all(axis=1))
-        )
+        labels = self._check_targets(y, len(predicted), least=1, classes=self._labels)
+        if (labels.problem == SINGLE) != (self._problem == SINGLE):
+            raise InputError("y has one label per row where the model predicts several, or the reverse. Correct y")
+        if labels.problem == SINGLE:
+            right = [labels.classes[target] == value for target, value in zip(labels.targets, predicted, strict=True)]
+        else:
+            known = list(self._labels)
+            right = []
+            for target, row in zip(labels.targets, predicted, strict=True):
+                expected = {label for label, held in zip(labels.classes, target, strict=True) if held}
+                right.append(expected == {label for label, held in zip(known, row, strict=True) if held})
+        return float(np.average(right, weights=check_sample_weight(sample_weight, len(right))))
 
 
 class TextRegressor(_TextEstimator):
@@ -335,15 +373,21 @@ class TextRegressor(_TextEstimator):
     _estimator_type = "regressor"
     _task = "text-regression"
 
-    def _check_targets(self, y: Any, rows: int, least: int = 2) -> Labels:
+    def _check_targets(self, y: Any, rows: int, least: int = 2, classes: list[Any] | None = None) -> Labels:
         return check_numbers(y, rows)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the predicted numbers (N,)."""
         return self._compute_logits(X)[:, 0].astype(np.float64)
 
-    def score(self, X: Any, y: Any) -> float:  # noqa: N803
-        """Return the coefficient of determination R²."""
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return the coefficient of determination R².
+
+        Args:
+            sample_weight: N weights of the texts; default: equal weights.
+        """
         predicted = self.predict(X)
         expected = np.array([row[0] for row in check_numbers(y, len(predicted)).targets])
-        return regression_metrics(expected[:, None], predicted[:, None])["r2"]
+        weights = np.array(check_sample_weight(sample_weight, len(expected)))
+        spread = float(weights @ np.square(expected - np.average(expected, weights=weights)))
+        return 1 - float(weights @ np.square(predicted - expected)) / spread if spread else 0.0

@@ -88,13 +88,25 @@ def read_rows(path: Path) -> list[Row]:
 def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
     text = read_text(path, error=InputError, max_bytes=MAX_BYTES)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    limit = csv.field_size_limit(MAX_BYTES)
     try:
+        names = [name for name in reader.fieldnames or [] if name]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{path} has the column {name!r} twice. Rename or remove one")
         for row in reader:
             if None in row:
                 raise InputError(f"{path}: line {reader.line_num} has more cells than the header. Quote its text")
-            yield Row(f"line {reader.line_num}", row)
+            yield Row(f"line {reader.line_num}", {name: _read_cell(cell) for name, cell in row.items()})
     except csv.Error as problem:
         raise InputError(f"{path}: line {reader.line_num} cannot be read: {problem}. Try a jsonl file") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_cell(cell: str | None) -> str | None:
+    """Return the content of a cell; None for "nan", as missing values are often written."""
+    return None if cell is None or cell.strip().lower() == "nan" else cell
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
@@ -145,7 +157,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as problem:
         raise InputError(
-            f"{path} is not a valid parquet file: {str(problem).splitlines()[0]}. Check the file"
+            f"{path} is not a valid parquet file: {str(problem).splitlines()[0].rstrip('.')}. Check the file"
         ) from None
     for index, row in enumerate(rows):
         yield Row(f"row {index}", row)

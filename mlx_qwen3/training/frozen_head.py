@@ -237,16 +237,19 @@ def _fit_penalties(x: Array, y: Array, rows: Array, penalties: Array, problem: s
 
 
 def _make_solver(x: Array, scale: float, penalty: float) -> Callable[[Array], Array]:
-    """Return the function g -> (scale·xᵀx + penalty·I)⁻¹·g, using the smaller of both Gram matrices."""
+    """Return the function g -> (scale·xᵀx + penalty·I)⁻¹·g, using the smaller of both Gram matrices.
+
+    All products are computed in float64: with a small penalty, the terms cancel almost completely.
+    """
     count, width = x.shape
     if width <= count:
         moments = scale * (x.T @ x).astype(np.float64) + penalty * np.eye(width)
-        inverse = np.linalg.inv(moments).astype(np.float32)
-        return lambda g: inverse @ g
+        inverse = np.linalg.inv(moments)
+        return lambda g: (inverse @ g).astype(np.float32)
     # Woodbury: (p·I + s·xᵀx)⁻¹ = (I − s·xᵀ(p·I + s·xxᵀ)⁻¹x) / p
-    gram = scale * (x @ x.T).astype(np.float64) + penalty * np.eye(count)
-    inverse = (scale * np.linalg.inv(gram)).astype(np.float32)
-    return lambda g: (g - x.T @ (inverse @ (x @ g))) / penalty
+    exact = x.astype(np.float64)
+    inverse = scale * np.linalg.inv(scale * (exact @ exact.T) + penalty * np.eye(count))
+    return lambda g: ((g - exact.T @ (inverse @ (exact @ g))) / penalty).astype(np.float32)
 
 
 def minimize(

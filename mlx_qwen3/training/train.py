@@ -154,7 +154,12 @@ def training_options(options: dict[str, Any]) -> TrainingOptions:
     for name in options:
         if name not in known:
             raise InputError(f"unknown option {name!r}. Use one of {', '.join(known)}")
-    return TrainingOptions(**options)
+    return TrainingOptions(**{name: plain_scalar(value) for name, value in options.items()})
+
+
+def plain_scalar(value: Any) -> Any:
+    """Convert a number of NumPy, as grid searches pass them, to one of Python; return other values unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclasses.dataclass
@@ -183,6 +188,8 @@ def _prepare(
     load = partial(load_base, model, task, options.method, dtype, revision)
     if task in ("text-classification", "text-regression"):
         regression = task == "text-regression"
+        if text_column == label_column:
+            raise InputError(f"text_column and label_column are both {text_column!r}. Name two columns")
         texts, labels = read_classification_rows(train_file, text_column, label_column, regression)
         weights = class_weights(labels, options.class_weights)
         held = None

@@ -25,6 +25,16 @@ def test_the_gradient_is_zero_at_the_fitted_weights(width: int):
     assert np.abs(gradient).max() < 2e-3 * start
 
 
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_rows_with_a_large_common_part_are_separated_with_a_small_penalty(problem: str):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(16, 256)) + 30 * rng.normal(size=256)).astype(np.float32)
+    y = np.arange(16) % 2
+    targets = y if problem == "single_label_classification" else np.eye(2)[y]
+    head = fit_linear_head(x, targets, problem, classes=2, penalty=1e-5)
+    assert ((x @ head.weight.T).argmax(1) == y).all()
+
+
 def test_ridge_regression_equals_the_closed_form():
     x, _ = data()
     y = x @ np.arange(12.0) + 3

@@ -272,6 +272,10 @@ def test_full_training_writes_a_checkpoint(tmp_path: Path, base: Path):
         ("text,label\na,x\n,y\n", "line 3"),
         ("text,label\na,x\nb,\n", "line 3"),
         ("text,label\n" + "".join(f"row {i},{i / 7}\n" for i in range(9)), "regression"),
+        ("text,label\n" + "".join(f"row {i},{i}\n" for i in range(40)), "regression"),
+        ("text,label\na,x\nnan,y\n", "line 3"),
+        ("text,label\na,x\nb,NaN\n", "line 3"),
+        ("text,text,label\na,b,x\nc,d,y\n", "'text' twice"),
         ("text,label\n", "no rows"),
         ("", "no rows"),
     ],
@@ -285,6 +289,12 @@ def test_invalid_tables_are_reported(tmp_path: Path, base: Path, content: str, e
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cell_of_a_table_may_be_very_long(tmp_path: Path, base: Path):
+    data = write_table(tmp_path / "rows.csv")
+    data.write_text(data.read_text() + "x" * 200_000 + ",stone\n")
+    assert train("text-classification", data, tmp_path / "out", model=base, pooling="last").rows == 13
+
+
 def test_other_invalid_input_is_reported(tmp_path: Path, base: Path):
     data = write_table(tmp_path / "rows.csv")
     valid = tmp_path / "valid.csv"
@@ -296,6 +306,7 @@ def test_other_invalid_input_is_reported(tmp_path: Path, base: Path):
         ({"class_weights": "heavy"}, "class_weights"),
         ({"class_weights": {"water": 2}}, "water"),
         ({"pooling": "max"}, "pooling"),
+        ({"text_column": "label"}, "text_column and label_column"),
         ({"valid": tmp_path / "none.csv"}, "none.csv"),
     ]
     for options, expected in cases:
