@@ -156,8 +156,8 @@ def check_labels(
         raise InputError(f"there is only one label: {classes[0]!r}. Give rows with at least two labels")
     if len(classes) > MANY_VALUES and (decimals or len(classes) == len(given)) and not isinstance(classes[0], str):
         raise InputError(
-            f"the labels are {len(classes)} different numbers. Use TextRegressor or --regression to predict numbers, or "
-            "give labels as strings"
+            f"the labels are {len(classes)} different numbers. Use TextRegressor or --regression to predict numbers, "
+            "or give labels as strings"
         )
     number = {label: index for index, label in enumerate(classes)}
     return Labels(SINGLE, classes, [number[label] for label in given])

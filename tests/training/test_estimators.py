@@ -127,7 +127,8 @@ def test_scoring_without_a_label_per_row_is_refused(fitted: TextClassifier, y: A
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("classes", None), ("classes", ["a"]), ("parameters", 3), ("problem_type", None), ("metrics", 1)]
+    ("field", "value"),
+    [("classes", None), ("classes", ["a"]), ("parameters", 3), ("problem_type", None), ("metrics", 1)],
 )
 def test_a_damaged_record_of_training_is_reported(fitted: TextClassifier, tmp_path: Path, field: str, value: Any):
     fitted.save(tmp_path / "saved")
