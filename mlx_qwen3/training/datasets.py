@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MlxQwen3Error
 from ..tokenizer import Tokenizer
 from .files import CONLL, Row, field, read_conll, read_rows
 from .labels import MANY_VALUES, REGRESSION, SINGLE, Labels, check_labels, check_numbers, check_texts
@@ -119,27 +120,47 @@ def read_token_rows(path: Path, text_column: str, label_column: str) -> list[tup
             labels = next(
                 (fields[name] for name in ("labels", "tags", "ner_tags", label_column) if name in fields), None
             )
-            if not isinstance(labels, list) or len(labels) != len(fields["tokens"]):
+            tokens: Any = fields["tokens"]
+            if not isinstance(tokens, list) or not isinstance(labels, list) or len(labels) != len(tokens):
                 raise InputError(
                     f"{path}: {row.location} does not have one label per token. Give 'tokens' and 'labels'"
                 )
-            found.append((row, [str(token) for token in fields["tokens"]], [str(label) for label in labels]))
+            if not tokens:
+                raise InputError(f"{path}: {row.location} has no tokens. Remove the row")
+            for kind, values in (("token", tokens), ("label", labels)):
+                for value in values:
+                    if not isinstance(value, str) or not value.strip():
+                        raise InputError(f"{path}: {row.location} has the {kind} {value!r}. Give a string with content")
+            found.append((row, tokens, labels))
             continue
         text = field(row, text_column, path, "--text-column")
         check_texts([text], text_column, [f"{path}: {row.location}"])
         spans = fields.get("spans", fields.get("entities", fields.get(label_column)))
         if not isinstance(spans, list):
             raise InputError(f"{path}: {row.location} has no list of 'spans'. Write [{{'start', 'end', 'label'}}, …]")
-        found.append((row, text, [_check_span(path, row, text, span) for span in spans]))
+        checked = [_check_span(path, row, text, span) for span in spans]
+        for first, second in itertools.pairwise(sorted(set(checked))):
+            if second[0] < first[1]:
+                raise InputError(
+                    f"{path}: {row.location} has overlapping spans: {first} and {second}. Keep one label per character"
+                )
+        found.append((row, text, checked))
     return found
 
 
 def _check_span(path: Path, row: Row, text: str, span: Any) -> tuple[int, int, str]:
     values: Any = [span.get(name) for name in ("start", "end", "label")] if isinstance(span, dict) else span
-    good = isinstance(values, list) and len(values) == 3 and all(type(index) is int for index in values[:2])
-    if not good or not 0 <= values[0] < values[1] <= len(text) or not isinstance(values[2], str):
-        raise InputError(f"{path}: {row.location} has a span outside its text: {span}. Give start, end and label")
-    return values[0], values[1], values[2]
+    valid = isinstance(values, list) and len(values) == 3 and all(type(index) is int for index in values[:2])
+    if not valid or not isinstance(values[2], str) or not values[2].strip():
+        raise InputError(f"{path}: {row.location} has an invalid span: {span}. Give 'start', 'end' and 'label'")
+    start, end, label = values
+    if not 0 <= start < end <= len(text):
+        raise InputError(
+            f"{path}: {row.location} has a span outside its text of {len(text)} characters: {span}. Correct it"
+        )
+    if label == "O" or label.startswith(("B-", "I-")):
+        raise InputError(f"{path}: {row.location} has a span with the tag {label!r}. Give a label without B- or I-")
+    return start, end, label
 
 
 def collect_token_labels(rows: Sequence[tuple[Row, Any, Any]]) -> list[str]:
@@ -217,36 +238,72 @@ def read_question_examples(path: Path, tokenizer: Tokenizer, limit: int) -> list
     examples = []
     for row in read_rows(path):
         where = f"{path}: {row.location}"
-        question = check_texts([field(row, "question", path, "its keys")], "question", [where])[0]
-        context = check_texts([field(row, "context", path, "its keys")], "context", [where])[0]
-        examples += _split_windows(tokenizer, question, context, _find_answer(row, context, where), limit)
+        texts = []
+        for name in ("question", "context"):
+            if name not in row.fields:
+                raise InputError(f"{where} has no {name!r}, only {', '.join(map(repr, row.fields))}. Add it")
+            texts += check_texts([row.fields[name]], name, [where])
+        answer = _find_answer(row, texts[1], where)
+        examples += _split_windows(tokenizer, texts[0], texts[1], answer, limit, where)
     return examples
 
 
 def _find_answer(row: Row, context: str, where: str) -> tuple[int, int] | None:
-    answers: Any = row.fields.get("answers", row.fields.get("answer"))
-    if isinstance(answers, dict) and isinstance(answers.get("text"), list):
-        starts = answers.get("answer_start") or []
-        answers = [{"text": t, "answer_start": s} for t, s in zip(answers["text"], starts, strict=False)]
-    answers = [answers] if isinstance(answers, dict | str) else answers or []
-    if not answers or row.fields.get("is_impossible"):
+    """Return the first and last character of the first answer; None if the question has no answer."""
+    fields = row.fields
+    impossible = str(fields.get("is_impossible") or "false").lower()
+    if impossible not in ("true", "false", "1", "0"):
+        raise InputError(f"{where}: is_impossible is {fields['is_impossible']!r}. Give true or false")
+    if impossible in ("true", "1"):
         return None
-    first = {"text": answers[0]} if isinstance(answers[0], str) else answers[0]
-    text, start = first.get("text"), first.get("answer_start")
-    if isinstance(text, str) and start is None:
+    answers: Any = fields.get("answers", fields.get("answer"))
+    if answers is None:
+        raise InputError(f"{where} has no 'answers'. Give them, or an empty list if the question has no answer")
+    if isinstance(answers, str):
+        answers = [{"text": answers, "answer_start": fields.get("answer_start")}]
+    elif isinstance(answers, dict) and isinstance(answers.get("text"), list):
+        starts = answers.get("answer_start") or [None] * len(answers["text"])
+        if not isinstance(starts, list) or len(starts) != len(answers["text"]):
+            raise InputError(f"{where} does not have one answer_start per answer. Correct 'answers'")
+        answers = [{"text": t, "answer_start": s} for t, s in zip(answers["text"], starts, strict=True)]
+    elif isinstance(answers, dict):
+        answers = [answers]
+    if not isinstance(answers, list):
+        raise InputError(f"{where}: 'answers' is {answers!r:.60}. Give a list of texts, or SQuAD's format")
+    spans = [_find_span(answer, context, where) for answer in answers]
+    return spans[0] if spans else None
+
+
+def _find_span(answer: Any, context: str, where: str) -> tuple[int, int]:
+    values = {"text": answer} if isinstance(answer, str) else answer
+    text = values.get("text") if isinstance(values, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where} has an answer without text: {answer!r:.60}. Correct it or remove it")
+    start = values.get("answer_start")
+    if isinstance(start, str) and start.isdecimal():
+        start = int(start)  # from a table
+    if start in (None, ""):
         start = context.find(text)
-    if not isinstance(text, str) or not text or type(start) is not int or context[start : start + len(text)] != text:
-        raise InputError(f"{where}: the answer {text!r} is not in the context at {start}. Correct answer_start")
+        if start < 0:
+            raise InputError(f"{where}: the answer {text!r:.60} is not in the context. Correct it")
+    if type(start) is not int or start < 0 or context[start : start + len(text)] != text:
+        raise InputError(
+            f"{where}: the answer {text!r:.60} is not in the context at {start!r}. Correct answer_start, which counts "
+            "characters"
+        )
     return start, start + len(text)
 
 
 def _split_windows(
-    tokenizer: Tokenizer, question: str, context: str, answer: tuple[int, int] | None, limit: int
+    tokenizer: Tokenizer, question: str, context: str, answer: tuple[int, int] | None, limit: int, where: str
 ) -> list[Example]:
     question_ids = tokenizer([question], add_special_tokens=False)["input_ids"][0]
     room = limit - tokenizer.num_special_tokens_to_add(True) - len(question_ids)
     if room < 8:
-        raise InputError(f"a question of {len(question_ids)} tokens leaves no room for its context. Raise max_length")
+        raise InputError(
+            f"{where}: the question has {len(question_ids)} tokens, which leaves no room for its context. Raise "
+            "max_length"
+        )
     inputs = tokenizer(
         [question],
         [context],
@@ -279,17 +336,21 @@ def _split_windows(
 # text generation
 
 
-def read_language_examples(path: Path, tokenizer: Tokenizer, limit: int, mask_prompt: bool) -> list[Example]:
+def read_language_examples(
+    path: Path, tokenizer: Tokenizer, limit: int, mask_prompt: bool, text_column: str = "text"
+) -> list[Example]:
     """Return examples of rows with "text", "prompt" and "completion", or "messages", the formats of mlx-lm.
 
     Args:
         mask_prompt: compute the loss of the completion or the last message only.
+        text_column: name of the key "text".
 
     Raises:
         InputError: rows of another format, or `mask_prompt` with plain texts.
     """
     examples, truncated = [], 0
-    for row in read_rows(path):
+    rows = read_rows(path)
+    for row in rows:
         fields, where = row.fields, f"{path}: {row.location}"
         first = 1
         if "messages" in fields or ("prompt" in fields and "completion" in fields):
@@ -300,15 +361,18 @@ def read_language_examples(path: Path, tokenizer: Tokenizer, limit: int, mask_pr
             if not isinstance(messages, list) or len(messages) < 2:
                 raise InputError(f"{where}: 'messages' is not a list of at least two messages. Give a conversation")
             tools = fields.get("tools")
-            ids = tokenizer.apply_chat_template(messages, tools=tools)
-            if mask_prompt:
-                generation = messages[-1].get("role") == "assistant"
-                prompt = tokenizer.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=generation)
-                first = _count_common(prompt, ids)
-        elif "text" in fields:
+            try:
+                ids = tokenizer.apply_chat_template(messages, tools=tools)
+                if mask_prompt:
+                    generation = messages[-1].get("role") == "assistant"
+                    prompt = tokenizer.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=generation)
+                    first = _count_common(prompt, ids)
+            except MlxQwen3Error as error:
+                raise type(error)(f"{where}: {error}") from None
+        elif text_column in fields:
             if mask_prompt:
                 raise InputError(f"{where}: mask_prompt needs prompts. Give 'prompt' and 'completion', or 'messages'")
-            text = check_texts([fields["text"]], "text", [where])[0]
+            text = check_texts([fields[text_column]], text_column, [where])[0]
             ids = tokenizer([text], return_attention_mask=False)["input_ids"][0]
             if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
                 ids = [*ids, tokenizer.eos_token_id]
@@ -319,7 +383,9 @@ def read_language_examples(path: Path, tokenizer: Tokenizer, limit: int, mask_pr
         ids = ids[:limit]
         if len(ids) > max(first, 1):
             examples.append(Example(list(ids), first))
-    _warn_truncated(truncated, len(examples), limit)
+    _warn_truncated(truncated, len(rows), limit)
+    if len(examples) < len(rows):
+        logger.warning("%d of %d rows have no token to train on and are omitted", len(rows) - len(examples), len(rows))
     if not examples:
         raise InputError(f"{path}: no row has a token to train on. Give longer texts, or raise max_length")
     return examples

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,13 @@ def _read_squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
                 continue
             raise InputError(f"{path}: entry {index} of 'data' is not an article with paragraphs. Use the SQuAD format")
         for paragraph in article["paragraphs"]:
-            for question in paragraph.get("qas", []):
+            questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            if not isinstance(questions, list) or not all(isinstance(question, dict) for question in questions):
+                raise InputError(
+                    f"{path}: entry {index} of 'data' has a paragraph without a list of questions 'qas'. Use the SQuAD "
+                    "format"
+                )
+            for question in questions:
                 yield {"context": paragraph.get("context"), **question}
 
 
@@ -175,9 +182,9 @@ def read_conll(path: Path) -> list[Row]:
     tokens: list[str] = []
     labels: list[str] = []
     start = 1
-    lines = read_text(path, error=InputError, max_bytes=MAX_BYTES).split("\n")
+    lines = re.split(r"\r\n|\r|\n", read_text(path, error=InputError, max_bytes=MAX_BYTES))
     for number, line in enumerate([*lines, ""], 1):
-        cells = line.split()
+        cells = re.split(r"[ \t]+", line.strip(" \t")) if line.strip() else []
         if not cells or cells[0] == "-DOCSTART-":
             if tokens:
                 rows.append(Row(f"line {start}", {"tokens": tokens, "labels": labels}))

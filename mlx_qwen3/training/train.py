@@ -102,6 +102,10 @@ def train(
         raise InputError("text generation has no head of its own to train. Use method lora, dora or full")
     if pooling not in ("auto", "last", "mean"):
         raise InputError(f"pooling is {pooling!r}, expected 'auto', 'last' or 'mean'")
+    if regression and task != "text-classification":
+        raise InputError(f"regression is not supported for {task}. Omit it")
+    if mask_prompt and task != "text-generation":
+        raise InputError(f"mask_prompt is not supported for {task}. Omit it")
     if not 0 <= validation_split < 1:
         raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1")
     target = Path(os.path.abspath(os.path.expanduser(output)))
@@ -226,7 +230,9 @@ def _prepare(
     def read(path: Path) -> list[Example]:
         if task == "question-answering":
             return read_question_examples(path, base.tokenizer, min(limit, options.max_length or 384))
-        return read_language_examples(path, base.tokenizer, min(limit, options.max_length or 2048), mask_prompt)
+        return read_language_examples(
+            path, base.tokenizer, min(limit, options.max_length or 2048), mask_prompt, text_column
+        )
 
     return _PreparedData(base, read(train_file), None if valid_file is None else read(valid_file), [])
 
