@@ -53,6 +53,9 @@ PLAIN_REASONS = {
 SLOW_MASK = 5e-4
 """Masks that take longer than this, in seconds, would be faster with prepared tables."""
 
+MOST_ITEMS = 32_000
+"""Maximum number of parser states after a token: about four per optional property of an object."""
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -192,7 +195,7 @@ class Matcher:
         if token in self._ends and self.complete:
             self._over = True
         elif self._over or not self._engine.consume_token(token):
-            if not self._over and "limit" in self._engine.get_error().lower():
+            if not self._over and any(word in self._engine.get_error().lower() for word in ("limit", "max is")):
                 self._check()
             raise ConstraintError(f"the {self.constraint.kind} does not allow token {token} here. Apply the mask")
         elif self._positions:
@@ -233,7 +236,9 @@ def start_engine(grammar: str, tables: TokenTables) -> "LLMatcher":
     """Return an engine in the initial state of a grammar."""
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(initial_lexer_fuel=20_000_000, step_lexer_fuel=5_000_000, verbose_errors=False)
+    limits = LLParserLimits(
+        max_items_in_row=MOST_ITEMS, initial_lexer_fuel=20_000_000, step_lexer_fuel=5_000_000, verbose_errors=False
+    )
     return LLMatcher(tables.engine, grammar, log_level=0, limits=limits)
 
 

@@ -129,20 +129,13 @@ class Api:
         Returns:
             A function to call once at the end: it cancels unfinished jobs and counts the tokens.
         """
-        submitted: list[TextJob] = []
+        self.engine.submit(*jobs)
 
         def finish() -> None:
-            for job in submitted:
-                self.engine.cancel(job)
-            self.count_tokens(submitted)
-
-        try:
             for job in jobs:
-                self.engine.submit(job)
-                submitted.append(job)
-        except ApiError:
-            finish()
-            raise
+                self.engine.cancel(job)
+            self.count_tokens(jobs)
+
         return finish
 
     async def _deltas(self, jobs: list[TextJob], began: float) -> AsyncIterator[list[Delta]]:

@@ -37,6 +37,12 @@ CALM = 16
 FIRST_PASS = 0.03
 """Target seconds of a pass when its size is estimated from a prompt that was computed without a time limit."""
 
+LONGEST_PASS = 1.0
+"""Seconds that a pass may take while no stream is running; new and cancelled requests wait until it is finished."""
+
+FIRST_UNLIMITED, SMALLEST_UNLIMITED = 128, 32
+"""Tokens of the first pass while no stream is running, and the minimum of later ones."""
+
 
 @dataclass
 class Prompt:
@@ -67,24 +73,31 @@ class Prompt:
 class Pace:
     """Choose the number of tokens of a pass with a target duration, from the durations of earlier passes.
 
-    A rate in tokens per second would mislead: a pass has a fixed cost, and the first pass of a size may compile
-    kernels.
+    A rate in tokens per second would mislead if the target is short: a pass has a fixed cost, and the first pass of a
+    size may compile kernels. Without a target the duration is only bounded, for which a rate suffices.
     """
 
     def __init__(self) -> None:
         self._size = SMALLEST_CHUNK
         self._seconds: float | None = None
         self._calm = 0
+        self._rate = FIRST_UNLIMITED / LONGEST_PASS
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
-        """Return the number of tokens to compute in `seconds` (None: no limit): a power of two, at most `most`."""
+        """Return the number of tokens to compute in `seconds`: a power of two, at most `most`.
+
+        Without a target (None) it is as many as are expected to take no longer than `LONGEST_PASS`.
+        """
         self._seconds = seconds
-        return power_of_two(most if seconds is None else min(self._size, most))
+        size = self._size if seconds is not None else max(SMALLEST_UNLIMITED, int(self._rate * LONGEST_PASS))
+        return power_of_two(min(size, most))
 
     def add(self, tokens: int, seconds: float) -> None:
         """Record that a pass of `tokens` tokens took `seconds`."""
         self._calm -= 1
         if self._seconds is None:
+            rate = tokens / max(seconds, 1e-6)
+            self._rate = rate if seconds > LONGEST_PASS else max(rate, self._rate)
             share = min(1.0, FIRST_PASS / max(seconds, 1e-6))
             self._size = max(self._size, power_of_two(max(1, int(tokens * share))))
         elif seconds > TOO_LONG * self._seconds:
@@ -200,7 +213,7 @@ class Decoder:
         self.waiting.append(prompt)
 
     def prefill(self, seconds: float | None) -> int:
-        """Compute tokens of waiting prompts for about `seconds` (None: no limit) and return how many.
+        """Compute tokens of waiting prompts for about `seconds` (None: up to `LONGEST_PASS`) and return how many.
 
         Prompts that fit into one pass are computed in one batch. Of longer ones, the one with the fewest tokens left
         goes first, unless the oldest has waited for more than `PATIENCE` seconds.

@@ -105,26 +105,29 @@ class Engine:
         """Whether requests are served."""
         return self.models is not None and self.error is None
 
-    def submit(self, job: Job) -> None:
-        """Queue a request.
+    def submit(self, *jobs: Job) -> None:
+        """Queue the jobs of a request, all or none.
 
         Raises:
             ApiError: 503 while starting or stopping, 429 if the queue is full, 400 if the request can never fit.
         """
         if self.stopping or not self.loaded:
             raise self.unavailable()
-        if isinstance(job, TextJob):
-            self._check_fit(job)
+        for job in jobs:
+            if isinstance(job, TextJob):
+                self._check_fit(job)
         with self._condition:
-            if len(self._open) >= self.settings.max_queue:
+            queued = sum(not job.cancelled for job in self._open)
+            if queued + len(jobs) > self.settings.max_queue:
                 raise ApiError(
                     429,
-                    f"the queue is full: {len(self._open)} requests. Try again later.",
+                    f"the queue is full: {queued} requests. Try again later.",
                     code="queue_full",
                     headers={"Retry-After": "2"},
                 )
-            self._open[job] = job.options.choices if isinstance(job, TextJob) else 1
-            self._inbox.append(job)
+            for job in jobs:
+                self._open[job] = job.options.choices if isinstance(job, TextJob) else 1
+            self._inbox += jobs
             self._condition.notify()
 
     def cancel(self, job: Job) -> None:

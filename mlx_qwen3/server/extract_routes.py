@@ -14,7 +14,7 @@ from ..tasks.extraction import INSTRUCTION, extraction_messages
 from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
-from .prompts import check_room
+from .prompts import check_count, check_room
 from .schemas import ExtractBody
 from .settings import ServerSettings
 from .text_api import usage_of
@@ -37,6 +37,7 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
         raise invalid("model", f"{served.name!r} has no chat template, which extraction requires. Use another model.")
     variables = {"enable_thinking": False} if served.thinking is ThinkingSupport.OPTIONAL else {}
     texts = [body.input] if isinstance(body.input, str) else body.input
+    check_count(len(texts), settings, "input")
     ends = sorted(served.ends)
     found = []
     for index, text in enumerate(texts):

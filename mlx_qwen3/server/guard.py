@@ -5,8 +5,9 @@ import contextlib
 import hmac
 import ipaddress
 import logging
+import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pydantic_core
 
@@ -22,10 +23,17 @@ KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 HEADER_BYTES = 64 << 10
 """Maximum bytes of all header names and values."""
 
+HTTP_VERSIONS = ("1.0", "1.1", "2", "3")
+"""Versions as ASGI writes them."""
+
 DRAIN_SECONDS, DRAINED_BODIES = 2.0, 4
 """Limits for reading the rest of a refused request: seconds, and multiples of the largest body."""
 
 METHODS = "GET, POST, OPTIONS"
+DEFAULT_HEADERS = "authorization, content-type, x-api-key, api-key"
+"""Request headers that a preflight allows if it names none."""
+
+HEADER_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, \t-]*")
 
 
 def json_bytes(value: Any) -> bytes:
@@ -76,10 +84,12 @@ class Guard:
         limited = _LimitedBody(receive, self.settings)
         try:
             _check_header_size(scope["headers"])
+            _check_framing(scope["http_version"], headers)
+            scope = _with_origin_form(scope, headers)
             self._check_host(headers)
             cors = self._check_origin(headers)
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                await _send_preflight(send, cors)
+                await _send_preflight(send, cors, headers)
                 return
             self._check_key(scope["path"], headers)
             self._check_length(headers)
@@ -107,7 +117,11 @@ class Guard:
         text = origin.decode("latin-1")
         allowed = self.settings.allow_origins
         if text in allowed or "*" in allowed:
-            return [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
+            return [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", b"Retry-After"),
+                (b"vary", b"Origin"),
+            ]
         with contextlib.suppress(ValueError):  # raised for an origin such as http://[
             if urlsplit(text).netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower():
                 return []
@@ -121,8 +135,8 @@ class Guard:
         right = False
         for name in KEY_HEADERS:
             given = headers.get(name, b"").strip()
-            if name == b"authorization" and given[:7].lower() == b"bearer ":
-                given = given[7:].strip()
+            if name == b"authorization":
+                given = given[7:].strip() if given[:7].lower() == b"bearer " else b""
             right |= hmac.compare_digest(given, self._key)
         if not right:
             raise ApiError(
@@ -210,6 +224,38 @@ def _check_header_size(headers: list[tuple[bytes, bytes]]) -> None:
         )
 
 
+def _check_framing(version: str, headers: dict[bytes, bytes]) -> None:
+    """Raise `ApiError` (400) for an unknown version of HTTP and for a body with two lengths.
+
+    A proxy may read the end of such a body differently, which allows request smuggling.
+    """
+    if version not in HTTP_VERSIONS:
+        raise ApiError(
+            400, f"HTTP/{version} is not supported. Use HTTP/1.1.", code="http", headers={"Connection": "close"}
+        )
+    if b"content-length" in headers and b"transfer-encoding" in headers:
+        raise ApiError(
+            400,
+            "the request has both Content-Length and Transfer-Encoding. Send one of them.",
+            code="http",
+            headers={"Connection": "close"},
+        )
+
+
+def _with_origin_form(scope: Any, headers: dict[bytes, bytes]) -> Any:
+    """Return the scope of a request whose target is a whole URL, as to a proxy, with its path and its host.
+
+    The host of such a target replaces that of the Host header (RFC 9112, section 3.2.2).
+    """
+    raw = scope.get("raw_path") or b""
+    if raw[:7].lower() != b"http://" and raw[:8].lower() != b"https://":
+        return scope
+    host, slash, path = raw.split(b"//", 1)[1].partition(b"/")
+    headers[b"host"] = host
+    path = slash + path or b"/"
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii"))}
+
+
 def _host_name(host: str) -> str | None:
     """Return the host name or address in a Host header, without the port; None if it is invalid."""
     try:
@@ -240,11 +286,17 @@ def _add_headers(send: Any, extra: list[tuple[bytes, bytes]]) -> Any:
     return wrapped
 
 
-async def _send_preflight(send: Any, cors: list[tuple[bytes, bytes]]) -> None:
+async def _send_preflight(send: Any, cors: list[tuple[bytes, bytes]], headers: dict[bytes, bytes]) -> None:
+    """Answer a preflight. An allowed origin may send any headers, since clients add many of their own."""
+    wanted = headers.get(b"access-control-request-headers", b"").strip()
+    if not wanted or not HEADER_NAMES.fullmatch(wanted):
+        wanted = DEFAULT_HEADERS.encode()
     allowed = [
         (b"access-control-allow-methods", METHODS.encode()),
-        (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
+        (b"access-control-allow-headers", wanted),
         (b"access-control-max-age", b"600"),
     ]
+    if headers.get(b"access-control-request-private-network") == b"true":
+        allowed.append((b"access-control-allow-private-network", b"true"))
     await send({"type": "http.response.start", "status": 204, "headers": [*cors, *(allowed if cors else [])]})
     await send({"type": "http.response.body", "body": b""})

@@ -18,6 +18,7 @@ from .errors import ApiError, invalid
 from .jobs import TextOptions
 from .models import ServedModel
 from .schemas import ChatBody, CompletionBody, Sampled
+from .settings import ServerSettings
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles of the API → roles of chat templates."""
@@ -191,6 +192,12 @@ def check_ids(ids: list[int], size: int, where: str) -> list[int]:
     if wrong:
         raise invalid(where, f"token id {wrong[0]} is outside the vocabulary of {size}. Use this model's tokenizer.")
     return ids
+
+
+def check_count(count: int, settings: ServerSettings, where: str) -> None:
+    """Raise `ApiError` (400) if a request has more inputs than the queue can hold."""
+    if count > settings.max_queue:
+        raise invalid(where, f"too many: {count:,}. Send at most {settings.max_queue:,} per request.")
 
 
 def check_room(served: ServedModel, prompt: Sequence[int], where: str) -> None:

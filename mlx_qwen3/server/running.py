@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -88,8 +89,9 @@ class Protocol(H11Protocol):
     def _refuse(self, error: ApiError) -> None:
         body = json_bytes(error.body())
         headers = [*json_headers(body), (b"connection", b"close")]
+        reason = HTTPStatus(error.status).phrase.encode()
         with contextlib.suppress(h11.LocalProtocolError):
-            output = self.conn.send(h11.Response(status_code=error.status, headers=headers))
+            output = self.conn.send(h11.Response(status_code=error.status, headers=headers, reason=reason))
             output = (output or b"") + (self.conn.send(h11.Data(data=body)) or b"")
             self.transport.write(output + (self.conn.send(h11.EndOfMessage()) or b""))
         self.transport.close()

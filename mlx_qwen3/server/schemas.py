@@ -4,6 +4,7 @@ Types are strict: numbers are not accepted as strings, nor strings as numbers. U
 clients send many that have no effect, such as `user` or `prompt_cache_key`.
 """
 
+import json
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,6 +15,12 @@ from .errors import ApiError, invalid
 
 DEEPEST = 100
 """Maximum nesting depth of a body."""
+
+SHOWN = 60
+"""Maximum characters of an invalid value in an error message."""
+
+WORDS = {"too_short": "a list that is not empty", "dict_type": "an object", "model_type": "an object"}
+"""Kind of pydantic's error → what was expected, in the words of JSON."""
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=1)]
@@ -145,8 +152,21 @@ def parse_body(data: bytes, kind: type[T]) -> T:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise invalid(_field_name(first["loc"]), first["msg"]) from None
+        raise _describe_invalid(error) from None
+
+
+def _describe_invalid(error: ValidationError) -> ApiError:
+    """Return the error of the first invalid field, with its value."""
+    problems = error.errors(include_url=False, include_context=False)
+    name = _field_name(problems[0]["loc"])
+    if problems[0]["type"] == "missing":
+        return invalid(name, "it is missing. Send it.")
+    own = [problem for problem in problems if _field_name(problem["loc"]) == name]
+    words = [WORDS.get(problem["type"], problem["msg"].removeprefix("Input should be ")) for problem in own]
+    expected = list(dict.fromkeys(words))
+    shown = json.dumps(own[0]["input"], ensure_ascii=False)
+    shown = shown if len(shown) <= SHOWN else shown[:SHOWN] + "…"
+    return invalid(name, f"it is {shown}, expected {' or '.join(expected)}. Correct it.")
 
 
 def _check_depth(value: Any) -> None:

@@ -1,6 +1,7 @@
 """Settings of a server, validated before any model is loaded."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from ..distributed import Group
 from ..errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^\sA-Z/?#@:]+|\[[0-9a-f:.]+\])(:[0-9]+)?|file://")
+"""A web origin as browsers write it."""
+
+HOST_NAME = re.compile(r"[\w.-]+|[0-9a-fA-F:.]+")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,15 @@ class ServerSettings:
                 f"host {self.host} lets other machines connect and there is no API key. "
                 "Pass --api-key KEY, or omit --host."
             )
+        for origin in self.allow_origins:
+            if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"allow_origins has {origin!r}, expected SCHEME://HOST or SCHEME://HOST:PORT in lower case, "
+                    "as browsers send it."
+                )
+        for name in self.allow_hosts:
+            if not HOST_NAME.fullmatch(name):
+                raise InputError(f"allow_hosts has {name!r}, expected a host name without a scheme and a port.")
         if "*" in self.allow_origins and self.api_key is None:
             raise InputError(
                 "allow_origins is '*' and there is no API key: any web page could use the server. Pass a key."

@@ -1,5 +1,6 @@
 """Validated chat and text completion requests: prompts, options, and the shape of the response."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,11 @@ from .models import Models, ServedModel
 from .prompts import (
     DEFAULT_COMPLETION_TOKENS,
     answer_rules,
+    check_count,
     check_room,
     check_unsupported_fields,
     completion_prompts,
+    is_ids,
     matcher_factory,
     render,
     text_options,
@@ -21,6 +24,9 @@ from .prompts import (
 from .schemas import ChatBody, CompletionBody, Sampled
 from .settings import ServerSettings
 from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
+
+TOOL_NAME = re.compile(r"""[^\x00-\x1f\x7f"'<>\\{}]{1,256}""")
+"""Names of tools. Other characters could not be told from the syntax of a call."""
 
 
 @dataclass
@@ -61,6 +67,11 @@ def parse_tools(body: ChatBody) -> tuple[list[Tool], str]:
         tools = make_tools(body.tools)
     except MlxQwen3Error as error:
         raise invalid("tools", str(error)) from None
+    for index, tool in enumerate(tools):
+        if not TOOL_NAME.fullmatch(tool.name):
+            raise invalid(
+                f"tools[{index}]", f"the name is invalid: {tool.name[:100]!r}. Use letters, digits, '_', '-' and '.'."
+            )
     choice = body.tool_choice
     if isinstance(choice, dict):
         function = choice.get("function")
@@ -114,6 +125,8 @@ class CompletionRequest(TextRequest):
         served = models.find(body.model, "completions")
         _check_choices(body, settings)
         check_unsupported_fields(body)
+        if isinstance(body.prompt, list) and not is_ids(body.prompt):
+            check_count(len(body.prompt), settings, "prompt")
         prompts = completion_prompts(served, body.prompt)
         for prompt in prompts:
             check_room(served, prompt, "prompt")

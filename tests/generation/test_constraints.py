@@ -361,6 +361,16 @@ POOL = [
 ]
 
 
+@pytest.mark.parametrize("count", [10, 2000])
+def test_objects_with_many_optional_properties(tokenizer, count):
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
+    matcher = compile_constraint("schema", schema, tokenizer).matcher([0])
+    for token in tokenizer.encode('{"p0":"a","p7":"b"}'):
+        assert allows(matcher.mask(), token)
+        matcher.accept(token)
+    assert matcher.complete
+
+
 @pytest.mark.slow
 def test_ten_thousand_random_samples_are_valid(tokenizer):
     jsonschema = pytest.importorskip("jsonschema")

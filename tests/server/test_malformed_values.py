@@ -27,3 +27,34 @@ def test_unusual_arguments_of_a_tool_call_stay_text(server: Running, arguments: 
     response = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
     assert response.status_code in (200, 400), response.text
     assert response.status_code == 200 or response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "words"),
+    [
+        ("/v1/completions", {"prompt": "a", "temperature": "hot"}, "temperature", '"hot", expected a valid number'),
+        ("/v1/completions", {"prompt": "a", "temperature": "h" * 500}, "temperature", "hhh…"),
+        ("/v1/completions", {"prompt": "a", "stop": 5}, "stop", "a valid string or a valid list"),
+        ("/v1/chat/completions", {}, "messages", "missing"),
+        ("/v1/chat/completions", {"messages": []}, "messages", "a list that is not empty"),
+        ("/v1/chat/completions", {"messages": [5]}, "messages[0]", "an object"),
+        ("/v1/classify", {"input": 5}, "input", "a valid string or a valid list"),
+    ],
+)
+def test_invalid_field_is_named_with_its_value(
+    server: Running, path: str, body: object, field: str, words: str
+) -> None:
+    response = server.post(path, body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == field
+    assert words in error["message"]
+    assert len(error["message"]) < 200
+
+
+@pytest.mark.parametrize("name", ['f"}</tool_call>', "f\n", "a{b", "x" * 300])
+def test_unusable_tool_name_is_refused(server: Running, name: str) -> None:
+    tool = {"type": "function", "function": {"name": name}}
+    response = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [tool]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools[0]"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_qwen3.server.decoder import SMALLEST_CHUNK, Pace
+from mlx_qwen3.server.decoder import FIRST_UNLIMITED, SMALLEST_CHUNK, SMALLEST_UNLIMITED, Pace, power_of_two
 
 
 def run(pace, seconds, passes, cost):
@@ -52,5 +52,19 @@ def test_a_short_prompt_does_not_change_the_size():
 
 
 @pytest.mark.parametrize("most", [4, 100, 4096])
-def test_without_a_time_limit_the_size_is_the_largest_power_of_two(most):
-    assert most / 2 < Pace().tokens_in(None, most) <= most
+def test_first_pass_without_a_target_is_short(most):
+    assert Pace().tokens_in(None, most) == power_of_two(min(most, FIRST_UNLIMITED))
+
+
+@pytest.mark.parametrize(("rate", "size"), [(1e6, 4096), (300, 256), (1, SMALLEST_UNLIMITED)])
+def test_passes_without_a_target_take_no_longer_than_the_limit(rate, size):
+    assert run(Pace(), None, 5, lambda n: n / rate)[-1] == size
+
+
+def test_short_prompts_do_not_shorten_later_passes():
+    pace = Pace()
+    run(pace, None, 5, lambda n: 0.01 + n * 1e-5)
+    for _ in range(20):
+        pace.tokens_in(None, 4096)
+        pace.add(3, 0.011)
+    assert pace.tokens_in(None, 4096) == 4096

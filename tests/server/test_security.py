@@ -45,7 +45,19 @@ def test_other_machines_need_a_key(host):
 
 @pytest.mark.parametrize(
     "options",
-    [{"port": 70000}, {"max_batch": 0}, {"api_key": " "}, {"cache_bytes": -1}, {"allow_origins": ("*",)}],
+    [
+        {"port": 70000},
+        {"max_batch": 0},
+        {"api_key": " "},
+        {"cache_bytes": -1},
+        {"allow_origins": ("*",)},
+        {"allow_origins": ("good.example",)},
+        {"allow_origins": ("https://good.example/",)},
+        {"allow_origins": ("https://Good.example",)},
+        {"allow_hosts": ("name:8080",)},
+        {"allow_hosts": ("*",)},
+        {"allow_hosts": ("http://name",)},
+    ],
     ids=str,
 )
 def test_invalid_settings_are_refused(options):
@@ -83,7 +95,11 @@ def test_other_origins_are_refused(server, keyed):
         {"authorization": "Bearer wrong"},
         {"authorization": b"Bearer \xff\xfe"},
         {"authorization": f"Basic {KEY}".encode()},
+        {"authorization": KEY.encode()},
+        {"authorization": f"Bearer{KEY}".encode()},
+        {"authorization": f"Bearer {KEY}x".encode()},
         {"x-api-key": "wrong"},
+        {"cookie": f"key={KEY}".encode()},
     ],
     ids=str,
 )
