@@ -102,7 +102,7 @@ class LayerCache(ABC):
         """Return attention (B, H, L, D) over what `update` returned."""
         if isinstance(self.slots, PackedSlots):
             return self.slots.format.attend(queries, keys, values, scale, mask)
-        return attend(queries, keys, values, scale, mask)
+        return attend(queries, keys, values, scale, mask, cached=True)
 
     def unpack(self, keys: Any, values: Any) -> tuple[mx.array, mx.array]:
         """Return what `update` returned, as plain arrays (B, K, S, D)."""

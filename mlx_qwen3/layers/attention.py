@@ -3,27 +3,33 @@
 import mlx.core as mx
 
 from .devices import on_cuda
-from .masks import Mask, additive
+from .masks import Mask, additive, as_bias
 
 MOST_NEW_TOKENS = 128
 """On CUDA, up to this many tokens after a cache bypass cuDNN; see `attends_step_by_step`."""
 
 MOST_SCORES = 1 << 26
-"""Attention scores (H·L·S) per layer above which building a cuDNN plan pays off."""
+"""Attention scores (B·H·L·S) per layer above which building a cuDNN plan pays off."""
 
 
-def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:
-    """Return softmax(q·kᵀ·scale)·v, computed by `mx.fast`.
+def attend(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask, cached: bool = False
+) -> mx.array:
+    """Return softmax(q·kᵀ·scale)·v, computed by `mx.fast` unless other operations are faster.
 
     Args:
         queries: (B, H, L, D). keys, values: (B, K, S, D) with K dividing H; query head h uses h // (H/K).
+        cached: whether the keys are those of a cache, whose number of slots is different in every call.
 
     Returns:
         (B, H, L, D).
     """
+    padded = cached and isinstance(mask, mx.array) and on_cuda()
+    if padded and queries.shape[2] == 1:
+        return _attend_with_one_query(queries, keys, values, scale, mask)
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
         mask = additive(mask, queries.dtype)
-    if attends_step_by_step(queries, keys):
+    if attends_step_by_step(queries, keys) or (padded and _count_scores(queries, keys) <= MOST_SCORES):
         return _attend_step_by_step(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
@@ -35,10 +41,28 @@ def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
     after a cache form a pair that rarely recurs: verified drafts, the next message of a chat. Batches of texts reuse a
         few shapes.
     """
+    batch, _, length, _ = queries.shape
+    new_lengths = batch == 1 and 1 < length <= MOST_NEW_TOKENS and length < keys.shape[2]
+    return new_lengths and _count_scores(queries, keys) <= MOST_SCORES and on_cuda()
+
+
+def _count_scores(queries: mx.array, keys: mx.array) -> int:
     batch, heads, length, _ = queries.shape
-    slots = keys.shape[2]
-    new_lengths = batch == 1 and 1 < length <= MOST_NEW_TOKENS and length < slots
-    return new_lengths and heads * length * slots <= MOST_SCORES and on_cuda()
+    return batch * heads * length * keys.shape[2]
+
+
+def _attend_with_one_query(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array
+) -> mx.array:
+    """Return `attend` for one query per row with a mask, for which MLX has no kernel on CUDA.
+
+    The query heads of one key head are rows of one product, which also adds the mask.
+    """
+    batch, heads, _, size = queries.shape
+    rows = queries.reshape(batch, keys.shape[1], -1, size)
+    scores = mx.addmm(as_bias(mask, queries.dtype), rows, keys.swapaxes(-1, -2), scale)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return (weights @ values).reshape(batch, heads, 1, size)
 
 
 def _attend_step_by_step(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: Mask) -> mx.array:

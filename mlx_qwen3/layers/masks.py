@@ -28,6 +28,13 @@ def additive(mask: mx.array, dtype: mx.Dtype) -> mx.array:
     return mx.maximum(mask.astype(dtype), mx.array(mx.finfo(dtype).min / 2, dtype))
 
 
+def as_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Return a mask as numbers in `dtype` to add to scores; additive masks in this dtype are returned unchanged."""
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, mx.array(0, dtype), mx.array(mx.finfo(dtype).min / 2, dtype))
+    return mask if mask.dtype == dtype else additive(mask, dtype)
+
+
 def key_slots(ranges: SlotRanges) -> mx.array:
     """Return the slot of each key (S,)."""
     return mx.concatenate([mx.arange(a, b) for a, b in ranges]) if len(ranges) != 1 else mx.arange(*ranges[0])

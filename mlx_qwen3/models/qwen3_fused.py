@@ -14,8 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import Cache
-from ..layers.devices import variants
-from ..layers.masks import Mask, check_padding_mask, decoder_mask
+from ..layers.devices import on_cuda, variants
+from ..layers.masks import Mask, as_bias, check_padding_mask, decoder_mask
 from ..layers.pipelining import Marks, Pipeline
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,10 @@ class FusedDecoder:
             if store.window is not None:
                 window = min(store.window, window or store.window)
             ranges = store.slot_ranges(length)
-            made[index] = decoder_mask(length, past, ranges, window, attention_mask, None, store.sinks, dtype)
+            mask = decoder_mask(length, past, ranges, window, attention_mask, None, store.sinks, dtype)
+            if length == 1 and isinstance(mask, mx.array) and on_cuda():
+                mask = as_bias(mask, dtype)  # once for all layers
+            made[index] = mask
         return [made[index] for index in self._first_alike]
 
     def _fuse_layer(self, layer: Any) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ class Row:
         matcher: state of the constraint; None without one.
         reserved: bytes of cache reserved for the row.
         counted: number of its tokens that are already in the request's usage.
+        ahead: whether the newest sampled token was delivered before its step.
         error: the error for the client if the request is invalid; None for a failure of the server.
     """
 
@@ -46,6 +47,7 @@ class Row:
     reserved: int = 0
     failed: bool = False
     counted: int = 0
+    ahead: bool = False
     error: ApiError | None = None
 
     @property
@@ -66,6 +68,8 @@ class Row:
         """Whether the row must leave the batch."""
         return self.failed or self.job.cancelled or self.answer.finish_reason is not None
 
+
+Deliver = Callable[[Row, list[Any]], None]
 
 _SHARED: dict[tuple[Any, ...], Any] = {}
 
@@ -217,6 +221,20 @@ def make_row(job: TextJob, index: int, served: Any, budget: int, reserved: int) 
     return Row(job, answer, length, sampler_for(generation, index), processors, matcher, reserved)
 
 
+def accept_token(row: Row, token: int, logprob: TokenLogprob | None, deliver: Deliver) -> None:
+    """Add a sampled token to the answer of a row and deliver the resulting deltas."""
+    if row.done:
+        return
+    try:
+        if row.matcher is not None:
+            row.matcher.accept(token)
+        deltas = row.answer.take(token, logprob, row.matcher)
+    except Exception as error:  # noqa: BLE001 - only this request fails
+        row.fail(error)
+        return
+    deliver(row, deltas)
+
+
 class Batch:
     """Rows that share a cache and every forward pass; each row is padded on the left.
 
@@ -226,7 +244,7 @@ class Batch:
         finished: called with a row that leaves and a function that returns a cache of this row alone.
     """
 
-    def __init__(self, passes: Passes, deliver: Callable[[Row, list[Any]], None], finished: Callable[..., None]):
+    def __init__(self, passes: Passes, deliver: Deliver, finished: Callable[..., None]):
         self.passes, self.deliver, self.finished = passes, deliver, finished
         self.rows: list[Row] = []
         self.cache: Cache | None = None
@@ -266,22 +284,12 @@ class Batch:
             mx.async_eval(logits)
         for row, (token, logprob) in zip(rows, chosen.read(rows), strict=True):
             row.length += 1
-            self._accept_token(row, token, logprob)
+            if not row.ahead:
+                accept_token(row, token, logprob, self.deliver)
+            row.ahead = False
         self.chosen = choose(logits, rows).start() if following is None else following
         self.drop_finished()
         return len(rows)
-
-    def _accept_token(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
-        if row.done:
-            return
-        try:
-            if row.matcher is not None:
-                row.matcher.accept(token)
-            deltas = row.answer.take(token, logprob, row.matcher)
-        except Exception as error:  # noqa: BLE001 - only this request fails
-            row.fail(error)
-            return
-        self.deliver(row, deltas)
 
     def _run_model(self, tokens: mx.array) -> mx.array:
         """Run the model over one token per row (B,) and return the logits (B, V)."""

@@ -12,7 +12,7 @@ from ..cache import Cache, RowSource, cache_bytes
 from ..distributed import process_count
 from ..generation.context import MOVING_FREQUENCIES
 from ..layers.devices import variants
-from .batch import Batch, Row, choose, make_row
+from .batch import Batch, NextTokens, Row, accept_token, choose, make_row
 from .jobs import Delta, TextJob
 from .passes import Passes
 
@@ -33,6 +33,9 @@ TOO_SHORT, TOO_LONG = 0.9, 1.5
 
 CALM = 16
 """Number of passes after an overlong one during which the pass size does not grow."""
+
+PASS_SECONDS = 0.01
+"""Seconds of padding for which prompts still share a pass: about what a further pass costs in addition."""
 
 FIRST_PASS = 0.03
 """Target seconds of a pass when its size is estimated from a prompt that was computed without a time limit."""
@@ -82,6 +85,8 @@ class Pace:
         self._seconds: float | None = None
         self._calm = 0
         self._rate = FIRST_UNLIMITED / LONGEST_PASS
+        self.tokens_per_second = 0.0
+        """Highest rate of the passes so far."""
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
         """Return the number of tokens to compute in `seconds`: a power of two, at most `most`.
@@ -95,6 +100,7 @@ class Pace:
     def add(self, tokens: int, seconds: float) -> None:
         """Record that a pass of `tokens` tokens took `seconds`."""
         self._calm -= 1
+        self.tokens_per_second = max(self.tokens_per_second, tokens / max(seconds, 1e-6))
         if self._seconds is None:
             rate = tokens / max(seconds, 1e-6)
             self._rate = rate if seconds > LONGEST_PASS else max(rate, self._rate)
@@ -119,6 +125,7 @@ class Decoder:
         max_batch: maximum number of rows that are decoded at once.
         passes: the forward passes of the model.
         post: called with a job and its events.
+        flush: called to send the posted events now.
         cache_options: options of new caches, to compute their size.
         padding_bytes: bytes of padding that a batch may always have. A second batch would read all weights again for
             every token, which takes longer than reading that much padding.
@@ -130,6 +137,7 @@ class Decoder:
         max_batch: int,
         passes: Passes,
         post: Callable[[TextJob, list[Any]], None],
+        flush: Callable[[], None],
         cache_options: dict[str, Any],
         padding_bytes: int = 0,
     ):
@@ -138,7 +146,8 @@ class Decoder:
         moving = rope.get("rope_type") in MOVING_FREQUENCIES
         # these RoPE frequencies depend on the length of a pass: other rows or chunks would change a row's results
         self.max_batch, self.chunk = (1, None) if moving else (max_batch, variants().prefill_step_size)
-        self.served, self.config, self.passes, self._post = served, config, passes, post
+        self.served, self.config, self.passes = served, config, passes
+        self._post, self._flush = post, flush
         self._prefix_count = 0
         self.waiting: list[Prompt] = []
         self.batches: list[Batch] = []
@@ -198,8 +207,8 @@ class Decoder:
             ids = [*job.prompt, *row.answer.tokens]
             if len(ids) >= WORTH_KEEPING:
                 cache = extract()
-                self.passes.trim(cache, cache.offset - len(ids))
-                self._keep_prefix(ids, cache)
+                self.passes.trim(cache, max(cache.offset - len(ids), 0))
+                self._keep_prefix(ids[: cache.offset], cache)
         self._post(job, [row])
 
     def _keep_prefix(self, ids: Sequence[int], cache: Cache) -> None:
@@ -265,13 +274,23 @@ class Decoder:
         prompt.job.cached_tokens = length
 
     def _select_group(self, ready: list[Prompt], tokens: int | None, free: int) -> list[Prompt]:
-        """Return the prompts, shortest first, that one pass of at most `tokens` tokens can compute; at least one."""
+        """Return the prompts that one pass of at most `tokens` tokens, padding included, can compute; at least one.
+
+        Args:
+            ready: prompts, shortest first. Those whose padding would take longer than a further pass are left for it.
+            free: maximum number of prompts.
+        """
         group: list[Prompt] = []
+        real, tolerated = 0, PASS_SECONDS * self.pace.tokens_per_second
         for prompt in ready:
             fresh = prompt.done == 0 and prompt.job.options.choices == 1
-            if tokens is None or not fresh or len(group) == free or (len(group) + 1) * prompt.left > tokens:
+            slots = (len(group) + 1) * prompt.left
+            if tokens is None or not fresh or len(group) == free or slots > tokens:
+                break
+            if slots - real - prompt.left > tolerated:
                 break
             group.append(prompt)
+            real += prompt.left
         return group or ready[:1]
 
     def _prefill_group(self, group: list[Prompt]) -> int:
@@ -288,14 +307,15 @@ class Decoder:
             positions = mx.array(np.maximum(slots - padding[:, None], 0))
         cache = self.passes.new_cache()
         logits = self.passes.step_logits(mx.array(ids), cache, 1, mask, positions)[:, -1]
+        rows = [make_row(prompt.job, 0, self.served, prompt.budget, prompt.reserved) for prompt in group]
+        chosen = self._deliver_first(rows, logits)
         for index, prompt in enumerate(group):
             self.waiting.remove(prompt)
             if self.passes.prefixes.max_bytes and prompt.left >= WORTH_KEEPING:
                 self._keep_prefix(
                     prompt.job.prompt, self.passes.join_rows([RowSource(cache, [index], prompt.left)], room=False)
                 )
-        rows = [make_row(prompt.job, 0, self.served, prompt.budget, prompt.reserved) for prompt in group]
-        self._start_rows(rows, cache, logits)
+        self._join_batch(rows, cache, chosen)
         return len(group) * length
 
     def _prefill_one(self, prompt: Prompt, tokens: int | None) -> int:
@@ -311,21 +331,30 @@ class Decoder:
             return count
         logits = self.passes.step_logits(ids, cache, 1)[:, -1]
         prompt.done += count
-        self.waiting.remove(prompt)
         job, choices = prompt.job, prompt.job.options.choices
-        if self.passes.prefixes.max_bytes and len(job.prompt) >= WORTH_KEEPING:
-            self._keep_prefix(job.prompt, cache)
         rows = [make_row(job, i, self.served, prompt.budget, prompt.reserved) for i in range(choices)]
         if choices > 1:
-            cache = self.passes.join_rows([RowSource(cache, [0] * choices, len(job.prompt))])
             logits = mx.repeat(logits, choices, axis=0)
-        self._start_rows(rows, cache, logits)
+        chosen = self._deliver_first(rows, logits)
+        self.waiting.remove(prompt)
+        if self.passes.prefixes.max_bytes and len(job.prompt) >= WORTH_KEEPING:
+            self._keep_prefix(job.prompt, cache)
+        if choices > 1:
+            cache = self.passes.join_rows([RowSource(cache, [0] * choices, len(job.prompt))])
+        self._join_batch(rows, cache, chosen)
         return count
 
-    def _start_rows(self, rows: list[Row], cache: Cache, logits: mx.array) -> None:
-        """Sample the first tokens and add the rows to a batch in which they need little padding, or to a new one."""
+    def _deliver_first(self, rows: list[Row], logits: mx.array) -> NextTokens:
+        """Sample the first tokens of rows from logits (B, V) and deliver them, before any other work on the rows."""
         chosen = choose(logits, rows).start()
-        mx.eval(chosen.tokens)
+        for row, (token, logprob) in zip(rows, chosen.read(rows), strict=True):
+            accept_token(row, token, logprob, self._deliver)
+            row.ahead = True
+        self._flush()
+        return chosen
+
+    def _join_batch(self, rows: list[Row], cache: Cache, chosen: NextTokens) -> None:
+        """Add rows to a batch in which they need little padding, or to a new one."""
         lengths = [row.length for row in rows]
         for batch in self.batches:
             padding, real = batch.padding_with(lengths)

@@ -210,6 +210,7 @@ class Engine:
                     self.settings.max_batch,
                     passes,
                     self._post,
+                    self._flush,
                     models.cache_options,
                     min(models.nbytes // 2, self.capacity // 4),
                 )

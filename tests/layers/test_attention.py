@@ -76,6 +76,28 @@ def test_a_cache_passes_a_multiple_of_8_slots_on_cuda(as_on_cuda, monkeypatch, t
     assert set(seen) == {-(-tokens // 8) * 8}
 
 
+@pytest.mark.parametrize("kind", ["booleans", "numbers"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("length", [1, 7])
+def test_padded_rows_of_a_cache_equal_the_fused_kernel(as_on_cuda, kind, dtype, length):
+    arrays = draw(length, 11, dtype, batch=3)
+    seen = mx.arange(11)[None] >= mx.array([0, 4, 2])[:, None]
+    mask = (seen[:, None] & (mx.arange(11)[None] <= mx.arange(11 - length, 11)[:, None]))[:, None]
+    if kind == "numbers":
+        mask = mx.where(mask, 0.0, -1e9)
+    exact = [array.astype(mx.float32) for array in arrays]
+    want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask=mask)
+    found = attend(*arrays, 0.3, mask, cached=True)
+    assert found.dtype == dtype
+    assert mx.abs(found.astype(mx.float32) - want).max().item() < (1e-5 if dtype == mx.float32 else 0.03)
+    assert len(as_on_cuda) == (length > 1)
+
+
+def test_masks_of_batches_without_a_cache_keep_the_fused_kernel(as_on_cuda):
+    mx.eval(attend(*draw(5, 5, batch=2), 0.3, masks(5, 5)["booleans"]))
+    assert not as_on_cuda
+
+
 @pytest.mark.parametrize(("length", "slots", "taken"), [(1, 9, 0), (2, 9, 1), (128, 200, 1), (129, 200, 0), (9, 9, 0)])
 def test_step_by_step_attention_is_used_for_a_few_tokens_after_a_cache(as_on_cuda, length, slots, taken):
     mx.eval(attend(*draw(length, slots), 0.3, "causal" if length > 1 else None))
