@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..adapters.layers import KeyedDropout
 from ..layers.masks import Mask, decoder_mask
 
-ROWS_PER_CHUNK = 256
+ROWS_PER_CHUNK = 128
 """Number of rows whose logits over the vocabulary are in memory at the same time."""
 
 

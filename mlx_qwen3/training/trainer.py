@@ -7,6 +7,7 @@ killed and resumed therefore ends with bit-identical weights.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ DIVERGED = 3.0
 """Training stops if the smoothed loss exceeds this multiple of its minimum, and 1.5 times both the first loss and the
 loss of random predictions."""
 
+LAYER = re.compile(r"\blayers\.(\d+)\.")
+
 SMALL = 10_000_000
 """Below this number of trained parameters, or a tenth of all, the weights before each step are kept for a while."""
 
@@ -49,6 +52,16 @@ def plan_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def group_by_layer(names: Sequence[str]) -> list[list[str]]:
+    """Return parameter names by layer, in the order of the backward pass: head, last layer, …, embedding."""
+    groups: dict[float, list[str]] = {}
+    for name in names:
+        found = LAYER.search(name)
+        index = float(found[1]) if found else -1.0 if "embed_tokens" in name else math.inf
+        groups.setdefault(index, []).append(name)
+    return [groups[index] for index in sorted(groups, reverse=True)]
+
+
 class Trainer:
     """Train some parameters of a model.
 
@@ -57,7 +70,7 @@ class Trainer:
         names: names of the parameters to train.
         objective: batches, loss and metrics of the task.
         train: training examples.
-        valid: arrays-out examples; without any, there are no evaluations and the last weights are kept.
+        valid: held-out examples; without any, there are no evaluations and the last weights are kept.
         options: options of the training.
         folder: folder of the saved state; None to save none.
         identity: hash of data, model and options, saved with the state.
@@ -97,6 +110,7 @@ class Trainer:
         self.optimizer.prepare(self.state.parameters)
         self.state.first, self.state.second = self.optimizer.first, self.optimizer.second
         self._gradients, self._update = self._make_functions()
+        self._backward_order = group_by_layer(names)
         self._last_time = time.perf_counter()
         self._lowest: tuple[Parameters, int] = ({}, 0)
         self._lowest_loss = math.inf
@@ -130,12 +144,14 @@ class Trainer:
             batch = self.objective.batch([self.train[row] for row in rows])
             tokens += sum(self.lengths[row] for row in rows)
             (loss, count), gradients = self._gradients(state.parameters, batch)
+            mx.async_eval(loss, count)
+            self._evaluate_by_layer(gradients)
             if total is None:
                 total = loss, count, gradients
             else:
                 added = {name: total[2][name] + gradient for name, gradient in gradients.items()}
                 total = total[0] + loss, total[1] + count, added
-            mx.async_eval(total)
+                mx.async_eval(total)
         loss, count, gradients = total
         step = state.step + 1
         rate = learning_rate(step, self.total, options.peak_rate, self.warmup, options.schedule)
@@ -147,6 +163,19 @@ class Trainer:
         state.step = step
         state.tokens += tokens
         return loss * scale, norm, tokens
+
+    def _evaluate_by_layer(self, gradients: Parameters) -> None:
+        """Evaluate gradients from the last layer to the first, with one layer in flight.
+
+        A layer's intermediates are freed once its gradients are computed. Without waiting, the host allocates those of
+        many layers ahead of the device.
+        """
+        previous: list[mx.array] = []
+        for names in self._backward_order:
+            layer = [gradients[name] for name in names]
+            mx.async_eval(layer)
+            mx.eval(previous)
+            previous = layer
 
     # the loop
 
@@ -264,7 +293,7 @@ class Trainer:
         return None
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the loss and the metrics of the current weights on the arrays-out examples."""
+        """Return the loss and the metrics of the current weights on the held-out examples."""
         return evaluate(self.model, self.objective, self.valid, self.options.batch_size, self.state.parameters)
 
     def _finish(self) -> None:

@@ -17,7 +17,7 @@ from mlx_qwen3.training.objectives import Example, LanguageObjective, SequenceOb
 from mlx_qwen3.training.optimizer import learning_rate
 from mlx_qwen3.training.options import TrainingOptions
 from mlx_qwen3.training.state import TrainingState
-from mlx_qwen3.training.trainer import Trainer, plan_batches
+from mlx_qwen3.training.trainer import Trainer, group_by_layer, plan_batches
 from tests.support import tiny
 
 OPTIONS = TrainingOptions(method="lora", epochs=4, batch_size=4, learning_rate=1e-2, rank=2, save_every=2)
@@ -243,3 +243,12 @@ def test_the_language_objective_ignores_the_prompt():
 def test_invalid_options_are_reported(name: str, value: Any):
     with pytest.raises(InputError, match=name):
         TrainingOptions(**{name: value})
+
+
+def test_gradients_are_evaluated_from_the_head_to_the_embedding():
+    names = ["model.embed_tokens.weight", "model.layers.0.mlp.a", "model.layers.10.mlp.a", "model.layers.2.mlp.a"]
+    names += ["model.layers.10.self_attn.a", "score.weight", "model.norm.weight"]
+    groups = group_by_layer(names)
+    assert groups[0] == ["score.weight", "model.norm.weight"]
+    assert groups[1] == ["model.layers.10.mlp.a", "model.layers.10.self_attn.a"]
+    assert groups[2:] == [["model.layers.2.mlp.a"], ["model.layers.0.mlp.a"], ["model.embed_tokens.weight"]]
