@@ -84,9 +84,8 @@ class Pace:
         self._size = SMALLEST_CHUNK
         self._seconds: float | None = None
         self._calm = 0
-        self._rate = FIRST_UNLIMITED / LONGEST_PASS
-        self.tokens_per_second = 0.0
-        """Highest rate of the passes so far."""
+        self.rate = FIRST_UNLIMITED / LONGEST_PASS
+        """Tokens per second: the highest rate of the passes since the last one above `LONGEST_PASS`."""
 
     def tokens_in(self, seconds: float | None, most: int) -> int:
         """Return the number of tokens to compute in `seconds`: a power of two, at most `most`.
@@ -94,16 +93,15 @@ class Pace:
         Without a target (None) it is as many as are expected to take no longer than `LONGEST_PASS`.
         """
         self._seconds = seconds
-        size = self._size if seconds is not None else max(SMALLEST_UNLIMITED, int(self._rate * LONGEST_PASS))
+        size = self._size if seconds is not None else max(SMALLEST_UNLIMITED, int(self.rate * LONGEST_PASS))
         return power_of_two(min(size, most))
 
     def add(self, tokens: int, seconds: float) -> None:
         """Record that a pass of `tokens` tokens took `seconds`."""
         self._calm -= 1
-        self.tokens_per_second = max(self.tokens_per_second, tokens / max(seconds, 1e-6))
+        rate = tokens / max(seconds, 1e-6)
+        self.rate = rate if seconds > LONGEST_PASS else max(rate, self.rate)
         if self._seconds is None:
-            rate = tokens / max(seconds, 1e-6)
-            self._rate = rate if seconds > LONGEST_PASS else max(rate, self._rate)
             share = min(1.0, FIRST_PASS / max(seconds, 1e-6))
             self._size = max(self._size, power_of_two(max(1, int(tokens * share))))
         elif seconds > TOO_LONG * self._seconds:
@@ -281,7 +279,7 @@ class Decoder:
             free: maximum number of prompts.
         """
         group: list[Prompt] = []
-        real, tolerated = 0, PASS_SECONDS * self.pace.tokens_per_second
+        real, tolerated = 0, PASS_SECONDS * self.pace.rate
         for prompt in ready:
             fresh = prompt.done == 0 and prompt.job.options.choices == 1
             slots = (len(group) + 1) * prompt.left
