@@ -35,18 +35,20 @@ def read_bytes(path: str | Path, *, error: ErrorClass = CheckpointError, max_byt
         with open(path, "rb", opener=_open_without_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise error(f"{path} is not a regular file. Give the name of a file")
+                raise error(f"{path} is not a regular file. Give the name of a file.")
             if found.st_size > max_bytes:
-                raise error(f"{path} is too large: {found.st_size} bytes, at most {max_bytes} are read. Check the file")
+                raise error(
+                    f"{path} is too large: {found.st_size} bytes, at most {max_bytes} are read. Check the file."
+                )
             return file.read(found.st_size)
     except MlxQwen3Error:
         raise
     except IsADirectoryError:
-        raise error(f"{path} is a folder, not a file. Give the name of a file") from None
+        raise error(f"{path} is a folder, not a file. Give the name of a file.") from None
     except FileNotFoundError:
-        raise error(f"there is no file {path}. Check the name") from None
+        raise error(f"there is no file {path}. Check the name.") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL character in the name
-        raise error(f"cannot read {path}: {reason_of(problem)}. Check the name and its permissions") from None
+        raise error(f"cannot read {path}: {reason_of(problem)}. Check the name and its permissions.") from None
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -63,7 +65,7 @@ def read_text(path: str | Path, *, error: ErrorClass = CheckpointError, max_byte
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise error(f"{path} is not UTF-8 (byte {problem.start}). Convert it to UTF-8 or download it again") from None
+        raise error(f"{path} is not UTF-8 (byte {problem.start}). Convert it to UTF-8 or download it again.") from None
 
 
 def read_json(path: str | Path, *, error: ErrorClass = CheckpointError, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -85,7 +87,7 @@ def read_json_object(
     """
     content = read_json(path, error=error, max_bytes=max_bytes)
     if not isinstance(content, dict):
-        raise error(f"{path} does not contain a mapping of names to values. Download or write the file again")
+        raise error(f"{path} does not contain a mapping of names to values. Download or write the file again.")
     return content
 
 
@@ -99,19 +101,19 @@ def parse_json(text: str, source: str, *, error: ErrorClass = CheckpointError) -
     try:
         content = json.loads(text)
     except RecursionError:
-        raise error(f"{source} is nested too deeply. {again}") from None
+        raise error(f"{source} is nested too deeply. {again}.") from None
     except ValueError as problem:
         what = recognized(text[:80].encode("utf-8", "replace"))
         if what is not None:
-            raise error(f"{source} is {what}") from None
-        raise error(f"{source} is not valid JSON ({_first_line(problem)}). {again}") from None
+            raise error(f"{source} is {what}.") from None
+        raise error(f"{source} is not valid JSON ({_first_line(problem)}). {again}.") from None
     if _deeper_than(content, MAX_JSON_DEPTH):
-        raise error(f"{source} is nested more than {MAX_JSON_DEPTH} levels deep. {again}")
+        raise error(f"{source} is nested more than {MAX_JSON_DEPTH} levels deep. {again}.")
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise error(f"{source} contains an unpaired surrogate. {again}") from None
+            raise error(f"{source} contains an unpaired surrogate. {again}.") from None
     return content
 
 
@@ -160,10 +162,10 @@ def json_text(content: Any) -> str:
 def disk_error(path: str | Path, problem: OSError, error: ErrorClass = CheckpointError) -> MlxQwen3Error:
     """Return the error that explains a failed write to `path`."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error(f"cannot write {path}: the disk is full. Free some space or choose another target")
+        return error(f"cannot write {path}: the disk is full. Free some space or choose another target.")
     if isinstance(problem, FileExistsError | NotADirectoryError):
-        return error(f"cannot write {path}: a file is in the way. Give another name or move the file")
-    return error(f"cannot write {path}: {reason_of(problem)}. Check its permissions or choose another target")
+        return error(f"cannot write {path}: a file is in the way. Give another name or move the file.")
+    return error(f"cannot write {path}: {reason_of(problem)}. Check its permissions or choose another target.")
 
 
 @contextlib.contextmanager
@@ -197,7 +199,7 @@ def write_atomically(path: str | Path, content: str | bytes, *, error: ErrorClas
     try:
         data = content.encode("utf-8") if isinstance(content, str) else content
     except UnicodeEncodeError:
-        raise error(f"cannot write {path}: the text contains an unpaired surrogate. Remove it") from None
+        raise error(f"cannot write {path}: the text contains an unpaired surrogate. Remove it.") from None
     with open_atomically(path, error=error) as file:
         file.write(data)
 
@@ -217,11 +219,11 @@ def open_atomically(path: str | Path, *, error: ErrorClass = CheckpointError) ->
     complete = False
     try:
         if "\0" in str(path):
-            raise error(f"cannot write {str(path)!r}: the name contains a NUL character. Choose another name")
+            raise error(f"cannot write {str(path)!r}: the name contains a NUL character. Choose another name.")
         made = make_folders(path.parent)
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a regular file"
-            raise error(f"cannot write {path}: it is {kind}. Choose another name")
+            raise error(f"cannot write {path}: it is {kind}. Choose another name.")
         with open(partial, "xb") as file:
             yield file
             file.flush()

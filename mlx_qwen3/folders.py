@@ -109,7 +109,7 @@ def _decide(staging: Path, folder: Path, error: ErrorClass) -> None:
             if problem.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             finish_update(folder, error=error)
-    raise error(f"{folder} is being written by another process. Wait for it, or choose another folder")
+    raise error(f"{folder} is being written by another process. Wait for it, or choose another folder.")
 
 
 def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) -> None:
@@ -130,7 +130,7 @@ def finish_update(folder: str | Path, *, error: ErrorClass = CheckpointError) ->
         except OSError:
             raise error(
                 f"an interrupted save into {folder} cannot be completed: {reason_of(problem)}. "
-                "Make the folder writable and try again"
+                "Make the folder writable and try again."
             ) from problem
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def _move_files(folder: Path, update: Path, error: ErrorClass) -> None:
     names, old = manifest.get("files"), manifest.get("remove")
     for listed in (names, old):
         if not isinstance(listed, list) or not all(_is_inside(name) for name in listed):
-            raise error(f"{update} is not an update of this package. Delete it")
+            raise error(f"{update} is not an update of this package. Delete it.")
     for name in old or []:
         if (folder / name).is_file() or (folder / name).is_symlink():
             (folder / name).unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _move_files(folder: Path, update: Path, error: ErrorClass) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.parent.is_symlink():
-            raise error(f"{target.parent} is a symbolic link, which is not written to. Delete {update}")
+            raise error(f"{target.parent} is a symbolic link, which is not written to. Delete {update}.")
         with contextlib.suppress(FileNotFoundError):  # already moved, possibly by another reader of the folder
             os.replace(update / name, target)
     _discard(update)
@@ -214,7 +214,7 @@ def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = 
     """Raise if the target exists and `force` is false."""
     if os.path.lexists(target) and not force:
         raise error(
-            f"{target} exists. Choose another target, delete it, or replace it with --force (in Python force=True)"
+            f"{target} exists. Choose another target, delete it, or replace it with --force (in Python force=True)."
         )
 
 
@@ -240,7 +240,7 @@ def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass
         recover_folder(target)
         check_target_free(target, force, error=error)
         if os.path.lexists(target) and not target.is_dir():
-            raise error(f"{target} is a file, not a folder. Choose another target")
+            raise error(f"{target} is a file, not a folder. Choose another target.")
         lock = _lock_new_folder(partial, target, error)
     except OSError as problem:
         remove_empty(made)
@@ -273,7 +273,7 @@ def replace_folder(target: str | Path, force: bool = False, *, error: ErrorClass
 
 def _lock_new_folder(partial: Path, target: Path, error: ErrorClass) -> int:
     """Recreate `partial` and return a descriptor whose lock marks it as being written by this process."""
-    busy = f"{target} is being written by another process. Wait for it, or choose another target"
+    busy = f"{target} is being written by another process. Wait for it, or choose another target."
     while True:
         with contextlib.suppress(FileExistsError):
             partial.mkdir()

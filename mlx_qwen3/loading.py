@@ -73,7 +73,7 @@ def load(
             from .bundled import BUNDLED_NOTE, bundled_model_path
 
             if revision is not None or hub.subfolder:
-                raise InputError("revision and subfolder need path_or_id: the bundled model has neither. Omit them")
+                raise InputError("revision and subfolder need path_or_id: the bundled model has neither. Omit them.")
             folder = bundled_model_path()
             logger.warning(BUNDLED_NOTE)
         else:

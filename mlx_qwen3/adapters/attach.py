@@ -67,17 +67,17 @@ class _Attachment:
     def take(self, name: str, shape: tuple[int, ...] | None) -> mx.array:
         """Return a required tensor in the model's dtype, after checking its shape unless `shape` is None."""
         if name not in self.left:
-            raise CheckpointError(f"{self.source}: tensor {name!r} is missing. Download or save the adapter again")
+            raise CheckpointError(f"{self.source}: tensor {name!r} is missing. Download or save the adapter again.")
         array = self.left.pop(name)
         if shape is not None and tuple(array.shape) != shape:
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} has shape {tuple(array.shape)}; the model and the rank in "
-                f"adapter_config.json require {shape}. Check the base model and the config"
+                f"adapter_config.json require {shape}. Check the base model and the config."
             )
         if not mx.issubdtype(array.dtype, mx.floating):
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} has dtype {str(array.dtype).removeprefix('mlx.core.')}, expected "
-                "floating-point numbers. Download or save the adapter again"
+                "floating-point numbers. Download or save the adapter again."
             )
         self.names.append(name)
         return array.astype(self.dtype)
@@ -112,7 +112,7 @@ class _Attachment:
         if weight.shape[1:] != (columns,) or (weight.shape[0] != rows and not rows_may_change):
             raise CheckpointError(
                 f"{self.source}: tensor of {path!r} has shape {tuple(weight.shape)}, expected {(rows, columns)}. "
-                "Check the base model"
+                "Check the base model."
             )
         if isinstance(layer, EMBEDDING):
             self.replace(path, plain_embedding(weight))
@@ -152,13 +152,13 @@ class _Attachment:
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} does not belong to any module that adapter_config.json names in a "
                 f"{type(self.model).__name__} with {self.model.config.num_hidden_layers} layers. Check the base model "
-                "and the config"
+                "and the config."
             )
         rows = _count_rows(self.model.get_input_embeddings())
         if "lm_head" in self.model and _count_rows(self.model.lm_head) != rows:
             raise CheckpointError(
                 f"{self.source}: the adapter gives embedding and output head different numbers of rows. "
-                "Check the base model and the config"
+                "Check the base model and the config."
             )
         self.model.config.vocab_size = rows
         self.model.eval()
@@ -181,9 +181,9 @@ def attach_adapter(model: Any, adapter: Adapter, base: str | None = None) -> Non
         InputError: the model already has an adapter.
     """
     if model.config.model_type != "qwen3":
-        raise UnsupportedModelError(f"{adapter.source}: adapters are supported for Qwen3, not {type(model).__name__}")
+        raise UnsupportedModelError(f"{adapter.source}: adapters are supported for Qwen3, not {type(model).__name__}.")
     if model.adapter is not None:
-        raise InputError(f"{adapter.source}: the model already has an adapter. Merge it first, or load the base again")
+        raise InputError(f"{adapter.source}: the model already has an adapter. Merge it first, or load the base again.")
     if adapter.is_mlx_lm:
         _attach_mlx_lm(model, adapter)
         return
@@ -236,17 +236,17 @@ def _find_targets(work: _Attachment, config: PeftConfig) -> list[str]:
         if not isinstance(work.modules.get(path, work.modules[work.embedding]), LINEAR | EMBEDDING):
             raise UnsupportedModelError(
                 f"{work.source}: adapter field 'target_modules' names {path!r}, which is not a linear layer or an "
-                "embedding. Correct it"
+                "embedding. Correct it."
             )
         if config.lora_bias and path.endswith("embed_tokens"):
             raise UnsupportedModelError(
                 f"{work.source}: adapter field 'lora_bias' is not supported for an embedding. Merge the adapter with "
-                "PEFT first"
+                "PEFT first."
             )
     if not found:
         raise UnsupportedModelError(
             f"{work.source}: adapter field 'target_modules' names no layer of a {type(work.model).__name__}: "
-            f"{config.targets}. Check the base model"
+            f"{config.targets}. Check the base model."
         )
     return found
 
@@ -314,7 +314,7 @@ def _replace_saved(work: _Attachment, config: PeftConfig, saved: list[str]) -> N
             if isinstance(owner, EMBEDDING | LINEAR) and is_packed(owner):
                 raise UnsupportedModelError(
                     f"{work.source}: adapter field 'modules_to_save' names {path!r}, which is quantized in the base. "
-                    "Load the base with unpack=True"
+                    "Load the base with unpack=True."
                 )
             owner[name.rpartition(".")[2]] = work.take(f"{path}.{name}", tuple(array.shape))
 
@@ -329,7 +329,7 @@ def _replace_tokens(work: _Attachment, config: PeftConfig) -> None:
         if not found:
             raise UnsupportedModelError(
                 f"{work.source}: adapter field 'trainable_token_indices' names {name!r}, which the model does not "
-                "have. Correct it"
+                "have. Correct it."
             )
         resolved[found[0]] = ids
     if work.tied and "lm_head" in resolved:
@@ -342,13 +342,13 @@ def _replace_tokens(work: _Attachment, config: PeftConfig) -> None:
         if not isinstance(layer, LINEAR | EMBEDDING):
             raise UnsupportedModelError(
                 f"{work.source}: adapter field 'trainable_token_indices' names {path!r}, which is also in "
-                "target_modules or modules_to_save. Merge the adapter with PEFT first"
+                "target_modules or modules_to_save. Merge the adapter with PEFT first."
             )
         rows, columns = dense_shape(layer)
         if max(ids) >= rows:
             raise CheckpointError(
                 f"{work.source}: adapter field 'trainable_token_indices' names token {max(ids)}, the base has {rows} "
-                "tokens. Check the base model"
+                "tokens. Check the base model."
             )
         delta = work.take(f"{path}.token_adapter.trainable_tokens_delta", (len(ids), columns))
         work.replace(path, RetrainedRows(layer, ids, delta))
@@ -376,7 +376,7 @@ def _attach_mlx_lm(model: Any, adapter: Adapter) -> None:
     if not type(model).__name__.endswith("ForCausalLM"):
         raise UnsupportedModelError(
             f"{adapter.source}: adapters of mlx-lm require a causal model, not {type(model).__name__}. Load it as "
-            "Qwen3ForCausalLM"
+            "Qwen3ForCausalLM."
         )
     if adapter.config.get("fine_tune_type") == "full":
         _replace_weights(model, adapter)
@@ -414,12 +414,12 @@ def _replace_weights(model: Any, adapter: Adapter) -> None:
         if isinstance(layer, LINEAR | EMBEDDING) and is_packed(layer):
             raise UnsupportedModelError(
                 f"{adapter.source}: the adapter replaces {name!r}, which is quantized in the base. Load the base with "
-                "unpack=True"
+                "unpack=True."
             )
         if name not in held or held[name].shape != array.shape or layer is None:
             raise CheckpointError(
                 f"{adapter.source}: tensor {name!r} with shape {tuple(array.shape)} does not match the base. Check "
-                "the base model"
+                "the base model."
             )
         layer[leaf] = array.astype(held[name].dtype)
     model.adapter = AttachedAdapter(dict(adapter.config), sorted(adapter.weights), whole=True)

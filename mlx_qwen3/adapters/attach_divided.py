@@ -32,7 +32,7 @@ def attach_divided(model: Any, adapter: Adapter, base: str, weights: Iterable[st
     if replaced:
         raise InputError(
             f"{adapter.source}: the adapter replaces {replaced[0]}, so the model cannot be divided between processes. "
-            "Merge the adapter first: mlx-qwen3 merge"
+            "Merge the adapter first: mlx-qwen3 merge."
         )
 
 

@@ -55,18 +55,18 @@ def add_adapter(
         InputError: the model already has an adapter, a number is out of range, or a target matches no linear layer.
     """
     if model.adapter is not None:
-        raise InputError("the model already has an adapter. Merge it first, or load the base again")
+        raise InputError("the model already has an adapter. Merge it first, or load the base again.")
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-        raise InputError(f"rank is {r!r}, expected a whole number above 0. Correct it")
+        raise InputError(f"rank is {r!r}, expected a whole number above 0. Correct it.")
     if not alpha > 0:
-        raise InputError(f"alpha is {alpha!r}, expected a number above 0. Correct it")
+        raise InputError(f"alpha is {alpha!r}, expected a number above 0. Correct it.")
     task, head = HEADS[type(model).__name__]
     layers = dict(model.named_modules())
     found = [p for p in layers if any(p == t or p.endswith(f".{t}") for t in targets) and p.split(".")[0] != head]
     found = [path for path in found if isinstance(layers[path], LINEAR)]
     for target in targets:
         if not any(path == target or path.endswith(f".{target}") for path in found):
-            raise InputError(f"target {target!r} matches no linear layer of {type(model).__name__}. Correct it")
+            raise InputError(f"target {target!r} matches no linear layer of {type(model).__name__}. Correct it.")
     for path in sorted(found):
         set_module(model, path, LoRALinear(layers[path], r, lora_scale(alpha, r, False), dropout=dropout, dora=dora))
     names = [name for name in flatten(model.parameters()) if ".lora_" in name]

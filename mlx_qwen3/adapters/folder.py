@@ -61,7 +61,7 @@ class Adapter:
             name = "model" if self.is_mlx_lm else "base_model_name_or_path"
             raise CheckpointError(
                 f"{self.source}: the adapter names no base model (field {name!r} is empty). Load the base and pass "
-                "adapter=, or --adapter"
+                "adapter=, or --adapter."
             )
         return self.base
 
@@ -121,7 +121,7 @@ def refuse_outer_folder(folder: Path, source: str) -> None:
     if named:
         raise CheckpointError(
             f"{source} has no {CONFIG_NAME}, only the subfolders {', '.join(named)} with adapters. "
-            f"Load {source}/{named[0]}"
+            f"Load {source}/{named[0]}."
         )
 
 
@@ -141,12 +141,12 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
     folder = resolve_checkpoint(path_or_id, revision=revision, hub=hub)
     if not (folder / CONFIG_NAME).is_file():
         refuse_outer_folder(folder, source)
-        raise CheckpointError(f"{source} has no {CONFIG_NAME}. Give the folder of an adapter")
+        raise CheckpointError(f"{source} has no {CONFIG_NAME}. Give the folder of an adapter.")
     config = read_json_object(folder / CONFIG_NAME)
     is_mlx_lm = "peft_type" not in config and ("fine_tune_type" in config or "lora_parameters" in config)
     if not is_mlx_lm and "peft_type" not in config:
         raise UnsupportedModelError(
-            f"{source}: adapter field 'peft_type' is missing in {CONFIG_NAME}. Load an adapter of PEFT or mlx-lm"
+            f"{source}: adapter field 'peft_type' is missing in {CONFIG_NAME}. Load an adapter of PEFT or mlx-lm."
         )
     if not is_mlx_lm and config["peft_type"] != "LORA":
         from .peft_config import parse_peft_config
@@ -155,7 +155,7 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
     base = config.get("model" if is_mlx_lm else "base_model_name_or_path")
     if base is not None and not isinstance(base, str):
         raise CheckpointError(
-            f"{source}: adapter field 'base_model_name_or_path' is not a string. Correct {CONFIG_NAME}"
+            f"{source}: adapter field 'base_model_name_or_path' is not a string. Correct {CONFIG_NAME}."
         )
     training = _read_training(folder / TRAINING_NAME)
     weights = _read_weights(folder, MLX_LM_WEIGHTS if is_mlx_lm else PEFT_WEIGHTS, source)
@@ -173,7 +173,7 @@ def _read_training(file: Path) -> dict[str, Any]:
     config = training.get("config") or {}
     labels = config.get("id2label") or {} if isinstance(config, dict) else None
     if not isinstance(labels, dict) or not all(str(key).isdecimal() for key in labels):
-        raise CheckpointError(f"{file}: field 'config' is malformed: {config!r:.80}. Copy the adapter again")
+        raise CheckpointError(f"{file}: field 'config' is malformed: {config!r:.80}. Copy the adapter again.")
     return training
 
 
@@ -184,9 +184,9 @@ def _read_weights(folder: Path, name: str, source: str) -> dict[str, mx.array]:
         if pickles:
             raise CheckpointError(
                 f"{source}: the adapter's weights are in a pickle file ({pickles[0]}), which can run code and is never "
-                "opened. Save the adapter with PEFT and safe_serialization=True"
+                "opened. Save the adapter with PEFT and safe_serialization=True."
             )
-        raise CheckpointError(f"{source} has no {name}. Download or save the adapter again")
+        raise CheckpointError(f"{source} has no {name}. Download or save the adapter again.")
     entries, metadata = read_header(file)
     return Checkpoint(folder, entries, metadata, [file]).read_all()
 
@@ -221,7 +221,7 @@ def write_adapter(
     folder = Path(folder)
     if (folder / "config.json").is_file():
         # With a config.json, transformers would look for the base model's weights in the adapter folder.
-        raise CheckpointError(f"{folder} holds a model, so an adapter cannot be saved there. Choose another folder")
+        raise CheckpointError(f"{folder} holds a model, so an adapter cannot be saved there. Choose another folder.")
     with update_folder(folder, replaces=is_adapter_file) as staging:
         named = {PREFIX + name: array for name, array in sorted(weights.items())}
         write_checkpoint(staging, named, {"format": "pt"}, MAX_FILE_BYTES)

@@ -34,12 +34,12 @@ def merge_adapter(model: Any) -> list[tuple[str, nn.Module]]:
         UnsupportedModelError: the adapter has a bias that the architecture does not have; the message names the field.
     """
     if model.adapter is None:
-        raise InputError("the model has no adapter to merge. Load one with adapter=")
+        raise InputError("the model has no adapter to merge. Load one with adapter=.")
     adapted = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, AdaptedLayer)]
     for path, layer in adapted:
         if isinstance(layer, LoRALinear) and "bias" in layer.lora_B and "bias" not in layer.base_layer:
             raise UnsupportedModelError(
-                f"adapter field 'lora_bias' cannot be merged: {path} has no bias in Qwen3. Keep the adapter"
+                f"adapter field 'lora_bias' cannot be merged: {path} has no bias in Qwen3. Keep the adapter."
             )
     replaced = []
     for path, layer in adapted:

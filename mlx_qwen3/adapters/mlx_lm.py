@@ -51,23 +51,23 @@ def plan_mlx_lm(adapter: Adapter, modules: Mapping[str, nn.Module], layers: int)
     source, config = adapter.source, adapter.config
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise UnsupportedModelError(f"{source}: fine_tune_type {kind!r} is not supported. Expected lora, dora or full")
+        raise UnsupportedModelError(f"{source}: fine_tune_type {kind!r} is not supported. Expected lora, dora or full.")
     settings = config.get("lora_parameters")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{source}: lora_parameters is missing. Copy adapter_config.json again")
+        raise CheckpointError(f"{source}: lora_parameters is missing. Copy adapter_config.json again.")
     for name in ("rank", "scale"):
         value = settings.get(name)
         least = 1 if name == "rank" else -(2**31)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 2**31:
             found = " (mlx-lm does not read 'alpha')" if "alpha" in settings else ""
-            raise CheckpointError(f"{source}: lora_parameters has no {name!r}{found}. Add it to adapter_config.json")
+            raise CheckpointError(f"{source}: lora_parameters has no {name!r}{found}. Add it to adapter_config.json.")
     unknown = sorted(set(settings) - {"rank", "scale", "dropout", "keys", "alpha"})
     if unknown:
-        raise UnsupportedModelError(f"{source}: lora_parameters field {unknown[0]!r} is not supported. Remove it")
+        raise UnsupportedModelError(f"{source}: lora_parameters field {unknown[0]!r} is not supported. Remove it.")
     count = config.get("num_layers")
     if not isinstance(count, int) or isinstance(count, bool):
         raise CheckpointError(
-            f"{source}: num_layers is {count!r}, expected a whole number. Correct adapter_config.json"
+            f"{source}: num_layers is {count!r}, expected a whole number. Correct adapter_config.json."
         )
     paths = _find_paths(settings.get("keys"), modules, layers, count, source)
     return MlxLmPlan(
@@ -85,7 +85,7 @@ def _find_paths(keys: Any, modules: Mapping[str, nn.Module], layers: int, count:
     blocks = range(layers)[-max(count, 0) :]
     inside = {f"model.layers.{index}.": index for index in blocks}
     if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        raise CheckpointError(f"{source}: lora_parameters field 'keys' is {keys!r}, expected a list. Correct it")
+        raise CheckpointError(f"{source}: lora_parameters field 'keys' is {keys!r}, expected a list. Correct it.")
     found = []
     for path in adaptable:
         prefix = next((prefix for prefix in inside if path.startswith(prefix)), None)
@@ -94,7 +94,7 @@ def _find_paths(keys: Any, modules: Mapping[str, nn.Module], layers: int, count:
             found.append(path)
     if not found:
         raise CheckpointError(
-            f"{source}: lora_parameters field 'keys' matches no layer of the model: {keys}. Correct it"
+            f"{source}: lora_parameters field 'keys' matches no layer of the model: {keys}. Correct it."
         )
     return found
 
@@ -109,11 +109,11 @@ def _translate_weights(
     expected = {f"{path}.{part}" for path in paths for part in (PARTS if dora else PARTS - {"m"})}
     missing, extra = sorted(expected - set(adapter.weights)), sorted(set(adapter.weights) - expected)
     if missing:
-        raise CheckpointError(f"{adapter.source}: tensor {missing[0]!r} is missing. Copy the adapter again")
+        raise CheckpointError(f"{adapter.source}: tensor {missing[0]!r} is missing. Copy the adapter again.")
     if extra:
         raise CheckpointError(
             f"{adapter.source}: tensor {extra[0]!r} does not belong to a layer that adapter_config.json names. Correct "
-            "num_layers or keys"
+            "num_layers or keys."
         )
     weights = {}
     for path in paths:

@@ -155,13 +155,13 @@ def parse_peft_config(values: dict[str, Any], source: str) -> PeftConfig:
     """
 
     def refuse(name: str, why: str = "is not supported", instead: str = "Merge the adapter with PEFT first") -> None:
-        raise UnsupportedModelError(f"{source}: adapter field {name!r} {why}: {_shorten(values.get(name))}. {instead}")
+        raise UnsupportedModelError(f"{source}: adapter field {name!r} {why}: {_shorten(values.get(name))}. {instead}.")
 
     kind = values.get("peft_type")
     if kind != "LORA":
         raise UnsupportedModelError(
             f"{source}: adapters of type {_shorten(kind)} (peft_type) are not supported, only LORA. Merge it with PEFT "
-            "and load the merged model"
+            "and load the merged model."
         )
     for name, value in values.items():
         if name not in USED and name not in WITHOUT_EFFECT and not _is_unset(value):
@@ -267,7 +267,7 @@ def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
         if task not in list(TASK_CLASSES):
             raise UnsupportedModelError(
                 f"{source}: adapter field 'task_type' is not supported: {_shorten(task)}. Expected one of "
-                f"{', '.join(TASK_CLASSES)}"
+                f"{', '.join(TASK_CLASSES)}."
             )
         return TASK_CLASSES[task]
     mapping = values.get("auto_mapping")
@@ -275,7 +275,7 @@ def adapter_class_name(values: Mapping[str, Any], source: str) -> str | None:
     if name is not None and name not in list(TASK_CLASSES.values()):
         raise UnsupportedModelError(
             f"{source}: adapter field 'auto_mapping' names a class that is not supported: {_shorten(name)}. Expected "
-            f"one of {', '.join(TASK_CLASSES.values())}"
+            f"one of {', '.join(TASK_CLASSES.values())}."
         )
     return name
 

@@ -57,7 +57,7 @@ def _load_benchmark(path: str | None, revision: str | None, dtype: str | None, w
     loaded, _ = load(path, revision=revision, dtype=dtype or _read_stored_dtype(path, revision))
     if not isinstance(loaded, Qwen3ForCausalLM):
         raise InputError(
-            f"bench requires a causal language model: {path} is a {type(loaded).__name__}. Pass another --model"
+            f"bench requires a causal language model: {path} is a {type(loaded).__name__}. Pass another --model."
         )
     mx.eval(loaded.parameters())
     name = path or "bundled model"

@@ -100,12 +100,12 @@ def compare(
         ("rounds", rounds, 1),
     ):
         if value < least:
-            raise InputError(f"{name} is {value}, expected {least} or more")
+            raise InputError(f"{name} is {value}, expected {least} or more.")
     config = benchmark.model.config
     if prompt_tokens + max_tokens > config.max_position_embeddings:
         raise InputError(
             f"{prompt_tokens} prompt and {max_tokens} new tokens do not fit the model's context of "
-            f"{config.max_position_embeddings} tokens. Reduce one of the two numbers"
+            f"{config.max_position_embeddings} tokens. Reduce one of the two numbers."
         )
     prompt = np.random.default_rng(0).integers(0, config.vocab_size, prompt_tokens).tolist()
     results: dict[str, list[Measurement]] = {name: [] for name in benchmark.runners}

@@ -69,7 +69,7 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
         QuantizationError: MLX does not support `bits` or `group_size`.
     """
     if size not in SIZES:
-        raise InputError(f"size is {size!r}, expected one of {', '.join(SIZES)}")
+        raise InputError(f"size is {size!r}, expected one of {', '.join(SIZES)}.")
     mx.random.seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES[size]))
     model.set_dtype(dtype)
@@ -80,7 +80,7 @@ def random_model(size: str, dtype: mx.Dtype = mx.bfloat16, bits: int = 16, group
     if needed > memory:
         raise MemoryFitError(
             f"{size} in {min(bits, 16)} bits has {needed:.1f} GB of weights, and this machine has {memory:.1f} GB. "
-            "Choose a smaller size or fewer --bits"
+            "Choose a smaller size or fewer --bits."
         )
     if bits < 16:
         quantize_model(model, PackedFormat(bits, group_size))

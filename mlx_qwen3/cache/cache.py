@@ -49,15 +49,15 @@ class Cache:
         cache = cls.for_layer_types(layer_types, window)
         if not isinstance(past, Sequence):
             raise InputError(
-                f"past_key_values is {type(past).__name__}, expected a Cache or a (keys, values) pair per layer"
+                f"past_key_values is {type(past).__name__}, expected a Cache or a (keys, values) pair per layer."
             )
         if len(past) != len(cache.layers):
-            raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}")
+            raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(cache.layers)}.")
         pairs = [_check_pair(pair, i) for i, pair in enumerate(past)]
         sizes = [keys.shape[2] for keys, _ in pairs]
         full = {size for layer, size in zip(cache.layers, sizes, strict=True) if layer.window is None}
         if len(full) > 1:
-            raise InputError(f"past_key_values holds full layers of {min(full)} and of {max(full)} tokens")
+            raise InputError(f"past_key_values holds full layers of {min(full)} and of {max(full)} tokens.")
         if not full and any(max(sizes) == (layer.window or 0) - 1 for layer in cache.layers):
             raise InputError(
                 f"past_key_values holds the {max(sizes)} tokens of a full sliding window, and there is no full layer "
@@ -68,7 +68,7 @@ class Cache:
             if layer.window is not None and sizes[i] not in (total, min(total, layer.window - 1)):
                 raise InputError(
                     f"past_key_values holds {sizes[i]} tokens in layer {i}, expected {total}, "
-                    f"or the newest {min(total, layer.window - 1)} of them"
+                    f"or the newest {min(total, layer.window - 1)} of them."
                 )
             missing = total - sizes[i]
             if missing:  # tokens outside the window are never read
@@ -175,7 +175,7 @@ class Cache:
         size = self.batch_size
         wrong = [row for row in rows if size is not None and not 0 <= row < size]
         if wrong or not rows:
-            raise InputError(f"cannot select rows {list(rows)} of a cache with {size or 'no'} rows")
+            raise InputError(f"cannot select rows {list(rows)} of a cache with {size or 'no'} rows.")
         self._snapshots = {}
         for layer in self.layers:
             layer.select_rows(list(rows))
@@ -186,7 +186,7 @@ class Cache:
         A single row is shared until the first write.
         """
         if count < 1:
-            raise InputError(f"cannot repeat a cache {count} times")
+            raise InputError(f"cannot repeat a cache {count} times.")
         self._snapshots = {}
         for layer in self.layers:
             layer.repeat(count)
@@ -214,10 +214,10 @@ class Cache:
         if other.offset > self.offset or other.batch_size != len(indices):
             raise CacheError(
                 f"cannot put {other.batch_size} rows of {other.offset} tokens into {len(indices)} rows of "
-                f"{self.offset} tokens"
+                f"{self.offset} tokens."
             )
         if len(set(indices)) < len(indices) or not set(indices) <= set(range(self.batch_size or 0)):
-            raise InputError(f"cannot put rows into {list(indices)} of a cache with {self.batch_size or 'no'} rows")
+            raise InputError(f"cannot put rows into {list(indices)} of a cache with {self.batch_size or 'no'} rows.")
         self._snapshots = {}
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for array, new in zip(mine.slots.arrays, theirs.slots.arrays, strict=True):
@@ -270,9 +270,9 @@ def make_cache(
     """
     kv_format = None if kv_bits is None else KVFormat(kv_bits, kv_group_size)
     if max_kv_size is not None and max_kv_size <= sinks:
-        raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens it keeps")
+        raise InputError(f"max_kv_size is {max_kv_size}, expected more than the {sinks} first tokens it keeps.")
     if slack < 0 or quantized_kv_start < 0 or sinks < 0 or step < 1:
-        raise InputError("slack, sinks and quantized_kv_start cannot be negative, step must be at least 1")
+        raise InputError("slack, sinks and quantized_kv_start cannot be negative, step must be at least 1.")
     storage = {"format": kv_format, "packed_from": quantized_kv_start, "step": step}
     layers: list[LayerCache] = []
     for kind in layer_types:
@@ -287,11 +287,11 @@ def make_cache(
 
 def _check_pair(pair: Any, index: int) -> tuple[mx.array, mx.array]:
     if not isinstance(pair, list | tuple) or len(pair) != 2 or any(x is None for x in pair):
-        raise InputError(f"past_key_values holds no (keys, values) pair in layer {index}")
+        raise InputError(f"past_key_values holds no (keys, values) pair in layer {index}.")
     keys, values = mx.array(pair[0]), mx.array(pair[1])
     if keys.ndim != 4 or keys.shape != values.shape:
         raise InputError(
             f"past_key_values holds keys {tuple(keys.shape)} and values {tuple(values.shape)} in layer {index}, "
-            "expected the same (batch, key/value heads, tokens, head size)"
+            "expected the same (batch, key/value heads, tokens, head size)."
         )
     return keys, values

@@ -76,7 +76,7 @@ def save_cache(
         CacheError: the file cannot be written.
     """
     if token_ids is not None and len(token_ids) != cache.offset:
-        raise InputError(f"token_ids holds {len(token_ids)} ids, the cache has seen {cache.offset} tokens")
+        raise InputError(f"token_ids holds {len(token_ids)} ids, the cache has seen {cache.offset} tokens.")
     arrays, layers = {}, []
     for i, layer in enumerate(cache.layers):
         parts = layer.slots.cut([(0, layer.used)]).arrays if layer.slots.arrays else []
@@ -123,21 +123,21 @@ def load_cache(
     try:
         entries, header = read_header(path)
     except CheckpointError as error:
-        raise CacheError(f"{path} is not a complete saved cache: save it again ({error})") from error
+        raise CacheError(f"{path} is not a complete saved cache: save it again ({error}).") from error
     if header.get("format") != FORMAT:
-        raise CacheError(f"{path} is not a cache that this package saved")
+        raise CacheError(f"{path} is not a cache that this package saved.")
     if header.get("version") != str(VERSION):
         shown = header.get("version", "none")[:20]
-        raise CacheError(f"{path} has version {shown}, this package reads {VERSION}: save it again")
+        raise CacheError(f"{path} has version {shown}, this package reads {VERSION}: save it again.")
     model, layers, ids, saved, notes = (_read_entry(path, header, name, kind) for name, kind in _DESCRIPTION.items())
     if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
-        raise CacheError(f"{path} has a damaged description (token_ids): save it again")
+        raise CacheError(f"{path} has a damaged description (token_ids): save it again.")
     info = CacheFileInfo(ids, saved, notes)
     _compare(path, model, _model_of(config))
     for name, value in (identity or {}).items():
         if name in saved and saved[name] != value:
             raise CacheError(
-                f"{path} was made with another model: {name!r} differs. Load that model, or save the cache again"
+                f"{path} was made with another model: {name!r} differs. Load that model, or save the cache again."
             )
     checkpoint = Checkpoint(path.parent, entries, header, [path])
     try:
@@ -146,7 +146,7 @@ def load_cache(
             raise ValueError("layers disagree")
         mx.eval(cache.arrays)
     except (*_DAMAGE, RuntimeError, CheckpointError, QuantizationError, InputError) as error:
-        raise CacheError(f"{path} holds layers that do not fit its description: save it again") from error
+        raise CacheError(f"{path} holds layers that do not fit its description: save it again.") from error
     return cache, info
 
 
@@ -158,7 +158,7 @@ _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overflow
 def _read_entry(path: Path, header: Mapping[str, str], name: str, kind: type) -> Any:
     content = parse_json(header.get(name, "null"), f"{path} has a damaged description: {name!r}", error=CacheError)
     if not isinstance(content, kind):
-        raise CacheError(f"{path} has a damaged description ({name}): save it again")
+        raise CacheError(f"{path} has a damaged description ({name}): save it again.")
     return content
 
 
@@ -195,7 +195,7 @@ def _compare(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> 
     for name, value in asked.items():
         if saved.get(name) != value:
             raise CacheError(
-                f"{path} was saved with another model: {name!r} is {saved.get(name)!r} there and {value!r} here"
+                f"{path} was saved with another model: {name!r} is {saved.get(name)!r} there and {value!r} here."
             )
 
 

@@ -50,9 +50,9 @@ class KVFormat:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
-            raise InputError(f"kv_bits is {self.bits!r}, expected 8 or 4")
+            raise InputError(f"kv_bits is {self.bits!r}, expected 8 or 4.")
         if self.group_size not in (32, 64, 128):
-            raise InputError(f"kv_group_size is {self.group_size!r}, expected 32, 64 or 128")
+            raise InputError(f"kv_group_size is {self.group_size!r}, expected 32, 64 or 128.")
 
     def check_head_dim(self, head_dim: int) -> None:
         """Raise `InputError` unless heads of this size can be packed."""

@@ -24,7 +24,7 @@ class PrefixCache:
 
     def __init__(self, max_bytes: int):
         if max_bytes < 0:
-            raise InputError(f"max_bytes is {max_bytes}, expected at least 0")
+            raise InputError(f"max_bytes is {max_bytes}, expected at least 0.")
         self.max_bytes = max_bytes
         self._entries: OrderedDict[bytes, tuple[np.ndarray, Cache]] = OrderedDict()  # the most recently used last
         self._nbytes = 0
@@ -50,7 +50,7 @@ class PrefixCache:
         if len(tokens) != cache.offset or cache.batch_size not in (None, 1):
             raise InputError(
                 f"a prefix of {len(tokens)} ids does not belong to a cache of {cache.batch_size or 0} rows "
-                f"and {cache.offset} tokens"
+                f"and {cache.offset} tokens."
             )
         if not len(tokens):
             return False
@@ -100,7 +100,7 @@ class PrefixCache:
 def _as_ids(ids: Sequence[int]) -> np.ndarray:
     tokens = np.asarray(ids, dtype=np.int32)
     if tokens.ndim != 1:
-        raise InputError(f"a prefix has shape {tokens.shape}, expected one row of ids")
+        raise InputError(f"a prefix has shape {tokens.shape}, expected one row of ids.")
     return tokens
 
 

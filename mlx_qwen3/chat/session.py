@@ -97,11 +97,11 @@ class ChatSession:
         if max_tokens is not None:
             check_whole_number("max_tokens", max_tokens, least=-1, hint="-1 for the remaining context")
         if sampling is not None and not isinstance(sampling, Sampling):
-            raise InputError(f"sampling is {type_name(sampling)}, expected a Sampling")
+            raise InputError(f"sampling is {type_name(sampling)}, expected a Sampling.")
         if not isinstance(cache_options or {}, Mapping):
-            raise InputError(f"cache_options is {type_name(cache_options)}, expected a dict such as {{'kv_bits': 8}}")
+            raise InputError(f"cache_options is {type_name(cache_options)}, expected a dict such as {{'kv_bits': 8}}.")
         if system is not None and not isinstance(system, str):
-            raise InputError(f"system is {type_name(system)}, expected a text")
+            raise InputError(f"system is {type_name(system)}, expected a text.")
         check_callable("decoding", decoding, "what prompt_lookup() or draft_with() returns")
         check_callable("confirm", confirm, "a function of a tool's name and arguments")
         prefill_step_for(model.config, prefill_step_size)
@@ -126,7 +126,7 @@ class ChatSession:
         self._streams = 0
         user = options.get("generation_config")
         if user is not None and not isinstance(user, GenerationConfig):
-            raise InputError(f"generation_config is {type_name(user)}, expected a GenerationConfig")
+            raise InputError(f"generation_config is {type_name(user)}, expected a GenerationConfig.")
         self._options, self.sampling = _split_sampling(options, self.sampling)
         self._seed: int | None = self._options.get("seed")
         self._running = False
@@ -146,7 +146,7 @@ class ChatSession:
         made = make_tools(tools)
         check_choice(choice, made)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
-            raise InputError(f"max_tool_rounds is {rounds!r}, expected a whole number")
+            raise InputError(f"max_tool_rounds is {rounds!r}, expected a whole number.")
         if made:
             call_constraint(made, self.tokenizer)
         constraint = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
@@ -179,9 +179,9 @@ class ChatSession:
             ContextError: the conversation fills the context.
         """
         if not isinstance(text, str):
-            raise InputError(f"the message is {text!r}, expected text")
+            raise InputError(f"the message is {text!r}, expected text.")
         if not text.strip():
-            raise InputError("the message is empty. Pass a text")
+            raise InputError("the message is empty. Pass a text.")
         own = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)
         rules = self._rules if own is None else replace(self._rules, constraint=own)
         return self._answer([*self.messages, {"role": "user", "content": text}], progress, rules)
@@ -196,7 +196,7 @@ class ChatSession:
         while messages and messages[-1]["role"] != "user":
             messages.pop()
         if not messages:
-            raise InputError("there is nothing to answer yet. Send a message first")
+            raise InputError("there is nothing to answer yet. Send a message first.")
         return self._answer(messages, progress, self._rules)
 
     def undo(self) -> str | None:
@@ -260,7 +260,7 @@ class ChatSession:
             for value in values.values()
         )
         if values is not None and not (numbers and names >= set(values)):
-            raise InputError(f"{path} has invalid sampling parameters. Remove them from the file")
+            raise InputError(f"{path} has invalid sampling parameters. Remove them from the file.")
         if isinstance(thinking, bool) and thinking != self.thinking:
             self.set_thinking(thinking)
         if values is not None:
@@ -278,7 +278,7 @@ class ChatSession:
         """
         self._check_idle()
         if self.cache is None or not self.cache.offset:
-            raise InputError("nothing is cached yet. Send a message first")
+            raise InputError("nothing is cached yet. Send a message first.")
         path, identity = check_path(path), {"weights": fingerprint(self.model)}
         save_cache(path, self.cache, self.model.config, token_ids=self.cached_ids, identity=identity)
 
@@ -293,7 +293,7 @@ class ChatSession:
         path = check_path(path)
         cache, info = load_cache(path, self.model.config, identity={"weights": fingerprint(self.model)})
         if len(info.token_ids) != cache.offset:
-            raise CacheError(f"{path} has no token ids for its cache. Give a cache saved by a chat")
+            raise CacheError(f"{path} has no token ids for its cache. Give a cache saved by a chat.")
         ignored = (
             ignored_options(cache, new_cache(self.model.config, **self._cache_options)) if self._cache_options else []
         )
@@ -315,7 +315,7 @@ class ChatSession:
     def _check_idle(self) -> None:
         """Raise `InputError` while an answer is being generated: its end would overwrite the change."""
         if self._running:
-            raise InputError("an answer is being generated. Read it to its end or close it first")
+            raise InputError("an answer is being generated. Read it to its end or close it first.")
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -426,7 +426,7 @@ def _check_cache_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the cache options; raise `InputError` for an unknown name."""
     unknown = sorted(map(str, set(options) - set(CACHE_OPTIONS)))
     if unknown:
-        raise InputError(f"cache_options has no {unknown[0]!r}. Use {', '.join(CACHE_OPTIONS)}")
+        raise InputError(f"cache_options has no {unknown[0]!r}. Use {', '.join(CACHE_OPTIONS)}.")
     return dict(options)
 
 

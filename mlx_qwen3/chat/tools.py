@@ -72,19 +72,19 @@ def make_tools(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None) -
         if isinstance(given, Mapping):
             function, schema = None, given
         elif inspect.iscoroutinefunction(given):
-            raise InputError(f"tool {given.__name__} is async, which is not supported. Pass a synchronous function")
+            raise InputError(f"tool {given.__name__} is async, which is not supported. Pass a synchronous function.")
         elif callable(given):
             function, schema = given, function_schema(given)
         else:
-            raise InputError(f"a tool is of type {type(given).__name__}. Pass a function or its JSON schema")
+            raise InputError(f"a tool is of type {type(given).__name__}. Pass a function or its JSON schema.")
         inner = schema.get("function", schema)
         name = inner.get("name") if isinstance(inner, Mapping) else None
         if not isinstance(name, str) or not name:
             raise InputError(
-                f"a tool has no name: {str(schema)[:80]}. Pass {{'type': 'function', 'function': {{'name': ...}}}}"
+                f"a tool has no name: {str(schema)[:80]}. Pass {{'type': 'function', 'function': {{'name': ...}}}}."
             )
         if any(tool.name == name for tool in made):
-            raise InputError(f"two tools have the name {name!r}. Rename one")
+            raise InputError(f"two tools have the name {name!r}. Rename one.")
         whole = schema if "function" in schema else {"type": "function", "function": schema}
         made.append(Tool(name, whole, _read_parameters(inner, name), function))
     return made
@@ -96,10 +96,10 @@ def _read_parameters(function: Mapping[str, Any], name: str) -> Any:
     if schema is None:
         schema = {"type": "object", "properties": {}}
     if not isinstance(schema, Mapping):
-        raise ConstraintError(f"tool {name}: parameters is of type {type(schema).__name__}. Pass a JSON schema")
+        raise ConstraintError(f"tool {name}: parameters is of type {type(schema).__name__}. Pass a JSON schema.")
     schema = {"type": "object", **schema}
     if schema["type"] != "object":
-        raise ConstraintError(f"tool {name}: type at # is {schema['type']!r}. Use 'object': arguments have names")
+        raise ConstraintError(f"tool {name}: type at # is {schema['type']!r}. Use 'object': arguments have names.")
     combined = {"anyOf", "oneOf", "allOf", "$ref", "patternProperties"} & set(schema)
     if not combined:
         schema.setdefault("additionalProperties", False)
@@ -113,7 +113,9 @@ def check_choice(choice: str, tools: Sequence[Tool]) -> None:
         return
     known = ", ".join([*MODES, *names])
     raise InputError(
-        f"tool_choice is {choice!r}. Use one of {known}" if tools else f"tool_choice {choice!r} needs tools. Pass tools"
+        f"tool_choice is {choice!r}. Use one of {known}."
+        if tools
+        else f"tool_choice {choice!r} needs tools. Pass tools."
     )
 
 
@@ -126,7 +128,7 @@ def call_constraint(tools: Sequence[Tool], tokenizer: Any, most: int = 1) -> Con
     """
     tables = token_tables(tokenizer)
     if OPEN not in tables.tokens_by_text or CLOSE not in tables.tokens_by_text:
-        raise InputError("this tokenizer has no token <tool_call>. Use a Qwen3 checkpoint, or omit tools")
+        raise InputError("this tokenizer has no token <tool_call>. Use a Qwen3 checkpoint, or omit tools.")
     rules = []
     for i, tool in enumerate(tools):
         try:

@@ -16,7 +16,7 @@ def check_path(path: Any) -> Path:
     try:
         return Path(os.path.expanduser(path))
     except TypeError:
-        raise InputError(f"the path is {type_name(path)}. Give the name of a file") from None
+        raise InputError(f"the path is {type_name(path)}. Give the name of a file.") from None
 
 
 def save_transcript(
@@ -32,19 +32,19 @@ def save_transcript(
     """
     path = check_path(path)
     if "\0" in str(path):
-        raise InputError(f"the path contains a NUL character: {str(path)!r}. Give the name of a file")
+        raise InputError(f"the path contains a NUL character: {str(path)!r}. Give the name of a file.")
     try:
         if not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first")
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
         if path.is_dir():
-            raise InputError(f"{path} is a folder. Give the name of a file in it")
+            raise InputError(f"{path} is a folder. Give the name of a file in it.")
         if path.is_file():
             try:
                 load_transcript(path)
             except InputError:
-                raise InputError(f"{path} exists and is not a saved conversation. Choose another name") from None
+                raise InputError(f"{path} exists and is not a saved conversation. Choose another name.") from None
     except OSError as error:
-        raise InputError(f"cannot write {str(path)[:80]}: {error.strerror or error}. Choose another name") from None
+        raise InputError(f"cannot write {str(path)[:80]}: {error.strerror or error}. Choose another name.") from None
     content = {"format": FORMAT, "version": VERSION, "system": system, "messages": messages, **(settings or {})}
     write_atomically(path, json_text(content), error=InputError)
 
@@ -58,12 +58,12 @@ def load_transcript(path: str | Path) -> dict[str, Any]:
     path = check_path(path)
     content = read_json_object(path, error=InputError)
     if content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a saved conversation. Give a file written by /save")
+        raise InputError(f"{path} is not a saved conversation. Give a file written by /save.")
     system, messages = content.get("system"), content.get("messages")
     if not (system is None or isinstance(system, str)) or not isinstance(messages, list):
-        raise InputError(f"{path} has no list of messages. Give another file")
+        raise InputError(f"{path} has no list of messages. Give another file.")
     for message in messages:
         texts = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{path} has a message without a role or a content. Give another file")
+            raise InputError(f"{path} has a message without a role or a content. Give another file.")
     return {"system": None, **content}

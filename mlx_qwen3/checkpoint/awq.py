@@ -54,25 +54,25 @@ class AwqWeight(PackedWords):
         if bits != 4 or isinstance(bits, bool) or version != "gemm":
             raise QuantizationError(
                 f"AWQ with {bits!r} bits in layout {version[:60]!r} is not supported, only 4-bit gemm. "
-                "Convert the unquantized model instead"
+                "Convert the unquantized model instead."
             )
         if not isinstance(group_size, int) or isinstance(group_size, bool) or (group_size < 1 and group_size != -1):
-            raise QuantizationError(f"AWQ group_size is {group_size!r}, expected a positive number or -1")
+            raise QuantizationError(f"AWQ group_size is {group_size!r}, expected a positive number or -1.")
         for part in ("qweight", "scales", "qzeros"):
             name = f"{path}.{part}"
             if name not in checkpoint and not (part == "qzeros" and settings.get("zero_point") is False):
-                raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again")
+                raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again.")
             if name in checkpoint and len(checkpoint.shape(name)) != 2:
-                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions")
+                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions.")
             if name in checkpoint and part != "scales" and checkpoint.entry(name).dtype not in ("I32", "U32"):
-                raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words")
+                raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words.")
         columns, words = checkpoint.shape(f"{path}.qweight")
         groups = -(-columns // (columns if group_size == -1 else group_size))
         for name, expected in ((f"{path}.scales", (groups, words * 8)), (f"{path}.qzeros", (groups, words))):
             if name in checkpoint and checkpoint.shape(name) != expected:
-                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected {expected}")
+                raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected {expected}.")
         if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
-            raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again")
+            raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again.")
         return cls(checkpoint, path, group_size)
 
     @property
@@ -111,7 +111,7 @@ class AwqWeight(PackedWords):
             QuantizationError: MLX does not support the group size.
         """
         if self.affine_format is None:
-            raise QuantizationError(f"{self.path}: {self.kept_apart}")
+            raise QuantizationError(f"{self.path}: {self.kept_apart}.")
         codes, scales, zeros = self._codes(start, stop)
         shifts = mx.arange(0, 32, 4, dtype=mx.uint32)
         packed = mx.sum(mx.contiguous(codes).reshape(codes.shape[0], -1, 8) << shifts, axis=-1).astype(mx.uint32)

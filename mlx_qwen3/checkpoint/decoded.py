@@ -35,7 +35,7 @@ class DecodedCheckpoint(Checkpoint):
             if f"{path}.weight" in entries:
                 raise CheckpointError(
                     f"{packed.folder} has the same weight twice: {path}.weight, and quantized as {weight.names[0]}. "
-                    "Remove the outdated one"
+                    "Remove the outdated one."
                 )
             first = packed.entry(weight.names[0])
             size = 4 * math.prod(weight.shape)

@@ -107,7 +107,7 @@ def mlx_quantization(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         if entry is None:
             continue
         if not isinstance(entry, Mapping):
-            raise CheckpointError(f"{source}: {name!r} in config.json is not a mapping. Correct or remove it")
+            raise CheckpointError(f"{source}: {name!r} in config.json is not a mapping. Correct or remove it.")
         if str(entry.get("quant_method", "mlx")).lower() == "mlx":
             return dict(entry)
     return {}
@@ -134,7 +134,7 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
     else:
         raise QuantizationError(
             f"{checkpoint.folder} is quantized with {method[:60]!r}, which is not supported; {', '.join(METHODS)} "
-            "and MLX's own formats are. Convert the unquantized model instead"
+            "and MLX's own formats are. Convert the unquantized model instead."
         )
     paths = [name.removesuffix(ending) for name in checkpoint.names if name.endswith(ending)]
     found: dict[str, ForeignWeight] = {path: build(checkpoint, path, settings) for path in paths}
@@ -154,7 +154,7 @@ def foreign_weights(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict
         if name not in used and checkpoint.entry(name).dtype.startswith("F8_"):
             raise CheckpointError(
                 f"{name} in {checkpoint.folder} is stored as 8-bit floats without a weight_scale_inv, so its scale is "
-                "unknown. Download the checkpoint again"
+                "unknown. Download the checkpoint again."
             )
     return found
 
@@ -169,5 +169,5 @@ def _check_scale_types(checkpoint: Checkpoint, found: Mapping[str, ForeignWeight
     if "F16" in kinds and "BF16" in kinds:
         raise CheckpointError(
             f"{kinds['F16']} is stored as F16 but {kinds['BF16']} as BF16, so one of the dtypes is wrong. "
-            "Download the checkpoint again"
+            "Download the checkpoint again."
         )

@@ -46,28 +46,28 @@ class Fp8Weight:
         """
         if settings.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
             raise QuantizationError(
-                f"FP8 format {settings['fmt']!r} is not supported, only e4m3. Convert the unquantized model instead"
+                f"FP8 format {settings['fmt']!r} is not supported, only e4m3. Convert the unquantized model instead."
             )
         block = settings.get("weight_block_size", (128, 128))
         if block is None:
             block = _infer_block(checkpoint, path)
         valid = isinstance(block, list | tuple) and len(block) == 2
         if not valid or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in block):
-            raise QuantizationError(f"weight_block_size is {block!r}, expected two positive numbers")
+            raise QuantizationError(f"weight_block_size is {block!r}, expected two positive numbers.")
         weight, scale = f"{path}.weight", f"{path}.weight_scale_inv"
         if weight not in checkpoint or checkpoint.entry(weight).dtype != "F8_E4M3":
-            raise CheckpointError(f"{scale} exists, but {weight} is not stored as e4m3. Download the checkpoint again")
+            raise CheckpointError(f"{scale} exists, but {weight} is not stored as e4m3. Download the checkpoint again.")
         shape = checkpoint.shape(weight)
         if len(shape) != 2:
-            raise CheckpointError(f"{weight} has shape {shape}, expected rows and columns")
+            raise CheckpointError(f"{weight} has shape {shape}, expected rows and columns.")
         expected = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
         if checkpoint.shape(scale) != expected and not (expected == (1, 1) and checkpoint.shape(scale) in ((), (1,))):
             raise CheckpointError(
                 f"{scale} has shape {checkpoint.shape(scale)}, expected {expected} for {weight} {shape} in blocks "
-                f"of {tuple(block)}. Use the config.json of these weights"
+                f"of {tuple(block)}. Use the config.json of these weights."
             )
         if not mx.issubdtype(checkpoint.dtype(scale), mx.floating) and checkpoint.entry(scale).dtype != "F8_E8M0":
-            raise CheckpointError(f"{scale} is stored as {checkpoint.entry(scale).dtype}, expected floating point")
+            raise CheckpointError(f"{scale} is stored as {checkpoint.entry(scale).dtype}, expected floating point.")
         return cls(checkpoint, path, (block[0], block[1]))
 
     def decode_rows(self, start: int, stop: int) -> mx.array:
@@ -94,7 +94,7 @@ class Fp8Weight:
         Raises:
             QuantizationError: always.
         """
-        raise QuantizationError(f"{self.path}: {self.kept_apart}")
+        raise QuantizationError(f"{self.path}: {self.kept_apart}.")
 
 
 def _infer_block(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
@@ -108,6 +108,6 @@ def _infer_block(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
     if len(weight) != 2 or len(grid) != 2 or any(not m or n % m for n, m in zip(weight, grid, strict=True)):
         raise CheckpointError(
             f"{path}.weight_scale_inv has shape {scale}, which does not divide the weight {weight}. "
-            "Download the checkpoint again"
+            "Download the checkpoint again."
         )
     return weight[0] // grid[0], weight[1] // grid[1]

@@ -75,9 +75,9 @@ class GgufTensor:
                 file.seek(self.offset + start * self.row_bytes)
                 raw = np.fromfile(file, dtype=np.uint8, count=count)
         except OSError as error:
-            raise CheckpointError(f"cannot read {self.file}: {error.strerror or error}") from None
+            raise CheckpointError(f"cannot read {self.file}: {error.strerror or error}.") from None
         if raw.size != count:
-            raise CheckpointError(f"{self.file} has become shorter while it was read. {_AGAIN}")
+            raise CheckpointError(f"{self.file} has become shorter while it was read. {_AGAIN}.")
         return raw.reshape(stop - start, self.row_bytes)
 
 
@@ -105,14 +105,14 @@ class GgufFile:
     def _value(self, key: str, default: Any, kinds: tuple[type, ...], expected: str) -> Any:
         if key not in self.metadata:
             if default is ...:
-                raise CheckpointError(f"{self.path} lacks the metadata {key}. Convert the original model again")
+                raise CheckpointError(f"{self.path} lacks the metadata {key}. Convert the original model again.")
             return default
         value = self.metadata[key]
         # bool is a subclass of int in Python.
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise CheckpointError(
                 f"{self.path}: metadata {key} is {_shorten(value)}, expected {expected}. "
-                "Convert the original model again"
+                "Convert the original model again."
             )
         return value
 
@@ -128,7 +128,7 @@ class GgufFile:
         """Return a finite number. A float32 becomes the shortest decimal number with its value. Raises as `integer`."""
         value = self._value(key, default, (int, float), "a number")
         if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{self.path}: metadata {key} is {value}. Convert the original model again")
+            raise CheckpointError(f"{self.path}: metadata {key} is {value}. Convert the original model again.")
         return value
 
     def text(self, key: str, default: Any = ...) -> Any:
@@ -143,7 +143,7 @@ class GgufFile:
         """Return an array of strings. Raises as `integer`."""
         value = self._value(key, default, (list, np.ndarray), "an array of strings")
         if isinstance(value, np.ndarray) and value.size:
-            raise CheckpointError(f"{self.path}: metadata {key} holds numbers, expected an array of strings")
+            raise CheckpointError(f"{self.path}: metadata {key} holds numbers, expected an array of strings.")
         return list(value)
 
     def numbers(self, key: str, default: Any = ...) -> Any:
@@ -189,15 +189,15 @@ class _Header:
         if end > self.size:
             raise CheckpointError(
                 f"{self.path} is truncated or damaged: {what} needs {count} bytes, {self.size - start} are left. "
-                f"{_AGAIN}"
+                f"{_AGAIN}."
             )
         if end > MAX_HEADER_BYTES:
-            raise CheckpointError(f"{self.path} has a header above {MAX_HEADER_BYTES >> 20} MiB ({what}). {_AGAIN}")
+            raise CheckpointError(f"{self.path} has a header above {MAX_HEADER_BYTES >> 20} MiB ({what}). {_AGAIN}.")
         if end > len(self._data):
             wanted = max(end - len(self._data), _CHUNK, len(self._data))
             self._data += self._file.read(wanted)
             if end > len(self._data):
-                raise CheckpointError(f"{self.path} has become shorter while it was read. {_AGAIN}")
+                raise CheckpointError(f"{self.path} has become shorter while it was read. {_AGAIN}.")
         self.position = end
         return start
 
@@ -210,18 +210,18 @@ class _Header:
         """Return the next uint64, a count of items that take at least `smallest` bytes each."""
         value = self.unpack("Q", what)
         if value * smallest > self.size - self.position:
-            raise CheckpointError(f"{self.path} is damaged: {what} is {value}, more than the file can hold. {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {what} is {value}, more than the file can hold. {_AGAIN}.")
         return value
 
     def string(self, what: str) -> str:
         length = self.unpack("Q", what)
         if length > min(self.size - self.position, MAX_STRING_BYTES):
-            raise CheckpointError(f"{self.path} is damaged: {what} claims {length} bytes. {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {what} claims {length} bytes. {_AGAIN}.")
         start = self.require(length, what)
         try:
             return self._data[start : start + length].decode("utf-8")
         except UnicodeDecodeError:
-            raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}") from None
+            raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}.") from None
 
     def value(self, key: str) -> Any:
         kind = self.unpack("I", f"the type of {key}")
@@ -230,7 +230,7 @@ class _Header:
         if kind == _ARRAY:
             return self._array(key)
         if kind not in _SCALARS:
-            raise CheckpointError(f"{self.path} is damaged: {key} has unknown value type {kind}. {_AGAIN}")
+            raise CheckpointError(f"{self.path} is damaged: {key} has unknown value type {kind}. {_AGAIN}.")
         value = self.unpack(_SCALARS[kind], f"the value of {key}")
         return float(str(np.float32(value))) if kind == 6 else value
 
@@ -241,7 +241,7 @@ class _Header:
             return self._strings(key, count)
         if kind not in _SCALARS:
             raise CheckpointError(
-                f"{self.path}: {key} is an array of value type {kind}, expected numbers or strings. {_AGAIN}"
+                f"{self.path}: {key} is an array of value type {kind}, expected numbers or strings. {_AGAIN}."
             )
         dtype = np.dtype(_SCALARS[kind]).newbyteorder("<")
         count = self.count(f"the length of {key}", dtype.itemsize)
@@ -265,7 +265,7 @@ class _Header:
             try:
                 found.append(self._data[position + 8 : end].decode("utf-8"))
             except UnicodeDecodeError:
-                raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}") from None
+                raise CheckpointError(f"{self.path} is damaged: {what} is not UTF-8 text. {_AGAIN}.") from None
             self.position = end
         return found
 
@@ -281,11 +281,11 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
     try:
         header = _Header(path)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from None
     try:
         return _parse(header)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from None
     finally:
         header.close()
 
@@ -293,21 +293,21 @@ def read_gguf(path: str | os.PathLike[str]) -> GgufFile:
 def _parse(header: _Header) -> GgufFile:
     path = header.path
     if header.size < 24:
-        raise CheckpointError(f"{path} is truncated ({header.size} bytes). {_AGAIN}")
+        raise CheckpointError(f"{path} is truncated ({header.size} bytes). {_AGAIN}.")
     start = header.require(4, "the magic")
     magic = header._data[start : start + 4]
     if magic != MAGIC:
-        raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}. {_AGAIN}")
+        raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}. {_AGAIN}.")
     version = header.unpack("I", "the version")
     if version not in VERSIONS:
         if int.from_bytes(version.to_bytes(4, "big"), "little") in VERSIONS:
             raise CheckpointError(
                 f"{path} is big-endian, which is not supported. Download the little-endian file, or convert it with "
-                "gguf-convert-endian"
+                "gguf-convert-endian."
             )
         raise CheckpointError(
             f"{path} has GGUF version {version}, supported are 2 and 3. Download a newer file, or convert the original "
-            "again"
+            "again."
         )
     tensors = header.count("the number of tensors", 24)
     pairs = header.count("the number of metadata pairs", 13)
@@ -315,19 +315,21 @@ def _parse(header: _Header) -> GgufFile:
     for number in range(pairs):
         key = header.string(f"the name of metadata {number}")
         if key in metadata:
-            raise CheckpointError(f"{path} has the metadata {key[:80]!r} twice. {_AGAIN}")
+            raise CheckpointError(f"{path} has the metadata {key[:80]!r} twice. {_AGAIN}.")
         metadata[key] = header.value(key[:80])
     table = [_read_entry(header, number) for number in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment % 8 or alignment > 1 << 20:
-        raise CheckpointError(f"{path}: general.alignment is {_shorten(alignment)}, expected a multiple of 8. {_AGAIN}")
+        raise CheckpointError(
+            f"{path}: general.alignment is {_shorten(alignment)}, expected a multiple of 8. {_AGAIN}."
+        )
     data = -(-header.position // alignment) * alignment
     found: dict[str, GgufTensor] = {}
     for name, shape, kind, offset in table:
         if name in found:
-            raise CheckpointError(f"{path} has the tensor {name!r} twice. {_AGAIN}")
+            raise CheckpointError(f"{path} has the tensor {name!r} twice. {_AGAIN}.")
         if offset % alignment:
-            raise CheckpointError(f"tensor {name!r} in {path} is at {offset}, not a multiple of {alignment}. {_AGAIN}")
+            raise CheckpointError(f"tensor {name!r} in {path} is at {offset}, not a multiple of {alignment}. {_AGAIN}.")
         found[name] = GgufTensor(path, name, kind, shape, data + offset)
     _check_ranges(path, found, header.size)
     return GgufFile(path, metadata, found, [path])
@@ -339,7 +341,7 @@ def _read_entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kin
     where = f"tensor {name[:80]!r} in {path}"
     dimensions = header.unpack("I", f"the dimensions of {where}")
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise CheckpointError(f"{where} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}. {_AGAIN}")
+        raise CheckpointError(f"{where} has {dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}. {_AGAIN}.")
     shape = tuple(header.unpack("Q", f"the shape of {where}") for _ in range(dimensions))[::-1]
     code = header.unpack("I", f"the type of {where}")
     offset = header.unpack("Q", f"the offset of {where}")
@@ -347,13 +349,13 @@ def _read_entry(header: _Header, number: int) -> tuple[str, tuple[int, ...], Kin
     if kind is None:
         known = ", ".join(each.name for each in KINDS.values())
         raise CheckpointError(
-            f"{where} has type {code} ({kind_name(code)}), supported are {known}. Download another quantization"
+            f"{where} has type {code} ({kind_name(code)}), supported are {known}. Download another quantization."
         )
     if not all(shape) or math.prod(shape) >= 1 << 60:
-        raise CheckpointError(f"{where} has shape {shape}. {_AGAIN}")
+        raise CheckpointError(f"{where} has shape {shape}. {_AGAIN}.")
     if shape[-1] % kind.block:
         raise CheckpointError(
-            f"{where}: rows of {shape[-1]} values are not whole blocks of {kind.name} ({kind.block}). {_AGAIN}"
+            f"{where}: rows of {shape[-1]} values are not whole blocks of {kind.name} ({kind.block}). {_AGAIN}."
         )
     return name, shape, kind, offset
 
@@ -362,10 +364,10 @@ def _check_ranges(path: Path, tensors: dict[str, GgufTensor], size: int) -> None
     end, previous = 0, ""
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise CheckpointError(f"tensors {previous!r} and {tensor.name!r} overlap in {path}. {_AGAIN}")
+            raise CheckpointError(f"tensors {previous!r} and {tensor.name!r} overlap in {path}. {_AGAIN}.")
         end, previous = tensor.offset + tensor.nbytes, tensor.name
         if end > size:
             raise CheckpointError(
                 f"{path} is truncated or damaged: tensor {tensor.name!r} ends at byte {end}, the file at byte {size}. "
-                f"{_AGAIN}"
+                f"{_AGAIN}."
             )

@@ -238,7 +238,7 @@ class GgufCheckpoint(Checkpoint):
         if not usable:
             raise CheckpointError(
                 f"{self.file.path} is damaged: {self._rows[weight].tensor.name} ({kind.name}) has scales that are not "
-                "finite or exceed float16. Download it again"
+                "finite or exceed float16. Download it again."
             )
         if kind.widened:
             with self._lock:

@@ -61,7 +61,8 @@ def weight_rows(file: GgufFile) -> dict[str, Rows]:
         for weight, rows in _find_weights(file, name, tensor).items():
             if weight in found:
                 raise CheckpointError(
-                    f"{file.path} holds {weight} twice, as {found[weight].tensor.name} and as {name}. Download it again"
+                    f"{file.path} holds {weight} twice, as {found[weight].tensor.name} and as {name}. Download it "
+                    "again."
                 )
             found[weight] = rows
     return found
@@ -70,7 +71,7 @@ def weight_rows(file: GgufFile) -> dict[str, Rows]:
 def _find_weights(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str, Rows]:
     if tensor.shape[2:]:
         raise CheckpointError(
-            f"tensor {name!r} in {tensor.file} has shape {tensor.shape}, expected 1 or 2 dimensions. Download it again"
+            f"tensor {name!r} in {tensor.file} has shape {tensor.shape}, expected 1 or 2 dimensions. Download it again."
         )
     whole = Rows(tensor, 0, tensor.shape[0])
     path, _, part = name.rpartition(".")
@@ -85,7 +86,7 @@ def _find_weights(file: GgufFile, name: str, tensor: GgufTensor) -> Mapping[str,
             return _split_fused(file, tensor, layer, part)
     raise CheckpointError(
         f"{tensor.file} has tensor {name[:80]!r}, which Qwen3 does not have: the file is damaged or holds another "
-        "model. Convert the original model again"
+        "model. Convert the original model again."
     )
 
 
@@ -95,7 +96,7 @@ def _split_fused(file: GgufFile, tensor: GgufTensor, layer: str, part: str) -> d
         raise CheckpointError(
             f"tensor {tensor.name!r} in {tensor.file} has {tensor.shape[0]} rows, expected "
             f"{(heads + 2 * groups) * size} for {heads} heads and 2 x {groups} key/value heads of {size}. "
-            "Convert the original model again"
+            "Convert the original model again."
         )
     edges = (0, heads * size, (heads + groups) * size, (heads + 2 * groups) * size)
     return {
@@ -117,7 +118,7 @@ def head_counts(file: GgufFile) -> tuple[int, int, int]:
     size = file.integer(f"{prefix}.key_length", width // max(heads, 1))
     for key, value in (("head_count", heads), ("head_count_kv", groups), ("key_length", size)):
         if value < 1:
-            raise CheckpointError(f"{file.path}: metadata {prefix}.{key} is {value}, expected a whole number above 0")
+            raise CheckpointError(f"{file.path}: metadata {prefix}.{key} is {value}, expected a whole number above 0.")
     return heads, groups, size
 
 

@@ -41,7 +41,7 @@ def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None
     path = Path(os.path.expanduser(path_or_id))
     if path.is_file() and is_gguf(path):
         if gguf_file is not None:
-            raise InputError(f"{text} is a GGUF file already. Leave out gguf_file {gguf_file}")
+            raise InputError(f"{text} is a GGUF file already. Leave out gguf_file {gguf_file}.")
         return path
     if path.is_dir():
         return _find_in_folder(path, gguf_file)
@@ -49,7 +49,7 @@ def find_gguf(path_or_id: str | Path, options: HubOptions, gguf_file: str | None
         return find_ollama(text.removeprefix(OLLAMA))
     match = _HUB_FILE.match(text)
     if match is not None and gguf_file is not None:
-        raise InputError(f"{text} names a file and gguf_file is {gguf_file}. Give one of them")
+        raise InputError(f"{text} names a file and gguf_file is {gguf_file}. Give one of them.")
     if match is not None:
         return _find_in_repository(match["repo"], match["name"], options)
     if gguf_file is not None and path.suffix != ".gguf":
@@ -69,7 +69,7 @@ def _find_in_folder(folder: Path, gguf_file: str | None) -> Path | None:
     first = _keep_first_parts(names)
     if len(first) == 1:
         return folder / first[0]
-    raise CheckpointError(f"{folder} holds {len(first)} GGUF models. Name one of {_join_names(first)}")
+    raise CheckpointError(f"{folder} holds {len(first)} GGUF models. Name one of {_join_names(first)}.")
 
 
 def _keep_first_parts(names: Iterable[str]) -> list[str]:
@@ -103,8 +103,8 @@ def _choose(names: Sequence[str], wanted: str, source: str) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise CheckpointError(f"{source} has no GGUF file {wanted!r}; it has {_join_names(first) or 'none'}")
-    raise CheckpointError(f"{source} has several GGUF files for {wanted!r}. Name one of {_join_names(fitting)}")
+        raise CheckpointError(f"{source} has no GGUF file {wanted!r}; it has {_join_names(first) or 'none'}.")
+    raise CheckpointError(f"{source} has several GGUF files for {wanted!r}. Name one of {_join_names(fitting)}.")
 
 
 def glob_escape(text: str) -> str:
@@ -152,7 +152,7 @@ def _list_cached(repo: str, options: HubOptions) -> tuple[Path, list[str]] | Non
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is not a valid Hub id: {error}") from None
+        raise HubError(f"{repo!r} is not a valid Hub id: {str(error).rstrip('.')}.") from None
     return folder, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf"))]
 
 
@@ -172,7 +172,7 @@ def refuse_gguf_repository(repo: str, options: HubOptions) -> None:
     except HubError:
         return  # the caller reports what is missing
     if names:
-        raise CheckpointError(f"{repo} holds GGUF files. Name one, as {repo}:{names[0]}; it has {_join_names(names)}")
+        raise CheckpointError(f"{repo} holds GGUF files. Name one, as {repo}:{names[0]}; it has {_join_names(names)}.")
 
 
 def ollama_folder() -> Path:
@@ -193,21 +193,21 @@ def find_ollama(name: str) -> Path:
     model, _, tag = name.partition(":")
     parts = model.split("/")
     if len(parts) > 3 or not all(_PLAIN.match(part) for part in (*parts, tag or "latest")):
-        raise CheckpointError(f"{name!r} is not the name of an ollama model. Give a name such as qwen3:4b")
+        raise CheckpointError(f"{name!r} is not the name of an ollama model. Give a name such as qwen3:4b.")
     default = ["registry.ollama.ai", "library"]
     manifest = root.joinpath("manifests", *default[: 3 - len(parts)], *parts, tag or "latest")
     if not manifest.is_file():
         known = _list_ollama(root)
         there = f"it has {_join_names(known)}" if known else "there are none"
-        raise CheckpointError(f"ollama has no model {name!r} in {root}, {there}. Run `ollama pull {name}`")
+        raise CheckpointError(f"ollama has no model {name!r} in {root}, {there}. Run `ollama pull {name}`.")
     digest = _read_model_digest(manifest)
     blob = root / "blobs" / digest.replace(":", "-")
     if not blob.is_file():
         raise CheckpointError(
-            f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}. Run `ollama pull {name}`"
+            f"ollama's {name!r} lacks the file {blob.name} in {blob.parent}. Run `ollama pull {name}`."
         )
     if not is_gguf(blob):
-        raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}). Pull a GGUF model")
+        raise CheckpointError(f"ollama's {name!r} is not a GGUF file ({blob}). Pull a GGUF model.")
     return blob
 
 
@@ -225,11 +225,11 @@ def _read_model_digest(manifest: Path) -> str:
     try:
         content = read_json(manifest, max_bytes=_MAX_MANIFEST_BYTES)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}, or {again.lower()}") from None
+        raise CheckpointError(f"{str(error).removesuffix('.')}, or {again.lower()}.") from None
     layers = content.get("layers") if isinstance(content, dict) else None
     for layer in layers if isinstance(layers, list) else ():
         if isinstance(layer, dict) and layer.get("mediaType") == _MODEL_LAYER:
             digest = layer.get("digest")
             if isinstance(digest, str) and _DIGEST.match(digest):
                 return digest
-    raise CheckpointError(f"{manifest} names no model file. {again}")
+    raise CheckpointError(f"{manifest} names no model file. {again}.")

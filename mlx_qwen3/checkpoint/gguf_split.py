@@ -35,7 +35,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GgufFile:
     try:
         status = path.stat()
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from None
     return _open_cached(path, status.st_size, status.st_mtime_ns)
 
 
@@ -57,29 +57,29 @@ def join_parts(file: GgufFile) -> GgufFile:
     if len(names) != count:
         raise CheckpointError(
             f"{file.path} is one of {count} parts but is not named like NAME-00001-of-{count:05d}.gguf. Give all parts "
-            "their original names"
+            "their original names."
         )
     paths = [file.path.with_name(name) for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{file.path.parent} lacks {len(missing)} of {count} parts, first {missing[0]}. Download all parts"
+            f"{file.path.parent} lacks {len(missing)} of {count} parts, first {missing[0]}. Download all parts."
         )
     parts = [file if path == file.path else read_gguf(path) for path in paths]
     tensors: dict[str, GgufTensor] = {}
     for number, (path, part) in enumerate(zip(paths, parts, strict=True)):
         if part.integer("split.no", -1) != number or part.integer("split.count", -1) != count:
-            raise CheckpointError(f"{path} is not part {number + 1} of {count}. Download all parts again")
+            raise CheckpointError(f"{path} is not part {number + 1} of {count}. Download all parts again.")
         twice = sorted(tensors.keys() & part.tensors.keys())
         if twice:
             raise CheckpointError(
-                f"tensor {twice[0]!r} is in {tensors[twice[0]].file.name} and in {path.name}. Download all parts again"
+                f"tensor {twice[0]!r} is in {tensors[twice[0]].file.name} and in {path.name}. Download all parts again."
             )
         tensors.update(part.tensors)
     total = parts[0].integer("split.tensors.count", len(tensors))
     if total != len(tensors):
         raise CheckpointError(
-            f"the parts of {paths[0]} hold {len(tensors)} tensors, expected {total}. Download all parts again"
+            f"the parts of {paths[0]} hold {len(tensors)} tensors, expected {total}. Download all parts again."
         )
     metadata = {key: value for key, value in parts[0].metadata.items() if not key.startswith("split.")}
     return GgufFile(Path(paths[0]), metadata, tensors, paths)

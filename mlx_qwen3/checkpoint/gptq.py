@@ -48,7 +48,7 @@ class GptqWeight(PackedWords):
                 if lowest < 0 or highest >= self._groups:
                     raise CheckpointError(
                         f"{path}.g_idx has groups from {lowest} to {highest}, "
-                        f"but there are {self._groups}. Download the checkpoint again"
+                        f"but there are {self._groups}. Download the checkpoint again."
                     )
                 self._group_of_column = index
 
@@ -70,17 +70,17 @@ class GptqWeight(PackedWords):
         version = settings.get("checkpoint_format") or "gptq"
         if version not in ("gptq", "gptq_v2"):
             raise QuantizationError(
-                f"GPTQ checkpoint_format {version!r} is not supported. Convert the unquantized model instead"
+                f"GPTQ checkpoint_format {version!r} is not supported. Convert the unquantized model instead."
             )
         _check_packed(checkpoint, path)
         if settings.get("dynamic"):
             bits, group_size = _infer_format(checkpoint, path)
         if bits not in BITS or isinstance(bits, bool):
             raise QuantizationError(
-                f"{path}: GPTQ with {bits!r} bits is not supported, only {BITS}. Convert the unquantized model instead"
+                f"{path}: GPTQ with {bits!r} bits is not supported, only {BITS}. Convert the unquantized model instead."
             )
         if not _is_integer(group_size) or (group_size < 1 and group_size != -1):
-            raise QuantizationError(f"GPTQ group_size is {group_size!r}, expected a positive number or -1")
+            raise QuantizationError(f"GPTQ group_size is {group_size!r}, expected a positive number or -1.")
         words, rows = checkpoint.shape(f"{path}.qweight")
         columns = words * 32 // bits
         groups = -(-columns // (columns if group_size == -1 else group_size))
@@ -88,10 +88,10 @@ class GptqWeight(PackedWords):
         if f"{path}.g_idx" in checkpoint:
             if checkpoint.shape(f"{path}.g_idx") != (columns,):
                 shape = checkpoint.shape(f"{path}.g_idx")
-                raise CheckpointError(f"{path}.g_idx has shape {shape}, expected {(columns,)}")
+                raise CheckpointError(f"{path}.g_idx has shape {shape}, expected {(columns,)}.")
             stored = checkpoint.entry(f"{path}.g_idx").dtype
             if stored not in ("I32", "U32", "I64"):
-                raise CheckpointError(f"{path}.g_idx is stored as {stored}, expected whole numbers")
+                raise CheckpointError(f"{path}.g_idx is stored as {stored}, expected whole numbers.")
         offset = _find_zero_offset(checkpoint, path, bits, version, settings.get("sym", True) is not False)
         weight = cls(checkpoint, path, bits, group_size, offset)
         weight.mislabelled = offset != (1 if version == "gptq" else 0)
@@ -139,7 +139,7 @@ class GptqWeight(PackedWords):
             QuantizationError: the columns are reordered, or MLX does not support the group size.
         """
         if self.affine_format is None:
-            raise QuantizationError(f"{self.path}: {self.kept_apart}")
+            raise QuantizationError(f"{self.path}: {self.kept_apart}.")
         scales, zeros = self._scales_and_zeros(start, stop)
         repeats = self.group_size // self.affine_format[1]
         return self._packed_rows(start, stop), mx.repeat(scales, repeats, 1), mx.repeat(zeros, repeats, 1)
@@ -178,12 +178,12 @@ def _find_zero_offset(checkpoint: Checkpoint, path: str, bits: int, version: str
 def _check_packed(checkpoint: Checkpoint, path: str) -> None:
     for name in (f"{path}.qweight", f"{path}.qzeros", f"{path}.scales"):
         if name not in checkpoint:
-            raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again")
+            raise CheckpointError(f"{checkpoint.folder} lacks {name}. Download the checkpoint again.")
         if len(checkpoint.shape(name)) != 2:
-            raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions")
+            raise CheckpointError(f"{name} has shape {checkpoint.shape(name)}, expected two dimensions.")
     for name in (f"{path}.qweight", f"{path}.qzeros"):
         if checkpoint.entry(name).dtype not in ("I32", "U32"):
-            raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words")
+            raise CheckpointError(f"{name} is stored as {checkpoint.entry(name).dtype}, expected 32-bit words.")
 
 
 def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, rows: int) -> None:
@@ -193,6 +193,6 @@ def _check_scales(checkpoint: Checkpoint, path: str, bits: int, groups: int, row
     ):
         shape = checkpoint.shape(name)
         if shape != expected:
-            raise CheckpointError(f"{name} has shape {shape}, expected {expected}")
+            raise CheckpointError(f"{name} has shape {shape}, expected {expected}.")
     if not mx.issubdtype(checkpoint.dtype(f"{path}.scales"), mx.floating):
-        raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again")
+        raise CheckpointError(f"{path}.scales is not stored as floating point. Download the checkpoint again.")

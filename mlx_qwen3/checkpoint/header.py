@@ -124,30 +124,30 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise CheckpointError(f"{path} is truncated ({size} bytes). {again}")
+                raise CheckpointError(f"{path} is truncated ({size} bytes). {again}.")
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER_BYTES or length < 2:
                 what = recognized(prefix + file.read(32))
                 if what is not None:
-                    raise CheckpointError(f"{path} is {what}")
-                raise CheckpointError(f"{path} is not a safetensors file (header of {length} bytes). {again}")
+                    raise CheckpointError(f"{path} is {what}.")
+                raise CheckpointError(f"{path} is not a safetensors file (header of {length} bytes). {again}.")
             if 8 + length > size:
-                raise CheckpointError(f"{path} is truncated: its header needs {length} bytes. {again}")
+                raise CheckpointError(f"{path} is truncated: its header needs {length} bytes. {again}.")
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}.") from None
     try:
         header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {again}") from None
+        raise CheckpointError(f"{path} has a damaged safetensors header ({error}). {again}.") from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a safetensors header that is not a table. {again}")
+        raise CheckpointError(f"{path} has a safetensors header that is not a table. {again}.")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path} has metadata that is not a mapping of strings to strings. {again}")
+        raise CheckpointError(f"{path} has metadata that is not a mapping of strings to strings. {again}.")
     for name in header:
         if len(name) > _LONGEST_NAME:
-            raise CheckpointError(f"{path} has a tensor whose name has {len(name)} characters. {again}")
+            raise CheckpointError(f"{path} has a tensor whose name has {len(name)} characters. {again}.")
     start = 8 + length
     entries = {name: _parse_entry(path, name, value, start) for name, value in header.items()}
     _check_ranges(path, entries, start, size)
@@ -157,23 +157,23 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 def _parse_entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:
     where = f"tensor {name!r} in {path}"
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} is not described by a table. Download the file again")
+        raise CheckpointError(f"{where} is not described by a table. Download the file again.")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BYTES_PER_ELEMENT:
         known = ", ".join(BYTES_PER_ELEMENT)
         raise CheckpointError(
-            f"{where} has dtype {dtype!r}, which is not supported. Save the checkpoint in one of {known}"
+            f"{where} has dtype {dtype!r}, which is not supported. Save the checkpoint in one of {known}."
         )
     if not isinstance(shape, list) or not all(_is_count(n) for n in shape):
-        raise CheckpointError(f"{where} has invalid shape {shape!r}. Download the file again")
+        raise CheckpointError(f"{where} has invalid shape {shape!r}. Download the file again.")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_count(n) for n in offsets)):
-        raise CheckpointError(f"{where} has invalid offsets {offsets!r}. Download the file again")
+        raise CheckpointError(f"{where} has invalid offsets {offsets!r}. Download the file again.")
     begin, end = offsets
     needed = math.prod(shape) * BYTES_PER_ELEMENT[dtype]
     if end - begin != needed:
         raise CheckpointError(
             f"{where}: {dtype} {shape} needs {needed} bytes, but its offsets {offsets} span {end - begin}. "
-            "Download the file again"
+            "Download the file again."
         )
     return TensorEntry(path, dtype, tuple(shape), start + begin, needed)
 
@@ -182,16 +182,16 @@ def _check_ranges(path: Path, entries: dict[str, TensorEntry], start: int, size:
     expected, previous = start, None
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if entry.offset < expected:
-            raise CheckpointError(f"tensors {previous!r} and {name!r} overlap in {path}. Download it again")
+            raise CheckpointError(f"tensors {previous!r} and {name!r} overlap in {path}. Download it again.")
         if entry.offset > expected:
-            raise CheckpointError(f"{path} has a gap before tensor {name!r}. Download it again")
+            raise CheckpointError(f"{path} has a gap before tensor {name!r}. Download it again.")
         expected, previous = entry.offset + entry.nbytes, name
     if expected > size:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes, but its tensors need {expected}. Download it again"
+            f"{path} is truncated: it has {size} bytes, but its tensors need {expected}. Download it again."
         )
     if expected < size:
-        raise CheckpointError(f"{path} has {size - expected} bytes after its last tensor. Download it again")
+        raise CheckpointError(f"{path} has {size - expected} bytes after its last tensor. Download it again.")
 
 
 def encode_header(

@@ -64,7 +64,7 @@ class HubOptions:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
                 shown = "of another type" if name == "token" else repr(getattr(self, name))
-                raise InputError(f"{name} is {shown}. Give {expected}")
+                raise InputError(f"{name} is {shown}. Give {expected}.")
 
         check("revision", self.revision is None or isinstance(self.revision, str), "a branch, tag or commit")
         check("token", self.token is None or isinstance(self.token, bool | str), "a token, true or false")
@@ -134,7 +134,7 @@ def fetch(repo: str, patterns: list[str], options: HubOptions, complete: Complet
         return cached / options.subfolder
     folder = download_files(repo, patterns, options) / options.subfolder
     if options.subfolder and not folder.is_dir():
-        raise HubError(f"{repo} has no folder {options.subfolder}. Check its name on https://huggingface.co/{repo}")
+        raise HubError(f"{repo} has no folder {options.subfolder}. Check its name on https://huggingface.co/{repo}.")
     return folder
 
 
@@ -155,7 +155,7 @@ def _find_cached(repo: str, patterns: list[str], options: HubOptions) -> Path | 
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from None
+        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {str(error).rstrip('.')}.") from None
 
 
 def download_files(repo: str, patterns: list[str], options: HubOptions) -> Path:
@@ -208,7 +208,7 @@ def _convert_hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
         why, remedy = "local_files_only is set", "omit local_files_only"
     offline = (
         f"there is no folder {repo} here and no complete model of that name in the Hub's cache, and {why}. "
-        f"Check the path, or {remedy} to download it"
+        f"Check the path, or {remedy} to download it."
     )
     if constants.HF_HUB_OFFLINE or options.local_files_only:
         raise HubError(offline)
@@ -216,19 +216,19 @@ def _convert_hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
     try:
         yield where
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {error}") from None
+        raise HubError(f"{repo!r} is neither a folder here nor a valid Hub id: {str(error).rstrip('.')}.") from None
     except GatedRepoError:
         raise HubError(
-            f"{repo} is gated. Accept its terms on https://huggingface.co/{repo} and run `hf auth login`"
+            f"{repo} is gated. Accept its terms on https://huggingface.co/{repo} and run `hf auth login`."
         ) from None
     except RepositoryNotFoundError:
         raise HubError(
             f"there is no folder {repo} here and no Hub repository of that name that you can access. "
-            "Check the spelling, or run `hf auth login` for a private repository"
+            "Check the spelling, or run `hf auth login` for a private repository."
         ) from None
     except RevisionNotFoundError:
         address = f"https://huggingface.co/{repo}"
-        raise HubError(f"{repo} has no revision {options.revision}. Check the revisions on {address}") from None
+        raise HubError(f"{repo} has no revision {options.revision}. Check the revisions on {address}.") from None
     except OfflineModeIsEnabled:
         raise HubError(offline) from None
     except (LocalEntryNotFoundError, http_error, ConnectionError) as error:
@@ -237,10 +237,10 @@ def _convert_hub_errors(repo: str, options: HubOptions) -> Iterator[str]:
         raise HubError(
             f"there is no folder {repo} here, and the Hub does not answer for {where} "
             f"({type(reason).__name__}: {message}). Check the path, or the network and run again; downloaded files are "
-            "kept"
+            "kept."
         ) from None
     except OSError as error:
-        raise HubError(f"cannot store {where}: {error.strerror or error}. Check the free disk space") from None
+        raise HubError(f"cannot store {where}: {error.strerror or error}. Check the free disk space.") from None
 
 
 @contextlib.contextmanager

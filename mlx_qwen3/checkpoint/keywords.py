@@ -106,7 +106,7 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
     hub = HubOptions.take(keywords)
     for name, remedy in _ONLY_WITHOUT.items():
         if name in keywords and keywords[name] not in (None, False, ""):
-            raise InputError(f"{name} is not supported by {what}: {remedy}")
+            raise InputError(f"{name} is not supported by {what}: {remedy}.")
         if name not in _WITHOUT_EFFECT:
             keywords.pop(name, None)
     for name, reason in _WITHOUT_EFFECT.items():
@@ -114,7 +114,7 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
             continue
         value = keywords.pop(name)
         if name in _MUST_BE_TRUE and value is False:
-            raise InputError(f"{name}=False is not supported by {what}: {_MUST_BE_TRUE[name]}")
+            raise InputError(f"{name}=False is not supported by {what}: {_MUST_BE_TRUE[name]}.")
         if value not in (None, False) and name not in _reported:
             _reported.add(name)
             logger.warning("%s has no effect here: %s", name, reason)
@@ -127,9 +127,9 @@ def refuse_unknown_fields(keywords: Collection[str], known: Collection[str], wha
         if name in known:
             continue
         if name in _OTHER_SPELLINGS:
-            raise InputError(f"unknown argument of {what}: {name!r}. {_OTHER_SPELLINGS[name]}")
+            raise InputError(f"unknown argument of {what}: {name!r}. {_OTHER_SPELLINGS[name]}.")
         similar = difflib.get_close_matches(name, [*known, *_WITHOUT_EFFECT], n=2)
-        hint = f"Did you mean {' or '.join(similar)}?" if similar else "Omit it"
+        hint = f"Did you mean {' or '.join(similar)}?" if similar else "Omit it."
         raise InputError(f"unknown argument of {what}: {name!r}. {hint}")
 
 
@@ -147,7 +147,7 @@ def check_saving_options(keywords: Mapping[str, Any], what: str) -> None:
         if name in _SAVED_ONLY_AS:
             accepted, remedy = _SAVED_ONLY_AS[name]
             if not any(value is good or (isinstance(value, str) and value == good) for good in accepted):
-                raise InputError(f"{name}={repr(value)[:60]} is not supported by {what}: {remedy}")
+                raise InputError(f"{name}={repr(value)[:60]} is not supported by {what}: {remedy}.")
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(b|[kmgt]i?b)?$", re.IGNORECASE)
@@ -167,5 +167,5 @@ def parse_shard_size(size: int | str) -> int:
     else:
         number = size if isinstance(size, int) and not isinstance(size, bool) else 0
     if number < 1:
-        raise InputError(f"max_shard_size is {size!r}. Give a number of bytes above 0, or a string such as '5GB'")
+        raise InputError(f"max_shard_size is {size!r}. Give a number of bytes above 0, or a string such as '5GB'.")
     return number

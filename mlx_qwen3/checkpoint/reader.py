@@ -186,7 +186,7 @@ class Checkpoint:
         try:
             loaded = mx.load(str(file), format="safetensors")
         except RuntimeError as error:
-            raise CheckpointError(f"MLX cannot load {file}: {error}. Download it again") from None
+            raise CheckpointError(f"MLX cannot load {file}: {error}. Download it again.") from None
         assert isinstance(loaded, dict)
         self._unread[file] = loaded
         return loaded
@@ -197,9 +197,9 @@ class Checkpoint:
                 file.seek(entry.offset)
                 raw = np.fromfile(file, dtype=np.uint8, count=entry.nbytes)
         except OSError as error:
-            raise CheckpointError(f"cannot read {entry.file}: {error.strerror or error}") from None
+            raise CheckpointError(f"cannot read {entry.file}: {error.strerror or error}.") from None
         if raw.size != entry.nbytes:
-            raise CheckpointError(f"{entry.file} has become shorter while it was read. Download it again")
+            raise CheckpointError(f"{entry.file} has become shorter while it was read. Download it again.")
         if entry.dtype == "F64":
             return mx.array(raw.view(np.float64).astype(np.float32)).reshape(entry.shape)
         if self._float8_values and entry.dtype in FLOAT8:
@@ -219,7 +219,7 @@ def open_folder(folder: Path) -> Checkpoint:
             contradicts the files. The message names the file and the tensor.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder with a checkpoint. Check the path")
+        raise CheckpointError(f"{folder} is not a folder with a checkpoint. Check the path.")
     index = folder / INDEX_NAME
     weight_map = _read_index(index) if index.is_file() else None
     single = (folder / "model.safetensors").is_file()
@@ -237,13 +237,13 @@ def open_folder(folder: Path) -> Checkpoint:
             if name in entries:
                 raise CheckpointError(
                     f"tensor {name!r} is in both {entries[name].file.name} and {file.name} of {folder}. "
-                    "Delete the file that is left over from another save"
+                    "Delete the file that is left over from another save."
                 )
             entries[name] = entry
     if weight_map is not None:
         _check_index(folder, weight_map, entries)
     if not entries:
-        raise CheckpointError(f"{folder} has no tensors in {files[0].name}. Download it again")
+        raise CheckpointError(f"{folder} has no tensors in {files[0].name}. Download it again.")
     if any(folder.glob("*.py")):
         logger.info("the Python files in %s are not used", folder)
     return Checkpoint(folder, entries, metadata, files)
@@ -253,7 +253,7 @@ def _read_index(index: Path) -> dict[str, str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map. Download it again")
+        raise CheckpointError(f"{index} has no weight_map. Download it again.")
     for name, shard in weight_map.items():
         plain = (
             isinstance(shard, str)
@@ -263,7 +263,7 @@ def _read_index(index: Path) -> dict[str, str]:
         if not plain:
             raise CheckpointError(
                 f"{index} lists {repr(shard)[:200]} for {name[:200]!r}, which is not a plain *.safetensors file name. "
-                "Download the checkpoint from a source you trust"
+                "Download the checkpoint from a source you trust."
             )
     return weight_map
 
@@ -275,7 +275,7 @@ def _find_weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} of {len(names)} shards that {INDEX_NAME} lists, "
-                f"first {missing[0]}. Download them again"
+                f"first {missing[0]}. Download them again."
             )
         counts = {match["count"] for name in names if (match := _SHARD.match(name))}
         for file in sorted(folder.glob("model*.safetensors")):
@@ -283,7 +283,7 @@ def _find_weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[
             if file.name not in names and match and match["count"] in counts:
                 raise CheckpointError(
                     f"{INDEX_NAME} in {folder} does not list the shard {file.name}, so the index is incomplete. "
-                    "Download it again"
+                    "Download it again."
                 )
             if file.name not in names:
                 logger.warning("%s is not listed in %s and is ignored", file, INDEX_NAME)
@@ -297,23 +297,23 @@ def _find_weight_files(folder: Path, weight_map: dict[str, str] | None) -> list[
     others = sorted(folder.glob("*.safetensors"))
     if others:
         raise CheckpointError(
-            f"{folder} has {others[0].name} but no model*.safetensors. Rename it, or check the folder"
+            f"{folder} has {others[0].name} but no model*.safetensors. Rename it, or check the folder."
         )
     pickles = sorted(file for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
             f"{folder} has only weights in pickle files ({pickles[0].name}), which can run code and are never opened. "
             "If you trust them, load them with PyTorch and call save_pretrained(folder), which writes safetensors, or "
-            "look on the Hub for a revision with safetensors"
+            "look on the Hub for a revision with safetensors."
         )
     for pattern, what in _OTHER_FORMATS.items():
         others = sorted(folder.glob(pattern))
         if others:
             raise CheckpointError(
                 f"{folder} has only {what} ({others[0].relative_to(folder)}), which are not supported. Save the model "
-                "as safetensors with its own framework, or look on the Hub for a revision with safetensors"
+                "as safetensors with its own framework, or look on the Hub for a revision with safetensors."
             )
-    raise CheckpointError(f"{folder} has no model*.safetensors. Check the path, or download the weights")
+    raise CheckpointError(f"{folder} has no model*.safetensors. Check the path, or download the weights.")
 
 
 def _check_all_shards(folder: Path, files: list[Path]) -> None:
@@ -325,7 +325,7 @@ def _check_all_shards(folder: Path, files: list[Path]) -> None:
         missing = sorted(set(range(1, count + 1)) - numbers)
         if missing:
             raise CheckpointError(
-                f"{folder} lacks {stem}-{missing[0]:05d}-of-{count:05d}.safetensors. Download it again"
+                f"{folder} lacks {stem}-{missing[0]:05d}-of-{count:05d}.safetensors. Download it again."
             )
 
 
@@ -336,7 +336,7 @@ def _check_index(folder: Path, weight_map: dict[str, str], entries: dict[str, Te
         elif entries[name].file.name != shard:
             raise CheckpointError(
                 f"{INDEX_NAME} in {folder} lists tensor {name!r} in {shard}, but it is in "
-                f"{entries[name].file.name}. Download both again"
+                f"{entries[name].file.name}. Download both again."
             )
     extra = sorted(set(entries) - set(weight_map))
     if extra:

@@ -62,10 +62,10 @@ def resolve_checkpoint(
         HubError: there is no network, no such repository or revision, or no access.
     """
     if not isinstance(path_or_id, str | os.PathLike) or not str(path_or_id):
-        raise InputError(f"{path_or_id!r} names no model. Give a folder, or a Hub id such as Qwen/Qwen3-0.6B")
+        raise InputError(f"{path_or_id!r} names no model. Give a folder, or a Hub id such as Qwen/Qwen3-0.6B.")
     text = str(path_or_id)
     if "\0" in text:
-        raise InputError(f"{text!r} contains a NUL character. Give a folder, or a Hub id such as Qwen/Qwen3-0.6B")
+        raise InputError(f"{text!r} contains a NUL character. Give a folder, or a Hub id such as Qwen/Qwen3-0.6B.")
     options = hub or HubOptions()
     if revision is not None:
         options = HubOptions(**{**options.__dict__, "revision": revision})
@@ -92,16 +92,16 @@ def _find_local(path_or_id: str | Path, text: str, options: HubOptions, gguf_fil
         if path.is_dir():
             path = path / subfolder if subfolder else path
             if not path.is_dir():
-                raise CheckpointError(f"{text} has no folder {subfolder}. Check subfolder")
+                raise CheckpointError(f"{text} has no folder {subfolder}. Check subfolder.")
             finish_update(path)
             return path
         exists = path.exists()
     except OSError as error:
-        raise CheckpointError(f"cannot access {text}: {error.strerror}. Check the path") from None
+        raise CheckpointError(f"cannot access {text}: {error.strerror}. Check the path.") from None
     if exists:
-        raise CheckpointError(f"{text} is a file. Give the folder that contains it: {path.parent}")
+        raise CheckpointError(f"{text} is a file. Give the folder that contains it: {path.parent}.")
     if isinstance(path_or_id, Path) or _looks_like_path(text):
-        raise CheckpointError(f"there is no folder {text}. Check the path, or give a Hub id such as Qwen/Qwen3-0.6B")
+        raise CheckpointError(f"there is no folder {text}. Check the path, or give a Hub id such as Qwen/Qwen3-0.6B.")
     return None
 
 
@@ -135,5 +135,5 @@ def refuse_adapter(folder: Path, source: str) -> None:
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     shown = f" for {base}" if isinstance(base, str) and base else ""
     raise CheckpointError(
-        f"{source} holds an adapter{shown}, not a model. Load the base model with the adapter, or merge both"
+        f"{source} holds an adapter{shown}, not a model. Load the base model with the adapter, or merge both."
     )

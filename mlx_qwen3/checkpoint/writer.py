@@ -131,7 +131,7 @@ class CheckpointWriter:
         """
         unwritten = sorted(name for name, nbytes in self._bytes_left.items() if nbytes)
         if unwritten:
-            raise CheckpointError(f"{len(unwritten)} planned tensors are not complete, first {unwritten[0]}")
+            raise CheckpointError(f"{len(unwritten)} planned tensors are not complete, first {unwritten[0]}.")
         metadata: dict[str, int] = {"total_size": sum(planned_bytes(spec) for spec in self._plan.values())}
         if self._total_parameters is not None:
             metadata["total_parameters"] = self._total_parameters

@@ -61,9 +61,9 @@ def _read_rows(args: argparse.Namespace) -> Iterator[Row]:
             make_row({"question": args.question, "context": row.value}, dict(row) if args.file else {}) for row in rows
         )
     if args.question is not None:
-        raise InputError("the question is empty. Give one with --question TEXT")
+        raise InputError("the question is empty. Give one with --question TEXT.")
     if not args.file:
-        raise InputError("there is no question. Give --question TEXT, or a --file with a column of questions")
+        raise InputError("there is no question. Give --question TEXT, or a --file with a column of questions.")
     rows = read_rows(args, (args.question_column, args.column))
     return (
         make_row({"question": row.value[args.question_column], "context": row.value[args.column]}, dict(row))

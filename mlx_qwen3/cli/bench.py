@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
     if packing and args.random is None:
         flag = f"--{next(iter(packing)).replace('_', '-')}"
         raise InputError(
-            f"{flag} needs --random SIZE. Quantize a checkpoint with mlx-qwen3 convert before measuring it"
+            f"{flag} needs --random SIZE. Quantize a checkpoint with mlx-qwen3 convert before measuring it."
         )
     for flag, path in (("--output", args.output), ("--json", args.json)):
         if path is not None and path.is_dir():
-            raise InputError(f"{flag} {path} is a folder. Give the name of a file")
+            raise InputError(f"{flag} {path} is a folder. Give the name of a file.")
     import mlx.core as mx
 
     from ..bench import append_report, compare, json_report, markdown_report, measure_variants, this_machine
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from ..memory import wire_memory
 
     if args.device == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
-        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out")
+        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out.")
     if args.device:
         mx.set_default_device(mx.Device(mx.DeviceType.gpu if args.device == "gpu" else mx.DeviceType.cpu, 0))
     if args.wired is not None:

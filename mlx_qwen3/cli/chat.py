@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Run the conversation until the input ends or `/bye`, and return the exit status."""
     if args.message is not None and args.prompt is not None:
-        raise InputError("MESSAGE and --prompt are both given. Leave one of them out")
+        raise InputError("MESSAGE and --prompt are both given. Leave one of them out.")
     first = args.message if args.message is not None else args.prompt
     closed = isinstance(sys.stdin, ClosedInput)
     if closed and first is None:
@@ -152,7 +152,7 @@ class Conversation:
             raise
         except Exception as error:  # a failing command must not end the conversation
             logger.debug("%s failed", word, exc_info=True)
-            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}"))
+            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}."))
 
     def _report_error(self, error: Exception) -> None:
         self.failed = True
@@ -234,7 +234,7 @@ class Conversation:
             print(f"The current model is {self.session.model_name}.", file=sys.stderr)
             return
         if self.open_model is None:
-            raise InputError("the model of this conversation cannot be changed. Start another chat with --model")
+            raise InputError("the model of this conversation cannot be changed. Start another chat with --model.")
         before, session = self.session, self.open_model(_parse_name(name, "/model"))
         session.system, session.messages, session.sampling = before.system, before.messages, before.sampling
         if before.support is session.support is ThinkingSupport.OPTIONAL:
@@ -246,7 +246,7 @@ class Conversation:
         """Print speed, memory and sampling options of the last answer."""
         stats = self.session.stats
         if stats is None:
-            raise InputError("there is no answer yet. Send a message first")
+            raise InputError("there is no answer yet. Send a message first.")
         lines = speed_lines(stats.response, stats.reused_tokens)
         if stats.reasoning_tokens:
             lines.append(f"thinking: {stats.reasoning_tokens} tokens")
@@ -286,7 +286,7 @@ def _parse_name(path: str, command: str) -> str:
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
-        raise InputError(f"{command} needs a name. Type {command} NAME")
+        raise InputError(f"{command} needs a name. Type {command} NAME.")
     return path
 
 
@@ -297,7 +297,7 @@ def _check_spelling(word: str, rest: str, message: str) -> None:
     close = difflib.get_close_matches(word, COMMANDS, 1, cutoff=0.7)
     if close or not rest:
         hint = f"Did you mean {close[0]}?" if close else "/help lists the commands."
-        raise InputError(f"there is no command {word}. {hint} Put a space before it to send it as a message")
+        raise InputError(f"there is no command {word}. {hint} Put a space before it to send it as a message.")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], None]]] = {

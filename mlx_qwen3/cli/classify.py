@@ -42,17 +42,17 @@ def run(args: argparse.Namespace) -> int:
     from ..tasks import pipeline
 
     if args.top_k < 0:
-        raise InputError(f"--top-k is {args.top_k}, expected 0 or more")
+        raise InputError(f"--top-k is {args.top_k}, expected 0 or more.")
     if args.labels is not None and not args.labels.strip(" ,"):
-        raise InputError("--labels names no label. Give one or more, separated by commas")
+        raise InputError("--labels names no label. Give one or more, separated by commas.")
     if not args.labels and (args.template or args.multi_label or args.think):
         raise InputError(
-            "--hypothesis-template, --multi-label and --think need --labels. Give the labels, or leave the flags out"
+            "--hypothesis-template, --multi-label and --think need --labels. Give the labels, or leave the flags out."
         )
     if args.thinking_budget is not None and not args.think:
-        raise InputError("--thinking-budget needs --think. Add it, or leave the budget out")
+        raise InputError("--thinking-budget needs --think. Add it, or leave the budget out.")
     if args.labels and args.pair_column:
-        raise InputError("--labels and --pair-column exclude each other. Leave one of them out")
+        raise InputError("--labels and --pair-column exclude each other. Leave one of them out.")
     rows, texts = tee(_read_rows(args))  # tee stays small: a task reads a bounded number of rows ahead
     if args.labels:
         options = {"hypothesis_template": args.template} if args.template else {}
@@ -72,7 +72,7 @@ def _read_rows(args: argparse.Namespace) -> Iterator[Row]:
     if not args.pair_column:
         return read_rows(args)
     if not args.file:
-        raise InputError("--pair-column needs --file. Give a file with both columns")
+        raise InputError("--pair-column needs --file. Give a file with both columns.")
     rows = read_rows(args, (args.column, args.pair_column))
     pairs = ((row, {"text": row.value[args.column], "text_pair": row.value[args.pair_column]}) for row in rows)
     return (make_row(pair, {**row, **pair}) for row, pair in pairs)

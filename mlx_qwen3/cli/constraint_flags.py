@@ -51,7 +51,7 @@ def check_complete(args: argparse.Namespace, last: Any) -> None:
     """Raise `IncompleteOutputError` if a constrained answer was cut by the token limit; `last` is its last part."""
     if last is not None and last.response.finish_reason == "length" and constraint_options(args):
         raise IncompleteOutputError(
-            "the answer reached the token limit before it satisfied the constraint. Raise --max-tokens"
+            "the answer reached the token limit before it satisfied the constraint. Raise --max-tokens."
         )
 
 
@@ -63,7 +63,7 @@ def tool_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     if getattr(args, "tools", None) is None:
         if getattr(args, "yes", False):
-            raise InputError("--yes needs --tools. Add --tools FILE.py, or leave --yes out")
+            raise InputError("--yes needs --tools. Add --tools FILE.py, or leave --yes out.")
         return {}
     return {"tools": load_functions(args.tools), "confirm": None if args.yes else confirm_call}
 
@@ -77,21 +77,21 @@ def load_functions(path: str) -> list[Callable[..., Any]]:
     read_text(path, error=InputError)
     spec = importlib.util.spec_from_file_location("mlx_qwen3_tools", Path(path).resolve())
     if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file. Give a file that ends in .py")
+        raise InputError(f"{path} is not a Python file. Give a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # inspect resolves type hints in the registered module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code
         reason = " ".join(str(problem).split())
-        raise InputError(f"{path} cannot be run: {type(problem).__name__}: {reason}. Correct the file") from None
+        raise InputError(f"{path} cannot be run: {type(problem).__name__}: {reason}. Correct the file.") from None
     functions = [
         value
         for name, value in vars(module).items()
         if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == spec.name
     ]
     if not functions:
-        raise InputError(f"{path} has no public functions. Define one with type hints and a docstring")
+        raise InputError(f"{path} has no public functions. Define one with type hints and a docstring.")
     return functions
 
 

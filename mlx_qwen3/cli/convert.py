@@ -121,12 +121,12 @@ def run(args: argparse.Namespace) -> int:
     """Convert the checkpoint, print the result, and return the exit status."""
     args.hf_path = _choose_one("SOURCE", args.source, "--hf-path", args.hf_path)
     if args.hf_path is None:
-        raise InputError("there is no checkpoint to convert. Give a folder, a GGUF file or a Hub id")
+        raise InputError("there is no checkpoint to convert. Give a folder, a GGUF file or a Hub id.")
     args.mlx_path = _choose_one("TARGET", args.target, "--mlx-path", args.mlx_path) or "mlx_model"
     from ..conversion import convert
 
     if args.gguf_type is not None and args.to != "gguf":
-        raise InputError(f"--gguf-type {args.gguf_type} needs --to gguf. Add it, or leave the type out")
+        raise InputError(f"--gguf-type {args.gguf_type} needs --to gguf. Add it, or leave the type out.")
     bar = ProgressBar()
     before = _file_identity(args.mlx_path)
     started = time.perf_counter()
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
 def _choose_one(name: str, value: str | None, flag: str, other: str | None) -> str | None:
     """Return the value given by position or by flag. Raises `InputError` if both are given."""
     if value is not None and other is not None:
-        raise InputError(f"{name} {value!r} and {flag} {other!r} are both given. Leave one of them out")
+        raise InputError(f"{name} {value!r} and {flag} {other!r} are both given. Leave one of them out.")
     return value if value is not None else other
 
 
@@ -198,10 +198,10 @@ def _convert_to_gguf(args: argparse.Namespace, bar: ProgressBar) -> "Conversion"
     given = next((name for name in mlx_only if getattr(args, name)), "q_mode" if args.q_mode != "affine" else None)
     if given is not None:
         raise InputError(
-            f"--{given.replace('_', '-')} applies to MLX folders only. Omit it with --to gguf, or use --gguf-type"
+            f"--{given.replace('_', '-')} applies to MLX folders only. Omit it with --to gguf, or use --gguf-type."
         )
     if args.mlx_path == "mlx_model":
-        raise InputError("--to gguf needs the name of a file. Give it with --mlx-path NAME.gguf")
+        raise InputError("--to gguf needs the name of a file. Give it with --mlx-path NAME.gguf.")
     return convert_to_gguf(
         args.hf_path,
         args.mlx_path,

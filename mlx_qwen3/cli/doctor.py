@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from ..doctor.report import verdict
 
     if args.output is not None and not args.output.parent.is_dir():
-        raise InputError(f"--output {args.output}: the folder does not exist. Create it, or give another file")
+        raise InputError(f"--output {args.output}: the folder does not exist. Create it, or give another file.")
     os.environ.setdefault("MLX_ENABLE_TF32", "0")  # TF32 would round float32 factors to 10 bits of mantissa
     if args.device and check_mlx().status != FAILED:
         _choose_device(args.device)
@@ -61,5 +61,5 @@ def _choose_device(name: str) -> None:
     import mlx.core as mx
 
     if name == "gpu" and not (mx.metal.is_available() or mx.cuda.is_available()):
-        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out")
+        raise InputError("--device gpu: MLX finds no GPU on this machine. Pass cpu, or leave the flag out.")
     mx.set_default_device(mx.Device(mx.DeviceType.gpu if name == "gpu" else mx.DeviceType.cpu, 0))

@@ -51,9 +51,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Stream the answer and return the exit status."""
     if args.ignore_chat_template and args.system_prompt:
-        raise InputError("--system-prompt needs the chat template. Leave out --ignore-chat-template")
+        raise InputError("--system-prompt needs the chat template. Leave out --ignore-chat-template.")
     if args.ignore_chat_template and args.prompt_cache_file:
-        raise InputError("--prompt-cache-file needs the chat template. Leave out --ignore-chat-template")
+        raise InputError("--prompt-cache-file needs the chat template. Leave out --ignore-chat-template.")
     constraint_options(args)  # raises before anything is loaded
     prompt = read_prompt(args.prompt if args.text is None else args.text)
     tokens = None
@@ -81,13 +81,13 @@ def read_prompt(given: str | None) -> str:
         InputError: there is no prompt, or it is not UTF-8.
     """
     if given is None and sys.stdin.isatty():
-        raise InputError("there is no prompt. Pass --prompt TEXT, or pipe one in")
+        raise InputError("there is no prompt. Pass --prompt TEXT, or pipe one in.")
     try:
         prompt = open_utf8_input().read().removesuffix("\n") if given is None or given == "-" else given
     except UnicodeDecodeError:
         raise utf8_error() from None
     if not prompt.strip():
-        raise InputError("the prompt is empty. Give a text with --prompt, or on standard input")
+        raise InputError("the prompt is empty. Give a text with --prompt, or on standard input.")
     return prompt
 
 

@@ -145,7 +145,7 @@ def read_message(read_line: ReadLine) -> str:
             lines.append(line)
     except EOFError:  # an incomplete message is not sent: the rest may have been lost
         raise InputError(
-            f"the input ended inside a message that begins with {QUOTES}; it was not sent. Close it with {QUOTES}"
+            f"the input ended inside a message that begins with {QUOTES}; it was not sent. Close it with {QUOTES}."
         ) from None
 
 

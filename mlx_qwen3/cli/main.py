@@ -71,13 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         _discard_output()
-        return _fail(f"{error.filename or 'the output'}: {error.strerror}. Free some space on the disk")
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}. Free some space on the disk.")
     except (MemoryError, RuntimeError) as error:
         from ..memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        return _fail("out of memory. Use a smaller model, --max-kv-size, or --kv-bits 8")
+        return _fail("out of memory. Use a smaller model, --max-kv-size, or --kv-bits 8.")
 
 
 def _discard_output() -> None:

@@ -83,7 +83,7 @@ def add_revision_flag(group: Any) -> None:
 def check_revision(args: argparse.Namespace) -> None:
     """Raise `InputError` if `--revision` is given without `--model`."""
     if args.model is None and args.revision is not None:
-        raise InputError("--revision needs --model, because the bundled model has only one revision. Omit it")
+        raise InputError("--revision needs --model, because the bundled model has only one revision. Omit it.")
 
 
 def add_gguf_file_flag(group: Any) -> None:
@@ -105,7 +105,7 @@ def resolve_gguf_file(args: argparse.Namespace) -> None:
     if args.gguf_file is None:
         return
     if args.model is None:
-        raise InputError("--gguf-file needs --model. Give the folder or repository that contains the file")
+        raise InputError("--gguf-file needs --model. Give the folder or repository that contains the file.")
     from ..checkpoint import resolve_checkpoint
 
     if os.path.exists(os.path.expanduser(args.model)):
@@ -201,14 +201,14 @@ def choose_decoding(args: argparse.Namespace, model: Any) -> Any:
         from ..loading import load
 
         if args.prompt_lookup:
-            raise InputError("--prompt-lookup and --draft-model exclude each other. Leave one of them out")
+            raise InputError("--prompt-lookup and --draft-model exclude each other. Leave one of them out.")
         return draft_with(load(args.draft_model, dtype=args.dtype)[0], model, args.num_draft_tokens or DRAFT_TOKENS)
     if args.prompt_lookup:
         from ..generation.prompt_lookup import prompt_lookup
 
         return prompt_lookup(args.num_draft_tokens)
     if args.num_draft_tokens is not None:
-        raise InputError("--num-draft-tokens needs --prompt-lookup or --draft-model. Add one of them, or omit it")
+        raise InputError("--num-draft-tokens needs --prompt-lookup or --draft-model. Add one of them, or omit it.")
     return None
 
 
@@ -276,7 +276,8 @@ def load_model(args: argparse.Namespace, tokens: int | None = None, show_fit: bo
         kind = model_class({**values, "architectures": [name]} if name else values, source)
         if not hasattr(kind, "fill_cache"):
             raise UnsupportedModelError(
-                f"{source} is a {kind.__name__}, which does not generate text. Run mlx-qwen3 --help for the other verbs"
+                f"{source} is a {kind.__name__}, which does not generate text. Run mlx-qwen3 --help for the other "
+                "verbs."
             )
         config = kind.config_class.from_pretrained(folder)
         limit = context_length(config)
@@ -300,15 +301,16 @@ def _check_unused_flags(args: argparse.Namespace) -> None:
     """Raise `InputError` for flags that would have no effect."""
     if current_group() is not None and args.prompt_cache_file is not None:
         raise InputError(
-            "--prompt-cache-file does not work with several processes, each of which holds a part of the cache. Omit it"
+            "--prompt-cache-file does not work with several processes, each of which holds a part of the cache. Omit "
+            "it."
         )
     if args.kv_bits is None and (args.kv_group_size != 64 or args.quantized_kv_start != 0):
-        raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits. Add it, or leave them out")
+        raise InputError("--kv-group-size and --quantized-kv-start need --kv-bits. Add it, or leave them out.")
     if args.model is None and getattr(args, "gguf_file", None) is not None:
-        raise InputError("--gguf-file needs --model. Give the folder or repository that contains the file")
+        raise InputError("--gguf-file needs --model. Give the folder or repository that contains the file.")
     check_revision(args)
     if args.thinking == "off" and args.thinking_budget is not None:
-        raise InputError("--thinking-budget needs thinking. Leave out --thinking off")
+        raise InputError("--thinking-budget needs thinking. Leave out --thinking off.")
 
 
 CONVERSATION_TOKENS = 8192

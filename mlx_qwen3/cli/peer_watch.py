@@ -69,7 +69,7 @@ def _read_time_limit() -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 1e6:
-        raise InputError(f"{_TIME_LIMIT} is {text!r}, expected a number of seconds above 0")
+        raise InputError(f"{_TIME_LIMIT} is {text!r}, expected a number of seconds above 0.")
     return seconds
 
 

@@ -159,7 +159,7 @@ def run_on_ranks(verb: str | None, run: Callable[[], int]) -> int:
 def peer_loss_error(error: BaseException) -> DistributedError:
     """Return the error that reports a lost process."""
     return DistributedError(
-        f"another process has exited or cannot be reached ({str(error).splitlines()[0]}). Start all of them again"
+        f"another process has exited or cannot be reached ({str(error).splitlines()[0]}). Start all of them again."
     )
 
 

@@ -52,7 +52,7 @@ def count_finished_rows(args: argparse.Namespace) -> int:
     if not getattr(args, "resume", False):
         return 0
     if args.output is None or Path(args.output).suffix.lower() != ".jsonl":
-        raise InputError("--resume continues a .jsonl file only. Give one with --output FILE.jsonl")
+        raise InputError("--resume continues a .jsonl file only. Give one with --output FILE.jsonl.")
     path = Path(os.path.expanduser(args.output))
     existing = next((file for file in (_partial_path(path), path) if file.is_file()), None)
     return 0 if existing is None else sum(line.endswith(b"\n") for line in _read_lines(existing))
@@ -68,7 +68,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions") from None
+        raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions.") from None
 
 
 def print_results(args: argparse.Namespace, results: Iterable[Any], columns: Sequence[str], cells: Cells) -> int:
@@ -139,12 +139,12 @@ def output_path(args: argparse.Namespace) -> Path | None:
     if kind not in OUTPUT_SUFFIXES or (kind == ".npy" and args.verb != "embed"):
         known = ", ".join(OUTPUT_SUFFIXES if args.verb == "embed" else OUTPUT_SUFFIXES[:-1])
         raise InputError(
-            f"--output is {args.output!r}, expected a name that ends in one of {known}. Choose another name"
+            f"--output is {args.output!r}, expected a name that ends in one of {known}. Choose another name."
         )
     if path.is_dir():
-        raise InputError(f"--output {args.output} is a folder. Give the name of a file")
+        raise InputError(f"--output {args.output} is a folder. Give the name of a file.")
     if args.file is not None and path.exists() and Path(args.file).exists() and path.samefile(args.file):
-        raise InputError(f"--output {args.output} is the file that the rows are read from. Choose another name")
+        raise InputError(f"--output {args.output} is the file that the rows are read from. Choose another name.")
     return path
 
 
@@ -209,7 +209,7 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
             raise KeyboardInterrupt
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}. Check the folder and its permissions") from None
+        raise InputError(f"cannot write {path}: {error.strerror}. Check the folder and its permissions.") from None
     except (MlxQwen3Error, RuntimeError) as error:
         if done == before:
             if not before:
@@ -218,7 +218,7 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
         if isinstance(error, RuntimeError) and not is_peer_loss(error):
             raise
         failure = error if isinstance(error, MlxQwen3Error) else peer_loss_error(error)
-        raise type(failure)(f"{failure}. {partial} holds the first {done} rows. Continue them with --resume") from None
+        raise type(failure)(f"{failure} {partial} holds the first {done} rows. Continue them with --resume.") from None
     if stopped:
         print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
         return 130
@@ -250,7 +250,7 @@ def _write_table(path: Path, file: IO[bytes], rows: list[Any]) -> None:
 
         bad = next((index for index, row in enumerate(rows) if is_error(row)), None)
         if bad is not None:
-            raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Correct the row, or write a .jsonl file")
+            raise InputError(f"row {bad} has no vector: {rows[bad]['error']}. Correct the row, or write a .jsonl file.")
         np.save(file, np.array([row["embedding"] for row in rows], np.float32))
     elif kind in (".csv", ".parquet"):
         columns = {name for row in rows for name in row}
@@ -267,7 +267,9 @@ def _write_table(path: Path, file: IO[bytes], rows: list[Any]) -> None:
             import pyarrow
             from pyarrow import parquet
         except ImportError:
-            raise InputError("a .parquet file needs pyarrow. Run pip install pyarrow, or write a .jsonl file") from None
+            raise InputError(
+                "a .parquet file needs pyarrow. Run pip install pyarrow, or write a .jsonl file."
+            ) from None
         table = pyarrow.table({name: [row.get(name) for row in flat_rows] for name in names})
         parquet.write_table(table, file)
 

@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from ..server.running import serve
     except ModuleNotFoundError as error:
-        raise InputError(f"the server needs {error.name}. Run pip install 'mlx-qwen3[server]'") from error
+        raise InputError(f"the server needs {error.name}. Run pip install 'mlx-qwen3[server]'.") from error
     if args.model is None:
         from ..bundled import BUNDLED_NOTE
 
@@ -165,8 +165,8 @@ def _parse_adapters(values: list[str]) -> dict[str, str]:
     for value in values:
         name, sign, folder = value.partition("=")
         if not (name and sign and folder):
-            raise InputError(f"--adapter is {value!r}, expected NAME=DIR")
+            raise InputError(f"--adapter is {value!r}, expected NAME=DIR.")
         if name in adapters:
-            raise InputError(f"--adapter names {name!r} twice. Choose another name")
+            raise InputError(f"--adapter names {name!r} twice. Choose another name.")
         adapters[name] = folder
     return adapters

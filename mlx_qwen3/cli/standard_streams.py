@@ -12,7 +12,7 @@ class ClosedInput(io.StringIO):
     """Replacement for a closed standard input: not a terminal, and reading raises `InputError`."""
 
     def read(self, size: int | None = -1, /) -> NoReturn:
-        raise InputError("the standard input is closed. Give the text on the command line, or in a file with < FILE")
+        raise InputError("the standard input is closed. Give the text on the command line, or in a file with < FILE.")
 
     readline = read
 
@@ -29,7 +29,7 @@ def replace_closed_streams() -> None:
         os.open(os.devnull, os.O_RDONLY)
         sys.stdin = ClosedInput()
     if sys.stdout is None:
-        raise InputError("the standard output is closed. Leave it open, or redirect it with > FILE")
+        raise InputError("the standard output is closed. Leave it open, or redirect it with > FILE.")
     for stream in (
         sys.stdout,
         sys.stderr,
@@ -57,4 +57,4 @@ def open_utf8_input() -> TextIO:
 
 def utf8_error() -> InputError:
     """Return the error for a standard input that is not UTF-8."""
-    return InputError("stdin: is not UTF-8 text. Convert it to UTF-8")
+    return InputError("stdin: is not UTF-8 text. Convert it to UTF-8.")

@@ -79,7 +79,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.model is None and args.model_needed:
         raise InputError(
             f"{args.verb} needs --model, because the bundled model does not support it. "
-            f"Give one such as {args.model_needed}"
+            f"Give one such as {args.model_needed}."
         )
     check_revision(args)
     resolve_gguf_file(args)
@@ -126,7 +126,7 @@ def read_rows(args: argparse.Namespace, columns: Sequence[str] = ()) -> Iterator
         InputError: the file cannot be read, lacks a column, or has a line that is not JSON.
     """
     if args.text and args.file:
-        raise InputError("texts and --file are both given. Leave one of them out")
+        raise InputError("texts and --file are both given. Leave one of them out.")
     done = count_finished_rows(args) if is_first_process() else 0
     rows = share_rows(lambda: islice(_read_all_rows(args, columns), done, None), make_row)
     first = list(islice(rows, 1))
@@ -138,19 +138,21 @@ def _read_all_rows(args: argparse.Namespace, columns: Sequence[str]) -> Iterator
         return map(make_row, args.text)
     if args.file in (None, "-"):
         if columns:
-            raise InputError(f"stdin: rows of {' and '.join(columns)} need a file. Give a csv, tsv, jsonl or json file")
+            raise InputError(
+                f"stdin: rows of {' and '.join(columns)} need a file. Give a csv, tsv, jsonl or json file."
+            )
         rows: Iterator[Row] = map(make_row, _read_stdin())
     else:
         rows = _read_file(Path(args.file), columns or (args.column,), bool(columns))
     first = list(islice(rows, 1))
     if not first:
-        raise InputError(f"{args.file or 'stdin'}: holds no text. Give a text or a file with rows")
+        raise InputError(f"{args.file or 'stdin'}: holds no text. Give a text or a file with rows.")
     return chain(first, rows)
 
 
 def _read_stdin() -> Iterator[str]:
     if sys.stdin.isatty():
-        raise InputError("there is no text. Give texts, --file, or text on stdin")
+        raise InputError("there is no text. Give texts, --file, or text on stdin.")
     try:
         yield from _read_lines(open_utf8_input())
     except UnicodeDecodeError:
@@ -160,7 +162,7 @@ def _read_stdin() -> Iterator[str]:
 def _read_file(path: Path, columns: Sequence[str], several: bool) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if suffix in REFUSED_SUFFIXES:
-        raise InputError(f"{path}: cannot read {suffix} files. Give {READABLE}")
+        raise InputError(f"{path}: cannot read {suffix} files. Give {READABLE}.")
     if suffix == ".parquet":
         yield from _select_columns(path, _read_parquet(path), columns, several)
         return
@@ -173,7 +175,7 @@ def _read_file(path: Path, columns: Sequence[str], several: bool) -> Iterator[An
             yield from _select_columns(path, _read_json_array(path, file), columns, several)
         elif several:
             raise InputError(
-                f"{path}: rows of {' and '.join(columns)} need columns. Give a csv, tsv, jsonl or json file"
+                f"{path}: rows of {' and '.join(columns)} need columns. Give a csv, tsv, jsonl or json file."
             )
         else:
             yield from map(make_row, _read_lines(file))
@@ -185,9 +187,9 @@ def _open_text(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text. Save it as UTF-8") from None
+        raise InputError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from None
 
 
 def _read_lines(file: Iterable[str]) -> Iterator[str]:
@@ -201,11 +203,11 @@ def _read_table(path: Path, file: TextIO, columns: Sequence[str], several: bool)
         if names is None:
             return  # an empty file, reported as a file without text
         if not names:
-            raise InputError(f"{path}: line 1 is empty. Write the names of the columns there")
+            raise InputError(f"{path}: line 1 is empty. Write the names of the columns there.")
         for name in columns:
             if name not in names:
                 known = shorten(", ".join(names), 200)
-                raise InputError(f"{path}: has no column {name!r}, only {known}. Give one with --column")
+                raise InputError(f"{path}: has no column {name!r}, only {known}. Give one with --column.")
         for row in reader:
             if any("".join(cells).strip() for cells in row.values()):  # surplus cells are a list
                 row.pop(None, None)  # drop surplus cells
@@ -213,7 +215,7 @@ def _read_table(path: Path, file: TextIO, columns: Sequence[str], several: bool)
                 yield make_row(value, dict(row))
     except csv.Error as error:
         raise InputError(
-            f"{path}: cannot be read after line {reader.line_num} ({error}). Correct the line, or write a jsonl file"
+            f"{path}: cannot be read after line {reader.line_num} ({error}). Correct the line, or write a jsonl file."
         ) from error
 
 
@@ -225,7 +227,7 @@ def _read_json_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:  # a number with too many digits is a ValueError
             reason = getattr(error, "msg", "nested too deeply, or a number is too long")
-            raise InputError(f"{path}: line {number} is not JSON ({reason}). Correct the line") from error
+            raise InputError(f"{path}: line {number} is not JSON ({reason}). Correct the line.") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -233,7 +235,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise InputError(f"{path}: parquet files need pyarrow. Run pip install pyarrow, or give {READABLE}") from None
+        raise InputError(f"{path}: parquet files need pyarrow. Run pip install pyarrow, or give {READABLE}.") from None
     number = 0
     try:
         for batch in ParquetFile(path).iter_batches():
@@ -241,23 +243,23 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"row {number}", row
                 number += 1
     except (OSError, ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Write it again") from None
+        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Write it again.") from None
 
 
 def _read_json_array(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.load(file)
     except RecursionError as error:
-        raise InputError(f"{path}: is nested too deeply. Give an array of texts or objects") from error
+        raise InputError(f"{path}: is nested too deeply. Give an array of texts or objects.") from error
     except json.JSONDecodeError as error:
         hint = "Correct it, or name a file with one row per line .jsonl"
-        raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}). {hint}") from error
+        raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg}). {hint}.") from error
     except UnicodeDecodeError:
         raise
     except ValueError as error:
-        raise InputError(f"{path}: holds a number with too many digits. Write it as text") from error
+        raise InputError(f"{path}: holds a number with too many digits. Write it as text.") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path}: is not a JSON array. Write [row, row, …], or one row per line in a .jsonl file")
+        raise InputError(f"{path}: is not a JSON array. Write [row, row, …], or one row per line in a .jsonl file.")
     yield from ((f"row {index}", row) for index, row in enumerate(rows))
 
 
@@ -270,10 +272,10 @@ def _select_columns(
             yield make_row(row)
             continue
         if not isinstance(row, dict):
-            raise InputError(f"{path}: {position} is not a JSON object. Write an object with the columns as keys")
+            raise InputError(f"{path}: {position} is not a JSON object. Write an object with the columns as keys.")
         for name in columns:
             if name not in row:
-                raise InputError(f"{path}: {position} has no key {name!r}. Add it, or give another key with --column")
+                raise InputError(f"{path}: {position} has no key {name!r}. Add it, or give another key with --column.")
         value = {name: row[name] for name in columns} if several else row[columns[0]]
         yield make_row(value, row)
 

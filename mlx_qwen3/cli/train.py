@@ -181,7 +181,7 @@ def _parse_class_weights(text: str | None) -> Any:
         except ValueError:
             sign = ""
         if not sign:
-            raise InputError(f"--class-weights is {text!r}, expected 'balanced' or LABEL=WEIGHT,LABEL=WEIGHT")
+            raise InputError(f"--class-weights is {text!r}, expected 'balanced' or LABEL=WEIGHT,LABEL=WEIGHT.")
     return weights
 
 

@@ -78,21 +78,23 @@ def refuse_other_gguf(file: GgufFile) -> None:
     """
     kind = file.text("general.type", "model")
     if kind != "model":
-        raise CheckpointError(f"{file.path} holds a {kind[:40]!r}, not a model. Give a GGUF file of a Qwen3 model")
+        raise CheckpointError(f"{file.path} holds a {kind[:40]!r}, not a model. Give a GGUF file of a Qwen3 model.")
     if file.architecture != ARCHITECTURE:
         raise UnsupportedModelError(
             f"{file.path}: architecture {file.architecture[:40]!r} is not 'qwen3'. Run this file with llama.cpp "
-            "(llama-cli -m FILE) or ollama"
+            "(llama-cli -m FILE) or ollama."
         )
 
 
 def _dense_shape(checkpoint: GgufCheckpoint, name: str) -> tuple[int, ...]:
     """Return the shape (rows, columns) of a weight after unpacking."""
     if name not in checkpoint:
-        raise CheckpointError(f"{checkpoint.file.path} lacks {name}. Download it again")
+        raise CheckpointError(f"{checkpoint.file.path} lacks {name}. Download it again.")
     shape, path = checkpoint.shape(name), name.removesuffix(".weight")
     if len(shape) != 2:
-        raise CheckpointError(f"{checkpoint.file.path}: {name} has shape {shape}, expected a matrix. Download it again")
+        raise CheckpointError(
+            f"{checkpoint.file.path}: {name} has shape {shape}, expected a matrix. Download it again."
+        )
     bits = checkpoint.formats.get(path, (32, ""))[0]
     return shape[0], shape[1] * 32 // bits
 
@@ -103,7 +105,8 @@ def _check_sizes(checkpoint: GgufCheckpoint, config: dict[str, Any]) -> None:
     found_layers = sum(name.endswith(".input_layernorm.weight") for name in checkpoint.names)
     if layers < 1 or layers != found_layers:
         raise CheckpointError(
-            f"{path}: metadata qwen3.block_count is {layers}, but the file has {found_layers} layers. Download it again"
+            f"{path}: metadata qwen3.block_count is {layers}, but the file has {found_layers} layers. Download it "
+            "again."
         )
     first = "model.layers.0"
     heads, groups, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
@@ -119,18 +122,18 @@ def _check_sizes(checkpoint: GgufCheckpoint, config: dict[str, Any]) -> None:
         found = _dense_shape(checkpoint, name)
         if found != shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {found}, the metadata requires {shape}. Convert the original model again"
+                f"{path}: {name} has shape {found}, the metadata requires {shape}. Convert the original model again."
             )
     value_length = checkpoint.file.integer("qwen3.attention.value_length", size)
     if value_length != size:
         raise CheckpointError(
             f"{path}: heads have keys of size {size} but values of size {value_length}, which Qwen3 does not support. "
-            "Convert the original model again"
+            "Convert the original model again."
         )
     if config["max_position_embeddings"] < 1:
         raise CheckpointError(
             f"{path}: metadata qwen3.context_length is {config['max_position_embeddings']}, expected at least 1. "
-            "Convert the original model again"
+            "Convert the original model again."
         )
 
 
@@ -145,7 +148,7 @@ def _read_rope_scaling(file: GgufFile) -> dict[str, Any]:
     if kind == "none":
         return {}
     if kind not in ("linear", "yarn"):
-        raise ConfigError(f"{file.path}: RoPE scaling {kind[:40]!r} is not supported. Expected linear or yarn")
+        raise ConfigError(f"{file.path}: RoPE scaling {kind[:40]!r} is not supported. Expected linear or yarn.")
     factor = float(file.number(f"{prefix}.factor"))
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
@@ -159,7 +162,7 @@ def _read_rope_scaling(file: GgufFile) -> dict[str, Any]:
             scaling["attention_factor"] = attention_factor
         if file.number(f"{prefix}.yarn_ext_factor", 1.0) not in (1, -1):
             raise ConfigError(
-                f"{file.path}: {prefix}.yarn_ext_factor is not 1, which is not supported. Run this file with llama.cpp"
+                f"{file.path}: {prefix}.yarn_ext_factor is not 1, which is not supported. Run this file with llama.cpp."
             )
     return {"rope_scaling": scaling}
 
@@ -192,7 +195,7 @@ def _read_window(file: GgufFile, layers: int) -> dict[str, Any]:
         if len(pattern) != layers:
             raise CheckpointError(
                 f"{file.path}: sliding_window_pattern has {len(pattern)} entries, expected {layers}. "
-                "Convert the original model again"
+                "Convert the original model again."
             )
         config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
     return config
@@ -205,7 +208,7 @@ def _read_head(checkpoint: GgufCheckpoint) -> dict[str, Any]:
     if pooling not in POOLING:
         raise CheckpointError(
             f"{file.path}: metadata qwen3.pooling_type is {pooling}, expected 0 to {max(POOLING)}. "
-            "Convert the original model again"
+            "Convert the original model again."
         )
     fields: dict[str, Any] = {} if POOLING[pooling] in (None, "rank") else {"pooling": POOLING[pooling]}
     if "score.weight" in checkpoint:

@@ -73,7 +73,9 @@ def refuse_other_architecture(model_type: Any, expected: tuple[str, ...], source
     if model_type in expected:
         return
     known = isinstance(model_type, str) and model_type in ELSEWHERE
-    hint = f"It is {ELSEWHERE[model_type]}" if known else "Run it with mlx-lm (pip install mlx-lm) if that supports it"
+    hint = (
+        f"It is {ELSEWHERE[model_type]}." if known else "Run it with mlx-lm (pip install mlx-lm) if that supports it."
+    )
     raise UnsupportedModelError(
         f"{source}: model_type {shown(model_type)} is not {' or '.join(map(repr, expected))}. {hint}"
     )
@@ -112,12 +114,12 @@ class PretrainedConfig:
     def __init__(self, **fields: Any):
         model_type = fields.pop("model_type", None) or self.model_type
         if model_type not in self.accepted_model_types:
-            raise ConfigError(f"model_type is {shown(model_type)}, expected {self.model_type!r}")
+            raise ConfigError(f"model_type is {shown(model_type)}, expected {self.model_type!r}.")
         for name in fields:
             if name in HUB_NAMES:
-                raise ConfigError(f"{name!r} is not a field of a configuration. Pass it to from_pretrained")
+                raise ConfigError(f"{name!r} is not a field of a configuration. Pass it to from_pretrained.")
             if name.startswith("__") or name in _RESERVED:
-                raise ConfigError(f"config field {name!r} cannot be set: the name is reserved. Remove it")
+                raise ConfigError(f"config field {name!r} cannot be set: the name is reserved. Remove it.")
         known = {**self.shared_fields, **self.fields}
         for name, field in known.items():
             setattr(self, name, self._check_field(name, fields.pop(name, copy.copy(field.default))))
@@ -127,7 +129,7 @@ class PretrainedConfig:
         for name, value in fields.items():
             own = getattr(type(self), name, None)
             if callable(own) or (isinstance(own, property) and own.fset is None):
-                raise ConfigError(f"config field {name!r} cannot be set: it is the name of a method. Remove it")
+                raise ConfigError(f"config field {name!r} cannot be set: it is the name of a method. Remove it.")
             setattr(self, name, value)
         self._check_labels()
 
@@ -138,7 +140,7 @@ class PretrainedConfig:
     def _check_field(cls, name: str, value: Any) -> Any:
         expected = ({**cls.shared_fields, **cls.fields})[name].check(value)
         if expected:
-            raise ConfigError(f"config field {name!r} is {shown(value)}, expected {expected}")
+            raise ConfigError(f"config field {name!r} is {shown(value)}, expected {expected}.")
         return value
 
     # labels
@@ -147,13 +149,13 @@ class PretrainedConfig:
         id2label, label2id = fields.pop("id2label", None), fields.pop("label2id", None)
         num_labels = fields.pop("num_labels", None)
         if label2id is not None and not isinstance(label2id, dict):
-            raise ConfigError(f"config field 'label2id' is {shown(label2id)}, expected a map of name to index")
+            raise ConfigError(f"config field 'label2id' is {shown(label2id)}, expected a map of name to index.")
         if id2label is None and isinstance(label2id, dict) and label2id:
             try:
                 id2label = {index: label for label, index in label2id.items()}
             except TypeError:
                 raise ConfigError(
-                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index"
+                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index."
                 ) from None
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
@@ -164,11 +166,11 @@ class PretrainedConfig:
             self.id2label = {int(index): str(label) for index, label in id2label.items()}
         except (AttributeError, TypeError, ValueError, OverflowError):
             raise ConfigError(
-                f"config field 'id2label' is {shown(id2label)}, expected a map of index to name"
+                f"config field 'id2label' is {shown(id2label)}, expected a map of index to name."
             ) from None
         if num_labels is not None and num_labels != len(self.id2label):
             raise ConfigError(
-                f"config field 'num_labels' is {shown(num_labels)} but 'id2label' has {len(self.id2label)}"
+                f"config field 'num_labels' is {shown(num_labels)} but 'id2label' has {len(self.id2label)}."
             )
         self.label2id = {label: index for index, label in self.id2label.items()}
         if label2id:
@@ -176,7 +178,7 @@ class PretrainedConfig:
                 self.label2id = {str(label): int(index) for label, index in label2id.items()}
             except (AttributeError, TypeError, ValueError, OverflowError):
                 raise ConfigError(
-                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index"
+                    f"config field 'label2id' is {shown(label2id)}, expected a map of name to index."
                 ) from None
 
     @property
@@ -188,7 +190,7 @@ class PretrainedConfig:
     def num_labels(self, count: int) -> None:
         if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MOST_LABELS:
             raise ConfigError(
-                f"config field 'num_labels' is {shown(count)}, expected a whole number from 1 to {MOST_LABELS}"
+                f"config field 'num_labels' is {shown(count)}, expected a whole number from 1 to {MOST_LABELS}."
             )
         if len(getattr(self, "id2label", ())) != count:
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
@@ -198,7 +200,7 @@ class PretrainedConfig:
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
             raise ConfigError(
                 "config field 'problem_type' is 'single_label_classification', which needs at least 2 labels. "
-                "Set num_labels, or problem_type 'regression'"
+                "Set num_labels, or problem_type 'regression'."
             )
 
     # older names
@@ -223,7 +225,7 @@ class PretrainedConfig:
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> Self:
         """Return the configuration in `values`, the content of a config.json, with fields replaced by `overrides`."""
         if "self" in values:
-            raise ConfigError("config field 'self' cannot be set: the name is reserved. Remove it")
+            raise ConfigError("config field 'self' cannot be set: the name is reserved. Remove it.")
         values = {name: value for name, value in values.items() if name not in HUB_NAMES}
         labels = values.get("id2label") or values.get("label2id") or ()
         named = len(labels) if isinstance(labels, dict | list | tuple) else 0
@@ -297,7 +299,7 @@ class PretrainedConfig:
         values = self.to_dict()
         for name, value in values.items():
             if callable(value):
-                raise ConfigError(f"config field {name!r} is a function, which cannot be saved. Set it to a name")
+                raise ConfigError(f"config field {name!r} is a function, which cannot be saved. Set it to a name.")
         return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def __eq__(self, other: object) -> bool:
@@ -325,7 +327,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         refuse_adapter(path, str(path))
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"{path} has no config.json. Give a folder that holds a model")
+        raise CheckpointError(f"{path} has no config.json. Give a folder that holds a model.")
     return read_json_object(file)
 
 
@@ -339,5 +341,5 @@ def _parse_dtype(value: Any, older: Any) -> str | None:
         return None
     name = str(value).rpartition(".")[2]  # 'torch.bfloat16' and mlx.core.bfloat16 both end in the name
     if name not in DTYPES:
-        raise ConfigError(f"config field 'dtype' is {shown(value)}, expected one of {', '.join(DTYPES)}")
+        raise ConfigError(f"config field 'dtype' is {shown(value)}, expected one of {', '.join(DTYPES)}.")
     return name

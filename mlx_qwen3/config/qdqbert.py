@@ -118,15 +118,15 @@ class QDQBertConfig(PretrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"config field 'hidden_size' is {self.hidden_size}, "
-                f"expected a multiple of 'num_attention_heads' {self.num_attention_heads}"
+                f"expected a multiple of 'num_attention_heads' {self.num_attention_heads}."
             )
         if self.add_cross_attention and not self.is_decoder:
             raise ConfigError(
-                "config field 'add_cross_attention' is true but 'is_decoder' is false. Set is_decoder=True"
+                "config field 'add_cross_attention' is true but 'is_decoder' is false. Set is_decoder=True."
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) == 1:
-                raise ConfigError(f"config field {name!r} is 1, which drops everything. Expected a number below 1")
+                raise ConfigError(f"config field {name!r} is 1, which drops everything. Expected a number below 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as values for JSON. Fields of this package that are not set are omitted."""

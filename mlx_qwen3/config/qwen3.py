@@ -135,26 +135,26 @@ class Qwen3Config(PretrainedConfig):
                 for i in range(self.num_hidden_layers)
             ]
         if self.head_dim % 2:
-            raise ConfigError(f"config field 'head_dim' is {self.head_dim}, expected an even number")
+            raise ConfigError(f"config field 'head_dim' is {self.head_dim}, expected an even number.")
         self._check_layer_types()
         if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
             raise ConfigError(
-                f"config field 'pad_token_id' is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}"
+                f"config field 'pad_token_id' is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}."
             )
         if callable(self.hidden_act) is False and not isinstance(self.hidden_act, str):
-            raise ConfigError(f"config field 'hidden_act' is {shown(self.hidden_act)}, expected a name or a function")
+            raise ConfigError(f"config field 'hidden_act' is {shown(self.hidden_act)}, expected a name or a function.")
         self.rope_parameters = gather_rope_settings(rest, self.max_position_embeddings, self.head_dim)
 
     def _check_layer_types(self) -> None:
         names = self.layer_types
         if not isinstance(names, list | tuple) or any(name not in (FULL, SLIDING) for name in names):
             raise ConfigError(
-                f"config field 'layer_types' is {shown(self.layer_types)}, expected a list of {FULL}, {SLIDING}"
+                f"config field 'layer_types' is {shown(self.layer_types)}, expected a list of {FULL}, {SLIDING}."
             )
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
                 f"config field 'layer_types' names {len(self.layer_types)} layers, "
-                f"'num_hidden_layers' is {self.num_hidden_layers}"
+                f"'num_hidden_layers' is {self.num_hidden_layers}."
             )
         self.layer_types = list(self.layer_types)
 
@@ -163,12 +163,12 @@ class Qwen3Config(PretrainedConfig):
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"config field 'num_key_value_heads' is {self.num_key_value_heads}, "
-                f"which does not divide 'num_attention_heads' {self.num_attention_heads}"
+                f"which does not divide 'num_attention_heads' {self.num_attention_heads}."
             )
         if SLIDING in self.layer_types and self.sliding_window is None:
             raise ConfigError(
                 f"config field 'layer_types' holds {SLIDING!r} but 'sliding_window' is null. "
-                "Set sliding_window and use_sliding_window"
+                "Set sliding_window and use_sliding_window."
             )
         self._check_layer_types()
 

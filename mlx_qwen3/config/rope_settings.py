@@ -45,16 +45,16 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
     theta = rest.pop("rope_theta", None)
     source, name = (scaling, "rope_scaling") if scaling else (parameters, "rope_parameters")
     if source is not None and not isinstance(source, dict):
-        raise ConfigError(f"config field {name!r} is {shown(source)}, expected a mapping or null")
+        raise ConfigError(f"config field {name!r} is {shown(source)}, expected a mapping or null.")
     settings = dict(source or {})
     for key, value in settings.items():
         if isinstance(value, dict):
             raise ConfigError(
-                f"config field '{name}.{key}' is {shown(value)}, expected one set of settings for all layers"
+                f"config field '{name}.{key}' is {shown(value)}, expected one set of settings for all layers."
             )
     kind = settings.get("rope_type", settings.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise ConfigError(f"config field '{name}.rope_type' is {shown(kind)}, expected one of {', '.join(ROPE_TYPES)}")
+        raise ConfigError(f"config field '{name}.rope_type' is {shown(kind)}, expected one of {', '.join(ROPE_TYPES)}.")
     if kind == "default" and settings.get("factor") not in (None, 1, 1.0):
         logger.warning(
             "config field '%s' has factor %s but no rope_type that uses it, so positions are not scaled",
@@ -72,12 +72,12 @@ def gather_rope_settings(rest: dict[str, Any], max_position_embeddings: int, hea
 
 def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
     def refuse(key: str, expected: str) -> None:
-        raise ConfigError(f"config field '{name}.{key}' is {shown(settings.get(key))}, expected {expected}")
+        raise ConfigError(f"config field '{name}.{key}' is {shown(settings.get(key))}, expected {expected}.")
 
     kind = settings["rope_type"]
     for key in _REQUIRED[kind]:
         if key not in settings:
-            raise ConfigError(f"config field '{name}' has rope_type {kind!r} but no {key!r}. Add it")
+            raise ConfigError(f"config field '{name}' has rope_type {kind!r} but no {key!r}. Add it.")
 
     def number(key: str, good: Callable[[Any], bool], expected: str, *, may_be_null: bool = True) -> None:
         value = settings.get(key)
@@ -88,7 +88,7 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
 
     if kind == "dynamic" and head_dim == 2:
         raise ConfigError(
-            "config field 'head_dim' is 2, which rope_type 'dynamic' does not support. Expected at least 4"
+            "config field 'head_dim' is 2, which rope_type 'dynamic' does not support. Expected at least 4."
         )
     number("rope_theta", lambda v: v > 0, "a number above 0", may_be_null=False)
     number("original_max_position_embeddings", lambda v: v > 0, "a whole number above 0")
@@ -105,6 +105,6 @@ def _check(settings: dict[str, Any], name: str, head_dim: int) -> None:
         if not isinstance(value, list | tuple) or not all(positive_number(v) is None for v in value):
             refuse(key, "a list of numbers above 0")
         if len(value) != head_dim // 2:
-            raise ConfigError(f"config field '{name}.{key}' has {len(value)} numbers, expected {head_dim // 2}")
+            raise ConfigError(f"config field '{name}.{key}' has {len(value)} numbers, expected {head_dim // 2}.")
     if settings.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
         refuse("partial_rotary_factor", "1, because Qwen3 rotates the whole head")

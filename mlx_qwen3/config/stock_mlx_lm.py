@@ -64,5 +64,5 @@ def check_model_file(config: Mapping[str, Any], source: str) -> None:
     if value is not None and value != MODEL_FILE:
         raise CheckpointError(
             f"{source}: model_file in config.json is {value!r}, and code from checkpoints is never run. "
-            "Remove model_file if the weights are a plain Qwen3 model"
+            "Remove model_file if the weights are a plain Qwen3 model."
         )

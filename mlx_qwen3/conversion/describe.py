@@ -106,9 +106,9 @@ def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
     try:
         metadata = get_safetensors_metadata(repo, revision=revision)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise HubError(f"{repo} has no readable safetensors: {error}. Check the repository") from error
+        raise HubError(f"{repo} has no readable safetensors: {error}. Check the repository.") from error
     except (http_error, OSError) as error:
-        raise HubError(f"cannot read the headers of {repo}. Check the network and run again") from error
+        raise HubError(f"cannot read the headers of {repo}. Check the network and run again.") from error
     stored = resident = parameters = 0
     dtype = computing_dtype(None, _read_dtype(config))
     for file in metadata.files_metadata.values():
@@ -127,7 +127,7 @@ def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
 def _read_dtype(config: Mapping[str, Any]) -> str:
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").rpartition(".")[2]
     if name not in DTYPES:
-        raise ConfigError(f"config field 'dtype' is {shown(name)}, expected one of {', '.join(DTYPES)}")
+        raise ConfigError(f"config field 'dtype' is {shown(name)}, expected one of {', '.join(DTYPES)}.")
     return name
 
 

@@ -59,7 +59,7 @@ def copied_files(source: Path) -> list[Path]:
         if not leads_inside(file, source) and not (file.name in _LINKED and file.resolve().name == file.name):
             raise CheckpointError(
                 f"{file} is a link to {file.resolve()}, which is outside of the folder. "
-                "Replace it by the file, or delete it"
+                "Replace it by the file, or delete it."
             )
     return files
 
@@ -95,7 +95,7 @@ def copy_files(source: Path, target: Path) -> None:
         try:
             opened = file.open("rb")
         except OSError as problem:
-            raise CheckpointError(f"cannot read {file}: {reason_of(problem)}. Check its permissions") from problem
+            raise CheckpointError(f"cannot read {file}: {reason_of(problem)}. Check its permissions.") from problem
         with opened, disk_errors(target):
             copied.parent.mkdir(parents=True, exist_ok=True)
             with copied.open("wb") as copy:

@@ -66,16 +66,16 @@ def convert_to_gguf(
         CheckpointError, HubError: the source cannot be read, or the target cannot be written.
     """
     if gguf_type not in GGUF_TYPES:
-        raise InputError(f"gguf_type is {gguf_type!r}, expected one of {', '.join(GGUF_TYPES)}")
+        raise InputError(f"gguf_type is {gguf_type!r}, expected one of {', '.join(GGUF_TYPES)}.")
     if not isinstance(gguf_path, str | os.PathLike) or "\0" in str(gguf_path):
-        raise InputError(f"gguf_path is {gguf_path!r}. Give the path of the file to write")
+        raise InputError(f"gguf_path is {gguf_path!r}. Give the path of the file to write.")
     target = Path(os.path.abspath(os.path.expanduser(gguf_path)))
     if target.suffix != ".gguf":
-        raise InputError(f"the name of the target {gguf_path} does not end in .gguf. Give --mlx-path NAME.gguf")
+        raise InputError(f"the name of the target {gguf_path} does not end in .gguf. Give --mlx-path NAME.gguf.")
     check_target_free(target, force)
     source = open_source(hf_path, revision, gguf_file)
     if target in (file.resolve() for file in source.checkpoint.files):
-        raise CheckpointError(f"the target {target} is the source. Choose another target")
+        raise CheckpointError(f"the target {target} is the source. Choose another target.")
     config = _check_config(source)
     weights, names, config.tie_word_embeddings = _name_weights(source, config)
     kinds = {name: _choose_kind(name, weight.shape, gguf_type) for name, weight in zip(names, weights, strict=True)}
@@ -111,12 +111,12 @@ def convert_to_gguf(
 def _write(writer: GgufWriter, name: str, kind: str, weight: SourceWeight, start: int, stop: int) -> None:
     rows = weight.rows(start, stop) if len(weight.shape) > 1 else weight.checkpoint.read_now(weight.names[0])[None]
     if not mx.issubdtype(rows.dtype, mx.floating):
-        raise CheckpointError(f"{weight.name} is stored as {rows.dtype}, expected floating point. Check the source")
+        raise CheckpointError(f"{weight.name} is stored as {rows.dtype}, expected floating point. Check the source.")
     stored = rows.astype(mx.float16) if kind == "F16" else rows
     if not is_finite(stored):
         if is_finite(rows):
-            raise QuantizationError(f"{weight.name} has values that exceed float16. Choose --gguf-type bf16")
-        raise QuantizationError(f"{weight.name} has NaN or infinite values. Check the source")
+            raise QuantizationError(f"{weight.name} has values that exceed float16. Choose --gguf-type bf16.")
+        raise QuantizationError(f"{weight.name} has NaN or infinite values. Check the source.")
     writer.write_rows(name, start, encode_rows(rows, kind))
 
 
@@ -125,7 +125,7 @@ def _check_config(source: Source) -> Qwen3Config:
     name = source.model.__name__
     if name not in _CLASSES:
         raise UnsupportedModelError(
-            f"{source.name} is {name}, but only {' and '.join(_CLASSES)} can be written as GGUF. Convert it to MLX"
+            f"{source.name} is {name}, but only {' and '.join(_CLASSES)} can be written as GGUF. Convert it to MLX."
         )
     config = Qwen3Config.from_dict({key: value for key, value in source.config.items() if key != "quantization"})
     rope = config.rope_parameters["rope_type"]
@@ -139,7 +139,7 @@ def _check_config(source: Source) -> Qwen3Config:
     for reason, applies in reasons.items():
         if applies:
             raise UnsupportedModelError(
-                f"{source.name} has {reason}, which llama.cpp's qwen3 does not support. Convert it to MLX"
+                f"{source.name} has {reason}, which llama.cpp's qwen3 does not support. Convert it to MLX."
             )
     return config
 
@@ -153,11 +153,11 @@ def _name_weights(source: Source, config: Qwen3Config) -> tuple[list[SourceWeigh
         name = renamed.get(weight.name, weight.name)
         found = gguf_name(names_in_memory([name], "model.", rules)[name])
         if found is None:
-            raise CheckpointError(f"{source.name}: GGUF has no name for weight {weight.name}. Check the source")
+            raise CheckpointError(f"{source.name}: GGUF has no name for weight {weight.name}. Check the source.")
         names.append(found)
     untied = "output.weight" in names
     if not untied and not config.tie_word_embeddings and source.model.__name__ == "Qwen3ForCausalLM":
-        raise CheckpointError(f"{source.name} lacks lm_head.weight. Download it again")
+        raise CheckpointError(f"{source.name} lacks lm_head.weight. Download it again.")
     return weights, names, not untied if tied is None else tied
 
 

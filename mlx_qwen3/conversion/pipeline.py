@@ -106,18 +106,18 @@ def convert(
     }
     given = [name for name, value in formats.items() if value is not None]
     if not isinstance(mlx_path, str | os.PathLike) or not str(mlx_path) or "\0" in str(mlx_path):
-        raise InputError(f"mlx_path is {mlx_path!r}. Give the path of the folder to write")
+        raise InputError(f"mlx_path is {mlx_path!r}. Give the path of the folder to write.")
     if isinstance(q_overrides, str):
-        raise InputError(f"q_overrides is the string {q_overrides!r}. Give a list of such strings")
+        raise InputError(f"q_overrides is the string {q_overrides!r}. Give a list of such strings.")
     _check_quantizing(given, quantize, dequantize, target_bpw, quantize_heads)
     if isinstance(quant_predicate, str) and q_bits is not None:
-        raise InputError(f"quant_predicate {quant_predicate} and q_bits exclude each other. Omit one of them")
+        raise InputError(f"quant_predicate {quant_predicate} and q_bits exclude each other. Omit one of them.")
     if calibration_text is not None and target_bpw is None:
-        raise InputError("calibration_text needs target_bpw. For the quality report, give report_text")
+        raise InputError("calibration_text needs target_bpw. For the quality report, give report_text.")
     if report is False and report_text is not None:
-        raise InputError("report_text and report=False exclude each other. Omit one of them")
+        raise InputError("report_text and report=False exclude each other. Omit one of them.")
     if revision is not None and os.path.isdir(os.path.expanduser(hf_path)):
-        raise InputError(f"{hf_path} is a local folder, so revision {revision} has no effect. Omit revision")
+        raise InputError(f"{hf_path} is a local folder, so revision {revision} has no effect. Omit revision.")
     report = True if report is None and report_text is not None else report
     report_required = report is True
     quantize = quantize or target_bpw is not None
@@ -199,7 +199,7 @@ def _check_measurable(source: Source, text: str | Path | None, required: bool) -
     """Return whether text and tokenizer are usable for a quality report; if it is `required`, raise if they are not."""
     try:
         if not has_tokenizer(source.folder):
-            raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report")
+            raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report.")
         read_samples(source.folder, vocabulary_size(source), text, "report")
     except MlxQwen3Error as error:
         if required:
@@ -231,17 +231,17 @@ def _check_quantizing(
     given: list[str], quantize: bool, dequantize: bool, target_bpw: float | None, heads: bool
 ) -> None:
     if dequantize and (quantize or target_bpw is not None):
-        raise InputError("quantize and dequantize exclude each other. Omit one of them")
+        raise InputError("quantize and dequantize exclude each other. Omit one of them.")
     names = [*given, "quantize_heads"] if heads else given
     if names and dequantize:
-        raise InputError(f"{names[0]} and dequantize exclude each other. Omit one of them")
+        raise InputError(f"{names[0]} and dequantize exclude each other. Omit one of them.")
     if names and not quantize and target_bpw is None:
-        raise InputError(f"{names[0]} needs quantize. Add quantize=True, or -q")
+        raise InputError(f"{names[0]} needs quantize. Add quantize=True, or -q.")
     # Overrides exclude their layers from the search, which would ignore all other formats.
     conflicting = [name for name in given if name != "q_overrides"]
     if target_bpw is not None and conflicting:
         raise InputError(
-            f"target_bpw and {conflicting[0]} both choose the formats of all layers. Leave one of them out"
+            f"target_bpw and {conflicting[0]} both choose the formats of all layers. Leave one of them out."
         )
 
 
@@ -259,7 +259,7 @@ def _make_recipe(
     default = PackedFormat.of(q_mode, q_bits, q_group_size)
     mixed = quant_predicate if isinstance(quant_predicate, str) else None
     if mixed is not None and mixed not in MIXED_RECIPES:
-        raise InputError(f"quant_predicate is {mixed!r}, which is unknown. Use one of {', '.join(MIXED_RECIPES)}")
+        raise InputError(f"quant_predicate is {mixed!r}, which is unknown. Use one of {', '.join(MIXED_RECIPES)}.")
     return Recipe(
         default,
         mixed=mixed,
@@ -272,11 +272,11 @@ def _make_recipe(
 def _check_target(source: Path, target: Path) -> None:
     real_source, real_target = source.resolve(), target.resolve()
     if real_target == real_source:
-        raise CheckpointError(f"the target {target} is the source. Choose another target")
+        raise CheckpointError(f"the target {target} is the source. Choose another target.")
     if real_source in real_target.parents:
-        raise CheckpointError(f"the target {target} is inside the source. Choose another target")
+        raise CheckpointError(f"the target {target} is inside the source. Choose another target.")
     if real_target in real_source.parents:
-        raise CheckpointError(f"the source is inside the target {target}, which is replaced. Choose another target")
+        raise CheckpointError(f"the source is inside the target {target}, which is replaced. Choose another target.")
 
 
 def _check_disk(target: Path, needed: int) -> None:
@@ -287,14 +287,14 @@ def _check_disk(target: Path, needed: int) -> None:
     if free < needed:
         raise CheckpointError(
             f"{target} needs {needed / 1e9:.2f} GB, but its disk has only {free / 1e9:.2f} GB free. Free some space, "
-            "or choose another target"
+            "or choose another target."
         )
 
 
 def _decide_report(report: bool | None, recipe: Recipe | None, source: Source, plan: Plan) -> bool:
     if report is not None:
         if report and "lm_head.weight" in source.content.fresh:
-            raise InputError(f"{source.name} has no output head, which the quality report needs. Omit report")
+            raise InputError(f"{source.name} has no output head, which the quality report needs. Omit report.")
         return report
     if recipe is None:
         return False

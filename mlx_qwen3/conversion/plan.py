@@ -113,10 +113,10 @@ def make_plan(
     """
     if recipe is not None and source.method == "mlx":
         raise QuantizationError(
-            f"{source.name} is already quantized. Convert the original, or dequantize it first with -d"
+            f"{source.name} is already quantized. Convert the original, or dequantize it first with -d."
         )
     if requantize_bits not in AFFINE_BITS:
-        raise QuantizationError(f"requantize_bits is {requantize_bits!r}, expected one of {AFFINE_BITS}")
+        raise QuantizationError(f"requantize_bits is {requantize_bits!r}, expected one of {AFFINE_BITS}.")
     plan = Plan(dtype=_choose_dtype(source, dtype, dequantize), requantize_bits=requantize_bits)
     weights, renamed, plan.tied = kept_weights(source)
     kept = {weight.name for weight in weights}
@@ -137,7 +137,7 @@ def make_plan(
         name = renamed.get(weight.name, weight.name)
         plan.steps.append(_plan_step(plan, source, weight, name, dequantize, explicit_format))
     if recipe is not None and not any(step.format for step in plan.steps):
-        raise QuantizationError(f"no layer of {source.name} can be packed as {recipe.default}. Choose another format")
+        raise QuantizationError(f"no layer of {source.name} can be packed as {recipe.default}. Choose another format.")
     if plan.kept:
         logger.warning("%d layers stay in full precision, first %s", len(plan.kept), plan.kept[0])
     return plan
@@ -146,7 +146,7 @@ def make_plan(
 def _choose_dtype(source: Source, dtype: str | None, dequantize: bool) -> mx.Dtype | None:
     if dtype is not None:
         if dtype not in DTYPES:
-            raise QuantizationError(f"dtype is {dtype!r}, which is unknown. Use one of {', '.join(DTYPES)}")
+            raise QuantizationError(f"dtype is {dtype!r}, which is unknown. Use one of {', '.join(DTYPES)}.")
         return DTYPES[dtype]
     foreign = [weight.foreign for weight in source.weights if weight.foreign is not None]
     if foreign and source.method in ("gptq", "awq") and not dequantize:

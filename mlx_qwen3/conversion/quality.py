@@ -95,9 +95,9 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
         try:
             content, name = Path(text).read_text(encoding="utf-8"), Path(text).name
         except OSError as error:
-            raise InputError(f"cannot read text {text} ({error.strerror}). Give a file of UTF-8 text") from None
+            raise InputError(f"cannot read text {text} ({error.strerror}). Give a file of UTF-8 text.") from None
         except UnicodeDecodeError as error:
-            raise InputError(f"text {text} is not UTF-8 (byte {error.start}). Convert it to UTF-8") from None
+            raise InputError(f"text {text} is not UTF-8 (byte {error.start}). Convert it to UTF-8.") from None
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(part: str) -> list[int]:
@@ -111,12 +111,12 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
         samples = list(windows(encode(content), length))
     tokens = sum(len(sample.ids) for sample in samples)
     if tokens < 8:
-        raise InputError(f"{name} has only {tokens} tokens. Give a longer text")
+        raise InputError(f"{name} has only {tokens} tokens. Give a longer text.")
     highest = max(max(sample.ids) for sample in samples)
     if highest >= vocab_size:
         raise InputError(
             f"the tokenizer of {folder} returns token {highest}, but the model has {vocab_size} tokens. "
-            "Use the tokenizer of the model"
+            "Use the tokenizer of the model."
         )
     return samples, name, tokens
 
@@ -132,7 +132,7 @@ def _parse_pairs(content: str, name: str) -> list[tuple[str, str]]:
         except (ValueError, KeyError, TypeError):
             pair = (None, None)
         if not all(isinstance(part, str) and part for part in pair):
-            raise InputError(f'{name}, line {number}: expected {{"prompt": "...", "completion": "..."}}')
+            raise InputError(f'{name}, line {number}: expected {{"prompt": "...", "completion": "..."}}.')
         pairs.append((str(pair[0]), str(pair[1])))
     return pairs
 
@@ -175,7 +175,7 @@ def measure_quality(
         MemoryFitError: there is not enough memory.
     """
     if not has_tokenizer(source.folder):
-        raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report")
+        raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report.")
     samples, name, tokens = read_samples(source.folder, vocabulary_size(source), text, "report")
     measuring = measuring or log_measuring
     measuring("quality", 0, len(samples))
@@ -196,5 +196,5 @@ def measure_quality(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryFitError("there is not enough memory for the quality report. Convert without it") from error
+        raise MemoryFitError("there is not enough memory for the quality report. Convert without it.") from error
     return {"text": name, "tokens": tokens, **quality}

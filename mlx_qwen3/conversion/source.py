@@ -229,7 +229,7 @@ def check_downloads(hashes: Mapping[str, str]) -> None:
     for file, found in hashes.items():
         name = os.path.basename(os.path.realpath(file))
         if len(name) == 64 and name != found and all(digit in "0123456789abcdef" for digit in name):
-            raise CheckpointError(f"{file} is damaged: its sha256 is {found}, expected {name}. Download it again")
+            raise CheckpointError(f"{file} is damaged: its sha256 is {found}, expected {name}. Download it again.")
 
 
 def check_unchanged(source: Source, hashes: Mapping[str, str] | None = None) -> None:
@@ -244,7 +244,7 @@ def check_unchanged(source: Source, hashes: Mapping[str, str] | None = None) -> 
         except OSError:
             found = None
         if found is None or (found.st_size, found.st_mtime_ns) != stamp:
-            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again")
+            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again.")
     for file, found in (file_hashes(source) if hashes is not None else {}).items():
         if hashes is not None and hashes.get(file) != found:
-            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again")
+            raise CheckpointError(f"{file} has changed during the conversion. Run the conversion again.")

@@ -172,7 +172,7 @@ class Converter:
         if not self._allow_not_finite:
             raise CheckpointError(
                 f"{step.weight.name} has NaN or infinite values (as {step.dtype or step.weight.dtype}). Check the "
-                "source, choose --dtype float32, or convert it anyway with --force"
+                "source, choose --dtype float32, or convert it anyway with --force."
             )
         with self._lock:
             if step.weight.name not in self.not_finite:

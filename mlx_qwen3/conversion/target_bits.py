@@ -25,14 +25,14 @@ def check_target(source: Source, target_bpw: float) -> None:
         QuantizationError: there is no tokenizer to measure with.
     """
     if not isinstance(target_bpw, int | float) or not 2 <= target_bpw <= 16:
-        raise InputError(f"target_bpw is {target_bpw!r}. Give bits per weight between 2 and 16, such as 4.5")
+        raise InputError(f"target_bpw is {target_bpw!r}. Give bits per weight between 2 and 16, such as 4.5.")
     if "lm_head.weight" in source.content.fresh:
         raise InputError(
-            f"{source.name} has no output head, which target_bpw needs to measure layers. Use quantize with q_bits"
+            f"{source.name} has no output head, which target_bpw needs to measure layers. Use quantize with q_bits."
         )
     if not has_tokenizer(source.folder):
         raise QuantizationError(
-            f"{source.folder} has no tokenizer, which target_bpw needs to measure layers. Use quantize with q_bits"
+            f"{source.folder} has no tokenizer, which target_bpw needs to measure layers. Use quantize with q_bits."
         )
 
 

@@ -18,7 +18,7 @@ def check_repo_id(repo: str) -> None:
     except HFValidationError as error:
         reason = str(error).rstrip(".")
         raise HubError(
-            f"{repo!r} is not a valid name of a repository: {reason}. Give a name such as me/my-model"
+            f"{repo!r} is not a valid name of a repository: {reason}. Give a name such as me/my-model."
         ) from None
 
 
@@ -38,12 +38,14 @@ def upload_folder(folder: Path, repo: str) -> str:
         api.create_repo(repo_id=repo, exist_ok=True)
         api.upload_folder(folder_path=str(folder), repo_id=repo, repo_type="model")
     except HFValidationError as error:
-        raise HubError(f"{repo!r} is not a valid name of a repository ({error}). {kept}") from error
+        raise HubError(f"{repo!r} is not a valid name of a repository ({error}). {kept}.") from error
     except LocalTokenNotFoundError as error:
-        raise HubError(f"uploading to {repo} needs a login. Run `hf auth login`. {kept}") from error
+        raise HubError(f"uploading to {repo} needs a login. Run `hf auth login`. {kept}.") from error
     except (http_error, ConnectionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HubError(f"cannot upload to {repo} ({reason}). Check the network and `hf auth whoami`. {kept}") from error
+        raise HubError(
+            f"cannot upload to {repo} ({reason}). Check the network and `hf auth whoami`. {kept}."
+        ) from error
     address = f"https://huggingface.co/{repo}"
     logger.info("uploaded to %s", address)
     return address

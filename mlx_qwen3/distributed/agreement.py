@@ -91,5 +91,5 @@ def check_same(group: Group, what: str, *content: Any) -> None:
     if others:
         raise CheckpointError(
             f"process {others[0]} has another {what} than process {group.rank()}. Copy the same files to every "
-            "machine, and install the same version"
+            "machine, and install the same version."
         )

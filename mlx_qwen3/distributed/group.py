@@ -33,12 +33,12 @@ def find_group(distributed: bool | Group) -> Group | None:
         if group.size() == 1 and os.environ.get("MLX_RANK", "0") != "0":
             raise DistributedError(
                 f"process {os.environ['MLX_RANK']} found no other process. Start all processes with mlx.launch and "
-                "a --backend that this machine supports"
+                "a --backend that this machine supports."
             )
     elif isinstance(distributed, Group):
         group = distributed
     else:
-        raise InputError(f"distributed is {distributed!r}, expected True, False or an mx.distributed.Group")
+        raise InputError(f"distributed is {distributed!r}, expected True, False or an mx.distributed.Group.")
     return group if group.size() > 1 else None
 
 
@@ -59,20 +59,21 @@ def _check_host_file() -> None:
         hosts = json.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise DistributedError(
-            f"cannot read the host file {name}: {error.strerror}. Create one with mlx.distributed_config"
+            f"cannot read the host file {name}: {error.strerror}. Create one with mlx.distributed_config."
         ) from None
     except ValueError:
         raise DistributedError(
-            f"the host file {name} is not valid JSON. Create it again with mlx.distributed_config"
+            f"the host file {name} is not valid JSON. Create it again with mlx.distributed_config."
         ) from None
     good = isinstance(hosts, list) and all(isinstance(host, list) and host for host in hosts)
     if not good or not all(isinstance(address, str) for host in hosts for address in host):
         raise DistributedError(
-            f"the host file {name} is not a list of lists of addresses. Create it again with mlx.distributed_config"
+            f"the host file {name} is not a list of lists of addresses. Create it again with mlx.distributed_config."
         )
     if not rank.isdecimal() or int(rank) >= len(hosts):
         raise DistributedError(
-            f"MLX_RANK is {rank!r} and the host file {name} has {len(hosts)} hosts. Start the processes with mlx.launch"
+            f"MLX_RANK is {rank!r} and the host file {name} has {len(hosts)} hosts. Start the processes with "
+            "mlx.launch."
         )
 
 
@@ -80,9 +81,9 @@ def _connection_problem(text: str) -> str:
     if "bind" in text:
         return (
             f"the processes cannot connect: a port of this machine is in use ({text}). Choose another with "
-            "--starting-port, or stop the program that uses it"
+            "--starting-port, or stop the program that uses it."
         )
-    return f"the processes cannot connect: {text}. Check the host file, and that its ports are free"
+    return f"the processes cannot connect: {text}. Check the host file, and that its ports are free."
 
 
 def send_bytes(content: bytes | None, group: Group) -> bytes:

@@ -53,7 +53,7 @@ def check_divides(config: Any, group: Group, groups: Iterable[int] = ()) -> None
     smaller = ", or convert it with a smaller group size" if "packed" in wrong else ""
     raise InputError(
         f"{group.size()} processes do not divide {wrong} {sizes.get(wrong, kv_heads)} of this model. Start {fitting} "
-        f"process{'es' if fitting != '1' else ''}{smaller}"
+        f"process{'es' if fitting != '1' else ''}{smaller}."
     )
 
 

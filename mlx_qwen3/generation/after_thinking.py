@@ -66,7 +66,7 @@ class Reasoning:
         )
         if len(close) != 1:
             raise InputError(
-                "the tokenizer has no token </think>, after which a constraint could begin. Turn thinking off"
+                "the tokenizer has no token </think>, after which a constraint could begin. Turn thinking off."
             )
         return cls(tuple(ids), free, close[0], tuple(then), budget)
 

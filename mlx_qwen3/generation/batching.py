@@ -191,7 +191,7 @@ def batch_generate(
     check_whole_number("completion_batch_size", completion_batch_size, least=1)
     resolved = resolve_options(model, options, streaming=True, more=(*STREAM_ARGUMENTS, "stops", "prompt_caches"))
     if resolved.drafts:
-        raise InputError("draft models and prompt lookup are not supported in batches. Use stream_generate")
+        raise InputError("draft models and prompt lookup are not supported in batches. Use stream_generate.")
     ids = _encode_prompts(
         model,
         tokenizer,
@@ -209,7 +209,7 @@ def batch_generate(
         check_cache("prompt_caches", cache)
     own = [id(cache) for cache in caches if cache is not None]
     if len(set(own)) < len(own):
-        raise InputError("prompt_caches contains one cache twice. Use a separate cache for each prompt")
+        raise InputError("prompt_caches contains one cache twice. Use a separate cache for each prompt.")
     limits: list[Any] = (
         _check_length(max_tokens, count, "max_tokens") if isinstance(max_tokens, list | tuple) else [max_tokens] * count
     )
@@ -223,7 +223,7 @@ def batch_generate(
     if thinking_budget is not None:
         check_whole_number("thinking_budget", thinking_budget, least=0)
         if None in constraints:
-            raise InputError("thinking_budget requires a constraint for every prompt. Omit it")
+            raise InputError("thinking_budget requires a constraint for every prompt. Omit it.")
     eos = ending_ids(resolved, tokenizer)
     answers: list[_Answer] = []
     sequences: list[BatchSequence] = []
@@ -231,13 +231,13 @@ def batch_generate(
         length, cached = len(row) + len(before[i]), 0 if cache is None else cache.offset
         budget = token_budget(resolved, limits[i], length, DEFAULT_BATCH_TOKENS)
         if budget == 0:
-            raise InputError("max_tokens is 0, expected a whole number above 0, or -1 to use the remaining context")
+            raise InputError("max_tokens is 0, expected a whole number above 0, or -1 to use the remaining context.")
         budget = tokens_left(model.config, cached, len(row), budget)
         processors = resolved.row_processors(length, length + budget, custom[i], i, warped)
         follower, constraint = None, constraints[i]
         if constraint is not None:
             if stops is not None or "stop_strings" in resolved.given:
-                raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one")
+                raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one.")
             own_stops[i] = []
             rendered = render_prompt(tokenizer, prompts[i], enable_thinking, tools, continue_final_message)
             follower = ConstraintProcessor(
@@ -314,7 +314,7 @@ def _split_processors(processors: Any, count: int) -> list[list[Any]]:
 def _encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **template: Any) -> list[list[int]]:
     if isinstance(prompts, str | Mapping):
         kind = "a text" if isinstance(prompts, str) else "a mapping"
-        raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one")
+        raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one.")
     prompts = plain(prompts)
     check_list("prompts", prompts, "a list of texts, ids or conversations")
     rows = []
@@ -330,7 +330,7 @@ def _encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **templa
 def _check_length(values: Any, count: int, name: str) -> list[Any]:
     check_list(name, values, "a list with one entry per prompt")
     if len(values) != count:
-        raise InputError(f"{name} has {len(values)} entries for {count} prompts. Pass one per prompt, or one for all")
+        raise InputError(f"{name} has {len(values)} entries for {count} prompts. Pass one per prompt, or one for all.")
     return list(values)
 
 

@@ -23,13 +23,13 @@ def type_name(value: Any) -> str:
 def check_callable(name: str, value: Any, expected: str) -> None:
     """Raise `InputError` unless `value` is None or callable."""
     if value is not None and not callable(value):
-        raise InputError(f"{name} is {type_name(value)}, expected {expected}")
+        raise InputError(f"{name} is {type_name(value)}, expected {expected}.")
 
 
 def check_list(name: str, value: Any, expected: str) -> None:
     """Raise `InputError` unless `value` is a list or a tuple."""
     if not isinstance(value, list | tuple):
-        raise InputError(f"{name} is {type_name(value)}, expected {expected}")
+        raise InputError(f"{name} is {type_name(value)}, expected {expected}.")
 
 
 def check_number(
@@ -54,7 +54,7 @@ def check_number(
         expected = f"a number of at least {least}"
     else:
         expected = f"a number from {least} to {most}"
-    raise InputError(f"{name} is {value!r}, expected {expected}{f' ({hint})' if hint else ''}")
+    raise InputError(f"{name} is {value!r}, expected {expected}{f' ({hint})' if hint else ''}.")
 
 
 def check_whole_number(name: str, value: Any, *, least: int = 0, hint: str = "") -> None:
@@ -62,11 +62,11 @@ def check_whole_number(name: str, value: Any, *, least: int = 0, hint: str = "")
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
         return
     expected = f"a whole number of at least {least}" if least else "a whole number"
-    raise InputError(f"{name} is {value!r}, expected {expected}{f' ({hint})' if hint else ''}")
+    raise InputError(f"{name} is {value!r}, expected {expected}{f' ({hint})' if hint else ''}.")
 
 
 def check_seed(seed: Any) -> None:
     """Raise `InputError` unless `seed` is None or an unsigned 64-bit integer."""
     if seed is None or (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 1 << 64):
         return
-    raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1")
+    raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1.")

@@ -192,7 +192,7 @@ class GenerationConfig:
         for name in self.fields:
             expected = self.expected(name)
             if expected:
-                raise ConfigError(f"generation field {name!r} is {shown(getattr(self, name))}, expected {expected}")
+                raise ConfigError(f"generation field {name!r} is {shown(getattr(self, name))}, expected {expected}.")
 
     def _set_fields(self, fields: Mapping[str, Any]) -> None:
         self._source: str | None = None

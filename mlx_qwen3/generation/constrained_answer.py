@@ -39,11 +39,13 @@ def check_answer(text: str, reason: str | None, *, parse: bool = False, schema: 
     """
     names = [name for name, value in {"schema": schema, **others}.items() if value is not None]
     if names and reason == "length":
-        raise IncompleteOutputError(f"the answer was cut before its {names[0]} was complete. Increase max_tokens", text)
+        raise IncompleteOutputError(
+            f"the answer was cut before its {names[0]} was complete. Increase max_tokens.", text
+        )
     if not parse:
         return text
     if schema is None:
-        raise InputError("parse needs a schema. Pass one, or omit parse")
+        raise InputError("parse needs a schema. Pass one, or omit parse.")
     return parse_answer(schema, text)
 
 
@@ -61,7 +63,7 @@ def parse_answer(schema: Any, text: str) -> Any:
     except ValueError as problem:
         reason = " ".join(str(problem).split())[:200]
         raise InputError(
-            f"{schema.__name__} rejects the answer {text[:80]!r}: {reason}. Check its validators"
+            f"{schema.__name__} rejects the answer {text[:80]!r}: {reason}. Check its validators."
         ) from None
 
 

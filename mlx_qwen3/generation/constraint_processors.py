@@ -78,7 +78,7 @@ class BatchConstraint(LogitsProcessor):
         if new > 0:
             self._accept(cast(list[list[int]], sequences[:, -new:].tolist()))
         if not all(matcher.complete for matcher in self._matchers):
-            raise IncompleteOutputError(f"an answer was cut before its {kind} was complete. Increase max_new_tokens")
+            raise IncompleteOutputError(f"an answer was cut before its {kind} was complete. Increase max_new_tokens.")
 
 
 def per_prompt(value: Any, count: int, name: str) -> list[Any]:
@@ -96,5 +96,5 @@ def per_prompt(value: Any, count: int, name: str) -> list[Any]:
     if not is_list:
         return [value] * count
     if len(value) != count:
-        raise InputError(f"{name} has {len(value)} entries for {count} prompts. Pass one per prompt, or one for all")
+        raise InputError(f"{name} has {len(value)} entries for {count} prompts. Pass one per prompt, or one for all.")
     return list(value)

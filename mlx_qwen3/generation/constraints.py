@@ -132,7 +132,7 @@ class Matcher:
         if self._engine.is_accepting():
             permit(words, self._ends)
         if not words.any():
-            raise ConstraintError(f"the {self.constraint.kind} allows no further token here. Simplify it")
+            raise ConstraintError(f"the {self.constraint.kind} allows no further token here. Simplify it.")
         return words
 
     def _compute_mask(self) -> np.ndarray:
@@ -197,7 +197,7 @@ class Matcher:
         elif self._over or not self._engine.consume_token(token):
             if not self._over and any(word in self._engine.get_error().lower() for word in ("limit", "max is")):
                 self._check()
-            raise ConstraintError(f"the {self.constraint.kind} does not allow token {token} here. Apply the mask")
+            raise ConstraintError(f"the {self.constraint.kind} does not allow token {token} here. Apply the mask.")
         elif self._positions:
             self._positions.append(self._positions[-1].after(self.constraint.tables.tokens[token]))
         self._tokens.append(token)
@@ -213,7 +213,7 @@ class Matcher:
         if count <= 0:
             return
         if count > len(self._tokens):
-            raise InputError(f"cannot roll back {count} of {len(self._tokens)} tokens. Pass a smaller number")
+            raise InputError(f"cannot roll back {count} of {len(self._tokens)} tokens. Pass a smaller number.")
         ended = int(self._over)
         self._over = False
         del self._tokens[len(self._tokens) - count :]
@@ -228,7 +228,7 @@ class Matcher:
             problem = _get_first_line(self._engine.get_error())
             raise ConstraintError(
                 f"the {self.constraint.kind} became too complex after {len(self._tokens)} tokens: {problem}. "
-                "Simplify it"
+                "Simplify it."
             )
 
 
@@ -256,7 +256,7 @@ def compile_constraint(kind: str, value: Any, tokenizer: Any) -> Constraint:
         ConstraintError: the value does not compile, allows no text, or uses features that are not supported.
     """
     if kind not in KINDS:
-        raise InputError(f"the kind of constraint is {kind!r}. Use one of {', '.join(KINDS)}")
+        raise InputError(f"the kind of constraint is {kind!r}. Use one of {', '.join(KINDS)}.")
     names = False
     if kind == "schema":
         grammar, names = _compile_schema(value, tokenizer)
@@ -277,9 +277,9 @@ def check_start(constraint: Constraint, what: str) -> None:
     if not engine.is_error():
         mask = engine.compute_bitmask()
         if not engine.is_error() and not engine.is_accepting() and not any(mask):
-            raise ConstraintError(f"{what} allows no text at all. Change it")
+            raise ConstraintError(f"{what} allows no text at all. Change it.")
     if engine.is_error():
-        raise ConstraintError(f"{what} cannot be used: {_get_first_line(engine.get_error())}. Change it")
+        raise ConstraintError(f"{what} cannot be used: {_get_first_line(engine.get_error())}. Change it.")
 
 
 def chosen_constraint(
@@ -294,7 +294,7 @@ def chosen_constraint(
     given = {"schema": schema, "regex": regex, "choices": choices, "grammar": grammar}
     given = {kind: value for kind, value in given.items() if value is not None}
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} cannot be combined. Pass one of them")
+        raise InputError(f"{' and '.join(given)} cannot be combined. Pass one of them.")
     return next((compile_constraint(kind, value, tokenizer) for kind, value in given.items()), None)
 
 
@@ -311,14 +311,14 @@ def schema_of(value: Any) -> Any:
         try:
             value = json.loads(value, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
         except (ValueError, RecursionError) as problem:
-            raise ConstraintError(f"the schema is not valid JSON: {problem}. Correct the text") from None
+            raise ConstraintError(f"the schema is not valid JSON: {problem}. Correct the text.") from None
         if not isinstance(value, Mapping | bool):
             raise ConstraintError(
-                'the schema is valid JSON but not an object. Pass a JSON Schema such as {"type": "object"}'
+                'the schema is valid JSON but not an object. Pass a JSON Schema such as {"type": "object"}.'
             )
     if not isinstance(value, Mapping | bool):
         raise InputError(
-            f"schema is {type(value).__name__}, expected a JSON Schema as a dict or text, or a pydantic model class"
+            f"schema is {type(value).__name__}, expected a JSON Schema as a dict or text, or a pydantic model class."
         )
     return value
 
@@ -382,7 +382,7 @@ def _explain_refusal(schema: Any, problem: str, tables: TokenTables) -> Constrai
     for sign, plain in PLAIN_REASONS.items():
         problem = plain if sign in problem else problem
     problem = _get_first_line(problem).replace("min/max", "minProperties/max")
-    return ConstraintError(f"the schema is not supported at {path} ({words}): {problem}. Change that part")
+    return ConstraintError(f"the schema is not supported at {path} ({words}): {problem}. Change that part.")
 
 
 def _list_subschemas(node: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -401,7 +401,7 @@ def _compile_regex(value: Any) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(value, str):
-        raise InputError(f"regex is {type(value).__name__}, expected a text")
+        raise InputError(f"regex is {type(value).__name__}, expected a text.")
     return LLMatcher.grammar_from_regex(rewrite_pattern(value, search=False))
 
 
@@ -409,12 +409,12 @@ def _compile_choices(value: Any) -> str:
     from llguidance import LLMatcher
 
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
-        raise InputError(f"choices is {type(value).__name__}, expected a list of texts")
+        raise InputError(f"choices is {type(value).__name__}, expected a list of texts.")
     if not value:
-        raise ConstraintError("choices is empty. Pass at least one text")
+        raise ConstraintError("choices is empty. Pass at least one text.")
     options = ["".join(f"\\x{{{ord(char):X}}}" for char in text) for text in dict.fromkeys(value)]
     if any("\ud800" <= char <= "\udfff" for text in value for char in text):
-        raise ConstraintError("choices contains a text that is not valid Unicode. Correct it")
+        raise ConstraintError("choices contains a text that is not valid Unicode. Correct it.")
     return LLMatcher.grammar_from_regex("(?:" + "|".join(options) + ")")
 
 
@@ -423,12 +423,12 @@ def _compile_lark(value: Any) -> str:
     from llguidance import LLMatcher
 
     if not isinstance(value, str):
-        raise InputError(f"grammar is {type(value).__name__}, expected the text of a Lark grammar")
+        raise InputError(f"grammar is {type(value).__name__}, expected the text of a Lark grammar.")
     text = rewrite_schemas(value, lambda schema: json_grammar(schema)[0])
     grammar = LLMatcher.grammar_from_lark(text)
     problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
-        raise ConstraintError(f"the grammar cannot be compiled: {_get_first_line(problem)}. Correct it")
+        raise ConstraintError(f"the grammar cannot be compiled: {_get_first_line(problem)}. Correct it.")
     refuse_endless(text)
     return grammar
 

@@ -40,7 +40,7 @@ def tokens_left(config: Any, cached: int, prompt: int, max_tokens: int | None) -
     if left < 1:
         raise ContextError(
             f"the prompt has {cached + prompt} tokens and the model holds {limit}, so no token can be "
-            "generated. Shorten the prompt"
+            "generated. Shorten the prompt."
         )
     return left if max_tokens is None or max_tokens < 0 else min(left, max_tokens)
 

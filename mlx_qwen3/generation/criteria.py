@@ -78,7 +78,7 @@ def rows_of(finished: Any, rows: int) -> np.ndarray:
     """Convert the result of a criterion to one boolean per row (B,)."""
     values = np.asarray(finished).reshape(-1).astype(bool)
     if values.size not in (1, rows):
-        raise InputError(f"a stopping criterion returned {values.size} values for {rows} rows. Return one per row")
+        raise InputError(f"a stopping criterion returned {values.size} values for {rows} rows. Return one per row.")
     return np.broadcast_to(values, (rows,))
 
 
@@ -93,7 +93,7 @@ def list_criteria(criteria: Any) -> list[Criterion]:
     found = list(criteria) if isinstance(criteria, Iterable) else [criteria]
     for criterion in found:
         if not callable(criterion):
-            raise InputError(f"a stopping criterion is {criterion!r}, expected a function of ids and scores")
+            raise InputError(f"a stopping criterion is {criterion!r}, expected a function of ids and scores.")
     return found
 
 
@@ -107,5 +107,5 @@ def list_stop_strings(strings: Any, name: str = "stop") -> list[str]:
     if found is None:
         return []
     if not isinstance(found, list | tuple) or any(not isinstance(text, str) or not text for text in found):
-        raise InputError(f"{name} is {strings!r}, expected a text or a list of texts that are not empty")
+        raise InputError(f"{name} is {strings!r}, expected a text or a list of texts that are not empty.")
     return list(found)

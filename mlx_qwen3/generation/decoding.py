@@ -21,7 +21,7 @@ CLEAR_EVERY = 256
 
 NOTHING_ALLOWED = (
     "no token may follow: every score is -inf, or the model computed NaN. Check logit_bias, suppress_tokens and "
-    "logits processors, or load the model in float32"
+    "logits processors, or load the model in float32."
 )
 
 Progress = Callable[[int, int], None]

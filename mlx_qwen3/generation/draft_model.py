@@ -29,7 +29,7 @@ class DraftModel:
         if vocab_size is not None and model.config.vocab_size != vocab_size:
             raise InputError(
                 f"the draft model has {model.config.vocab_size} tokens in its vocabulary, the model {vocab_size}. "
-                "Use a smaller model of the same family"
+                "Use a smaller model of the same family."
             )
         self.model: Any = model
         self.start([])

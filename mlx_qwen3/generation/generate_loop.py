@@ -89,14 +89,14 @@ class BatchPrompt:
         """
         ids, embeds = as_array(input_ids, "input_ids"), as_array(embeds, "inputs_embeds")
         if ids is None and embeds is None:
-            raise InputError("there is no prompt. Pass input_ids or inputs_embeds")
+            raise InputError("there is no prompt. Pass input_ids or inputs_embeds.")
         for name, given, sides in (
             ("input_ids", ids, "batch, length"),
             ("inputs_embeds", embeds, "batch, length, width"),
         ):
             wrong = given is not None and (given.ndim != sides.count(",") + 1 or not given.size)
             if given is not None and wrong and not (name == "input_ids" and embeds is not None):
-                raise InputError(f"{name} has shape {tuple(given.shape)}, expected ({sides})")
+                raise InputError(f"{name} has shape {tuple(given.shape)}, expected ({sides}).")
         if ids is not None and ids.size:
             check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
             ids = ids.astype(mx.int32)
@@ -105,13 +105,13 @@ class BatchPrompt:
         prompt = cls(ids, embeds, None, extra=extra)
         if ids is not None and ids.shape[0] != prompt.rows:
             raise InputError(
-                f"input_ids has {ids.shape[0]} rows and inputs_embeds {prompt.rows}. Pass the same number of rows"
+                f"input_ids has {ids.shape[0]} rows and inputs_embeds {prompt.rows}. Pass the same number of rows."
             )
         prompt._set_mask(as_array(mask, "attention_mask"), past, options)
         prompt._set_positions(as_array(positions, "position_ids"))
         copies = options.config.num_return_sequences or 1
         if copies > 1 and not options.samples:
-            raise InputError(f"num_return_sequences is {copies} but greedy search finds one. Pass do_sample=True")
+            raise InputError(f"num_return_sequences is {copies} but greedy search finds one. Pass do_sample=True.")
         return prompt._repeat(copies) if copies > 1 else prompt
 
     def _set_mask(self, mask: mx.array | None, past: int, options: GenerationOptions) -> None:
@@ -124,7 +124,7 @@ class BatchPrompt:
         elif past and tuple(mask.shape) == (self.rows, past + self.length):
             self.cached = past
         elif tuple(mask.shape) != shape:
-            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, expected {shape}")
+            raise InputError(f"attention_mask has shape {tuple(mask.shape)}, expected {shape}.")
         assert mask is not None
         mask = (mask != 0).astype(mx.int32)
         if mx.all(mask).item():
@@ -140,7 +140,7 @@ class BatchPrompt:
         if positions is None:
             return
         if positions.ndim != 2 or positions.shape[0] not in (1, self.rows) or positions.shape[1] != self.length:
-            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({self.rows}, {self.length})")
+            raise InputError(f"position_ids has shape {tuple(positions.shape)}, expected ({self.rows}, {self.length}).")
         self.positions = mx.broadcast_to(positions.astype(mx.int32), (self.rows, self.length))
 
     def _repeat(self, copies: int) -> "BatchPrompt":
@@ -272,7 +272,7 @@ class GenerateLoop:
         if start >= prompt.length:
             raise InputError(
                 f"past_key_values has {start} tokens already and input_ids only {prompt.length}. Pass the "
-                "whole text, including new tokens, or the new tokens with an attention_mask over all tokens"
+                "whole text, including new tokens, or the new tokens with an attention_mask over all tokens."
             )
         size = self.prefill_chunk_size if past is not None and self._use_cache else None
         while size is not None and prompt.length - start > size:
@@ -299,7 +299,7 @@ class GenerateLoop:
             newest = None if self._positions is None else self._positions[:, -1:]
             return self._call(tokens[:, None], None, self._mask, newest, past)
         if prompt.embeds is not None:
-            raise InputError("inputs_embeds is not supported with use_cache=False. Omit use_cache")
+            raise InputError("inputs_embeds is not supported with use_cache=False. Omit use_cache.")
         return self._call(ids, None, self._mask, self._positions, None)
 
     def _call(

@@ -47,7 +47,7 @@ def _read_json(text: str, start: int) -> tuple[Any, int]:
     try:
         return json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, start)
     except (ValueError, RecursionError) as problem:
-        raise ConstraintError(f"the grammar has a %json that is not valid JSON: {problem}. Correct it") from None
+        raise ConstraintError(f"the grammar has a %json that is not valid JSON: {problem}. Correct it.") from None
 
 
 def _refuse_constant(name: str) -> Any:
@@ -85,7 +85,7 @@ def refuse_endless(text: str) -> None:
         finite |= more
     if len(finite) < len(rules):
         names = ", ".join(sorted(set(rules) - finite))
-        raise ConstraintError(f"the grammar recurses without end in {names}. Add an alternative without recursion")
+        raise ConstraintError(f"the grammar recurses without end in {names}. Add an alternative without recursion.")
 
 
 def _parse_rules(text: str) -> dict[str, _Group] | None:

@@ -98,15 +98,15 @@ class GenerationMixin:
             ConfigError: the model's generation_config has an invalid value.
         """
         if inputs is not None and input_ids is not None:
-            raise InputError("inputs is an alias of input_ids and both are given. Pass one of them")
+            raise InputError("inputs is an alias of input_ids and both are given. Pass one of them.")
         input_ids = inputs if input_ids is None else input_ids
         if isinstance(input_ids, Mapping):
             if "input_ids" not in input_ids:
-                raise InputError("the prompt is a mapping without input_ids. Pass ids (batch, length)")
+                raise InputError("the prompt is a mapping without input_ids. Pass ids (batch, length).")
             attention_mask = input_ids.get("attention_mask") if attention_mask is None else attention_mask
             input_ids = input_ids["input_ids"]
         if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
-            raise InputError(f"streamer is {type_name(streamer)}, expected an object with put(tokens) and end()")
+            raise InputError(f"streamer is {type_name(streamer)}, expected an object with put(tokens) and end().")
         custom = processor_list(logits_processor, "logits_processor")
         named = {name: options.pop(name) for name in list(options) if is_option(name)}
         self._refuse_unknown(options)
@@ -134,7 +134,7 @@ class GenerationMixin:
         criteria = StoppingCriteriaList(resolved.criteria())
         if resolved.stop_strings:
             if tokenizer is None:
-                raise InputError("stop_strings needs the tokenizer. Pass tokenizer=…")
+                raise InputError("stop_strings needs the tokenizer. Pass tokenizer=….")
             criteria.append(EndsWithStopString(resolved.stop_strings, tokenizer))
         in_full = bool(config.return_dict_in_generate)
         wanted = {
@@ -145,7 +145,7 @@ class GenerationMixin:
             if prompt.rows > 1 or prompt.ids is None or not use_cache:
                 raise InputError(
                     "assistant_model and prompt_lookup_num_tokens are not supported for several sequences, for "
-                    "inputs_embeds and without a cache. Omit them, or pass one sequence at a time"
+                    "inputs_embeds and without a cache. Omit them, or pass one sequence at a time."
                 )
             if not (wanted or collect_scores or collect_logits or prompt.cached or prompt.mask is not None):
                 output = self._generate_from_drafts(
@@ -192,11 +192,11 @@ class GenerationMixin:
             InputError: `beam_indices` is given, or the shapes of `sequences` and `scores` do not match.
         """
         if beam_indices is not None:
-            raise InputError("beam_indices is not supported: there is no beam search. Omit it")
+            raise InputError("beam_indices is not supported: there is no beam search. Omit it.")
         if not scores or sequences.shape[1] < len(scores) or scores[0].shape[0] != sequences.shape[0]:
             raise InputError(
                 f"sequences has shape {tuple(sequences.shape)} and there are {len(scores or ())} scores. Pass both as "
-                "generate(…, output_scores=True, return_dict_in_generate=True) returned them"
+                "generate(…, output_scores=True, return_dict_in_generate=True) returned them."
             )
         stacked = mx.stack(list(scores), axis=1)
         stacked = to_logprobs(stacked) if normalize_logits else stacked
@@ -213,7 +213,7 @@ class GenerationMixin:
         for name in options:
             if name not in accepted or name == "self":
                 near = difflib.get_close_matches(name, [*GenerationConfig.fields, *accepted], 1)
-                hint = f"Did you mean {near[0]!r}?" if near else "See help(model.generate) and GenerationConfig"
+                hint = f"Did you mean {near[0]!r}?" if near else "See help(model.generate) and GenerationConfig."
                 raise InputError(f"unknown argument {name!r}. {hint}")
 
     def _generate_from_drafts(
@@ -227,7 +227,7 @@ class GenerationMixin:
         streamer: Any,
     ) -> GenerateOutput:
         """Generate one sequence by speculative decoding."""
-        raise InputError(f"assistant_model is not supported for {type(self).__name__}. Omit it")
+        raise InputError(f"assistant_model is not supported for {type(self).__name__}. Omit it.")
 
     def _empty_cache(self) -> Any:
         """Return the `past_key_values` of the first step; None if the model's call creates them."""
@@ -278,7 +278,7 @@ class GenerationMixin:
         if context >= config.max_length:
             raise InputError(
                 f"the prompt has {context} tokens and max_length is {config.max_length}, so no token can be "
-                "generated. Increase max_length or pass max_new_tokens"
+                "generated. Increase max_length or pass max_new_tokens."
             )
         return config.max_length - (context - length)
 

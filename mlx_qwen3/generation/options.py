@@ -275,7 +275,7 @@ def resolve_options(
         named["eos_token_id"] = list(ids) if isinstance(ids, set | frozenset | range) else ids
     user = named.pop("generation_config", None)
     if user is not None and not isinstance(user, GenerationConfig):
-        raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig")
+        raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig.")
     extra = {name: named.pop(name) for name in _NON_FIELDS if name in named}
     own = getattr(model, "generation_config", None) or GenerationConfig()
     theirs = user.to_dict() if user is not None else {}
@@ -295,7 +295,7 @@ def resolve_options(
         LogitBias(extra["logit_bias"])
     assistant = extra.get("assistant_model")
     if assistant is not None and not hasattr(assistant, "config"):
-        raise InputError(f"assistant_model is {shown(assistant)}, expected a loaded model")
+        raise InputError(f"assistant_model is {shown(assistant)}, expected a loaded model.")
     options = GenerationOptions(
         config,
         given,
@@ -332,11 +332,11 @@ def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
             neutral, advice = ELSEWHERE[name]
             value = named.pop(name)
             if not _is_neutral(value, neutral):
-                raise InputError(f"{name} is not supported: {shown(value)}. {advice}")
+                raise InputError(f"{name} is not supported: {shown(value)}. {advice}.")
         elif not GenerationConfig.knows(name):
             known = [*GenerationKeywords.__annotations__, *more]
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else "See stream_generate and the fields of GenerationConfig"
+            hint = f"Did you mean {near[0]!r}?" if near else "See stream_generate and the fields of GenerationConfig."
             raise InputError(f"unknown argument {name!r}. {hint}")
 
 
@@ -356,10 +356,10 @@ def _refuse_unsupported(values: dict[str, Any], given: frozenset[str], own: Gene
         if name in ("length_penalty", "early_stopping") and name not in given:
             continue  # they have no effect without beam search, which has been refused above
         where = "" if name in given else f"{own.source or 'the generation_config'}: "
-        raise InputError(f"{where}{name} is not supported: {shown(value)}. {advice}")
+        raise InputError(f"{where}{name} is not supported: {shown(value)}. {advice}.")
     for name, (neutral, advice) in ONE_ROW.items() if streaming else ():
         if name in given and not _is_neutral(values.get(name), neutral):
-            raise InputError(f"{name} is not supported for streamed text: {shown(values[name])}. {advice}")
+            raise InputError(f"{name} is not supported for streamed text: {shown(values[name])}. {advice}.")
     for name in IGNORED:
         values.pop(name, None)
 
@@ -376,4 +376,4 @@ def _check_fields(
         value, expected = shown(getattr(config, name)), expected.removesuffix(", or null")
         if name in given or own.source is None:
             raise error(f"{name} is {value}, expected {expected}")
-        raise ConfigError(f"{own.source}: {name} is {value}, expected {expected}. Correct the file, or pass {name}")
+        raise ConfigError(f"{own.source}: {name} is {value}, expected {expected}. Correct the file, or pass {name}.")

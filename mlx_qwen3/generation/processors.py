@@ -66,7 +66,7 @@ def processor_list(processors: Any, name: str) -> list[Any]:
     found: list[Any] = list(processors) if several else [processors]
     for process in processors if isinstance(processors, Sequence) else found:
         if not callable(process):
-            raise InputError(f"{name} contains {type_name(process)}, expected functions of token ids and scores")
+            raise InputError(f"{name} contains {type_name(process)}, expected functions of token ids and scores.")
     return found
 
 
@@ -80,7 +80,7 @@ def apply_processors(processors: Iterable[Any], ids: mx.array, scores: mx.array)
         found = process(ids, scores)
         if not isinstance(found, mx.array) or found.shape != scores.shape:
             what = f"shape {tuple(found.shape)}" if isinstance(found, mx.array) else type_name(found)
-            raise InputError(f"a logits processor returned {what}, expected scores of shape {tuple(scores.shape)}")
+            raise InputError(f"a logits processor returned {what}, expected scores of shape {tuple(scores.shape)}.")
         scores = found
     return scores
 
@@ -93,7 +93,7 @@ def row_processors(processors: Iterable[Any], row: int = 0) -> list[RowProcessor
             found.extend(row_processors([_BatchSignature(process) for process in given], row))
             continue
         if not callable(given):
-            raise InputError(f"a logits processor is {given!r}, expected a function of token ids and logits")
+            raise InputError(f"a logits processor is {given!r}, expected a function of token ids and logits.")
         for_row: Any = getattr(given, "for_row", None)
         process: Any = given if for_row is None else for_row(row)
         found.append(_accept_one_row(process) if isinstance(process, LogitsProcessor) else process)
@@ -176,16 +176,16 @@ class LogitBias(LogitsProcessor):
 
     def __init__(self, bias: Mapping[int, float], name: str = "logit_bias"):
         if not isinstance(bias, Mapping):
-            raise InputError(f"{name} is {bias!r}, expected a mapping of token ids to numbers, such as {{42: -1.5}}")
+            raise InputError(f"{name} is {bias!r}, expected a mapping of token ids to numbers, such as {{42: -1.5}}.")
         try:
             self.tokens = [int(token) for token in bias]
             values = [float(bias[token]) for token in bias]
         except (TypeError, ValueError):
-            raise InputError(f"{name} is {bias!r}, expected a mapping of token ids to numbers") from None
+            raise InputError(f"{name} is {bias!r}, expected a mapping of token ids to numbers.") from None
         if any(math.isnan(value) for value in values):
-            raise InputError(f"{name} holds NaN, expected numbers. Use -inf to forbid a token")
+            raise InputError(f"{name} holds NaN, expected numbers. Use -inf to forbid a token.")
         if any(token < 0 for token in self.tokens):
-            raise InputError(f"{name} contains the token id {min(self.tokens)}, expected 0 or more")
+            raise InputError(f"{name} contains the token id {min(self.tokens)}, expected 0 or more.")
         self.name = name
         self._ids, self._values = mx.array(self.tokens, dtype=mx.int32), mx.array(values, dtype=mx.float32)
 
@@ -194,7 +194,7 @@ class LogitBias(LogitsProcessor):
             return scores
         if max(self.tokens) >= scores.shape[-1]:
             raise InputError(
-                f"{self.name} contains the token id {max(self.tokens)}, outside the vocabulary of {scores.shape[-1]}"
+                f"{self.name} contains the token id {max(self.tokens)}, outside the vocabulary of {scores.shape[-1]}."
             )
         return scores.at[:, self._ids].add(self._values)
 

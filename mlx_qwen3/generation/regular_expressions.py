@@ -75,7 +75,7 @@ class _Parser:
 
     def fail(self, problem: str) -> ConstraintError:
         shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        return ConstraintError(f"{self.what} {problem}: {shown!r}. Change the regular expression")
+        return ConstraintError(f"{self.what} {problem}: {shown!r}. Change the regular expression.")
 
     def peek(self, text: str) -> bool:
         return self.text.startswith(text, self.at)
@@ -325,7 +325,7 @@ def _split_alternatives(node: Node) -> list[list[Node]]:
         inner = _split_alternatives(part) if _has_anchor(part) and not isinstance(part, Anchor | Repeat) else [[part]]
         lines = [[*line, *tail] for line in lines for tail in inner]
         if len(lines) > 1000:
-            raise ConstraintError("the regular expression has too many anchors. Anchor it as a whole")
+            raise ConstraintError("the regular expression has too many anchors. Anchor it as a whole.")
     return lines
 
 
@@ -348,7 +348,7 @@ def remove_anchors(node: Node, search: bool) -> Node:
         while line and line[-1] == Anchor(True):
             line, ends = line[:-1], True
         if any(map(_has_anchor, line)):
-            raise ConstraintError("the regular expression has an anchor in the middle. Anchor it as a whole")
+            raise ConstraintError("the regular expression has an anchor in the middle. Anchor it as a whole.")
         free: Node = Repeat(Chars(ANY), 0, None)
         options.append(Sequence((*(() if starts else (free,)), *line, *(() if ends else (free,)))))
     return options[0] if len(options) == 1 else Choice(tuple(options))
@@ -404,7 +404,7 @@ def write_pattern(node: Node) -> str:
         if len(node.ranges) > 1 or not is_single(node.ranges):
             node = Chars(tuple((max(low, 1), high) for low, high in node.ranges if high > 0))
         if not node.ranges:
-            raise ConstraintError("the regular expression has an empty set of characters. Change it")
+            raise ConstraintError("the regular expression has an empty set of characters. Change it.")
         if is_single(node.ranges):
             return f"\\x{{{node.ranges[0][0]:X}}}"
         return "[" + "".join(f"\\x{{{low:X}}}-\\x{{{high:X}}}" for low, high in node.ranges) + "]"
@@ -434,9 +434,9 @@ def parse(pattern: str, *, search: bool, what: str = "the regex") -> Node:
         node = remove_anchors(_Parser(pattern, what).parse(), search)
         nothing = matches_nothing(node)
     except RecursionError:
-        raise ConstraintError(f"{what} is nested too deeply: {pattern[:60]!r}. Simplify it") from None
+        raise ConstraintError(f"{what} is nested too deeply: {pattern[:60]!r}. Simplify it.") from None
     if nothing:
-        raise ConstraintError(f"{what} matches no text at all: {pattern[:60]!r}. Change the regular expression")
+        raise ConstraintError(f"{what} matches no text at all: {pattern[:60]!r}. Change the regular expression.")
     return node
 
 

@@ -63,7 +63,7 @@ class SequenceBias(LogitsProcessor):
             found = {}
         if not found or any(not ids or min(ids) < 0 for ids in found) or any(map(math.isnan, found.values())):
             raise InputError(
-                f"{name} is {bias!r}, expected a mapping of token id sequences to numbers, such as {{(5, 9): -2.0}}"
+                f"{name} is {bias!r}, expected a mapping of token id sequences to numbers, such as {{(5, 9): -2.0}}."
             )
         self.bias, self.name = found, name
 
@@ -71,7 +71,7 @@ class SequenceBias(LogitsProcessor):
         largest = max(max(ids) for ids in self.bias)
         if largest >= scores.shape[-1]:
             raise InputError(
-                f"{self.name} contains the token id {largest}, outside the vocabulary of {scores.shape[-1]}"
+                f"{self.name} contains the token id {largest}, outside the vocabulary of {scores.shape[-1]}."
             )
         bias = np.zeros(scores.shape, dtype=np.float32)
         longest = max(len(ids) for ids in self.bias) - 1
@@ -98,7 +98,7 @@ class NoBadWords(SequenceBias):
         )
         if not good or not bad_words_ids:
             raise InputError(
-                f"bad_words_ids is {bad_words_ids!r}, expected a list of lists of token ids, none of them empty"
+                f"bad_words_ids is {bad_words_ids!r}, expected a list of lists of token ids, none of them empty."
             )
         kept = [ids for ids in bad_words_ids if list(ids) not in [[eos] for eos in eos_token_ids]]
         self.empty = not kept
@@ -121,7 +121,7 @@ class AllowedPrefixes(LogitsProcessor):
     def __init__(self, function: AllowedTokens, first_row: int = 0):
         if not callable(function):
             raise InputError(
-                f"prefix_allowed_tokens_fn is {function!r}, expected a function of a row index and its ids"
+                f"prefix_allowed_tokens_fn is {function!r}, expected a function of a row index and its ids."
             )
         self.function, self.first_row = function, first_row
 
@@ -134,12 +134,12 @@ class AllowedPrefixes(LogitsProcessor):
             number = self.first_row + row
             found = plain(self.function(number, input_ids[row]))
             if not isinstance(found, list | tuple) or not all(isinstance(token, int) for token in map(plain, found)):
-                raise InputError(f"prefix_allowed_tokens_fn returned {shown(found)}, expected a list of token ids")
+                raise InputError(f"prefix_allowed_tokens_fn returned {shown(found)}, expected a list of token ids.")
             allowed = [int(token) for token in found]
             if not allowed or min(allowed) < 0 or max(allowed) >= scores.shape[-1]:
                 raise InputError(
                     f"prefix_allowed_tokens_fn returned {allowed} for row {number}, expected at least one token id "
-                    f"from 0 to {scores.shape[-1] - 1}"
+                    f"from 0 to {scores.shape[-1] - 1}."
                 )
             mask[row, allowed] = 0
         masked, zeros = scores + mx.array(mask), mx.array(mask)
@@ -157,14 +157,14 @@ class ForcedToken(LogitsProcessor):
     def __init__(self, tokens: Sequence[int] | int, length: int, name: str):
         self.tokens = [tokens] if isinstance(tokens, int) else list(tokens)
         if not self.tokens:
-            raise InputError(f"{name} is an empty list, expected a token id or a list of them")
+            raise InputError(f"{name} is an empty list, expected a token id or a list of them.")
         self.length, self.name = length, name
 
     def __call__(self, input_ids: mx.array, scores: mx.array) -> mx.array:
         if input_ids.shape[1] != self.length:
             return scores
         if min(self.tokens) < 0 or max(self.tokens) >= scores.shape[-1]:
-            raise InputError(f"{self.name} is {self.tokens}, outside the vocabulary of {scores.shape[-1]}")
+            raise InputError(f"{self.name} is {self.tokens}, outside the vocabulary of {scores.shape[-1]}.")
         forced = np.full(scores.shape, -math.inf, dtype=np.float32)
         forced[:, self.tokens] = 0
         return mx.array(forced)
@@ -183,11 +183,11 @@ class ExponentialLengthPenalty(LogitsProcessor):
     def __init__(self, settings: Sequence[float], eos_token_ids: Sequence[int], prompt_length: int):
         name = "exponential_decay_length_penalty"
         if not isinstance(settings, list | tuple) or len(settings) != 2:
-            raise InputError(f"{name} is {settings!r}, expected (start, factor)")
+            raise InputError(f"{name} is {settings!r}, expected (start, factor).")
         check_whole_number(name, settings[0])
         check_number(name, settings[1])
         if not eos_token_ids:
-            raise InputError(f"{name} increases the scores of ending tokens and there are none. Pass eos_token_id")
+            raise InputError(f"{name} increases the scores of ending tokens and there are none. Pass eos_token_id.")
         self.start, self.factor = int(settings[0]) + prompt_length, float(settings[1])
         self._eos = mx.array(list(eos_token_ids), dtype=mx.int32)
 

@@ -193,7 +193,7 @@ def _check_tokens(tokens: Any, rows: int) -> mx.array:
     if isinstance(tokens, mx.array) and tokens.shape == (rows,):
         return tokens
     found = f"shape {tuple(tokens.shape)}" if isinstance(tokens, mx.array) else type_name(tokens)
-    raise InputError(f"a sampler returned {found}, expected token ids of shape ({rows},)")
+    raise InputError(f"a sampler returned {found}, expected token ids of shape ({rows},).")
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[Sampler]) -> mx.array:

@@ -25,7 +25,7 @@ def draft_of(schema: Any) -> int:
     named = str(schema.get("$schema", "")) if isinstance(schema, Mapping) else ""
     found = re.search(r"json-schema\.org/draft(?:-0?|/)(\d+)", named)
     if named and not found:
-        raise ConstraintError(f"$schema at # is {named[:60]!r}, which is not supported. Use draft 2020-12")
+        raise ConstraintError(f"$schema at # is {named[:60]!r}, which is not supported. Use draft 2020-12.")
     return int(found[1]) if found else 2020
 
 
@@ -72,14 +72,14 @@ class Index:
         if address not in self.resources:
             raise ConstraintError(
                 f"$ref at {path} is {reference[:80]!r}, outside of this schema. Add the target to $defs: nothing is "
-                "downloaded"
+                "downloaded."
             )
         node, where = self.resources[address]
         fragment = unquote(fragment)
         if fragment and not fragment.startswith("/"):
             if (address, fragment) not in self.anchors:
                 raise ConstraintError(
-                    f"$ref at {path} is {reference[:80]!r}, but there is no such anchor. Correct the reference"
+                    f"$ref at {path} is {reference[:80]!r}, but there is no such anchor. Correct the reference."
                 )
             return *self.anchors[address, fragment], address
         for step in fragment.split("/")[1:]:
@@ -90,7 +90,7 @@ class Index:
                 node = node[int(step)]
             else:
                 raise ConstraintError(
-                    f"$ref at {path} is {reference[:80]!r}, but the schema has no such part. Correct the reference"
+                    f"$ref at {path} is {reference[:80]!r}, but the schema has no such part. Correct the reference."
                 )
             where = f"{where}/{step}"
             if isinstance(node, Mapping):
@@ -100,7 +100,7 @@ class Index:
 
 def _walk_nodes(node: Any, path: str, base: str, depth: int) -> Iterator[tuple[Mapping[str, Any], str, str]]:
     if depth > MAX_DEPTH:
-        raise ConstraintError(f"the schema is nested too deeply at {path[:80]}. Use $ref for recursion")
+        raise ConstraintError(f"the schema is nested too deeply at {path[:80]}. Use $ref for recursion.")
     if isinstance(node, Mapping):
         base = base_of(node, base)
         yield node, path, base
@@ -128,10 +128,10 @@ def refuse_endless(schema: dict[str, Any]) -> None:
         finite |= more
     if not _is_finite(schema, finite):
         if _is_finite(schema, {*definitions}):
-            raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make it optional")
+            raise ConstraintError("$ref at # recurses without end: no finite value is valid. Make it optional.")
         word, path = _find_contradiction(schema, "#", {*definitions})
         raise ConstraintError(
-            f"{word} at {path} requires what the schema forbids: no value is valid. Change the schema"
+            f"{word} at {path} requires what the schema forbids: no value is valid. Change the schema."
         )
     for node in (schema, *definitions.values()):
         _prune(node, finite)
@@ -148,7 +148,7 @@ def _refuse_cycles(definitions: Mapping[str, Any]) -> None:
             name = node["$ref"].rsplit("/", 1)[1]
             if name in trail:
                 raise ConstraintError(
-                    "$ref is circular: it leads back to itself without describing a value. Correct the schema"
+                    "$ref is circular: it leads back to itself without describing a value. Correct the schema."
                 )
             if name not in done:
                 visit(definitions[name], (*trail, name))

@@ -177,7 +177,7 @@ class SchemaRewriter:
             name, target, path, base = self.waiting.pop()
             self.definitions[name] = self.schema(target, path, base, 0)
         if not isinstance(result, Mapping):
-            raise ConstraintError("the schema is false at #: no value is valid. Change the schema")
+            raise ConstraintError("the schema is false at #: no value is valid. Change the schema.")
         self.result = {**result, "$defs": self.definitions} if self.definitions else dict(result)
         references.refuse_endless(self.result)
 
@@ -186,9 +186,9 @@ class SchemaRewriter:
         if isinstance(node, bool):
             return {} if node else False
         if not isinstance(node, Mapping):
-            raise ConstraintError(f"the schema at {path} is {_shorten(node)}, not an object. Pass a JSON Schema")
+            raise ConstraintError(f"the schema at {path} is {_shorten(node)}, not an object. Pass a JSON Schema.")
         if depth > MAX_DEPTH:
-            raise ConstraintError(f"the schema is nested too deeply at {path[:80]}. Use $ref for recursion")
+            raise ConstraintError(f"the schema is nested too deeply at {path[:80]}. Use $ref for recursion.")
         base = references.base_of(node, base)
         if "$ref" in node and self.draft <= 7:  # before draft 2019, keywords beside $ref are ignored
             node = {"$ref": node["$ref"]}
@@ -201,7 +201,9 @@ class SchemaRewriter:
             where = f"{path}/{word}"
             check, expected = CHECKS[word]
             if not check(value):
-                raise ConstraintError(f"{word} at {path} is {_shorten(value)}, expected {expected}. Correct the schema")
+                raise ConstraintError(
+                    f"{word} at {path} is {_shorten(value)}, expected {expected}. Correct the schema."
+                )
             if word in ("items", "additionalProperties"):
                 out[word] = self.schema(value, where, base, depth + 1)
             elif word in ("anyOf", "oneOf", "allOf", "prefixItems"):
@@ -241,12 +243,12 @@ class SchemaRewriter:
     def _check_keywords(self, node: Mapping[str, Any], path: str) -> None:
         for word, value in node.items():
             if not isinstance(word, str):
-                raise ConstraintError(f"the schema at {path} has the key {word!r}, not a text. Correct the schema")
+                raise ConstraintError(f"the schema at {path} has the key {word!r}, not a text. Correct the schema.")
             if word in NOT_SUPPORTED or (word == "uniqueItems" and value is True):
-                raise ConstraintError(f"{word} at {path} is not supported. Omit it, and check the answer yourself")
+                raise ConstraintError(f"{word} at {path} is not supported. Omit it, and check the answer yourself.")
             if word not in CHECKS and word not in ANNOTATIONS and not word.startswith("x-"):
                 close = difflib.get_close_matches(word, [*CHECKS, *ANNOTATIONS, *NOT_SUPPORTED], 1, 0.7)
-                hint = f"Did you mean {close[0]}?" if close else "Omit it, or add the prefix x-"
+                hint = f"Did you mean {close[0]}?" if close else "Omit it, or add the prefix x-."
                 raise ConstraintError(f"unknown keyword {word} at {path}. {hint}")
 
     def _add_reference(self, reference: str, path: str, base: str) -> str:
@@ -263,12 +265,12 @@ class SchemaRewriter:
             if value is None:
                 continue
             if sign * value > EXACT:
-                raise ConstraintError(f"{word} at {path} is {_shorten(value)}, beyond 2^53. Use a smaller bound")
+                raise ConstraintError(f"{word} at {path} is {_shorten(value)}, beyond 2^53. Use a smaller bound.")
             if sign * value < -EXACT:
                 out[word] = -sign * EXACT  # a stricter bound that is exact
         if isinstance(out.get("multipleOf"), int | float) and out["multipleOf"] > EXACT:
             raise ConstraintError(
-                f"multipleOf at {path} is {_shorten(out['multipleOf'])}, beyond 2^53. Use a smaller one"
+                f"multipleOf at {path} is {_shorten(out['multipleOf'])}, beyond 2^53. Use a smaller one."
             )
 
     def _add_patterns(self, node: Mapping[str, Any], out: dict[str, Any], path: str) -> None:
@@ -284,7 +286,7 @@ class SchemaRewriter:
             else:
                 known = ", ".join(sorted(FORMATS | set(OWN_FORMATS)))
                 raise ConstraintError(
-                    f"format at {path} is {_shorten(name)}, which is not supported. Use one of {known}"
+                    f"format at {path} is {_shorten(name)}, which is not supported. Use one of {known}."
                 )
         if patterns:
             out["pattern"] = patterns[0]
@@ -306,7 +308,7 @@ class SchemaRewriter:
             if "minProperties" in node or "maxProperties" in node:
                 bound = "minProperties" if "minProperties" in node else "maxProperties"
                 raise ConstraintError(
-                    f"{bound} at {path} is not supported beside patternProperties with few names. Omit one of them"
+                    f"{bound} at {path} is not supported beside patternProperties with few names. Omit one of them."
                 )
             own = out.setdefault("properties", {})
             for name in names:
@@ -334,23 +336,23 @@ def _check_values(value: Any, word: str, path: str) -> Any:
     if isinstance(value, int | float):
         if not math.isfinite(value) or abs(value) > EXACT:
             raise ConstraintError(
-                f"{word} at {path} contains {_shorten(value)}, which cannot be represented exactly. Use a text"
+                f"{word} at {path} contains {_shorten(value)}, which cannot be represented exactly. Use a text."
             )
         return int(value) if value == int(value) else value
     if isinstance(value, list):
         return [_check_values(item, word, path) for item in value]
     if isinstance(value, Mapping):
         return {_check_text(name, path): _check_values(item, word, path) for name, item in value.items()}
-    raise ConstraintError(f"{word} at {path} contains {_shorten(value)}, which is not a JSON value. Use JSON values")
+    raise ConstraintError(f"{word} at {path} contains {_shorten(value)}, which is not a JSON value. Use JSON values.")
 
 
 def _check_text(value: Any, path: str) -> str:
     if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
-        raise ConstraintError(f"the schema at {path} contains {_shorten(value)}, not a valid text. Correct the schema")
+        raise ConstraintError(f"the schema at {path} contains {_shorten(value)}, not a valid text. Correct the schema.")
     if re.search("[\x00-\x07\x0b\x0e-\x1f]", value):  # JSON writes them as \u escapes, which is never generated
         raise ConstraintError(
             f"the schema at {path} contains {_shorten(value)} with a control character that has no short escape. "
-            "Remove the character"
+            "Remove the character."
         )
     return value
 

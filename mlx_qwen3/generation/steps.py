@@ -60,7 +60,7 @@ def generate_step(
     """
     if not hasattr(model, "step_logits") and hasattr(ids, "step_logits"):
         raise InputError(
-            "generate_step takes (model, ids), unlike mlx_lm's (prompt, model). Swap the first two arguments"
+            "generate_step takes (model, ids), unlike mlx_lm's (prompt, model). Swap the first two arguments."
         )
     chooser = Chooser(sampler or greedy, row_processors(logits_processors), normalized=needs_logprobs(sampler))
     steps = decode_steps(
@@ -106,7 +106,7 @@ def decode_steps(
     length, start = prompt.shape[1], cache.offset
     left = tokens_left(model.config, start, length, max_tokens)
     if left < 1:
-        raise InputError(f"max_tokens is {max_tokens}, expected a whole number above 0")
+        raise InputError(f"max_tokens is {max_tokens}, expected a whole number above 0.")
     step_size = prefill_step_for(model.config, prefill_step_size)
     model = model.for_inference() if isinstance(model, HasInferencePath) else model
     run = DecodeRun(model, cache, prompt, [*history, *cast(list[int], prompt[0].tolist())], chooser, left, start)
@@ -125,7 +125,7 @@ def decode_steps(
                 run.lost = True
                 raise InputError(
                     f"the cache had {held} tokens and now has {cache.offset}: something else has written to it. "
-                    "Use a separate cache for each generation, or finish one before you start the next"
+                    "Use a separate cache for each generation, or finish one before you start the next."
                 )
             if count == left:
                 break
@@ -152,7 +152,7 @@ def _claim(cache: Any, run: DecodeRun) -> None:
     other = _active_runs.get(cache)
     if other is not None and other() is not None:
         raise InputError(
-            "the cache is in use by another generation. Exhaust or close that generator, or use another cache"
+            "the cache is in use by another generation. Exhaust or close that generator, or use another cache."
         )
     _active_runs[cache] = weakref.ref(run)
 
@@ -194,10 +194,10 @@ def check_prompt(ids: Any, vocab_size: int) -> mx.array:
     """
     prompt = as_array(ids, "prompt")
     if prompt is None or not prompt.size:
-        raise InputError("the prompt is empty. Pass at least one token")
+        raise InputError("the prompt is empty. Pass at least one token.")
     if prompt.ndim == 1:
         prompt = prompt[None]
     if prompt.ndim != 2 or prompt.shape[0] != 1:
-        raise InputError(f"the prompt has shape {tuple(prompt.shape)}, expected (length,). Pass one text at a time")
+        raise InputError(f"the prompt has shape {tuple(prompt.shape)}, expected (length,). Pass one text at a time.")
     check_range(prompt, 0, vocab_size, "prompt", f"the vocabulary of {vocab_size}")
     return prompt.astype(mx.int32)

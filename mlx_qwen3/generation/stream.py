@@ -132,7 +132,7 @@ def stream_generate(
     check_callable("prompt_progress_callback", prompt_progress_callback, "a function of two numbers")
     check_callable("decoding", decoding, "the result of prompt_lookup() or draft_with()")
     if matcher is not None and not hasattr(matcher, "forced"):
-        raise InputError(f"matcher is {type_name(matcher)}, expected the result of Constraint.matcher()")
+        raise InputError(f"matcher is {type_name(matcher)}, expected the result of Constraint.matcher().")
     check_cache("prompt_cache", prompt_cache)
     history = check_history(history)
     resolved = resolve_options(model, options, streaming=True, more=STREAM_ARGUMENTS)
@@ -145,7 +145,7 @@ def stream_generate(
     stop_strings = resolved.stop_strings
     if matcher is not None and stop_strings:
         if "stop_strings" in resolved.given:
-            raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one")
+            raise InputError("stop cannot be combined with a constraint, which ends the answer itself. Omit one.")
         stop_strings = []
     ids = prompt_ids(
         tokenizer, prompt, enable_thinking=enable_thinking, tools=tools, continue_final_message=continue_final_message
@@ -285,18 +285,20 @@ def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     # no method is called: nothing may be computed before all arguments are checked
     generates = hasattr(model, "for_inference") or hasattr(model, "step_logits")
     if not (generates and hasattr(model, "config")):
-        raise InputError(f"model is {type_name(model)}, expected a causal language model. Load one with mlx_qwen3.load")
+        raise InputError(
+            f"model is {type_name(model)}, expected a causal language model. Load one with mlx_qwen3.load."
+        )
     if not hasattr(tokenizer, "make_detokenizer"):
         raise InputError(
             f"tokenizer is {type_name(tokenizer)}, expected one of this package. "
-            "Take it from mlx_qwen3.load or AutoTokenizer.from_pretrained"
+            "Take it from mlx_qwen3.load or AutoTokenizer.from_pretrained."
         )
 
 
 def check_cache(name: str, cache: Any) -> None:
     """Raise `InputError` unless `cache` is None or a cache."""
     if cache is not None and not (hasattr(cache, "offset") and hasattr(cache, "layers")):
-        raise InputError(f"{name} is {type_name(cache)}, expected a cache. Make one with model.make_cache()")
+        raise InputError(f"{name} is {type_name(cache)}, expected a cache. Make one with model.make_cache().")
 
 
 def check_history(history: Any) -> Sequence[int]:
@@ -341,11 +343,11 @@ def prompt_ids(
     """
     if isinstance(prompt, str):
         if not prompt:
-            raise InputError("the prompt is empty. Pass at least one token")
+            raise InputError("the prompt is empty. Pass at least one token.")
         return tokenizer.encode(prompt)
     if isinstance(prompt, Mapping):
         if "input_ids" not in prompt:
-            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids or a list of messages")
+            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids or a list of messages.")
         return prompt["input_ids"]
     if is_conversation(prompt):
         variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -424,7 +426,7 @@ def token_budget(
         if prompt_length >= config.max_length:
             raise InputError(
                 f"the prompt has {prompt_length} tokens and max_length is {config.max_length}, so no token can be "
-                "generated. Increase max_length or pass max_tokens"
+                "generated. Increase max_length or pass max_tokens."
             )
         return config.max_length - prompt_length
     return default

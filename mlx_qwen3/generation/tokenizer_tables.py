@@ -149,7 +149,7 @@ def _load_tokens(tokenizer: Any) -> list[bytes]:
     backend = tokenizer.backend
     decoder = backend.decoder
     if decoder is None or "ByteLevel" not in repr(decoder):
-        raise ConstraintError("the tokenizer is not byte-level BPE, which constraints require. Use a Qwen3 checkpoint")
+        raise ConstraintError("the tokenizer is not byte-level BPE, which constraints require. Use a Qwen3 checkpoint.")
     added = backend.get_added_tokens_decoder()
     size = max(backend.get_vocab_size(with_added_tokens=True), max(added, default=0) + 1)
     path = cache_folder() / "tokenizers" / f"{_hash_vocabulary(tokenizer, size)}.tokens"

@@ -54,7 +54,7 @@ def make_warpers(config: Any) -> list[LogitsProcessor]:
         value = getattr(config, name)
         if value:
             if not 0 < value < 1:
-                raise InputError(f"{name} is {value!r}, expected a number between 0 and 1")
+                raise InputError(f"{name} is {value!r}, expected a number between 0 and 1.")
             chosen.append(lambda scores, f=function, v=value: f(scores, v))
     return [Warper(function) for function in chosen]
 

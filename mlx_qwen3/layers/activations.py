@@ -66,6 +66,7 @@ def activation(name_or_function: Any) -> Activation:
         return cast(Activation, name_or_function)
     if name_or_function not in ACTIVATIONS:
         raise ConfigError(
-            f"config field 'hidden_act' is {name_or_function!r}, expected a function or one of {', '.join(ACTIVATIONS)}"
+            f"config field 'hidden_act' is {name_or_function!r}, expected a function or one of "
+            f"{', '.join(ACTIVATIONS)}."
         )
     return ACTIVATIONS[name_or_function]

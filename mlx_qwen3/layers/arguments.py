@@ -45,7 +45,7 @@ def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, i
     While a function is traced (mx.compile, mx.vmap) values do not exist yet and are not checked.
     """
     if not mx.issubdtype(array.dtype, mx.integer):
-        raise InputError(f"{name} holds {str(array.dtype).rpartition('.')[2]}, expected whole numbers")
+        raise InputError(f"{name} holds {str(array.dtype).rpartition('.')[2]}, expected whole numbers.")
     if not array.size:
         return
     looked_at = array if ignored is None else mx.where(array == ignored, low, array)
@@ -56,13 +56,13 @@ def check_range(array: mx.array, low: int, high: int, name: str, meaning: str, i
         return
     least, most = int(np.array(smallest)), int(np.array(largest))
     if least < low or most >= high:
-        raise InputError(f"{name} holds {least if least < low else most}, outside {meaning}")
+        raise InputError(f"{name} holds {least if least < low else most}, outside {meaning}.")
 
 
 def check_ids(ids: mx.array, vocab_size: int) -> None:
     """Raise `InputError` unless ids is (B, L), whole numbers, and within the vocabulary."""
     if ids.ndim != 2:
-        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length)")
+        raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length).")
     if not ids.size:
         raise InputError("input_ids is empty. Pass at least one token.")
     check_range(ids, 0, vocab_size, "input_ids", f"the vocabulary of {vocab_size}")
@@ -72,7 +72,7 @@ def check_positions(position_ids: mx.array, batch: int, length: int) -> None:
     """Raise `InputError` unless position_ids is (L,), (1, L) or (B, L)."""
     shape = tuple(position_ids.shape)
     if shape not in ((length,), (1, length), (batch, length)):
-        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length})")
+        raise InputError(f"position_ids has shape {shape}, expected ({batch}, {length}).")
 
 
 def refuse_unknown(kwargs: dict[str, Any], owner: str) -> None:

@@ -39,7 +39,7 @@ class MaxCalibrator:
         if self._amax is not None:
             if self._amax.shape != amax.shape:
                 raise QuantizationError(
-                    f"the calibrated tensors differ: ranges of shape {self._amax.shape}, then of {amax.shape}"
+                    f"the calibrated tensors differ: ranges of shape {self._amax.shape}, then of {amax.shape}."
                 )
             amax = mx.maximum(self._amax, amax)
         mx.eval(amax)  # otherwise the graph of every batch stays alive until the end
@@ -105,13 +105,13 @@ class HistogramCalibrator:
         """
         if method not in HISTOGRAM_METHODS:
             raise QuantizationError(
-                f"calibration method {method!r} does not use a histogram. Choose one of {', '.join(HISTOGRAM_METHODS)}"
+                f"calibration method {method!r} does not use a histogram. Choose one of {', '.join(HISTOGRAM_METHODS)}."
             )
         if not 0 <= percentile <= 100:
-            raise QuantizationError(f"percentile is {percentile}, expected a number from 0 to 100")
+            raise QuantizationError(f"percentile is {percentile}, expected a number from 0 to 100.")
         if stride < 1 or not 0 < start_bin < FIRST_BINS:
             raise QuantizationError(
-                f"stride is {stride} and start_bin {start_bin}, expected stride ≥ 1 and 0 < start_bin < {FIRST_BINS}"
+                f"stride is {stride} and start_bin {start_bin}, expected stride ≥ 1 and 0 < start_bin < {FIRST_BINS}."
             )
         if self._counts is None:
             return mx.array(0.0) if self._zeros else None
@@ -152,7 +152,7 @@ def reduce_amax(x: mx.array, axis: int | tuple[int, ...] | None) -> mx.array:
         return mx.abs(x).max()
     axes = (axis,) if isinstance(axis, int) else axis
     if any(not -x.ndim <= a < x.ndim for a in axes):
-        raise QuantizationError(f"a quantizer has axis {axis}, but its tensor {tuple(x.shape)} has {x.ndim} axes")
+        raise QuantizationError(f"a quantizer has axis {axis}, but its tensor {tuple(x.shape)} has {x.ndim} axes.")
     kept = {a % x.ndim for a in axes}
     amax = mx.abs(x).max(axis=[i for i in range(x.ndim) if i not in kept], keepdims=True)
     return amax.reshape(()) if amax.size == 1 else amax

@@ -46,15 +46,17 @@ def check_padding_mask(attention_mask: mx.array, batch: int, past: int, length: 
         if attention_mask.shape[0] not in (1, batch) or attention_mask.shape[2] not in (1, length):
             raise InputError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, "
-                f"expected ({batch}, 1, {length}, {past + length})"
+                f"expected ({batch}, 1, {length}, {past + length})."
             )
         return
     if attention_mask.ndim != 2 or attention_mask.shape[0] not in (1, batch):
-        raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})")
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected ({batch}, {past + length})."
+        )
     if attention_mask.shape[1] != past + length:
         raise InputError(
             f"attention_mask covers {attention_mask.shape[1]} tokens, expected {past + length} "
-            f"({past} cached and {length} new)"
+            f"({past} cached and {length} new)."
         )
 
 
@@ -137,7 +139,9 @@ def _crop_mask(mask: mx.array, ranges: SlotRanges, past: int, length: int, dtype
         mask = mx.concatenate([mask[..., a:b] for a, b in ranges], axis=-1)
     keys = sum(b - a for a, b in ranges)
     if mask.shape[-1] not in (1, keys):
-        raise InputError(f"attention_mask covers {mask.shape[-1]} keys, expected {total} (or the {keys} that are kept)")
+        raise InputError(
+            f"attention_mask covers {mask.shape[-1]} keys, expected {total} (or the {keys} that are kept)."
+        )
     itself = mx.arange(past, total)[:, None] == key_slots(ranges)[None, :]
     if mx.issubdtype(mask.dtype, mx.floating):
         blind = mx.max(mask, axis=-1, keepdims=True) <= HIDDEN

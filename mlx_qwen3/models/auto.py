@@ -52,7 +52,7 @@ class _AutoModel:
     heads: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
-        raise InputError(f"{type(self).__name__} cannot be instantiated. Call {type(self).__name__}.from_pretrained")
+        raise InputError(f"{type(self).__name__} cannot be instantiated. Call {type(self).__name__}.from_pretrained.")
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *args: Any, **keywords: Any) -> Any:
@@ -63,7 +63,7 @@ class _AutoModel:
             CheckpointError, ConfigError, InputError, HubError: as `Qwen3Model.from_pretrained`.
         """
         if args:
-            raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument. Pass the others by name")
+            raise InputError(f"{cls.__name__}.from_pretrained takes one positional argument. Pass the others by name.")
         config = keywords.get("config")
         if isinstance(config, PretrainedConfig):
             kind = cls._class_for(config.model_type, str(path_or_id))
@@ -85,7 +85,7 @@ class _AutoModel:
             model_type = model_class(values, source).config_class.model_type
         refuse_other_architecture(model_type, MODEL_TYPES, source)
         if model_type not in cls.heads:
-            raise UnsupportedModelError(f"{source}: {cls.__name__} has no class for model_type {model_type!r}")
+            raise UnsupportedModelError(f"{source}: {cls.__name__} has no class for model_type {model_type!r}.")
         return class_named(cls.heads[model_type])
 
 

@@ -289,14 +289,14 @@ def _check_types(checkpoint: Checkpoint, content: Content, parameters: Mapping[s
                 floats.setdefault(stored, []).append(disk)
         if not good:
             raise CheckpointError(
-                f"{source}: weight {disk!r} is stored as {stored}, expected {what}. Save or download it again"
+                f"{source}: weight {disk!r} is stored as {stored}, expected {what}. Save or download it again."
             )
     for one, other in (("F16", "BF16"), ("F8_E4M3", "F8_E5M2")):
         if one in floats and other in floats:
             few, many = sorted((one, other), key=lambda kind: len(floats[kind]))
             raise CheckpointError(
                 f"{source}: weight {floats[few][0]!r} is stored as {few} among {len(floats[many])} weights in {many}, "
-                "so one of the labels is wrong. Save the checkpoint again in one type"
+                "so one of the labels is wrong. Save the checkpoint again in one type."
             )
     for kind in ("F8_E4M3", "F8_E5M2"):
         if kind in floats:

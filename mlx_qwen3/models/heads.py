@@ -285,11 +285,11 @@ def select_positions(hidden: mx.array, keep: Any) -> mx.array:
     """Return the positions of hidden (B, L, M) selected by `logits_to_keep`."""
     if isinstance(keep, int) and not isinstance(keep, bool):
         if keep < 0:
-            raise InputError(f"logits_to_keep is {keep}, expected 0 or more, or a list of positions")
+            raise InputError(f"logits_to_keep is {keep}, expected 0 or more, or a list of positions.")
         return hidden[:, -keep:] if 0 < keep < hidden.shape[1] else hidden
     positions = as_array(keep, "logits_to_keep")
     if positions is None or positions.ndim not in (1, 2):
-        raise InputError("logits_to_keep must be a number or a list of positions")
+        raise InputError("logits_to_keep must be a number or a list of positions.")
     if positions.dtype == mx.bool_:
         chosen = np.array(positions if positions.ndim == 1 else positions[0])
         positions = mx.array(np.flatnonzero(chosen).astype(np.int32))

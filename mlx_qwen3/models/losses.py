@@ -24,7 +24,7 @@ def cross_entropy(
     classes = logits.shape[-1]
     logits, labels = logits.reshape(-1, classes).astype(mx.float32), labels.reshape(-1)
     if logits.shape[0] != labels.shape[0]:
-        raise InputError(f"labels has {labels.shape[0]} entries, the logits have {logits.shape[0]}")
+        raise InputError(f"labels has {labels.shape[0]} entries, the logits have {logits.shape[0]}.")
     if mx.issubdtype(labels.dtype, mx.unsignedinteger):  # the dtype of argmax; it cannot be compared with −100
         labels = labels.astype(mx.int32)
     check_range(labels, 0, classes, "labels", f"the {classes} classes", ignored)
@@ -49,7 +49,7 @@ def shifted_cross_entropy(
     """
     if shift_labels is None:
         if labels.shape != logits.shape[:2]:
-            raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}")
+            raise InputError(f"labels has shape {tuple(labels.shape)}, the logits {tuple(logits.shape[:2])}.")
         # the last position has no label; ignored rather than cut, so that a single token has a loss (NaN, as the
         # reference)
         none = mx.full((labels.shape[0], 1), IGNORED)
@@ -61,14 +61,14 @@ def mean_squared_error(logits: mx.array, labels: mx.array) -> mx.array:
     """Return the mean of (logit − label)²."""
     logits, labels = logits.astype(mx.float32), labels.astype(mx.float32)
     if logits.size != labels.size:
-        raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}")
+        raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}.")
     return mx.mean(mx.square(logits - labels.reshape(logits.shape)))
 
 
 def binary_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """Return the mean of −[y·log σ(x) + (1−y)·log(1−σ(x))], as max(x, 0) − x·y + log(1 + e^−|x|)."""
     if logits.shape != labels.shape:
-        raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}")
+        raise InputError(f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}.")
     x, y = logits.astype(mx.float32), labels.astype(mx.float32)
     return mx.mean(mx.maximum(x, 0) - x * y + mx.log1p(mx.exp(-mx.abs(x))))
 

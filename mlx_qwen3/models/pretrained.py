@@ -156,7 +156,7 @@ class PreTrainedModel(nn.Module):
             accepted = cls.config_class.accepted_model_types
             refuse_other_architecture(values.get("model_type", accepted[0]), accepted, source)
             if config is not None and not isinstance(config, cls.config_class):
-                raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}")
+                raise InputError(f"config is {type(config).__name__}, expected {cls.config_class.__name__}.")
             refuse_unknown_fields(keywords, cls.config_class.known_fields(values), what)
             if found is not None:
                 keywords = {**cls._adapter_fields(found, values), **keywords}
@@ -228,7 +228,7 @@ class PreTrainedModel(nn.Module):
         """Return the fields of the base configuration `values` that an adapter changes."""
         if adapter.class_name not in (None, cls.__name__):
             raise UnsupportedModelError(
-                f"{adapter.source}: the adapter is for {adapter.class_name}, not {cls.__name__}. Load it as that"
+                f"{adapter.source}: the adapter is for {adapter.class_name}, not {cls.__name__}. Load it as that."
             )
         named = values.get("id2label")
         return adapter.config_overrides(len(named) if named else None)
@@ -274,7 +274,7 @@ class PreTrainedModel(nn.Module):
     def check_state(self, content: Content, source: str) -> Any:
         """Raise `CheckpointError` for state in the file that no layer of this model has."""
         if content.state:
-            raise CheckpointError(f"{source}: {min(content.state.values())!r} belongs to no layer. Check the config")
+            raise CheckpointError(f"{source}: {min(content.state.values())!r} belongs to no layer. Check the config.")
 
     def _load_state(self, checkpoint: Checkpoint, content: Content, source: str) -> None:
         """Read the layer state of the file."""
@@ -328,7 +328,7 @@ class PreTrainedModel(nn.Module):
         if self.adapter.unwritable:
             raise UnsupportedModelError(
                 f"PEFT's format cannot represent this adapter: {self.adapter.unwritable}. Pass merge=True to save the "
-                "merged model"
+                "merged model."
             )
         write_adapter(folder, self.adapter.config, adapter_weights(self), training=self.adapter.training)
 
@@ -420,7 +420,7 @@ def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:
     if asked is not None and asked != "auto":
         name = str(asked).rpartition(".")[2]
         if name not in DTYPES:
-            raise InputError(f"dtype is {asked!r}, expected one of {', '.join(DTYPES)}")
+            raise InputError(f"dtype is {asked!r}, expected one of {', '.join(DTYPES)}.")
         return DTYPES[name]
     if asked is None and mx.default_device().type == mx.DeviceType.cpu:
         return mx.float32

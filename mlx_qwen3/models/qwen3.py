@@ -154,7 +154,7 @@ class Qwen3PreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
         """Resize the vocabulary, output head included, and return the embedding; new rows get initial weights."""
         if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
-            raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
+            raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0.")
         layers = [self.base_model.embed_tokens, *([self["lm_head"]] if "lm_head" in self else [])]
         for layer in layers:
             resize_rows(layer, new_num_tokens, self.config.initializer_range)
@@ -321,23 +321,23 @@ class Qwen3Model(Qwen3PreTrainedModel):
 
     def _embed(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):
-            raise InputError("pass either input_ids or inputs_embeds, not both")
+            raise InputError("pass either input_ids or inputs_embeds, not both.")
         if ids is not None:
             check_ids(ids, self.config.vocab_size)
             return self.embed_tokens(ids)
         assert embeds is not None
         if embeds.ndim != 3 or embeds.shape[-1] != self.config.hidden_size or not embeds.shape[1]:
             raise InputError(
-                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})"
+                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})."
             )
         return embeds
 
     def _cache(self, past: Any, use_cache: bool, batch: int) -> Cache | None:
         if isinstance(past, Cache):
             if len(past) != len(self.layers):
-                raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(self.layers)}")
+                raise InputError(f"past_key_values holds {len(past)} layers, the model has {len(self.layers)}.")
             if past.batch_size not in (None, batch):
-                raise InputError(f"past_key_values holds {past.batch_size} rows, the input has {batch}")
+                raise InputError(f"past_key_values holds {past.batch_size} rows, the input has {batch}.")
             return past
         if past is not None:
             cache = Cache.from_legacy(past, self.config.layer_types, self.config.sliding_window)
@@ -346,7 +346,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
                 if keys is not None and (*keys.shape[:2], keys.shape[3]) != expected:
                     raise InputError(
                         f"past_key_values holds keys {tuple(keys.shape)} in layer {index}, "
-                        f"expected ({expected[0]}, {expected[1]}, tokens, {expected[2]})"
+                        f"expected ({expected[0]}, {expected[1]}, tokens, {expected[2]})."
                     )
             return cache
         return self.make_cache() if use_cache else None
@@ -375,7 +375,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
         if "lm_head" in self and self._is_random_head(self.lm_head.get("weight")):
             raise InputError(
                 "the checkpoint has no output head (lm_head.weight): this model can embed texts but not generate. "
-                "Load a checkpoint with a head, or pass tie_word_embeddings=True if its embedding is the head"
+                "Load a checkpoint with a head, or pass tie_word_embeddings=True if its embedding is the head."
             )
 
     def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:

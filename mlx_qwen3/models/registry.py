@@ -57,7 +57,7 @@ def model_class(config: dict[str, Any], source: str) -> Any:
     refuse_other_architecture(model_type, MODEL_TYPES, source)
     name = architectures[0] if architectures else DEFAULTS[str(model_type)]
     if name not in CLASSES:
-        raise UnsupportedModelError(f"{source}: architecture {name!r} is not one of {', '.join([*_QWEN3, *_QDQBERT])}")
+        raise UnsupportedModelError(f"{source}: architecture {name!r} is not one of {', '.join([*_QWEN3, *_QDQBERT])}.")
     return class_named(name)
 
 

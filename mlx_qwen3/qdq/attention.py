@@ -118,7 +118,7 @@ class QuantSelfAttention(nn.Module):
         if size > self.max_positions:
             raise InputError(
                 f"{size} keys are more than the relative positions that 'max_position_embeddings' "
-                f"{self.max_positions} allows"
+                f"{self.max_positions} allows."
             )
         distances = mx.arange(offset, offset + length)[:, None] - mx.arange(size)[None]
         embedded = self.distance_embedding(distances + self.max_positions - 1).astype(queries.dtype)

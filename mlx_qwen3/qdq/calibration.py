@@ -77,9 +77,9 @@ def calibrate(
             unknown. The ranges are unchanged then.
     """
     if method not in CALIBRATION_METHODS:
-        raise QuantizationError(f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}")
+        raise QuantizationError(f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}.")
     if not isinstance(batches, Iterable):
-        raise InputError(f"batches is {batches!r}, expected an iterable of mappings or of arrays of token ids")
+        raise InputError(f"batches is {batches!r}, expected an iterable of mappings or of arrays of token ids.")
     quantizers = [(name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.enabled]
     if not quantizers:
         raise QuantizationError(

@@ -46,16 +46,17 @@ class QuantDescriptor:
         least = 1 if self.unsigned else 2
         if not isinstance(self.num_bits, int) or isinstance(self.num_bits, bool) or not least <= self.num_bits <= 24:
             raise QuantizationError(
-                f"quantization descriptor: num_bits is {self.num_bits!r}, expected a whole number from {least} to 24"
+                f"quantization descriptor: num_bits is {self.num_bits!r}, expected a whole number from {least} to 24."
             )
         if isinstance(self.axis, list):
             object.__setattr__(self, "axis", tuple(self.axis))
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(isinstance(a, int) and not isinstance(a, bool) for a in axes):
-            raise QuantizationError(f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number")
+            raise QuantizationError(f"quantization descriptor: axis is {self.axis!r}, expected null or an axis number.")
         if self.calib_method not in CALIB_METHODS:
             raise QuantizationError(
-                f"quantization descriptor: calib_method is {self.calib_method!r}, expected {' or '.join(CALIB_METHODS)}"
+                f"quantization descriptor: calib_method is {self.calib_method!r}, expected "
+                f"{' or '.join(CALIB_METHODS)}."
             )
         if self.calib_method == "histogram" and self.axis is not None:
             raise QuantizationError(
@@ -72,7 +73,7 @@ class QuantDescriptor:
         if isinstance(changes, cls):
             return changes
         if not isinstance(changes, Mapping | None):
-            raise QuantizationError(f"{field} is {changes!r}, expected a mapping such as {{'num_bits': 8}}")
+            raise QuantizationError(f"{field} is {changes!r}, expected a mapping such as {{'num_bits': 8}}.")
         names = [f.name for f in fields(cls)]
         for key in changes or {}:
             if key not in names:
@@ -202,12 +203,12 @@ class TensorQuantizer:
         try:
             amax = mx.array(value).astype(mx.float32)
         except (TypeError, ValueError):
-            raise QuantizationError(f"{where} is {value!r}, expected a number or an array of numbers") from None
+            raise QuantizationError(f"{where} is {value!r}, expected a number or an array of numbers.") from None
         expected = self.shape if self._amax is None else self._amax.shape
         if expected is not None and amax.shape != expected:
             # a file may hold a scalar as (1,) and a column as a vector; anything else belongs to another model
             if not (amax.size == 1 == int(np.prod(expected)) or (*amax.shape, 1) == expected):
-                raise QuantizationError(f"{where} has the shape {amax.shape}, expected {expected}")
+                raise QuantizationError(f"{where} has the shape {amax.shape}, expected {expected}.")
             amax = amax.reshape(expected)
         numbers = np.array(amax)
         if not numbers.size or not np.isfinite(numbers).all():
@@ -242,14 +243,14 @@ class TensorQuantizer:
         method = calib_method or self.descriptor.calib_method
         if method == "histogram" and self.axis is not None:
             raise QuantizationError(
-                f"{self.name or 'quantizer'}: a histogram requires one range per tensor, not axis {self.axis}"
+                f"{self.name or 'quantizer'}: a histogram requires one range per tensor, not axis {self.axis}."
             )
         if method == "histogram":
             self._calibrator = HistogramCalibrator(self.num_bits, self.unsigned)
         elif method == "max":
             self._calibrator = MaxCalibrator(self.axis)
         else:
-            raise QuantizationError(f"calib_method is {method!r}, expected {' or '.join(CALIB_METHODS)}")
+            raise QuantizationError(f"calib_method is {method!r}, expected {' or '.join(CALIB_METHODS)}.")
         self.calibrating = True
 
     def finish_calibration(self, method: str | None = None, **options: Any) -> None:
@@ -268,7 +269,7 @@ class TensorQuantizer:
             raise QuantizationError(f"{where}: no calibration was started. Call start_calibration() and run inputs.")
         if method is not None and method not in CALIBRATION_METHODS:
             raise QuantizationError(
-                f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}"
+                f"calibration method is {method!r}, expected one of {', '.join(CALIBRATION_METHODS)}."
             )
         if isinstance(calibrator, HistogramCalibrator):
             amax = calibrator.compute_amax(method or "percentile", **options)

@@ -222,7 +222,7 @@ class QDQBertForMultipleChoice(Head, QDQBertWithHead):
             if array is None:
                 continue
             if array.ndim != axes:
-                raise InputError(f"{name} has the shape {tuple(array.shape)}, expected (batch, choices, …)")
+                raise InputError(f"{name} has the shape {tuple(array.shape)}, expected (batch, choices, …).")
             choices = choices or array.shape[1]
             inputs[name] = array.reshape(-1, *array.shape[2:])
         base = self.model(return_dict=True, **inputs)

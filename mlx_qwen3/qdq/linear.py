@@ -131,7 +131,7 @@ def range_shape(descriptor: QuantDescriptor, shape: tuple[int, ...]) -> tuple[in
         return ()
     axes = descriptor.axis if isinstance(descriptor.axis, tuple) else (descriptor.axis,)
     if any(not -len(shape) <= a < len(shape) for a in axes):
-        raise QuantizationError(f"quant_desc_weight: axis is {descriptor.axis}, a weight has {len(shape)} axes")
+        raise QuantizationError(f"quant_desc_weight: axis is {descriptor.axis}, a weight has {len(shape)} axes.")
     kept = {a % len(shape) for a in axes}
     kept_shape = tuple(size if i in kept else 1 for i, size in enumerate(shape))
     return () if all(size == 1 for size in kept_shape) else kept_shape

@@ -278,16 +278,16 @@ class QDQBertModel(QDQBertPreTrainedModel):
 
     def _embed(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):
-            raise InputError("pass either input_ids or inputs_embeds, not both")
+            raise InputError("pass either input_ids or inputs_embeds, not both.")
         if ids is not None:
             if ids.ndim != 2 or not ids.size:
-                raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length), not empty")
+                raise InputError(f"input_ids has shape {tuple(ids.shape)}, expected (batch, length), not empty.")
             check_range(ids, 0, self.config.vocab_size, "input_ids", f"the vocabulary of {self.config.vocab_size}")
             return self.embeddings.word_embeddings(ids)
         assert embeds is not None
         if embeds.ndim != 3 or embeds.shape[-1] != self.config.hidden_size or not embeds.size:
             raise InputError(
-                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})"
+                f"inputs_embeds has shape {tuple(embeds.shape)}, expected (batch, length, {self.config.hidden_size})."
             )
         return embeds
 
@@ -297,7 +297,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             return None
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != length:
-            raise InputError(f"{name} has shape {tuple(ids.shape)}, expected {(batch, length)}")
+            raise InputError(f"{name} has shape {tuple(ids.shape)}, expected {(batch, length)}.")
         check_range(ids, 0, count, name, f"config field {field!r}, {count}")
         return ids
 
@@ -308,7 +308,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             raise InputError("past_key_values is given but config field 'is_decoder' is false. Set is_decoder=True.")
         layers = self.config.num_hidden_layers
         if not isinstance(past, Sequence) or len(past) != layers or any(len(entry) not in (2, 4) for entry in past):
-            raise InputError(f"past_key_values is not a tuple of 2 or 4 arrays for each of the {layers} layers")
+            raise InputError(f"past_key_values is not a tuple of 2 or 4 arrays for each of the {layers} layers.")
         heads = self.config.num_attention_heads
         expected = (batch, heads, self.config.hidden_size // heads)
         for index, entry in enumerate(past):
@@ -316,7 +316,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             if any(len(shape) != 4 or (*shape[:2], shape[3]) != expected for shape in shapes):
                 raise InputError(
                     f"past_key_values holds {shapes} in layer {index}, "
-                    f"expected ({batch}, {heads}, tokens, {expected[2]}) each"
+                    f"expected ({batch}, {heads}, tokens, {expected[2]}) each."
                 )
         return past
 
@@ -326,12 +326,12 @@ class QDQBertModel(QDQBertPreTrainedModel):
         total = offset + length
         if mask is not None and mask.ndim == 3:
             if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, length) or mask.shape[2] != total:
-                raise InputError(f"attention_mask has the shape {mask.shape}, expected {(batch, length, total)}")
+                raise InputError(f"attention_mask has the shape {mask.shape}, expected {(batch, length, total)}.")
             return hidden_by(mask[:, None], dtype)
         if mask is not None and (mask.ndim != 2 or mask.shape[0] not in (1, batch) or mask.shape[1] != total):
             raise InputError(
                 f"attention_mask has the shape {mask.shape}, expected {(batch, total)} "
-                f"({offset} cached tokens and {length} new ones)"
+                f"({offset} cached tokens and {length} new ones)."
             )
         if not self.config.is_decoder or length == 1:
             return None if mask is None else hidden_by(mask[:, None, None], dtype)
@@ -350,7 +350,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             )
         if states.ndim != 3 or states.shape[0] != batch or states.shape[2] != config.hidden_size:
             raise InputError(
-                f"encoder_hidden_states has the shape {states.shape}, expected ({batch}, S, {config.hidden_size})"
+                f"encoder_hidden_states has the shape {states.shape}, expected ({batch}, S, {config.hidden_size})."
             )
         if mask is None:
             return None
@@ -359,7 +359,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             return hidden_by(mask[:, None, None], x.dtype)
         if mask.ndim == 3 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, length) and mask.shape[2] == size:
             return hidden_by(mask[:, None], x.dtype)
-        raise InputError(f"encoder_attention_mask has the shape {mask.shape}, expected {(batch, size)}")
+        raise InputError(f"encoder_attention_mask has the shape {mask.shape}, expected {(batch, size)}.")
 
     def _head_masks(self, mask: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
         """Return the mask as (layers, 1, H, 1, 1), or None."""
@@ -373,7 +373,7 @@ class QDQBertModel(QDQBertPreTrainedModel):
             return mask[:, None, :, None, None]
         if mask.ndim == 5 and mask.shape[0] == layers and mask.shape[2] in (1, heads):
             return mask
-        raise InputError(f"head_mask has the shape {mask.shape}, expected {(heads,)} or {(layers, heads)}")
+        raise InputError(f"head_mask has the shape {mask.shape}, expected {(heads,)} or {(layers, heads)}.")
 
 
 def descriptors_of(config: QDQBertConfig) -> LayerDescriptors:

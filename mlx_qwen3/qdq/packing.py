@@ -45,7 +45,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
             packed.
     """
     if bits not in EXACT_BITS:
-        raise QuantizationError(f"bits is {bits!r}, expected one of {', '.join(map(str, EXACT_BITS))}")
+        raise QuantizationError(f"bits is {bits!r}, expected one of {', '.join(map(str, EXACT_BITS))}.")
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantLinear)]
     report, packed_layers, formats = PackReport(), [], {}
     for path, layer in layers:
@@ -64,7 +64,7 @@ def pack_calibrated(model: nn.Module, bits: int = 8) -> PackReport:
     if not packed_layers:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(report.left.items())[:1])
         raise QuantizationError(
-            f"nothing can be packed in {bits} bits ({reasons or 'there is no fake-quantized layer'})"
+            f"nothing can be packed in {bits} bits ({reasons or 'there is no fake-quantized layer'})."
         )
     model.update_modules(tree_unflatten(packed_layers))
     entry = quantization_entry(formats)

@@ -93,7 +93,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             if not same_tensor(checkpoint, by_name[bias], by_name[alias]):
                 raise CheckpointError(
                     f"{source} holds the same weight twice: {by_name[bias]!r} and {by_name[alias]!r} differ. "
-                    "Remove the one that is stale"
+                    "Remove the one that is stale."
                 )
             left_out.append(by_name.pop(alias))
         elif alias in by_name:
@@ -125,7 +125,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
             if not known:
                 raise CheckpointError(
                     f"{source}: range {disk!r} does not belong to a quantizer of {type(self).__name__}. Check the "
-                    "config"
+                    "config."
                 )
         return quantizers
 
@@ -183,7 +183,7 @@ class QDQBertPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(self, new_num_tokens: int) -> nn.Module:
         """Resize the vocabulary, decoder and bias included; new rows are initialized like new weights."""
         if not isinstance(new_num_tokens, int) or isinstance(new_num_tokens, bool) or new_num_tokens < 1:
-            raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0")
+            raise InputError(f"new_num_tokens is {new_num_tokens!r}, expected a whole number above 0.")
         words: Any = self.get_input_embeddings()
         if isinstance(words, nn.QuantizedEmbedding):
             raise InputError("a packed vocabulary cannot be resized. Resize before converting.")

@@ -40,10 +40,10 @@ class PackedFormat:
             raise QuantizationError(f"unknown quantization mode: {self.mode!r}. Use one of {', '.join(MODES)}.")
         if self.mode == "affine":
             if self.bits not in AFFINE_BITS:
-                raise QuantizationError(f"affine quantization has no {self.bits!r} bits: use one of {AFFINE_BITS}")
+                raise QuantizationError(f"affine quantization has no {self.bits!r} bits: use one of {AFFINE_BITS}.")
             if self.group_size not in AFFINE_GROUP_SIZES:
                 raise QuantizationError(
-                    f"affine quantization has no group size {self.group_size!r}: use one of {AFFINE_GROUP_SIZES}"
+                    f"affine quantization has no group size {self.group_size!r}: use one of {AFFINE_GROUP_SIZES}."
                 )
         elif (self.bits, self.group_size) != _FIXED[self.mode]:
             bits, group_size = _FIXED[self.mode]
@@ -134,7 +134,7 @@ def infer_format(
         QuantizationError: no MLX format has these shapes.
     """
     if len(weight_shape) != 2 or len(scales_shape) != 2 or not scales_shape[-1]:
-        raise QuantizationError(f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX")
+        raise QuantizationError(f"{path} has packed arrays {weight_shape} and {scales_shape}: not a format of MLX.")
     bits, bits_rest = divmod(weight_shape[-1] * 32, columns)
     group_size, group_rest = divmod(columns, scales_shape[-1])
     modes = {(bits, size, name) for name, (bits, size) in _FIXED.items()}
@@ -147,5 +147,5 @@ def infer_format(
     raise QuantizationError(
         f"{path} has packed weights {weight_shape} with scales {scales_shape} for {columns} inputs, which is "
         f"no "
-        "format that MLX computes with: convert the original checkpoint again"
+        "format that MLX computes with: convert the original checkpoint again."
     )

@@ -88,14 +88,14 @@ def prepare_quantized(
         fmt = infer_format(path, columns, tuple(weight.shape), tuple(scales.shape), scales.dtype in (mx.uint8, "U8"))
         if weight.shape[0] != rows or scales.shape[0] != rows:
             raise CheckpointError(
-                f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}"
+                f"{path}.weight has {weight.shape[0]} packed rows, the model's configuration gives {rows}."
             )
         if fmt.has_biases and f"{path}.biases" not in weights:
             raise CheckpointError(f"{path}.biases is missing. Convert the model again.")
         _check_entry(path, fmt, quantization)
         replacements.append((path, _pack_layer(module, fmt, dtype)))
     if packed_paths:
-        raise CheckpointError(f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed")
+        raise CheckpointError(f"{min(packed_paths)}.scales belongs to no layer of this model that can be packed.")
     if replacements:
         model.update_modules(tree_unflatten(replacements))
     return [path for path, _ in replacements]
@@ -108,7 +108,7 @@ def _check_entry(path: str, fmt: PackedFormat, quantization: Mapping[str, Any] |
     entry = (quantization or {}).get(path)
     if isinstance(entry, Mapping) and PackedFormat.from_config(entry) != fmt:
         raise CheckpointError(
-            f"config.json says that {path} is {dict(entry)}, its arrays are {fmt.to_config()}: convert it again"
+            f"config.json says that {path} is {dict(entry)}, its arrays are {fmt.to_config()}: convert it again."
         )
 
 

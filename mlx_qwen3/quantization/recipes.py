@@ -81,7 +81,7 @@ class Recipe:
         if self.mixed is not None and self.mixed not in MIXED_RECIPES:
             raise QuantizationError(f"unknown recipe: {self.mixed!r}. Use one of {', '.join(MIXED_RECIPES)}.")
         if self.mixed is not None and self.default.mode != "affine":
-            raise QuantizationError(f"recipe {self.mixed} is made of affine formats, not {self.default.mode}")
+            raise QuantizationError(f"recipe {self.mixed} is made of affine formats, not {self.default.mode}.")
 
     def formats(
         self, layers: Mapping[str, tuple[int, ...]], is_head: Callable[[str], bool]
@@ -98,10 +98,10 @@ class Recipe:
         for override in self.overrides:
             if not any(override.matches(path) for path in layers):
                 raise QuantizationError(
-                    f"override {override.pattern!r} matches no layer. Paths look like {min(layers, default='')!r}"
+                    f"override {override.pattern!r} matches no layer. Paths look like {min(layers, default='')!r}."
                 )
         if self.mixed is not None and not any("down_proj" in path for path in layers):
-            raise QuantizationError(f"recipe {self.mixed} needs layers named down_proj, which this model lacks")
+            raise QuantizationError(f"recipe {self.mixed} needs layers named down_proj, which this model lacks.")
         indices = [int(match[1]) for path in layers if (match := _LAYER.search(path))]
         depth = max(indices, default=0) + 1
         return {path: self._format(path, shape, is_head(path), depth) for path, shape in layers.items()}

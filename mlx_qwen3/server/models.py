@@ -236,7 +236,7 @@ def _load_chat(settings: ServerSettings, options: dict[str, Any]) -> ServedModel
     with same_outcome(settings.group):
         if settings.group is not None and settings.adapters:
             raise InputError(
-                "--adapter is not supported with several processes. Merge the adapter first: mlx-qwen3 merge"
+                "--adapter is not supported with several processes. Merge the adapter first: mlx-qwen3 merge."
             )
         known = bundled_model_path() if source is None else None
         folder = known or resolve_checkpoint(str(source), settings.revision, tokenizer=True)

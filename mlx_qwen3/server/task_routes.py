@@ -47,7 +47,7 @@ def _name_field(error: Exception, field: str) -> ApiError:
     text = str(error)
     found = _ROW.match(text)
     name = f"{field}[{found[1]}]" if found else field
-    return ApiError(400, f"{name}: {text[found.end() :] if found else text}", name)
+    return ApiError(400, f"{name}: {text[found.end() :] if found else text}.", name)
 
 
 async def embed(api: Any, request: Any, body: EmbeddingBody) -> dict[str, Any]:

@@ -205,10 +205,11 @@ class Runner:
         size = self.model.config.vocab_size
         for piece in pieces:
             if not piece.ids:
-                raise InputError("a row has no tokens")
+                raise InputError("a row has no tokens.")
             if max(piece.ids) >= size:
                 raise InputError(
-                    f"the tokenizer gives id {max(piece.ids)}, the model has {size} ids. Load the model's own tokenizer"
+                    f"the tokenizer gives id {max(piece.ids)}, the model has {size} ids. Load the model's own "
+                    "tokenizer."
                 )
 
 

@@ -41,7 +41,7 @@ def load_bundled_head(name: str, *, folder: Path | None = None, dtype: Any = Non
 
     backbone, folder = bundled_model_path(), folder or Path(__file__).parent.parent / "bundled" / "heads"
     if not (folder / name / "head.json").is_file():
-        raise CheckpointError(f"{folder / name}: there is no head; train it with `python -m tools.heads.train {name}`")
+        raise CheckpointError(f"{folder / name}: there is no head; train it with `python -m tools.heads.train {name}`.")
     values = read_json_object(folder / name / "head.json")
     weights: Any = mx.load(str(folder / name / "head.safetensors"))
     causal = models.Qwen3ForCausalLM.from_pretrained(backbone, dtype="float32", unpack=True)
@@ -69,5 +69,5 @@ def _merge(model: Any, weights: dict[str, mx.array], source: str) -> None:
         before = None if layer is None else layer.get(own)
         change = (array @ weights[f"{path}.lora_b"]).T if leaf == "lora_a" else array
         if layer is None or before is None or before.shape != change.shape:
-            raise CheckpointError(f"{source}: {name!r} does not fit the bundled model; train the head again")
+            raise CheckpointError(f"{source}: {name!r} does not fit the bundled model; train the head again.")
         layer[own] = before + change if leaf == "lora_a" else change

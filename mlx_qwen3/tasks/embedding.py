@@ -49,9 +49,9 @@ class EmbeddingOptions(Options):
         if self.instruction is not None:
             check_text(self.instruction, "instruction")
         if self.prompt is not None and not isinstance(self.prompt, str):
-            raise InputError(f"prompt must be a string, not {type(self.prompt).__name__}")
+            raise InputError(f"prompt must be a string, not {type(self.prompt).__name__}.")
         if self.instruction is not None and (self.prompt is not None or self.prompt_name is not None):
-            raise InputError("instruction and a prompt are given. An instruction makes a prompt of its own: give one")
+            raise InputError("instruction and a prompt are given. An instruction makes a prompt of its own: give one.")
         if self.dimensions is not None:
             check_count("dimensions", self.dimensions)
 
@@ -97,7 +97,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
                 return quantize(np.stack(results) if results else np.zeros((0, width), np.float32), chosen.precision)
             return results
         if chosen.precision in ("int8", "uint8"):
-            raise InputError(f"precision={chosen.precision!r} takes its ranges from a list of texts. Pass a list")
+            raise InputError(f"precision={chosen.precision!r} takes its ranges from a list of texts. Pass a list.")
         results = super().__call__(inputs, **options)
         if isinstance(results, np.ndarray):
             return quantize(results, chosen.precision)
@@ -118,7 +118,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         fixed_values = {"convert_to_numpy": True, "convert_to_tensor": False, "output_value": "sentence_embedding"}
         for name, fixed in fixed_values.items():
             if options.pop(name, fixed) != fixed:
-                raise InputError(f"{name} is not supported: vectors are numpy arrays. Omit it")
+                raise InputError(f"{name} is not supported: vectors are numpy arrays. Omit it.")
         precision = options.pop("precision", self.options.precision)
         if cut is not None:
             check_count("truncate_dim", cut)
@@ -145,10 +145,10 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         try:
             a, b = (np.atleast_2d(np.asarray(vectors, dtype=np.float32)) for vectors in (first, second))
         except (TypeError, ValueError):
-            raise InputError("similarity takes vectors of numbers of one width. Pass what encode gives") from None
+            raise InputError("similarity takes vectors of numbers of one width. Pass what encode gives.") from None
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
             raise InputError(
-                f"vectors of shape {a.shape} and {b.shape} cannot be compared. Pass vectors of the same width"
+                f"vectors of shape {a.shape} and {b.shape} cannot be compared. Pass vectors of the same width."
             )
         kind = "cosine" if self._settings is None else self._settings.similarity
         if kind == "euclidean":
@@ -203,7 +203,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
             return ""
         if name not in self.prompts:
             known = ", ".join(map(repr, self.prompts)) or "no prompts"
-            raise InputError(f"prompt_name is {name!r}, the model has {known}. Pass prompt= with the text itself")
+            raise InputError(f"prompt_name is {name!r}, the model has {known}. Pass prompt= with the text itself.")
         return self.prompts[name]
 
     def _width(self, options: EmbeddingOptions) -> int:
@@ -214,7 +214,7 @@ class Embedding(Task[EmbeddingOptions, np.ndarray]):
         if settings is not None:
             width = settings.dimensions or width * len(settings.pooling)
         if options.dimensions is not None and options.dimensions > width:
-            raise InputError(f"dimensions is {options.dimensions}, the model has {width}. Pass {width} or fewer")
+            raise InputError(f"dimensions is {options.dimensions}, the model has {width}. Pass {width} or fewer.")
         kept = options.dimensions or (None if settings is None else settings.truncate_dim)
         return min(width, kept or width)
 
@@ -299,7 +299,7 @@ def quantize(vectors: np.ndarray, precision: str) -> np.ndarray:
         bits = np.packbits(vectors > 0, axis=-1)
         return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     if len(vectors) == 1:
-        raise InputError(f"precision={precision!r} takes its ranges from the texts: a single one has none. Pass more")
+        raise InputError(f"precision={precision!r} takes its ranges from the texts: a single one has none. Pass more.")
     if not len(vectors):
         return vectors.astype(precision)
     low = vectors.min(axis=0)

@@ -67,7 +67,7 @@ class Extraction(Task[ExtractionOptions, Any]):
 
     def _pieces(self, rows: list[Any], options: ExtractionOptions) -> Sequence[list[Piece] | InputError]:
         if options.schema is None:
-            raise InputError("extraction needs a schema. Pass schema=")
+            raise InputError("extraction needs a schema. Pass schema=.")
         compile_constraint("schema", options.schema, self.tokenizer)
         schema = schema_of(options.schema)
         limit = self.limit(options) - options.max_new_tokens
@@ -75,7 +75,7 @@ class Extraction(Task[ExtractionOptions, Any]):
         for row in rows:
             messages = extraction_messages(row, schema, options.instruction)
             ids = list(prompt_ids(cast(Any, self.tokenizer), messages, enable_thinking=False))
-            found = InputError(f"the text with its schema has {len(ids)} tokens, at most {limit} leave room to answer")
+            found = InputError(f"the text with its schema has {len(ids)} tokens, at most {limit} leave room to answer.")
             pieces.append([Piece(ids)] if len(ids) <= limit else found)
         return pieces
 

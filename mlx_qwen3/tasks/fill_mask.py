@@ -61,19 +61,19 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
     def _check_model(self, source: Any) -> None:
         super()._check_model(source)
         if self.tokenizer.mask_token_id is None:
-            raise InputError("the tokenizer has no mask token. Pass the tokenizer of a masked language model")
+            raise InputError("the tokenizer has no mask token. Pass the tokenizer of a masked language model.")
 
     def _check_row(self, row: Any, options: FillMaskOptions) -> str:
         text = check_text(row)
         if str(self.tokenizer.mask_token) not in text:
-            raise InputError(f"text has no mask. Write {self.tokenizer.mask_token} where a word is missing")
+            raise InputError(f"text has no mask. Write {self.tokenizer.mask_token} where a word is missing.")
         return text
 
     def _pieces(self, rows: list[Any], options: FillMaskOptions) -> list[list[Piece] | InputError]:
         pieces: list[list[Piece] | InputError] = []
         for ids, types in self._encode_rows(rows, options):
             places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
-            beyond = InputError(f"the mask lies beyond the {self.limit(options)} tokens that the model reads")
+            beyond = InputError(f"the mask lies beyond the {self.limit(options)} tokens that the model reads.")
             pieces.append([Piece(ids, types, places)] if places else beyond)
         return pieces
 
@@ -135,9 +135,9 @@ class FillMask(Task[FillMaskOptions, "list[Filling] | list[list[Filling]]"]):
                 continue
             pieces = self.tokenizer.encode(check_text(target, "targets"), add_special_tokens=False)
             if not pieces:
-                raise InputError(f"target {target!r} is not in the vocabulary. Omit it")
+                raise InputError(f"target {target!r} is not in the vocabulary. Omit it.")
             self._warn_once(f"target {target}", "target %r is not a single token; its first token is used", target)
             ids.append(pieces[0])
         if not ids:
-            raise InputError("targets is empty. Pass at least one word, or None")
+            raise InputError("targets is empty. Pass at least one word, or None.")
         return sorted(set(ids))

@@ -61,18 +61,18 @@ def split_loading_options(options: dict[str, Any], model_options: dict[str, Any]
     given = {name: options.pop(name) for name in TO_LOADING if name in options}
     more = options.pop("model_kwargs", None) or {}
     if not isinstance(more, Mapping):
-        raise InputError(f"model_kwargs is {more!r}. Give a mapping of what mlx_qwen3.load takes")
+        raise InputError(f"model_kwargs is {more!r}. Give a mapping of what mlx_qwen3.load takes.")
     given |= more
     for name, value in given.items():
         name = "dtype" if name == "torch_dtype" else name
         if value is None:
             continue
         if name in loading and loading[name] != value:
-            raise InputError(f"{name} is {value!r} and in model_options {loading[name]!r}. Give it once")
+            raise InputError(f"{name} is {value!r} and in model_options {loading[name]!r}. Give it once.")
         loading[name] = value
     _check_device(options.pop("device", None))
     if options.pop("trust_remote_code", False):
-        raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run. Omit it")
+        raise InputError("trust_remote_code is not supported: no code from a checkpoint is ever run. Omit it.")
     return loading
 
 
@@ -93,10 +93,11 @@ def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
     """
     for name in options:
         if name in REFUSED and options[name] not in (None, False):
-            raise InputError(f"the option {name!r} is not supported: {REFUSED[name]}")
+            raise InputError(f"the option {name!r} is not supported: {REFUSED[name]}.")
     if options.get("truncation", True) is False:
         raise InputError(
-            "truncation=False is not supported: texts over the limit are cut, with a warning. Check their lengths first"
+            "truncation=False is not supported: texts over the limit are cut, with a warning. Check their lengths "
+            "first."
         )
     return {name: value for name, value in options.items() if name not in (*HARMLESS, *REFUSED, "truncation")}
 
@@ -108,7 +109,7 @@ def _check_device(device: Any) -> None:
     name = str(getattr(device, "type", device)).lower().partition(":")[0].rpartition(".")[2]
     wants_cpu = name in ("cpu", "-1")
     if not wants_cpu and name not in ("gpu", "mps", "cuda", "auto") and not name.isdigit():
-        raise InputError(f"device is {device!r}. Expected 'cpu' or 'gpu', or omit it")
+        raise InputError(f"device is {device!r}. Expected 'cpu' or 'gpu', or omit it.")
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     if wants_cpu != on_cpu and name != "auto":
         logger.warning(

@@ -110,10 +110,10 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
             RowError: rows that cannot be used; it names them and holds the results of the others.
         """
         if len(arguments) > 2:
-            raise InputError(f"{len(arguments)} arguments are given; expected a question and a context, or rows")
+            raise InputError(f"{len(arguments)} arguments are given; expected a question and a context, or rows.")
         if len(arguments) == 2:
             if question is not None or context is not None:
-                raise InputError("question and context are given twice. Give each once")
+                raise InputError("question and context are given twice. Give each once.")
             question, context = arguments
         elif arguments and (isinstance(arguments[0], str) or context is not None) and question is None:
             question = arguments[0]
@@ -121,18 +121,18 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
             inputs = arguments[0]
         if inputs is None:
             if question is None or context is None:
-                raise InputError("question or context is missing. Give both, or rows with 'question' and 'context'")
+                raise InputError("question or context is missing. Give both, or rows with 'question' and 'context'.")
             if is_batch(question) and isinstance(context, str):
                 context = [context] * len(question)
             inputs = paired(question, context, "question", "context")
         elif question is not None or context is not None:
-            raise InputError("rows are given and question= or context= as well. Give only one of the two")
+            raise InputError("rows are given and question= or context= as well. Give only one of the two.")
         return super().__call__(inputs, **options)
 
     def _check_row(self, row: Any, options: QuestionAnsweringOptions) -> Any:
         if not isinstance(row, dict) or set(row) != {"question", "context"}:
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise InputError(f"a row must have the keys 'question' and 'context', not {found}")
+            raise InputError(f"a row must have the keys 'question' and 'context', not {found}.")
         return check_text(row["question"], "question"), check_text(row["context"], "context")
 
     def _pieces(self, rows: list[Any], options: QuestionAnsweringOptions) -> list[list[Piece]]:
@@ -148,7 +148,7 @@ class QuestionAnswering(Task[QuestionAnsweringOptions, "Answer | list[Answer]"])
         special = self.tokenizer.num_special_tokens_to_add(True)
         room = length - special - min(max(len(e.ids) for e in encoded.encodings or []), question_length)
         if room < 1:
-            raise InputError(f"max_seq_len={length} leaves no room for a context beside the question. Raise it")
+            raise InputError(f"max_seq_len={length} leaves no room for a context beside the question. Raise it.")
         inputs = self.tokenizer(
             questions,
             [context for _, context in rows],

@@ -33,7 +33,7 @@ def question(text: str, labels: Sequence[str]) -> list[dict[str, str]]:
 def check_reasons(tokenizer: Any) -> None:
     """Raise `InputError` unless the chat template can switch thinking on and off."""
     if tokenizer.chat_template is None or not switches_thinking(tokenizer):
-        raise InputError("think needs a checkpoint whose chat template turns thinking on and off. Leave think out")
+        raise InputError("think needs a checkpoint whose chat template turns thinking on and off. Leave think out.")
 
 
 def label_room(labels: Sequence[str]) -> int:

@@ -107,7 +107,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
     if task is None:
         task = _task_of(model, options)
     elif not isinstance(task, str):
-        raise InputError(f"task is {task!r}, expected one of {', '.join([*TASKS, *ALIASES])}")
+        raise InputError(f"task is {task!r}, expected one of {', '.join([*TASKS, *ALIASES])}.")
     name = ALIASES.get(task, task)
     if name not in TASKS:
         close = difflib.get_close_matches(name, [*TASKS, *ALIASES], 1)
@@ -119,7 +119,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
 def _task_of(model: Any, options: dict[str, Any]) -> str:
     """Return the task of the model's head; raise `InputError` if the model does not determine one."""
     if model is None:
-        raise InputError(f"neither task nor model is given. Give a task: one of {', '.join(TASKS)}")
+        raise InputError(f"neither task nor model is given. Give a task: one of {', '.join(TASKS)}.")
     if isinstance(model, str | Path):
         from ..checkpoint import resolve_checkpoint
         from ..config.pretrained import read_config_file
@@ -133,4 +133,4 @@ def _task_of(model: Any, options: dict[str, Any]) -> str:
     for ending, task in TASK_OF_CLASS.items():
         if found.endswith(ending):
             return task
-    raise InputError(f"the model is {found}, which has no task of its own. Give a task: one of {', '.join(TASKS)}")
+    raise InputError(f"the model is {found}, which has no task of its own. Give a task: one of {', '.join(TASKS)}.")

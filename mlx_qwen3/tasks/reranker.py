@@ -68,7 +68,7 @@ class Reranker(Task[RerankerOptions, float]):
 
     def _load_model(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> Any:
         if model is None:
-            raise InputError('no reranker comes with this package. Name one: model="Qwen/Qwen3-Reranker-0.6B"')
+            raise InputError('no reranker comes with this package. Name one: model="Qwen/Qwen3-Reranker-0.6B".')
         return super()._load_model(model, tokenizer, model_options)
 
     def _check_model(self, source: Any) -> None:
@@ -76,14 +76,14 @@ class Reranker(Task[RerankerOptions, float]):
         self._has_label = isinstance(self.model, SequenceClassification)
         if self._has_label:
             if self.model.config.num_labels != 1:
-                raise InputError(f"a reranker has 1 label, this checkpoint has {self.model.config.num_labels}")
+                raise InputError(f"a reranker has 1 label, this checkpoint has {self.model.config.num_labels}.")
             return
         self._answers = [self._token(word) for word in ("no", "yes")]
 
     def _token(self, word: str) -> int:
         ids = self.tokenizer.encode(word, add_special_tokens=False)
         if len(ids) != 1:
-            raise InputError(f"the tokenizer has no token for {word!r}; a reranker needs one for 'yes' and for 'no'")
+            raise InputError(f"the tokenizer has no token for {word!r}; a reranker needs one for 'yes' and for 'no'.")
         return ids[0]
 
     @overload
@@ -107,7 +107,7 @@ class Reranker(Task[RerankerOptions, float]):
         chosen: RerankerOptions = self.options.replaced(options)
         query = check_text(inputs, "query")
         if not is_batch(documents):
-            raise InputError(f"documents must be a list of texts, not {type(documents).__name__}")
+            raise InputError(f"documents must be a list of texts, not {type(documents).__name__}.")
         documents = as_rows(documents)
         scores = self._list_results([(query, document) for document in documents], chosen)
         if not all(isinstance(score, float) for score in scores):
@@ -130,7 +130,7 @@ class Reranker(Task[RerankerOptions, float]):
         if isinstance(row, dict) and set(row) == {"query", "document"}:
             row = row["query"], row["document"]
         if not isinstance(row, list | tuple) or len(row) != 2:
-            raise InputError("a row must be a pair of query and document")
+            raise InputError("a row must be a pair of query and document.")
         return check_text(row[0], "query"), check_text(row[1], "document")
 
     def _pieces(self, rows: list[Any], options: RerankerOptions) -> list[list[Piece]]:
@@ -138,7 +138,7 @@ class Reranker(Task[RerankerOptions, float]):
         closing = self.tokenizer.encode(CLOSING, add_special_tokens=False)
         room = self.limit(options) - len(opening) - len(closing)
         if room < 1:
-            raise InputError(f"max_length={self.limit(options)} leaves no room beside the prompt. Raise it")
+            raise InputError(f"max_length={self.limit(options)} leaves no room beside the prompt. Raise it.")
         texts = [f"<Instruct>: {options.instruction}\n<Query>: {query}\n<Document>: {doc}" for query, doc in rows]
         pieces = []
         for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:

@@ -16,16 +16,16 @@ def check_text(text: Any, name: str = "text") -> str:
     """Return `text` if it is a string that is not blank; raise an `InputError` that names `name` otherwise."""
     if not isinstance(text, str):
         if text is None or type(text).__name__ in ("NAType", "NaTType") or (isinstance(text, float) and text != text):
-            raise InputError(f"{name} is missing ({text}). Drop such rows or fill them in")
+            raise InputError(f"{name} is missing ({text}). Drop such rows or fill them in.")
         if isinstance(text, set | frozenset):
-            raise InputError(f"{name} must be a string, not a {type(text).__name__}. A set has no order: pass a list")
-        raise InputError(f"{name} must be a string, not {type(text).__name__}")
+            raise InputError(f"{name} must be a string, not a {type(text).__name__}. A set has no order: pass a list.")
+        raise InputError(f"{name} must be a string, not {type(text).__name__}.")
     if not text.strip():
-        raise InputError(f"{name} is empty")
+        raise InputError(f"{name} is empty.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{name} is not valid Unicode: a lone surrogate at character {error.start}") from error
+        raise InputError(f"{name} is not valid Unicode: a lone surrogate at character {error.start}.") from error
     return text
 
 
@@ -58,11 +58,11 @@ def as_rows(inputs: Any) -> list[Any]:
             name = names[0] if names else "text"
             raise InputError(
                 f"a {type(inputs).__name__} with the columns {', '.join(names) or '(none)'} is not rows of text. "
-                f"Pass one column, such as table[{name!r}]"
+                f"Pass one column, such as table[{name!r}]."
             )
     shape = getattr(inputs, "shape", None)
     if isinstance(shape, tuple) and not shape:
-        raise InputError("a zero-dimensional array is given, not rows. Pass a string or a list of strings")
+        raise InputError("a zero-dimensional array is given, not rows. Pass a string or a list of strings.")
     for method in ("to_pylist", "tolist", "to_list"):
         if hasattr(inputs, method):
             return list(getattr(inputs, method)())
@@ -109,12 +109,12 @@ def paired(texts: Any, others: Any, first: str, second: str) -> Any:
         texts, others = as_rows(texts), as_rows(others)
         if len(texts) != len(others):
             raise InputError(
-                f"{first} has {len(texts)} rows and {second} has {len(others)}. Pass lists of the same length"
+                f"{first} has {len(texts)} rows and {second} has {len(others)}. Pass lists of the same length."
             )
         return [{first: a, second: b} for a, b in zip(texts, others, strict=True)]
     if is_batch(texts) or is_batch(others):
         one, many = (second, first) if is_batch(texts) else (first, second)
-        raise InputError(f"{many} is a list, so {one} must be a list of the same length")
+        raise InputError(f"{many} is a list, so {one} must be a list of the same length.")
     return {first: texts, second: others}
 
 
@@ -122,10 +122,10 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise `InputError` unless `value` is among `allowed`."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}.")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise `InputError` unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} is {value!r}, expected a whole number of {least} or more")
+        raise InputError(f"{name} is {value!r}, expected a whole number of {least} or more.")

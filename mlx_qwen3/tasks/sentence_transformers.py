@@ -73,7 +73,7 @@ class SentenceSettings:
         except ValueError as problem:
             raise CheckpointError(
                 f"{self.encoder}: a step of modules.json does not take vectors of {len(vector)} numbers: {problem}. "
-                "Download the model again"
+                "Download the model again."
             ) from None
 
 
@@ -88,7 +88,7 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
         return None
     modules = read_json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise CheckpointError(f"{folder / 'modules.json'} does not list modules. Download the model again")
+        raise CheckpointError(f"{folder / 'modules.json'} does not list modules. Download the model again.")
     modules = sorted(modules, key=lambda module: module.get("idx", 0) if isinstance(module.get("idx"), int) else 0)
     values: dict[str, Any] = {"pooling": None}
     steps: list[Step] = []
@@ -98,7 +98,7 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
         if position == 0:
             if kind != "Transformer":
                 raise UnsupportedModelError(
-                    f"{folder}: the first module is {kind!r}, expected a Transformer. Use sentence-transformers"
+                    f"{folder}: the first module is {kind!r}, expected a Transformer. Use sentence-transformers."
                 )
             values["encoder"] = location
         elif kind == "Pooling":
@@ -112,14 +112,14 @@ def read_sentence_settings(folder: Path) -> SentenceSettings | None:
             steps.append(_layer_norm(location))
         elif kind != "Dropout":  # dropout has no effect after training
             raise UnsupportedModelError(
-                f"{folder}: the module {kind!r} of modules.json is not supported. Use sentence-transformers"
+                f"{folder}: the module {kind!r} of modules.json is not supported. Use sentence-transformers."
             )
         if kind != "Dropout":
             values["normalized"] = kind == "Normalize"
     if "encoder" not in values:
-        raise CheckpointError(f"{folder / 'modules.json'} is empty. Download the model again")
+        raise CheckpointError(f"{folder / 'modules.json'} is empty. Download the model again.")
     if values["pooling"] is None:
-        raise UnsupportedModelError(f"{folder}: modules.json lists no Pooling. Use sentence-transformers")
+        raise UnsupportedModelError(f"{folder}: modules.json lists no Pooling. Use sentence-transformers.")
     return SentenceSettings(steps=tuple(steps), **values, **_prompts(folder), **_limits(values["encoder"]))
 
 
@@ -151,7 +151,7 @@ def pool(states: np.ndarray, mode: str, skip: int = 0) -> np.ndarray:
 
 def _module_folder(folder: Path, path: Any) -> Path:
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise CheckpointError(f"{folder / 'modules.json'} names the path {path!r}, which lies outside the folder")
+        raise CheckpointError(f"{folder / 'modules.json'} names the path {path!r}, which lies outside the folder.")
     return folder / path
 
 
@@ -166,7 +166,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
     if not known or unknown:
         raise UnsupportedModelError(
             f"{folder / 'config.json'}: pooling {unknown or modes} is not supported, only {', '.join(POOLING_MODES)}. "
-            "Use sentence-transformers"
+            "Use sentence-transformers."
         )
     return {
         "pooling": tuple(modes),
@@ -178,7 +178,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / "model.safetensors").is_file():
         raise CheckpointError(
             f"{folder}: there is no model.safetensors. Pickled weights are never read: save the model again with "
-            "safe_serialization=True"
+            "safe_serialization=True."
         )
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -186,7 +186,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     try:
         weights = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {error}. Download it again") from None
+        raise CheckpointError(f"{folder / 'model.safetensors'} cannot be read: {error}. Download it again.") from None
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 
@@ -196,19 +196,21 @@ def _dense(folder: Path) -> tuple[Step, int]:
     if name not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"{folder}: activation_function {name!r} is not supported, only {', '.join(ACTIVATIONS)}. "
-            "Use sentence-transformers"
+            "Use sentence-transformers."
         )
     places = {config.get(key, "sentence_embedding") for key in ("module_input_name", "module_output_name")} - {None}
     if places != {"sentence_embedding"}:
-        raise UnsupportedModelError(f"{folder}: a Dense step over {places} is not supported. Use sentence-transformers")
+        raise UnsupportedModelError(
+            f"{folder}: a Dense step over {places} is not supported. Use sentence-transformers."
+        )
     weight, bias = weights.get("linear.weight"), weights.get("linear.bias")
     shape = (config.get("out_features"), config.get("in_features"))
     if weight is None or weight.shape != shape or (bias is None) == bool(config.get("bias", True)):
-        raise CheckpointError(f"{folder}: the weights do not fit config.json. Download the model again")
+        raise CheckpointError(f"{folder}: the weights do not fit config.json. Download the model again.")
     residual = weights.get("residual.weight")
     use_residual, activation = bool(config.get("use_residual", False)), ACTIVATIONS[name]
     if use_residual and residual is None and shape[0] != shape[1]:
-        raise CheckpointError(f"{folder}: residual.weight is missing. Download the model again")
+        raise CheckpointError(f"{folder}: residual.weight is missing. Download the model again.")
 
     def step(vector: np.ndarray) -> np.ndarray:
         result = activation(weight @ vector + (0 if bias is None else bias))
@@ -223,7 +225,7 @@ def _layer_norm(folder: Path) -> Step:
     weights = _weights(folder)
     weight, bias = weights.get("norm.weight"), weights.get("norm.bias")
     if weight is None or bias is None:
-        raise CheckpointError(f"{folder}: norm.weight or norm.bias is missing. Download the model again")
+        raise CheckpointError(f"{folder}: norm.weight or norm.bias is missing. Download the model again.")
     return lambda vector: (vector - vector.mean()) / np.sqrt(vector.var() + 1e-5) * weight + bias
 
 
@@ -232,17 +234,17 @@ def _prompts(folder: Path) -> dict[str, Any]:
     config = read_json_object(path) if path.is_file() else {}
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise CheckpointError(f"{path}: 'prompts' is not a mapping of names to texts. Correct it")
+        raise CheckpointError(f"{path}: 'prompts' is not a mapping of names to texts. Correct it.")
     default, similarity = config.get("default_prompt_name"), config.get("similarity_fn_name") or "cosine"
     if default is not None and default not in prompts:
-        raise CheckpointError(f"{path}: default_prompt_name {default!r} is not one of the prompts {sorted(prompts)}")
+        raise CheckpointError(f"{path}: default_prompt_name {default!r} is not one of the prompts {sorted(prompts)}.")
     if similarity not in SIMILARITIES:
         raise UnsupportedModelError(
-            f"{path}: similarity_fn_name {similarity!r} is not supported, only {', '.join(SIMILARITIES)}"
+            f"{path}: similarity_fn_name {similarity!r} is not supported, only {', '.join(SIMILARITIES)}."
         )
     truncate = config.get("truncate_dim")
     if truncate is not None and (not isinstance(truncate, int) or isinstance(truncate, bool) or truncate < 1):
-        raise CheckpointError(f"{path}: truncate_dim is {truncate!r}, expected a whole number above 0")
+        raise CheckpointError(f"{path}: truncate_dim is {truncate!r}, expected a whole number above 0.")
     return {
         "prompts": {name: text or "" for name, text in prompts.items()},
         "default_prompt_name": default,
@@ -256,5 +258,5 @@ def _limits(folder: Path) -> dict[str, Any]:
     config = read_json_object(path) if path.is_file() else {}
     longest = config.get("max_seq_length")
     if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
-        raise CheckpointError(f"{path}: max_seq_length is {longest!r}, expected a whole number above 0")
+        raise CheckpointError(f"{path}: max_seq_length is {longest!r}, expected a whole number above 0.")
     return {"max_seq_length": longest, "do_lower_case": bool(config.get("do_lower_case", False))}

@@ -84,7 +84,7 @@ class Options:
             if name not in known:
                 close = difflib.get_close_matches(name, [*known, *others], 1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise InputError(f"unknown option {name!r}; expected one of {', '.join([*known, *others])}.{hint}")
+                raise InputError(f"unknown option {name!r}; expected one of {', '.join([*known, *others])}.{hint}.")
         return dataclasses.replace(self, **keywords)
 
 
@@ -193,7 +193,7 @@ class Task(Generic[O, R]):
         errors: dict[int, str] = {}
         result = next(self._window(0, [self._check_row(row, options)], {}, options, errors))
         if errors:
-            raise InputError(errors[0])
+            raise InputError(f"{errors[0]}.")
         return result
 
     def _list_results(self, rows: Sequence[Any], options: O) -> list[Any]:
@@ -203,7 +203,7 @@ class Task(Generic[O, R]):
             first, others = min(errors), len(rows) - len(errors)
             more = f" (and {len(errors) - 1} more rows)" if len(errors) > 1 else ""
             hint = f"; the results of the other {others} are in this error's .results" if others else ""
-            raise RowError(f"row {first}: {errors[first]}{more}{hint}", errors, results)
+            raise RowError(f"row {first}: {errors[first]}{more}{hint}.", errors, results)
         return results
 
     def _stream_results(self, rows: Iterable[Any], options: O) -> Iterator[Any]:
@@ -211,7 +211,7 @@ class Task(Generic[O, R]):
         for index, result in enumerate(self._iterate_results(rows, options, errors, self._group)):
             if index in errors and options.on_error == "raise":
                 hint = "; pass on_error='record' to go on with the other rows"
-                raise RowError(f"row {index}: {errors[index]}{hint}", {index: errors[index]})
+                raise RowError(f"row {index}: {errors[index]}{hint}.", {index: errors[index]})
             errors.pop(index, None)
             yield result
 
@@ -235,7 +235,7 @@ class Task(Generic[O, R]):
                     try:
                         good.append(self._check_row(row, options))
                     except InputError as error:
-                        bad[index] = str(error)
+                        bad[index] = str(error).removesuffix(".")
                 errors.update({start + index: message for index, message in bad.items()})
                 yield from self._window(start, good, bad, options, errors, bar)
         finally:
@@ -268,7 +268,11 @@ class Task(Generic[O, R]):
         """Yield the results of a window: of the usable `rows`, with the `bad` ones (index → message) in between."""
         found = self._pieces(rows, options) if rows else []
         usable = [index for index in range(len(rows) + len(bad)) if index not in bad]
-        refused = {index: str(some) for index, some in zip(usable, found, strict=True) if isinstance(some, InputError)}
+        refused = {
+            index: str(some).removesuffix(".")
+            for index, some in zip(usable, found, strict=True)
+            if isinstance(some, InputError)
+        }
         errors.update({start + index: message for index, message in refused.items()})
         bad |= refused
         rows = [row for index, row in zip(usable, rows, strict=True) if index not in refused]
@@ -345,7 +349,7 @@ class Task(Generic[O, R]):
     def _label(self, index: int) -> str:
         labels = self.model.config.id2label
         if index not in labels:
-            raise InputError(f"label id {index} has no name: config field 'id2label' names {sorted(labels)}")
+            raise InputError(f"label id {index} has no name: config field 'id2label' names {sorted(labels)}.")
         return labels[index]
 
     def _load_model(self, model: Any, tokenizer: Any, model_options: dict[str, Any]) -> tuple[Any, Tokenizer]:
@@ -365,10 +369,10 @@ class Task(Generic[O, R]):
             tokenizer = own if tokenizer is None else tokenizer
         elif model_options:
             raise InputError(
-                f"model_options are given with a loaded model: {', '.join(model_options)}. Pass them to load instead"
+                f"model_options are given with a loaded model: {', '.join(model_options)}. Pass them to load instead."
             )
         if tokenizer is None:
-            raise InputError("a loaded model is given without its tokenizer. Pass tokenizer=")
+            raise InputError("a loaded model is given without its tokenizer. Pass tokenizer=.")
         if isinstance(tokenizer, str | Path):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         model.eval()
@@ -388,14 +392,14 @@ class Task(Generic[O, R]):
             instead = f", or {self.instead}" if self.instead and isinstance(self.model, CausalLM) else ""
             raise InputError(
                 f"{_source_name(source)} is {type(self.model).__name__}: it has no {self.needs}. Load a "
-                f"checkpoint that has one, or train one{instead}"
+                f"checkpoint that has one, or train one{instead}."
             )
         if isinstance(source, str | Path) and self.heads:
             fresh = sorted(self.model.fresh_weights)
             if fresh:
                 raise InputError(
                     f"{source} has no trained {self.needs} ({fresh[0]} is missing). Load a checkpoint that has one, "
-                    "or train one"
+                    "or train one."
                 )
 
 

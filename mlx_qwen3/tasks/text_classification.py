@@ -91,13 +91,13 @@ class TextClassification(Task[TextClassificationOptions, "LabelScore | list[Labe
         if isinstance(row, dict):
             unknown = set(row) - {"text", "text_pair"}
             if unknown or "text" not in row:
-                raise InputError(f"a row has the keys {sorted(row)}, expected 'text' and perhaps 'text_pair'")
+                raise InputError(f"a row has the keys {sorted(row)}, expected 'text' and perhaps 'text_pair'.")
             if row.get("text_pair") is None:
                 return check_text(row["text"])
             return check_text(row["text"]), check_text(row["text_pair"], "text_pair")
         if isinstance(row, list | tuple):
             if len(row) != 2:
-                raise InputError(f"a row has {len(row)} parts; a pair of texts has 2")
+                raise InputError(f"a row has {len(row)} parts; a pair of texts has 2.")
             return check_text(row[0]), check_text(row[1], "text_pair")
         return check_text(row)
 

@@ -79,7 +79,7 @@ class TextGenerationOptions(Options):
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
         """Return these options with some replaced; other names are passed on to `model.generate`."""
         if keywords.get("tokenizer_encode_kwargs"):
-            raise InputError("tokenizer_encode_kwargs is not supported. Pass truncation=True with max_length")
+            raise InputError("tokenizer_encode_kwargs is not supported. Pass truncation=True with max_length.")
         cut = keywords.get("truncation") not in (None, False, "do_not_truncate")
         keywords = drop_harmless({name: v for name, v in keywords.items() if name not in NO_OPTIONS})
         if cut:
@@ -87,7 +87,7 @@ class TextGenerationOptions(Options):
         if "stop_sequence" in keywords:
             keywords["stop_strings"] = keywords.pop("stop_sequence")
         if keywords.pop("return_text", True) is False:
-            raise InputError("return_text=False is not supported. Pass return_tensors=True for ids")
+            raise InputError("return_text=False is not supported. Pass return_tensors=True for ids.")
         known = {option.name for option in dataclasses.fields(self)} - {"max_length"}
         own = {name: value for name, value in keywords.items() if name in known}
         rest = {name: value for name, value in keywords.items() if name not in known}
@@ -131,13 +131,13 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             if options.handle_long_generation == "hole":
                 room = limit - self._new_tokens(options)
                 if room < 1:
-                    raise InputError(f"max_new_tokens leaves no room for a prompt in {limit} tokens. Lower it")
+                    raise InputError(f"max_new_tokens leaves no room for a prompt in {limit} tokens. Lower it.")
                 ids = ids[-room:]
             if options.truncation:
                 room = options.generate.get("max_length") or limit - self._new_tokens(options)
                 ids = ids[:room] if self.tokenizer.truncation_side == "right" else ids[max(len(ids) - room, 0) :]
             pieces.append(
-                [Piece(ids)] if len(ids) < limit else InputError(f"the prompt has {len(ids)} tokens of {limit}")
+                [Piece(ids)] if len(ids) < limit else InputError(f"the prompt has {len(ids)} tokens of {limit}.")
             )
         return pieces
 

@@ -44,12 +44,12 @@ class TokenClassificationOptions(Options):
         super().__post_init__()
         check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
         if isinstance(self.ignore_labels, str):
-            raise InputError("ignore_labels is a string, expected a list of labels")
+            raise InputError("ignore_labels is a string, expected a list of labels.")
         if self.stride is not None:
             check_count("stride", self.stride, 0)
             if self.aggregation_strategy == "none":
                 raise InputError(
-                    "stride joins entities and aggregation_strategy is 'none'. Choose another aggregation_strategy"
+                    "stride joins entities and aggregation_strategy is 'none'. Choose another aggregation_strategy."
                 )
 
 
@@ -222,7 +222,7 @@ class Words:
 
     def __init__(self, words: Any):
         if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
-            raise InputError("is_split_into_words needs a list of words for each row")
+            raise InputError("is_split_into_words needs a list of words for each row.")
         self.words = list(words)
         self.text = " ".join(words)
         self.starts = [sum(len(word) + 1 for word in words[:index]) for index in range(len(words))]

@@ -59,16 +59,16 @@ class ZeroShotOptions(Options):
         super().__post_init__()
         if not isinstance(self.hypothesis_template, str):
             kind = type(self.hypothesis_template).__name__
-            raise InputError(f"hypothesis_template must be a text with one {{}}, not {kind}. Omit it")
+            raise InputError(f"hypothesis_template must be a text with one {{}}, not {kind}. Omit it.")
         if self.hypothesis_template.count("{}") != 1:
-            raise InputError(f"hypothesis_template is {self.hypothesis_template!r}, expected a text with one {{}}")
+            raise InputError(f"hypothesis_template is {self.hypothesis_template!r}, expected a text with one {{}}.")
         if self.candidate_labels is not None:
             object.__setattr__(self, "candidate_labels", check_labels(self.candidate_labels))
         if self.calibrate and not self.content_free:
-            raise InputError("content_free is empty. Pass at least one text, or calibrate=False")
+            raise InputError("content_free is empty. Pass at least one text, or calibrate=False.")
         check_count("thinking_budget", self.thinking_budget)
         if self.think and self.multi_label:
-            raise InputError("think chooses one label and multi_label several. Leave one of them out")
+            raise InputError("think chooses one label and multi_label several. Leave one of them out.")
 
 
 @dataclass
@@ -95,7 +95,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         super()._check_model(source)
         self._labels: dict[Any, Labels] = {}
         if not self.model.base_model.causal:
-            raise InputError("zero-shot classification needs a decoder; this model is a bidirectional encoder")
+            raise InputError("zero-shot classification needs a decoder; this model is a bidirectional encoder.")
 
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
@@ -119,7 +119,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         if candidate_labels is not None:
             options["candidate_labels"] = candidate_labels
         if self.options.replaced(options).candidate_labels is None:
-            raise InputError("candidate_labels is missing. Pass a list of labels")
+            raise InputError("candidate_labels is missing. Pass a list of labels.")
         return super().__call__(inputs, **options)
 
     def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> Sequence[list[Piece] | InputError]:
@@ -135,7 +135,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
         for row in rows:
             messages = question(row, options.candidate_labels or ())
             ids = list(prompt_ids(cast(Any, self.tokenizer), messages, enable_thinking=True))
-            long = InputError(f"the text with its labels has {len(ids)} tokens, at most {limit} leave room to reason")
+            long = InputError(f"the text with its labels has {len(ids)} tokens, at most {limit} leave room to reason.")
             found.append([Piece(ids, memo=messages)] if len(ids) <= limit else long)
         return found
 
@@ -150,7 +150,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
             self._warn_once("truncation", "texts are cut so that they and their labels have %d tokens", room)
             kept = room - len(self.tokenizer.encode(ending, add_special_tokens=False)) - 1
             if kept < 1:
-                raise InputError(f"{room} tokens leave no room for a text beside the template. Raise max_length")
+                raise InputError(f"{room} tokens leave no room for a text beside the template. Raise max_length.")
             cut = texts[index][: encoded[index].offsets[kept - 1][1]]
             prompts[index] = self.tokenizer.encode(cut.rstrip() + ending, add_special_tokens=False)[-room:]
         return prompts
@@ -262,9 +262,9 @@ def check_labels(labels: Any) -> tuple[str, ...]:
         labels = [label.strip() for label in labels.split(",") if label.strip()]
     labels = as_rows(labels) if is_batch(labels) else labels
     if not isinstance(labels, list | tuple) or not labels:
-        raise InputError(f"candidate_labels is {labels!r}, expected a list of at least one label")
+        raise InputError(f"candidate_labels is {labels!r}, expected a list of at least one label.")
     checked = tuple(check_text(label, f"candidate label {index}") for index, label in enumerate(labels))
     for index, label in enumerate(checked):
         if label in checked[:index]:
-            raise InputError(f"candidate label {label!r} is given twice. Give it once")
+            raise InputError(f"candidate label {label!r} is given twice. Give it once.")
     return checked

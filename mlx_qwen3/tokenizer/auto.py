@@ -79,7 +79,7 @@ class AutoTokenizer:
         unknown = sorted(set(overrides) - _OVERRIDES)
         if unknown:
             raise InputError(
-                f"{unknown[0]!r} is not a field of a tokenizer. Use one of {', '.join(sorted(_OVERRIDES))}"
+                f"{unknown[0]!r} is not a field of a tokenizer. Use one of {', '.join(sorted(_OVERRIDES))}."
             )
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
         folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
@@ -155,14 +155,14 @@ def _add_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, A
         if backend.token_to_id(token.content) != index:
             raise TokenizerError(
                 f"{folder}: the added token {token.content!r} has id {index} in the configuration, but "
-                f"{backend.token_to_id(token.content)} in the vocabulary. Download the files again together"
+                f"{backend.token_to_id(token.content)} in the vocabulary. Download the files again together."
             )
     return backend
 
 
 def _check_listed_id(folder: Path, token: str, index: Any) -> int:
     if not token or not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 2**32:
-        raise TokenizerError(f"{folder}: added_tokens.json gives {token!r} the id {index!r}. Download it again")
+        raise TokenizerError(f"{folder}: added_tokens.json gives {token!r} the id {index!r}. Download it again.")
     return index
 
 
@@ -207,6 +207,6 @@ def _read_chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str,
     if not all(isinstance(text, str) for text in texts) and template is not None:
         raise TokenizerError(
             f"{folder}: chat_template in tokenizer_config.json is {repr(template)[:80]}. Change it to a text or a list "
-            "of objects with name and template, or pass chat_template="
+            "of objects with name and template, or pass chat_template=."
         )
     return cast("str | dict[str, str] | None", template)

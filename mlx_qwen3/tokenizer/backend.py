@@ -78,7 +78,7 @@ def backend_errors(what: str, error: type[Exception] = TokenizerError) -> Iterat
         if type(raised) is not Exception and type(raised).__name__ != "PanicException":
             raise
         reason = " ".join(str(raised).split())
-        raise error(f"{what}: {reason if len(reason) <= 500 else f'{reason[:200]} … {reason[-200:]}'}") from raised
+        raise error(f"{what}: {reason if len(reason) <= 500 else f'{reason[:200]} … {reason[-200:]}'}.") from raised
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def build_backend(folder: Path, family: Family, config: dict[str, Any]) -> token
         return _build_word_piece(folder / "vocab.txt", config)
     names = "tokenizer.json, vocab.json with merges.txt, or vocab.txt"
     if (folder / "tokenizer.model").is_file():
-        raise TokenizerError(f"{folder} has only a SentencePiece vocabulary (tokenizer.model). Add {names}")
-    raise TokenizerError(f"{folder} has no vocabulary. Add {names}")
+        raise TokenizerError(f"{folder} has only a SentencePiece vocabulary (tokenizer.model). Add {names}.")
+    raise TokenizerError(f"{folder} has no vocabulary. Add {names}.")
 
 
 def _build_byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -136,9 +136,9 @@ def _build_word_piece(path: Path, config: dict[str, Any]) -> tokenizers.Tokenize
         with path.open(encoding="utf-8") as lines:
             vocab = {line.rstrip("\n"): index for index, line in enumerate(lines)}
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 text: {error.reason}. Download it again") from error
+        raise TokenizerError(f"{path} is not UTF-8 text: {error.reason}. Download it again.") from error
     if unk not in vocab:
-        raise TokenizerError(f"{path} has no unknown token {unk!r}. Set unk_token in tokenizer_config.json")
+        raise TokenizerError(f"{path} has no unknown token {unk!r}. Set unk_token in tokenizer_config.json.")
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer()
     _configure_normalizer(backend, config)

@@ -73,7 +73,7 @@ class BatchEncoding(dict[str, Any]):
 
     def _get_row(self, index: int) -> Encoding:
         if self._encodings is None or not -len(self._encodings) <= index < len(self._encodings):
-            raise InputError(f"row {index} is outside this batch of {len(self._encodings or ())}")
+            raise InputError(f"row {index} is outside this batch of {len(self._encodings or ())}.")
         return self._encodings[index]
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -154,7 +154,7 @@ class BatchEncoding(dict[str, Any]):
             except (ValueError, TypeError) as error:
                 raise InputError(
                     f"{key}: the rows differ in length and cannot form an array. Pass padding=True, "
-                    "and truncation=True with max_length for long texts"
+                    "and truncation=True with max_length for long texts."
                 ) from error
             self[key] = array if tensor_type == "np" else mx.array(array.astype(np.int32))
         return self
@@ -163,4 +163,4 @@ class BatchEncoding(dict[str, Any]):
 def check_tensor_type(tensor_type: str | None) -> None:
     """Raise InputError unless `tensor_type` is 'mlx', 'np' or None."""
     if tensor_type is not None and not (isinstance(tensor_type, str) and tensor_type in ("mlx", "np")):
-        raise InputError(f"return_tensors={tensor_type!r} is not available. Use 'mlx' or 'np', or None for lists")
+        raise InputError(f"return_tensors={tensor_type!r} is not available. Use 'mlx' or 'np', or None for lists.")

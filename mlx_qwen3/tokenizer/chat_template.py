@@ -81,7 +81,7 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     if len(format) > 1000:
-        raise InputError("strftime_now: the format has more than 1000 characters. Use a shorter one")
+        raise InputError("strftime_now: the format has more than 1000 characters. Use a shorter one.")
     return datetime.now().strftime(format)
 
 
@@ -95,7 +95,7 @@ def _to_json(
     """Convert a value to JSON without escaping HTML, as Jinja's own filter would."""
     check_nested(value)
     if isinstance(indent, int) and indent > 100:
-        raise InputError(f"tojson: indent is {indent}. Use at most 100")
+        raise InputError(f"tojson: indent is {indent}. Use at most 100.")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -111,12 +111,12 @@ def _compile(template: str) -> jinja2.Template:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(
-            f"the chat template has an error in line {error.lineno}: {error.message}. Pass another as chat_template="
+            f"the chat template has an error in line {error.lineno}: {error.message}. Pass another as chat_template=."
         ) from error
     except Exception as error:  # jinja2 compiles to Python, whose compiler raises further errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TokenizerError(
-            f"the chat template cannot be compiled: {reason}. Pass another one as chat_template="
+            f"the chat template cannot be compiled: {reason}. Pass another one as chat_template=."
         ) from error
 
 
@@ -138,11 +138,11 @@ def check_variables(template: str, variables: Mapping[str, Any]) -> None:
     """Raise InputError for an argument of a tokenizer call that the template does not read."""
     for name in variables:
         if name in _RESERVED:
-            raise InputError(f"{name!r} is set by another argument of apply_chat_template. Omit it")
+            raise InputError(f"{name!r} is set by another argument of apply_chat_template. Omit it.")
         if name in _CALL_KEYWORDS and name not in _find_variables(template):
             raise InputError(
                 f"apply_chat_template does not take {name!r}, and the template does not read it. "
-                "Pass it in tokenizer_kwargs"
+                "Pass it in tokenizer_kwargs."
             )
 
 
@@ -154,16 +154,16 @@ def find_control_tokens(tokenizer: "Tokenizer", template: str) -> list[str]:
 def check_conversation(conversation: Any) -> None:
     """Raise InputError unless the conversation is a non-empty sequence."""
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-        raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'")
+        raise InputError("messages must be a non-empty list of dicts with 'role' and 'content'.")
 
 
 def check_outputs(tokenize: bool, return_dict: bool | None, return_mask: bool, sanitize: bool) -> None:
     """Raise InputError for output options of `apply_chat_template` that exclude each other."""
     if return_mask and (not tokenize or return_dict is False):
-        raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True. Omit one of them")
+        raise InputError("return_assistant_tokens_mask needs tokenize=True and return_dict=True. Omit one of them.")
     if sanitize and (not tokenize or return_mask):
         raise InputError(
-            "sanitize_control_tokens needs tokenize=True and excludes return_assistant_tokens_mask. Leave one out"
+            "sanitize_control_tokens needs tokenize=True and excludes return_assistant_tokens_mask. Leave one out."
         )
 
 
@@ -172,7 +172,7 @@ def check_generation_blocks(template: str) -> None:
     if _GENERATION_TAG.search(template) is None:
         raise InputError(
             "return_assistant_tokens_mask needs a chat template with {% generation %} … {% endgeneration %} "
-            "around the assistant's text. Pass one as chat_template="
+            "around the assistant's text. Pass one as chat_template=."
         )
 
 
@@ -224,14 +224,14 @@ def choose_template(templates: str | dict[str, str] | None, requested: str | Non
             if name in templates:
                 return templates[name]
         raise TokenizerError(
-            f"the tokenizer has several chat templates and no default. Pass chat_template=, one of {sorted(templates)}"
+            f"the tokenizer has several chat templates and no default. Pass chat_template=, one of {sorted(templates)}."
         )
     if requested is not None and not isinstance(requested, str):
-        raise InputError(f"chat_template is of type {type(requested).__name__}. Pass the text of a template")
+        raise InputError(f"chat_template is of type {type(requested).__name__}. Pass the text of a template.")
     chosen = templates if requested is None else requested
     if chosen is None:
         raise TokenizerError(
-            "this tokenizer has no chat template. Pass chat_template=, or encode the prompt as plain text"
+            "this tokenizer has no chat template. Pass chat_template=, or encode the prompt as plain text."
         )
     return chosen
 
@@ -262,16 +262,16 @@ def render_chat(
     """
     chat = [_check_message(index, message, template) for index, message in enumerate(messages)]
     if not chat:
-        raise InputError("messages is empty. Pass at least one message")
+        raise InputError("messages is empty. Pass at least one message.")
     field = continue_final_message if isinstance(continue_final_message, str) else "content"
     if continue_final_message:
         if add_generation_prompt:
-            raise InputError("continue_final_message and add_generation_prompt exclude each other. Pass one")
+            raise InputError("continue_final_message and add_generation_prompt exclude each other. Pass one.")
         if mark_generation:
-            raise InputError("continue_final_message and return_assistant_tokens_mask exclude each other. Pass one")
+            raise InputError("continue_final_message and return_assistant_tokens_mask exclude each other. Pass one.")
         final = chat[-1].get(field)
         if not isinstance(final, str):
-            raise InputError(f"continue_final_message: the final message has no text in {field!r}")
+            raise InputError(f"continue_final_message: the final message has no text in {field!r}.")
         for name in _REASONING if field in _REASONING else (field,):
             if chat[-1].get(name) == final:
                 chat[-1][name] = final + _OPEN_END
@@ -294,7 +294,7 @@ def render_chat(
         parts = any(isinstance(message.get("content"), list) for message in chat)
         hint = ". This template may not support a content that is a list of parts. Pass a string" if parts else ""
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise TokenizerError(f"the chat template cannot render these messages: {reason}{hint}") from error
+        raise TokenizerError(f"the chat template cannot render these messages: {reason}{hint}.") from error
     return _cut_open_end(text, field) if continue_final_message else text
 
 
@@ -302,26 +302,26 @@ def _cut_open_end(text: str, field: str) -> str:
     """Remove the text after the final message, and trailing white space if the template trimmed the message."""
     mark = text.rfind(_OPEN_END.strip())
     if mark < 0:
-        raise InputError(f"continue_final_message: the chat template does not write {field!r} of the final message")
+        raise InputError(f"continue_final_message: the chat template does not write {field!r} of the final message.")
     return text[:mark] if text.startswith(_OPEN_END, mark) else text[:mark].rstrip()
 
 
 def _check_message(index: int, message: Any, template: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise InputError(f"message {index} must be a dict with 'role' and 'content', not {type(message).__name__}")
+        raise InputError(f"message {index} must be a dict with 'role' and 'content', not {type(message).__name__}.")
     plain = {key: _to_plain(value, f"message {index}: {key}") for key, value in message.items() if value is not None}
     role = plain.get("role")
     if not isinstance(role, str):
-        raise InputError(f"message {index} has no role. Use one of {', '.join(ROLES)}")
+        raise InputError(f"message {index} has no role. Use one of {', '.join(ROLES)}.")
     # Templates of other families may support more roles, which then appear in quotes in their text.
     if role not in ROLES and f"'{role}'" not in template and f'"{role}"' not in template:
-        raise InputError(f"message {index} has the unknown role {role!r}. Use one of {', '.join(ROLES)}")
+        raise InputError(f"message {index} has the unknown role {role!r}. Use one of {', '.join(ROLES)}.")
     if role == "assistant" and plain.get("tool_calls"):
         plain.setdefault("content", "")  # chat APIs send null, which Qwen3's template cannot concatenate
     content = plain.get("content")
     if not isinstance(content, str | list):
         what = "no content" if content is None else f"content of type {type(content).__name__}"
-        raise InputError(f"message {index} ({role}) has {what}. Pass a string")
+        raise InputError(f"message {index} ({role}) has {what}. Pass a string.")
     reasoning = next((plain[name] for name in _REASONING if name in plain), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -332,11 +332,11 @@ def _build_tool_schemas(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] 
     if tools is None:
         return None
     if not isinstance(tools, list | tuple):
-        raise InputError(f"tools is of type {type(tools).__name__}. Pass a list of functions or JSON schemas")
+        raise InputError(f"tools is of type {type(tools).__name__}. Pass a list of functions or JSON schemas.")
     schemas = []
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping) and not callable(tool):
-            raise InputError(f"tool {index} must be a function or a dict (its JSON schema), not {type(tool).__name__}")
+            raise InputError(f"tool {index} must be a function or a dict (its JSON schema), not {type(tool).__name__}.")
         schema = tool if isinstance(tool, Mapping) else function_schema(tool)
         schemas.append(_to_plain(schema, f"tool {index}"))
     return schemas
@@ -353,4 +353,4 @@ def _to_plain(value: Any, where: str) -> Any:
         return {_to_plain(key, where): _to_plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_to_plain(item, where) for item in value]
-    raise InputError(f"{where} contains a {type(value).__name__}. Use strings, numbers, lists and dicts")
+    raise InputError(f"{where} contains a {type(value).__name__}. Use strings, numbers, lists and dicts.")

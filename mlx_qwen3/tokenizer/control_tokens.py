@@ -73,7 +73,7 @@ def encode_marked(
         matches = found[: len(newline)] == newline
         found = found[len(newline) :] if matches else encode(piece, split_special_tokens=plain)
         if plain and token_id(piece) in found:
-            raise InputError(f"sanitize_control_tokens: {piece!r} cannot be encoded as plain text. Remove it")
+            raise InputError(f"sanitize_control_tokens: {piece!r} cannot be encoded as plain text. Remove it.")
         ids += found
     return ids
 
@@ -98,7 +98,7 @@ def encode_sanitized(tokenizer: "Tokenizer", texts: str | list[str], **options: 
     options.pop("add_special_tokens")
     unknown = sorted(set(options) - {"pad_to_multiple_of", "padding_side", "return_attention_mask"})
     if unknown:
-        raise InputError(f"sanitize_control_tokens excludes {unknown[0]!r} in tokenizer_kwargs. Leave one out")
+        raise InputError(f"sanitize_control_tokens excludes {unknown[0]!r} in tokenizer_kwargs. Leave one out.")
     batch = [texts] if isinstance(texts, str) else texts
     rows = [encode_marked(text, added, encode, tokenizer.backend.token_to_id) for text in batch]
     limit = tokenizer.model_max_length if lengths["max_length"] is None else lengths["max_length"]

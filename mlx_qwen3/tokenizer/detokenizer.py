@@ -41,7 +41,7 @@ class TokenBytes(dict[int, bytes]):
 
     def __missing__(self, token: int) -> bytes:
         if token < 0:
-            raise InputError(f"token id {token} is negative. Use ids from 0")
+            raise InputError(f"token id {token} is negative. Use ids from 0.")
         text = self._backend.id_to_token(token) or ""
         try:
             value = bytes([BYTE_OF_CHARACTER[character] for character in text])
@@ -152,7 +152,7 @@ class WindowDetokenizer(_Segments):
     def add_token(self, token: int) -> None:
         token = int(token)
         if token < 0:
-            raise InputError(f"token id {token} is negative. Use ids from 0")
+            raise InputError(f"token id {token} is negative. Use ids from 0.")
         self.tokens.append(token)
         written = self._backend.id_to_token(token)
         if written is None or token in self._skipped:

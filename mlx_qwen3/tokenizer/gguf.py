@@ -56,16 +56,16 @@ def _build_backend(file: GgufFile) -> tokenizers.Tokenizer:
     path = file.path
     kind = file.text("tokenizer.ggml.model", None)
     if kind is None:
-        raise TokenizerError(f"{path} has no tokenizer. Use the tokenizer of the original model")
+        raise TokenizerError(f"{path} has no tokenizer. Use the tokenizer of the original model.")
     if kind != "gpt2":
         spelled = f"{kind[:40]!r} (SentencePiece)" if kind == "llama" else repr(kind[:40])
         raise TokenizerError(
-            f"{path} has a tokenizer of type {spelled}. Use a file with Qwen3's byte-level BPE ('gpt2')"
+            f"{path} has a tokenizer of type {spelled}. Use a file with Qwen3's byte-level BPE ('gpt2')."
         )
     split = file.text("tokenizer.ggml.pre", None)
     if split not in PRE_TOKENIZERS:
         found = "missing" if split is None else repr(split[:40])
-        raise TokenizerError(f"{path}: tokenizer.ggml.pre is {found}, not 'qwen2'. Convert the original again")
+        raise TokenizerError(f"{path}: tokenizer.ggml.pre is {found}, not 'qwen2'. Convert the original again.")
     tokens, types = _read_tokens(file)
     base = {
         token: index for index, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (NORMAL, BYTE)
@@ -95,25 +95,26 @@ def _read_tokens(file: GgufFile) -> tuple[list[str], list[int]]:
     path, tokens = file.path, file.texts("tokenizer.ggml.tokens")
     types = file.numbers("tokenizer.ggml.token_type", np.full(len(tokens), NORMAL)).tolist()
     if len(types) != len(tokens):
-        raise TokenizerError(f"{path} has {len(tokens)} tokens and {len(types)} token types. Download it again")
+        raise TokenizerError(f"{path} has {len(tokens)} tokens and {len(types)} token types. Download it again.")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None and len(tokens) > embedding.shape[0]:
         raise TokenizerError(
-            f"{path} has {len(tokens)} tokens and an embedding of {embedding.shape[0]} rows. Convert the original again"
+            f"{path} has {len(tokens)} tokens and an embedding of {embedding.shape[0]} rows. Convert the original "
+            "again."
         )
     used = [token for token, kind in zip(tokens, types, strict=True) if kind != UNUSED]
     if len(set(used)) != len(used):
-        raise TokenizerError(f"{path} has a token twice. Convert the original model again")
+        raise TokenizerError(f"{path} has a token twice. Convert the original model again.")
     wrong = next((kind for kind in types if kind not in range(NORMAL, BYTE + 1)), None)
     if wrong is not None:
-        raise TokenizerError(f"{path} has a token of the unknown type {wrong}. Convert the original model again")
+        raise TokenizerError(f"{path} has a token of the unknown type {wrong}. Convert the original model again.")
     return tokens, types
 
 
 def _split_merge(path: Path, merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or " " in right:
-        raise TokenizerError(f"{path}: the merge {merge[:40]!r} is not two tokens. Convert the original again")
+        raise TokenizerError(f"{path}: the merge {merge[:40]!r} is not two tokens. Convert the original again.")
     return left, right
 
 
@@ -128,7 +129,7 @@ def _add_tokens(
     for index in added:
         if backend.token_to_id(tokens[index]) != index:
             raise TokenizerError(
-                f"{path}: the token {tokens[index][:40]!r} cannot have the id {index}. Convert it again"
+                f"{path}: the token {tokens[index][:40]!r} cannot have the id {index}. Convert it again."
             )
 
 
@@ -140,7 +141,7 @@ def _add_template(file: GgufFile, backend: tokenizers.Tokenizer, tokens: list[st
             token = _read_named_token(file, tokens, name)
             if token is None:
                 raise TokenizerError(
-                    f"{file.path} adds a {name} token to texts but has no {name}_token_id. Convert it again"
+                    f"{file.path} adds a {name} token to texts but has no {name}_token_id. Convert it again."
                 )
             ends[name] = token
     if not ends:
@@ -160,7 +161,7 @@ def _read_named_token(file: GgufFile, tokens: list[str], name: str) -> str | Non
         return None
     if not 0 <= index < len(tokens):
         raise TokenizerError(
-            f"{file.path}: {name}_token_id is {index}, outside the vocabulary of {len(tokens)}. Convert it again"
+            f"{file.path}: {name}_token_id is {index}, outside the vocabulary of {len(tokens)}. Convert it again."
         )
     return tokens[index]
 
@@ -175,7 +176,7 @@ def _build_config(file: GgufFile, backend: tokenizers.Tokenizer) -> dict[str, An
     config: dict[str, Any] = {name: token for name, token in named.items() if token is not None}
     for name, token in config.items():
         if backend.token_to_id(token) is None:
-            raise TokenizerError(f"{file.path}: {name} is the unused token {token[:40]!r}. Convert it again")
+            raise TokenizerError(f"{file.path}: {name} is the unused token {token[:40]!r}. Convert it again.")
     length = file.integer("qwen3.context_length", None)
     return config | {"tokenizer_class": QWEN2.class_name, **({"model_max_length": length} if length else {})}
 

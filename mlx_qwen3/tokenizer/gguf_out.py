@@ -24,7 +24,7 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]
     _check_kind(content)
     if len(tokenizer) > vocab_size:
         raise TokenizerError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows. Resize the model's embeddings"
+            f"the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows. Resize the model's embeddings."
         )
     added = tokenizer.added_tokens_decoder
     tokens, types = [], np.empty(vocab_size, dtype=np.int32)
@@ -86,7 +86,7 @@ def _check_kind(content: dict[str, Any]) -> None:
     )
     if not good:
         raise TokenizerError(
-            "this tokenizer does not split text as Qwen3's does, and GGUF has no name for it. Use Qwen3's tokenizer"
+            "this tokenizer does not split text as Qwen3's does, and GGUF has no name for it. Use Qwen3's tokenizer."
         )
 
 
@@ -105,6 +105,6 @@ def _find_appended_token(content: dict[str, Any]) -> str | None:
             return special[1]
         if any(special):
             raise TokenizerError(
-                "GGUF cannot store the tokens that this tokenizer adds to texts. Use Qwen3's tokenizer"
+                "GGUF cannot store the tokens that this tokenizer adds to texts. Use Qwen3's tokenizer."
             )
     return None

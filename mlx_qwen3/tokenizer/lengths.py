@@ -46,14 +46,14 @@ class Lengths:
         room = self.max_length - special
         if room < 0:
             raise InputError(
-                f"max_length={self.max_length} is less than the {special} special tokens. Use a larger one"
+                f"max_length={self.max_length} is less than the {special} special tokens. Use a larger one."
             )
         if self.stride and self.stride >= room:
             raise InputError(
-                f"stride={self.stride} is too large. Use less than the {room} text tokens that max_length leaves"
+                f"stride={self.stride} is too large. Use less than the {room} text tokens that max_length leaves."
             )
         if self.truncation == "only_second" and not pair:
-            raise InputError("truncation='only_second' needs a pair. Pass text_pair")
+            raise InputError("truncation='only_second' needs a pair. Pass text_pair.")
         backend.enable_truncation(self.max_length, stride=self.stride, strategy=self.truncation, direction=side)
 
     def pad(self, rows: list[Encoding], token: str, token_id: int, type_id: int, side: str) -> None:
@@ -98,7 +98,7 @@ def resolve_lengths(
     pad_to_multiple_of = _check_length("pad_to_multiple_of", pad_to_multiple_of)
     if max_length is not None and max_length >= UNLIMITED_TOKENS:
         if pad == "max_length":
-            raise InputError(f"max_length={max_length} is too long to pad to. Use less than {UNLIMITED_TOKENS}")
+            raise InputError(f"max_length={max_length} is too long to pad to. Use less than {UNLIMITED_TOKENS}.")
         max_length, cuts = None, False
         pads = pad == "longest"
     if max_length is None and (cuts or pad == "max_length"):
@@ -109,7 +109,7 @@ def resolve_lengths(
     if pads and cuts and pad_to_multiple_of and max_length is not None and max_length % pad_to_multiple_of:
         raise InputError(
             f"max_length={max_length} is not a multiple of pad_to_multiple_of={pad_to_multiple_of}. "
-            "Use a multiple, so that truncated rows can be padded"
+            "Use a multiple, so that truncated rows can be padded."
         )
     return Lengths(pad if pads else None, cut if cuts else None, max_length, stride, pad_to_multiple_of)
 
@@ -123,9 +123,9 @@ def _check_length(name: str, value: Any) -> int | None:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise InputError(f"{name}={value!r} is not an integer. Pass a number of tokens")
+        raise InputError(f"{name}={value!r} is not an integer. Pass a number of tokens.")
     if number < 0:
-        raise InputError(f"{name}={value} is negative. Use 0 or more")
+        raise InputError(f"{name}={value} is negative. Use 0 or more.")
     return number
 
 
@@ -136,5 +136,5 @@ def check_side(name: str, side: str) -> str:
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name}={value!r} is unknown. Use one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name}={value!r} is unknown. Use one of {', '.join(map(repr, allowed))}.")
     return value

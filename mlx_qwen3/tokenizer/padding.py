@@ -28,7 +28,7 @@ def pad_encoded(
     name = tokenizer.model_input_names[0]
     if name not in columns:
         raise InputError(
-            f"pad: the inputs have no {name!r}, only {', '.join(map(str, columns)) or 'nothing'}. Add {name!r}"
+            f"pad: the inputs have no {name!r}, only {', '.join(map(str, columns)) or 'nothing'}. Add {name!r}."
         )
     lengths = resolve_lengths(padding, False, max_length, 0, pad_to_multiple_of, tokenizer.model_max_length)
     batched = not columns[name] or isinstance(columns[name][0], list)
@@ -36,7 +36,7 @@ def pad_encoded(
     count = len(rows[name])
     for key, values in rows.items():
         if not isinstance(values, list) or len(values) != count:
-            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row")
+            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row.")
     wants_mask = "attention_mask" in tokenizer.model_input_names
     if wants_mask if return_attention_mask is None else return_attention_mask:
         rows.setdefault("attention_mask", [[1] * len(ids) for ids in rows[name]])
@@ -45,7 +45,7 @@ def pad_encoded(
     if target and pad_to_multiple_of:
         target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
     if any(len(ids) < target for ids in rows[name]) and tokenizer.pad_token_id is None:
-        raise InputError("padding needs a padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
+        raise InputError("padding needs a padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
     fills = {
         name: tokenizer.pad_token_id,
         "attention_mask": 0,
@@ -61,7 +61,7 @@ def pad_encoded(
 
 def _pad_row(row: Any, target: int, fill: int | None, side: str, key: str) -> list[Any]:
     if not isinstance(row, list):
-        raise InputError(f"pad: {key!r} contains a {type(row).__name__}. Pass lists of integers")
+        raise InputError(f"pad: {key!r} contains a {type(row).__name__}. Pass lists of integers.")
     missing = [fill] * max(target - len(row), 0)
     return row + missing if side == "right" else missing + row
 
@@ -74,9 +74,9 @@ def _collect_columns(inputs: Any, return_tensors: str | None) -> tuple[dict[str,
         try:
             columns = {key: [row[key] for row in inputs] for key in inputs[0]}
         except KeyError as error:
-            raise InputError(f"pad: a row has no {error.args[0]!r}. Pass the same keys for every row") from None
+            raise InputError(f"pad: a row has no {error.args[0]!r}. Pass the same keys for every row.") from None
     else:
-        raise InputError("pad: the inputs are not a dict or a list of dicts. Pass what a tokenizer call returned")
+        raise InputError("pad: the inputs are not a dict or a list of dicts. Pass what a tokenizer call returned.")
     for key, value in columns.items():
         values = value if isinstance(value, list | tuple) else [value]
         for item in values:

@@ -33,7 +33,7 @@ def save_tokenizer(
     """
     check_saving_options(keywords, "Tokenizer.save_pretrained")
     if not isinstance(folder, str | os.PathLike) or not str(folder):
-        raise InputError(f"cannot save to {folder!r}. Give the path of a folder")
+        raise InputError(f"cannot save to {folder!r}. Give the path of a folder.")
     root = Path(folder)
     texts = {
         "tokenizer.json": tokenizer.serialized(),
@@ -54,7 +54,7 @@ def _list_template_files(template: str | dict[str, str] | None) -> dict[str, str
     files = {}
     for name, text in template.items():
         if Path(name).name != name:
-            raise TokenizerError(f"a chat template cannot be saved under the name {name!r}. Use a name without a path")
+            raise TokenizerError(f"a chat template cannot be saved under the name {name!r}. Use a name without a path.")
         files["chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"] = text
     return files
 

@@ -54,7 +54,7 @@ def _expect(folder: Path, config: dict[str, Any], name: str, kind: Any, what: st
 
 def _make_error(folder: Path, name: str, value: Any, expected: str) -> TokenizerError:
     shown = repr(value) if len(repr(value)) < 60 else f"a {type(value).__name__}"
-    return TokenizerError(f"{folder}: {name} in the tokenizer's configuration is {shown}. It must be {expected}")
+    return TokenizerError(f"{folder}: {name} in the tokenizer's configuration is {shown}. It must be {expected}.")
 
 
 def _read_token(folder: Path, name: str, value: Any) -> str | None:

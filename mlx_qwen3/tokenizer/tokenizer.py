@@ -153,15 +153,15 @@ class Tokenizer(Vocabulary):
             inputs["labels"] = labels["input_ids"]
             return inputs
         if unknown:
-            raise InputError(f"a tokenizer call has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.__call__)")
+            raise InputError(f"a tokenizer call has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.__call__).")
         if text is None:
-            raise InputError("there is no text to encode. Pass text or text_target")
+            raise InputError("there is no text to encode. Pass text or text_target.")
         check_tensor_type(return_tensors)
         rows, batched = as_rows(text, text_pair, is_split_into_words)
         lengths = resolve_lengths(padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length)
         side = self.padding_side if padding_side is None else check_side("padding_side", padding_side)
         if lengths.padding is not None and self.pad_token is None:
-            raise InputError("padding needs a padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token")
+            raise InputError("padding needs a padding token. Set one, e.g. tokenizer.pad_token = tokenizer.eos_token.")
         splits = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         encoded = self._encode_rows(rows, bool(add_special_tokens), bool(is_split_into_words), lengths, bool(splits))
         samples, parts = [], []
@@ -276,17 +276,17 @@ class Tokenizer(Vocabulary):
             InputError: a value is not an id, or an argument is unknown.
         """
         if unknown:
-            raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode)")
+            raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode).")
         if isinstance(token_ids, Mapping):
             if "input_ids" not in token_ids:
-                raise InputError("the mapping to decode has no input_ids. Pass ids, or the result of a tokenizer call")
+                raise InputError("the mapping to decode has no input_ids. Pass ids, or the result of a tokenizer call.")
             token_ids = token_ids["input_ids"]
         ids = as_ids(token_ids)
         if ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         for index in ids:
             if not 0 <= index < 2**32:
-                raise InputError(f"token id {index} is out of range. Use ids from 0 to 4294967295")
+                raise InputError(f"token id {index} is out of range. Use ids from 0 to 4294967295.")
         text = self.backend.decode(ids, bool(skip_special_tokens))
         clean_up = clean_up_tokenization_spaces
         if (self.clean_up_tokenization_spaces if clean_up is None else clean_up) and not self._is_bpe:

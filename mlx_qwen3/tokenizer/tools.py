@@ -32,23 +32,23 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     name = getattr(function, "__name__", type(function).__name__)
     document = inspect.getdoc(function)
     if not document:
-        raise InputError(f"tool {name} has no docstring. Add one, or pass its JSON schema as a dict")
+        raise InputError(f"tool {name} has no docstring. Add one, or pass its JSON schema as a dict.")
     sections = _split_sections(document)
     described = _parse_arguments(sections.get("Args", ""))
     try:
         signature, hints = inspect.signature(function), get_type_hints(function)
     except (TypeError, ValueError, NameError) as error:
-        raise InputError(f"tool {name}: its signature cannot be read: {error}. Pass its JSON schema") from error
+        raise InputError(f"tool {name}: its signature cannot be read: {error}. Pass its JSON schema.") from error
     properties, required = {}, []
     for index, (parameter, value) in enumerate(signature.parameters.items()):
         if index == 0 and parameter in ("self", "cls") and parameter not in hints:
             continue
         if parameter not in hints:
             raise InputError(
-                f"tool {name}: parameter {parameter!r} has no type hint. Add one, such as {parameter}: str"
+                f"tool {name}: parameter {parameter!r} has no type hint. Add one, such as {parameter}: str."
             )
         if parameter not in described:
-            raise InputError(f"tool {name}: its docstring has no {parameter!r} under 'Args:'. Describe it there")
+            raise InputError(f"tool {name}: its docstring has no {parameter!r} under 'Args:'. Describe it there.")
         where = f"tool {name}: parameter {parameter!r}"
         properties[parameter] = _add_description(_build_schema(hints[parameter], where), described[parameter], where)
         if value.default is inspect.Parameter.empty:
@@ -96,14 +96,16 @@ def _add_description(schema: dict[str, Any], description: str, where: str) -> di
     except (ValueError, RecursionError):
         choices = None
     if not isinstance(choices, list):
-        raise InputError(f'{where}: its choices are not a JSON array: {found[1]}. Write (choices: ["a", "b"])')
+        raise InputError(f'{where}: its choices are not a JSON array: {found[1]}. Write (choices: ["a", "b"]).')
     values = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     return schema | {"enum": values, "description": description[: found.start()].strip()}
 
 
 def _build_enum(values: list[Any], hint: Any, where: str) -> dict[str, Any]:
     if not values or any(type(value) not in _SCALARS for value in values):
-        raise InputError(f"{where} has values of an unsupported type: {hint!r}. Use strings, numbers, booleans or None")
+        raise InputError(
+            f"{where} has values of an unsupported type: {hint!r}. Use strings, numbers, booleans or None."
+        )
     kinds = list(dict.fromkeys(_SCALARS[type(value)] for value in values))
     return {"type": kinds[0] if len(kinds) == 1 else kinds, "enum": values}
 
@@ -135,4 +137,4 @@ def _build_schema(hint: Any, where: str) -> dict[str, Any]:
             names = sorted({schema["type"] for schema in schemas})
             return {"type": names[0] if len(names) == 1 else names} | nullable
         return {"anyOf": schemas} | nullable
-    raise InputError(f"{where} has the type {hint!r}, which has no JSON counterpart. Pass the tool's JSON schema")
+    raise InputError(f"{where} has the type {hint!r}, which has no JSON counterpart. Pass the tool's JSON schema.")

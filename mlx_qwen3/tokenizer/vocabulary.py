@@ -28,12 +28,12 @@ class _NamedToken:
     def __set__(self, vocabulary: "Vocabulary", token: str | None) -> None:
         if token is not None:
             if not isinstance(token, str | AddedToken):
-                raise InputError(f"{self.name} is of type {type(token).__name__}. Pass a string or None")
+                raise InputError(f"{self.name} is of type {type(token).__name__}. Pass a string or None.")
             token = str(token)
             if vocabulary.backend.token_to_id(token) is None:
                 raise InputError(
                     f"{self.name} {token!r} is not in the vocabulary. Add it with "
-                    f"add_special_tokens({{{self.name!r}: {token!r}}}) and resize the model's embeddings"
+                    f"add_special_tokens({{{self.name!r}: {token!r}}}) and resize the model's embeddings."
                 )
         vocabulary._named[self.name] = token
 
@@ -51,7 +51,7 @@ class _NamedTokenId:
     def __set__(self, vocabulary: "Vocabulary", token_id: int | None) -> None:
         token = None if token_id is None else vocabulary.convert_ids_to_tokens(int(token_id))
         if token_id is not None and token is None:
-            raise InputError(f"{self.name}_id {token_id} is out of range. Use ids below {len(vocabulary)}")
+            raise InputError(f"{self.name}_id {token_id} is out of range. Use ids below {len(vocabulary)}.")
         vocabulary._named[self.name] = token
 
 
@@ -211,7 +211,7 @@ class Vocabulary:
                 added += self.add_tokens(value, special_tokens=True)
                 setattr(self, name, value)
             else:
-                raise InputError(f"{name!r} is not a special token. Use one of {', '.join(NAMED_TOKENS)}")
+                raise InputError(f"{name!r} is not a special token. Use one of {', '.join(NAMED_TOKENS)}.")
         return added
 
     @overload
@@ -221,7 +221,7 @@ class Vocabulary:
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int | None] | None:
         """Return the id of a token or the ids of several; `unk_token_id`, which may be None, for an unknown token."""
         if not isinstance(tokens, str | list | tuple):
-            raise InputError(f"tokens is of type {type(tokens).__name__}. Pass a token or a list of tokens")
+            raise InputError(f"tokens is of type {type(tokens).__name__}. Pass a token or a list of tokens.")
         if isinstance(tokens, str):
             index = self.backend.token_to_id(tokens)
             return self.unk_token_id if index is None else index
@@ -242,12 +242,12 @@ class Vocabulary:
         ids = ids.tolist() if hasattr(ids, "tolist") else ids  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(ids, int):
             if ids < 0:
-                raise InputError(f"token id {ids} is negative. Use ids from 0")
+                raise InputError(f"token id {ids} is negative. Use ids from 0.")
             return self.backend.id_to_token(ids) if ids < 1 << 32 else None
         ids = as_ids(ids)
         nested = next((index for index in ids if not isinstance(index, int)), None)
         if nested is not None:
-            raise InputError(f"token ids contain {nested!r}. Pass one id or a flat list of ids")
+            raise InputError(f"token ids contain {nested!r}. Pass one id or a flat list of ids.")
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
         return [self.convert_ids_to_tokens(index) for index in ids if index not in skipped]
 

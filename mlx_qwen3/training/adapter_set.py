@@ -42,7 +42,7 @@ class AdapterSet:
 
     def __init__(self, adapters: Mapping[str, str | Path], model: str | Path | None = None, **options: Any):
         if not adapters:
-            raise InputError("an AdapterSet needs at least one adapter. Give name -> folder")
+            raise InputError("an AdapterSet needs at least one adapter. Give name -> folder.")
         hub = take_hub_options(options, type(self).__name__)
         self._hub = hub.for_other_repository()
         found = {name: read_adapter(path, hub=self._hub) for name, path in adapters.items()}
@@ -70,7 +70,7 @@ class AdapterSet:
         if adapter is None:
             return self.base
         if adapter not in self._models:
-            raise InputError(f"there is no adapter {adapter!r}. Use one of {', '.join(self._models)}")
+            raise InputError(f"there is no adapter {adapter!r}. Use one of {', '.join(self._models)}.")
         return self._models[adapter]
 
     def __call__(self, adapter: str | None = None, *arguments: Any, **keywords: Any) -> Any:

@@ -56,7 +56,7 @@ def read_classification_rows(
         if (fractions and count > 2) or (count > MANY_VALUES and count == len(rows)):
             raise InputError(
                 f"{path}: the column {label_column!r} has {count} different numbers"
-                f"{' with fractions' if fractions else ''}. Use --regression to predict numbers"
+                f"{' with fractions' if fractions else ''}. Use --regression to predict numbers."
             )
     return texts, check_labels(values, len(rows), label_column, locations, least)
 
@@ -86,12 +86,12 @@ def match_labels(labels: Labels, train: Labels, path: Path | str) -> Labels:
     if labels.problem != train.problem:
         one = "one label per row, the training data several"
         several = "several labels per row, the training data one"
-        raise InputError(f"{path} has {one if labels.problem == SINGLE else several}. Use the same format in both")
+        raise InputError(f"{path} has {one if labels.problem == SINGLE else several}. Use the same format in both.")
     unseen = [label for label in labels.classes if label not in train.classes]
     if unseen:
         raise InputError(
             f"{path} has labels that the training data do not have: {', '.join(map(repr, unseen[:5]))}. Add rows with "
-            "them to the training data, or remove them"
+            "them to the training data, or remove them."
         )
     number = {label: index for index, label in enumerate(train.classes)}
     if train.problem == SINGLE:
@@ -123,26 +123,28 @@ def read_token_rows(path: Path, text_column: str, label_column: str) -> list[tup
             tokens: Any = fields["tokens"]
             if not isinstance(tokens, list) or not isinstance(labels, list) or len(labels) != len(tokens):
                 raise InputError(
-                    f"{path}: {row.location} does not have one label per token. Give 'tokens' and 'labels'"
+                    f"{path}: {row.location} does not have one label per token. Give 'tokens' and 'labels'."
                 )
             if not tokens:
-                raise InputError(f"{path}: {row.location} has no tokens. Remove the row")
+                raise InputError(f"{path}: {row.location} has no tokens. Remove the row.")
             for kind, values in (("token", tokens), ("label", labels)):
                 for value in values:
                     if not isinstance(value, str) or not value.strip():
-                        raise InputError(f"{path}: {row.location} has the {kind} {value!r}. Give a string with content")
+                        raise InputError(
+                            f"{path}: {row.location} has the {kind} {value!r}. Give a string with content."
+                        )
             found.append((row, tokens, labels))
             continue
         text = field(row, text_column, path, "--text-column")
         check_texts([text], text_column, [f"{path}: {row.location}"])
         spans = fields.get("spans", fields.get("entities", fields.get(label_column)))
         if not isinstance(spans, list):
-            raise InputError(f"{path}: {row.location} has no list of 'spans'. Write [{{'start', 'end', 'label'}}, …]")
+            raise InputError(f"{path}: {row.location} has no list of 'spans'. Write [{{'start', 'end', 'label'}}, …].")
         checked = [_check_span(path, row, text, span) for span in spans]
         for first, second in itertools.pairwise(sorted(set(checked))):
             if second[0] < first[1]:
                 raise InputError(
-                    f"{path}: {row.location} has overlapping spans: {first} and {second}. Keep one label per character"
+                    f"{path}: {row.location} has overlapping spans: {first} and {second}. Keep one label per character."
                 )
         found.append((row, text, checked))
     return found
@@ -152,14 +154,14 @@ def _check_span(path: Path, row: Row, text: str, span: Any) -> tuple[int, int, s
     values: Any = [span.get(name) for name in ("start", "end", "label")] if isinstance(span, dict) else span
     valid = isinstance(values, list) and len(values) == 3 and all(type(index) is int for index in values[:2])
     if not valid or not isinstance(values[2], str) or not values[2].strip():
-        raise InputError(f"{path}: {row.location} has an invalid span: {span}. Give 'start', 'end' and 'label'")
+        raise InputError(f"{path}: {row.location} has an invalid span: {span}. Give 'start', 'end' and 'label'.")
     start, end, label = values
     if not 0 <= start < end <= len(text):
         raise InputError(
-            f"{path}: {row.location} has a span outside its text of {len(text)} characters: {span}. Correct it"
+            f"{path}: {row.location} has a span outside its text of {len(text)} characters: {span}. Correct it."
         )
     if label == "O" or label.startswith(("B-", "I-")):
-        raise InputError(f"{path}: {row.location} has a span with the tag {label!r}. Give a label without B- or I-")
+        raise InputError(f"{path}: {row.location} has a span with the tag {label!r}. Give a label without B- or I-.")
     return start, end, label
 
 
@@ -206,7 +208,7 @@ def make_token_examples(
                 label = _find_label(encoding.offsets, index, marks)
             if label not in number:
                 raise InputError(
-                    f"{path}: {row.location} has the label {label!r}, which the training data lack. Add rows with it"
+                    f"{path}: {row.location} has the label {label!r}, which the training data lack. Add rows with it."
                 )
             target[index] = number[label]
         truncated += len(encoding.ids) > limit
@@ -241,7 +243,7 @@ def read_question_examples(path: Path, tokenizer: Tokenizer, limit: int) -> list
         texts = []
         for name in ("question", "context"):
             if name not in row.fields:
-                raise InputError(f"{where} has no {name!r}, only {', '.join(map(repr, row.fields))}. Add it")
+                raise InputError(f"{where} has no {name!r}, only {', '.join(map(repr, row.fields))}. Add it.")
             texts += check_texts([row.fields[name]], name, [where])
         answer = _find_answer(row, texts[1], where)
         examples += _split_windows(tokenizer, texts[0], texts[1], answer, limit, where)
@@ -253,23 +255,23 @@ def _find_answer(row: Row, context: str, where: str) -> tuple[int, int] | None:
     fields = row.fields
     impossible = str(fields.get("is_impossible") or "false").lower()
     if impossible not in ("true", "false", "1", "0"):
-        raise InputError(f"{where}: is_impossible is {fields['is_impossible']!r}. Give true or false")
+        raise InputError(f"{where}: is_impossible is {fields['is_impossible']!r}. Give true or false.")
     if impossible in ("true", "1"):
         return None
     answers: Any = fields.get("answers", fields.get("answer"))
     if answers is None:
-        raise InputError(f"{where} has no 'answers'. Give them, or an empty list if the question has no answer")
+        raise InputError(f"{where} has no 'answers'. Give them, or an empty list if the question has no answer.")
     if isinstance(answers, str):
         answers = [{"text": answers, "answer_start": fields.get("answer_start")}]
     elif isinstance(answers, dict) and isinstance(answers.get("text"), list):
         starts = answers.get("answer_start") or [None] * len(answers["text"])
         if not isinstance(starts, list) or len(starts) != len(answers["text"]):
-            raise InputError(f"{where} does not have one answer_start per answer. Correct 'answers'")
+            raise InputError(f"{where} does not have one answer_start per answer. Correct 'answers'.")
         answers = [{"text": t, "answer_start": s} for t, s in zip(answers["text"], starts, strict=True)]
     elif isinstance(answers, dict):
         answers = [answers]
     if not isinstance(answers, list):
-        raise InputError(f"{where}: 'answers' is {answers!r:.60}. Give a list of texts, or SQuAD's format")
+        raise InputError(f"{where}: 'answers' is {answers!r:.60}. Give a list of texts, or SQuAD's format.")
     spans = [_find_span(answer, context, where) for answer in answers]
     return spans[0] if spans else None
 
@@ -278,18 +280,18 @@ def _find_span(answer: Any, context: str, where: str) -> tuple[int, int]:
     values = {"text": answer} if isinstance(answer, str) else answer
     text = values.get("text") if isinstance(values, dict) else None
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where} has an answer without text: {answer!r:.60}. Correct it or remove it")
+        raise InputError(f"{where} has an answer without text: {answer!r:.60}. Correct it or remove it.")
     start = values.get("answer_start")
     if isinstance(start, str) and start.isdecimal():
         start = int(start)  # from a table
     if start in (None, ""):
         start = context.find(text)
         if start < 0:
-            raise InputError(f"{where}: the answer {text!r:.60} is not in the context. Correct it")
+            raise InputError(f"{where}: the answer {text!r:.60} is not in the context. Correct it.")
     if type(start) is not int or start < 0 or context[start : start + len(text)] != text:
         raise InputError(
             f"{where}: the answer {text!r:.60} is not in the context at {start!r}. Correct answer_start, which counts "
-            "characters"
+            "characters."
         )
     return start, start + len(text)
 
@@ -302,7 +304,7 @@ def _split_windows(
     if room < 8:
         raise InputError(
             f"{where}: the question has {len(question_ids)} tokens, which leaves no room for its context. Raise "
-            "max_length"
+            "max_length."
         )
     inputs = tokenizer(
         [question],
@@ -359,7 +361,7 @@ def read_language_examples(
                 pair = check_texts([fields["prompt"], fields["completion"]], "prompt and completion", [where, where])
                 messages = [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
             if not isinstance(messages, list) or len(messages) < 2:
-                raise InputError(f"{where}: 'messages' is not a list of at least two messages. Give a conversation")
+                raise InputError(f"{where}: 'messages' is not a list of at least two messages. Give a conversation.")
             tools = fields.get("tools")
             try:
                 ids = tokenizer.apply_chat_template(messages, tools=tools)
@@ -371,14 +373,14 @@ def read_language_examples(
                 raise type(error)(f"{where}: {error}") from None
         elif text_column in fields:
             if mask_prompt:
-                raise InputError(f"{where}: mask_prompt needs prompts. Give 'prompt' and 'completion', or 'messages'")
+                raise InputError(f"{where}: mask_prompt needs prompts. Give 'prompt' and 'completion', or 'messages'.")
             text = check_texts([fields[text_column]], text_column, [where])[0]
             ids = tokenizer([text], return_attention_mask=False)["input_ids"][0]
             if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
                 ids = [*ids, tokenizer.eos_token_id]
         else:
             known = ", ".join(map(repr, fields))
-            raise InputError(f"{where} has the keys {known}. Give 'text', 'prompt' and 'completion', or 'messages'")
+            raise InputError(f"{where} has the keys {known}. Give 'text', 'prompt' and 'completion', or 'messages'.")
         truncated += len(ids) > limit
         ids = ids[:limit]
         if len(ids) > max(first, 1):
@@ -387,7 +389,7 @@ def read_language_examples(
     if len(examples) < len(rows):
         logger.warning("%d of %d rows have no token to train on and are omitted", len(rows) - len(examples), len(rows))
     if not examples:
-        raise InputError(f"{path}: no row has a token to train on. Give longer texts, or raise max_length")
+        raise InputError(f"{path}: no row has a token to train on. Give longer texts, or raise max_length.")
     return examples
 
 

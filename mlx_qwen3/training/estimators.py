@@ -111,7 +111,7 @@ class _TextEstimator:
         for name in parameters:
             if name not in self._list_parameters():
                 known = ", ".join(self._list_parameters())
-                raise InputError(f"unknown parameter {name!r} of {type(self).__name__}. Use one of {known}")
+                raise InputError(f"unknown parameter {name!r} of {type(self).__name__}. Use one of {known}.")
         for name, value in parameters.items():
             setattr(self, name, value)
         return self
@@ -141,7 +141,7 @@ class _TextEstimator:
         names = ("method", "epochs", "batch_size", "accumulation", "learning_rate", "rank", "alpha", "dropout")
         names = (*names, "weight_decay", "patience", "max_length", "class_weights")
         if self.pooling not in ("auto", "last", "mean"):
-            raise InputError(f"pooling is {self.pooling!r}, expected 'auto', 'last' or 'mean'")
+            raise InputError(f"pooling is {self.pooling!r}, expected 'auto', 'last' or 'mean'.")
         seed = 0 if self.random_state is None else self.random_state
         return training_options({**{name: getattr(self, name) for name in names}, "seed": seed})
 
@@ -199,7 +199,7 @@ class _TextEstimator:
 
     def _check_fitted(self) -> Base:
         if not hasattr(self, "_fitted"):
-            message = f"this {type(self).__name__} is not fitted yet. Call fit(X, y) first"
+            message = f"this {type(self).__name__} is not fitted yet. Call fit(X, y) first."
             raise _make_not_fitted_error(message)
         return self._fitted.base
 
@@ -260,7 +260,7 @@ class _TextEstimator:
         elif (folder / "config.json").is_file():
             training = read_json_object(folder / "config.json").get("training")
         if not isinstance(training, dict) or training.get("task") != cls._task:
-            raise CheckpointError(f"{path} is not a saved {cls.__name__}. Load it with mlx_qwen3.load or pipeline")
+            raise CheckpointError(f"{path} is not a saved {cls.__name__}. Load it with mlx_qwen3.load or pipeline.")
         _check_record(training, str(path))
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         model, tokenizer = load(path, **{"unpack": on_cpu, **options})
@@ -270,7 +270,7 @@ class _TextEstimator:
         report = TrainingReport(cls._task, training["method"], base.source, training.get("rows", 0))
         report.metrics, report.baselines = training.get("metrics") or {}, training.get("baselines") or {}
         if len(training["classes"]) != (0 if training["problem_type"] == REGRESSION else model.config.num_labels):
-            raise CheckpointError(f"{path}: the record of training has other labels than the model. Save it again")
+            raise CheckpointError(f"{path}: the record of training has other labels than the model. Save it again.")
         self._set_fitted(Fitted(base, report), training["problem_type"], training["classes"])
         return self
 
@@ -280,10 +280,10 @@ def _check_eval_set(eval_set: Any) -> tuple[list[str], Any]:
     if isinstance(eval_set, list | tuple) and len(eval_set) == 1:
         eval_set = eval_set[0]
     if not isinstance(eval_set, list | tuple) or len(eval_set) != 2:
-        raise InputError(f"eval_set is {eval_set!r:.60}, expected a pair of texts and labels. Pass eval_set=(X, y)")
+        raise InputError(f"eval_set is {eval_set!r:.60}, expected a pair of texts and labels. Pass eval_set=(X, y).")
     texts = check_texts(eval_set[0], "eval_set")
     if not texts:
-        raise InputError("eval_set has no rows. Give texts and labels, or omit it")
+        raise InputError("eval_set has no rows. Give texts and labels, or omit it.")
     return texts, eval_set[1]
 
 
@@ -299,7 +299,7 @@ def _check_record(training: dict[str, Any], path: str) -> None:
     }
     for name, kind in expected.items():
         if not isinstance(training.get(name), kind):
-            raise CheckpointError(f"{path}: field {name!r} of the record of training is malformed. Save it again")
+            raise CheckpointError(f"{path}: field {name!r} of the record of training is malformed. Save it again.")
 
 
 def _make_not_fitted_error(message: str) -> Exception:
@@ -355,7 +355,7 @@ class TextClassifier(_TextEstimator):
         predicted = self.predict(X)
         labels = self._check_targets(y, len(predicted), least=1, classes=self._labels)
         if (labels.problem == SINGLE) != (self._problem == SINGLE):
-            raise InputError("y has one label per row where the model predicts several, or the reverse. Correct y")
+            raise InputError("y has one label per row where the model predicts several, or the reverse. Correct y.")
         if labels.problem == SINGLE:
             right = [labels.classes[target] == value for target, value in zip(labels.targets, predicted, strict=True)]
         else:

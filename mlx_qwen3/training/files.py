@@ -38,12 +38,12 @@ def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path |
     """
     path = Path(os.path.expanduser(data))
     if not path.exists():
-        raise InputError(f"there is no file or folder {data}. Check the path")
+        raise InputError(f"there is no file or folder {data}. Check the path.")
     if not path.is_dir():
         return path, _check_exists(valid)
     train = _find_stem(path, ("train",))
     if train is None:
-        raise InputError(f"{data} is a folder without train.jsonl, train.csv or similar. Give the path of the file")
+        raise InputError(f"{data} is a folder without train.jsonl, train.csv or similar. Give the path of the file.")
     return train, _check_exists(valid) or _find_stem(path, ("valid", "validation", "dev"))
 
 
@@ -52,7 +52,7 @@ def _check_exists(path: str | Path | None) -> Path | None:
         return None
     found = Path(os.path.expanduser(path))
     if not found.is_file():
-        raise InputError(f"there is no file {path}. Check the path")
+        raise InputError(f"there is no file {path}. Check the path.")
     return found
 
 
@@ -80,9 +80,9 @@ def read_rows(path: Path) -> list[Row]:
     elif suffix == ".parquet":
         rows = list(_read_parquet(path))
     else:
-        raise InputError(f"{path}: unsupported file type: {suffix or 'no suffix'}. Give {READ}")
+        raise InputError(f"{path}: unsupported file type: {suffix or 'no suffix'}. Give {READ}.")
     if not rows:
-        raise InputError(f"{path} has no rows. Give a file with data")
+        raise InputError(f"{path} has no rows. Give a file with data.")
     return rows
 
 
@@ -94,13 +94,13 @@ def _read_table(path: Path, delimiter: str) -> Iterator[Row]:
         names = [name for name in reader.fieldnames or [] if name]
         for name in names:
             if names.count(name) > 1:
-                raise InputError(f"{path} has the column {name!r} twice. Rename or remove one")
+                raise InputError(f"{path} has the column {name!r} twice. Rename or remove one.")
         for row in reader:
             if None in row:
-                raise InputError(f"{path}: line {reader.line_num} has more cells than the header. Quote its text")
+                raise InputError(f"{path}: line {reader.line_num} has more cells than the header. Quote its text.")
             yield Row(f"line {reader.line_num}", {name: _read_cell(cell) for name, cell in row.items()})
     except csv.Error as problem:
-        raise InputError(f"{path}: line {reader.line_num} cannot be read: {problem}. Try a jsonl file") from None
+        raise InputError(f"{path}: line {reader.line_num} cannot be read: {problem}. Try a jsonl file.") from None
     finally:
         csv.field_size_limit(limit)
 
@@ -123,7 +123,7 @@ def _read_json_array(path: Path) -> Iterator[Row]:
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = list(_read_squad(path, content["data"]))
     if not isinstance(content, list):
-        raise InputError(f"{path} is not a JSON array. Write [row, row, …], or one row per line in a .jsonl file")
+        raise InputError(f"{path} is not a JSON array. Write [row, row, …], or one row per line in a .jsonl file.")
     for index, entry in enumerate(content):
         yield _make_row(path, f"row {index}", entry)
 
@@ -132,7 +132,7 @@ def _make_row(path: Path, location: str, entry: Any) -> Row:
     if isinstance(entry, str):
         entry = {"text": entry}
     if not isinstance(entry, dict):
-        raise InputError(f'{path}: {location} is not a JSON object. Write {{"text": …, "label": …}}')
+        raise InputError(f'{path}: {location} is not a JSON object. Write {{"text": …, "label": …}}.')
     return Row(location, entry)
 
 
@@ -143,13 +143,15 @@ def _read_squad(path: Path, articles: list[Any]) -> Iterator[dict[str, Any]]:
             if isinstance(article, dict):
                 yield article
                 continue
-            raise InputError(f"{path}: entry {index} of 'data' is not an article with paragraphs. Use the SQuAD format")
+            raise InputError(
+                f"{path}: entry {index} of 'data' is not an article with paragraphs. Use the SQuAD format."
+            )
         for paragraph in article["paragraphs"]:
             questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
             if not isinstance(questions, list) or not all(isinstance(question, dict) for question in questions):
                 raise InputError(
                     f"{path}: entry {index} of 'data' has a paragraph without a list of questions 'qas'. Use the SQuAD "
-                    "format"
+                    "format."
                 )
             for question in questions:
                 yield {"context": paragraph.get("context"), **question}
@@ -159,12 +161,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise InputError(f"{path}: parquet needs pyarrow. Run pip install pyarrow, or give a jsonl file") from None
+        raise InputError(f"{path}: parquet needs pyarrow. Run pip install pyarrow, or give a jsonl file.") from None
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as problem:
         raise InputError(
-            f"{path} is not a valid parquet file: {str(problem).splitlines()[0].rstrip('.')}. Check the file"
+            f"{path} is not a valid parquet file: {str(problem).splitlines()[0].rstrip('.')}. Check the file."
         ) from None
     for index, row in enumerate(rows):
         yield Row(f"row {index}", row)
@@ -193,12 +195,12 @@ def read_conll(path: Path) -> list[Row]:
         if cells[0].startswith("#") and len(cells) != 2 and not tokens:
             continue
         if len(cells) < 2:
-            raise InputError(f"{path}: line {number} has no label: {line.strip()!r}. Write a token and its label")
+            raise InputError(f"{path}: line {number} has no label: {line.strip()!r}. Write a token and its label.")
         tokens.append(cells[0])
         labels.append(cells[-1])
     if not rows:
         raise InputError(
-            f"{path} has no sentences. Write a token and its label per line, and a blank line between sentences"
+            f"{path} has no sentences. Write a token and its label per line, and a blank line between sentences."
         )
     return rows
 
@@ -211,7 +213,7 @@ def field(row: Row, name: str, path: Path, flag: str) -> Any:
     """
     if name not in row.fields:
         known = ", ".join(map(repr, row.fields)) or "none"
-        raise InputError(f"{path}: {row.location} has no column {name!r}, only {known}. Name one with {flag}")
+        raise InputError(f"{path}: {row.location} has no column {name!r}, only {known}. Name one with {flag}.")
     return row.fields[name]
 
 

@@ -87,12 +87,12 @@ def load_base(
         folder = resolve_checkpoint(model, revision)
         source = str(folder.resolve()) if Path(os.path.expanduser(model)).is_dir() else str(model)
     if is_adapter_folder(folder):
-        raise InputError(f"{model} is an adapter, not a base model. Merge it first: mlx-qwen3 merge")
+        raise InputError(f"{model} is an adapter, not a base model. Merge it first: mlx-qwen3 merge.")
     packed = bool(read_config_file(folder).get("quantization")) if folder.is_dir() else True
     if packed and method == "full":
         raise QuantizationError(
             f"{model or 'the bundled model'} is quantized, and its weights cannot be trained. Use --method lora "
-            "(QLoRA), or dequantize it first: mlx-qwen3 convert -d"
+            "(QLoRA), or dequantize it first: mlx-qwen3 convert -d."
         )
     cls = getattr(models, CLASSES[task])
     if dtype is None and method == "full":

@@ -60,6 +60,6 @@ def check_training_fits(model: Any, names: list[str], longest: int, options: Tra
             steps.append("--method lora")
         raise MemoryFitError(
             f"training {source} with batches of {options.batch_size} × {longest} tokens needs about "
-            f"{needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB. Use {', or '.join(steps)}"
+            f"{needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB. Use {', or '.join(steps)}."
         )
     return needed

@@ -61,13 +61,13 @@ def merge(
     if quantization and not quantize:
         given = {name: value for name, value in quantization.items() if value not in (None, [], (), "affine", False)}
         if given:
-            raise InputError(f"{next(iter(given))} needs quantize (-q). Add it, or leave {next(iter(given))} out")
+            raise InputError(f"{next(iter(given))} needs quantize (-q). Add it, or leave {next(iter(given))} out.")
     found = read_adapter(adapter)
     base_name = str(model) if model is not None else found.needs_base()
     named = revision if revision is not None or model is not None else found.config.get("revision")
     base = resolve_checkpoint(base_name, revision=named)
     if target in (base.resolve(), found.folder.resolve()):
-        raise CheckpointError(f"{target} is the base or the adapter itself. Choose another output")
+        raise CheckpointError(f"{target} is the base or the adapter itself. Choose another output.")
     values = read_config_file(base)
     stored = dtype or values.get("dtype") or values.get("torch_dtype") or "float32"
     loaded, _ = load(base, adapter=adapter, dtype=stored)

@@ -83,7 +83,7 @@ class TrainingOptions:
         if self.learning_rate is not None:
             _check_number("learning_rate", self.learning_rate, 1e-12, 1e6)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to 4294967295")
+            raise InputError(f"seed is {self.seed!r}, expected a whole number from 0 to 4294967295.")
 
     @property
     def peak_rate(self) -> float:
@@ -97,14 +97,14 @@ class TrainingOptions:
 
 def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}.")
 
 
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} is {value!r}, expected a whole number above 0")
+        raise InputError(f"{name} is {value!r}, expected a whole number above 0.")
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}, expected a number from {low:g} to {high:g}")
+        raise InputError(f"{name} is {value!r}, expected a number from {low:g} to {high:g}.")

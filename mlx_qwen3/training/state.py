@@ -92,7 +92,7 @@ class TrainingState:
             except RuntimeError as problem:
                 remove(partial)
                 raise CheckpointError(
-                    f"cannot write {folder}: {str(problem).splitlines()[0]}. Free some space and resume the training"
+                    f"cannot write {folder}: {str(problem).splitlines()[0]}. Free some space and resume the training."
                 ) from None
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
@@ -112,7 +112,7 @@ class TrainingState:
         if metadata.get("identity") != identity:
             raise CheckpointError(
                 f"{folder} has the state of a training with other data, another model or other options. Use the same "
-                "ones to resume it, or delete the folder"
+                "ones to resume it, or delete the folder."
             )
         arrays = Checkpoint(folder, entries, metadata, [file]).read_all()
         state = cls(**json.loads(metadata["numbers"]))

@@ -96,18 +96,18 @@ def train(
         QuantizationError: `method` is "full" and the base is quantized.
     """
     if task not in TASKS:
-        raise InputError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
+        raise InputError(f"task is {task!r}, expected one of {', '.join(TASKS)}.")
     chosen = training_options({"method": method, **options})
     if task == "text-generation" and method == "head":
-        raise InputError("text generation has no head of its own to train. Use method lora, dora or full")
+        raise InputError("text generation has no head of its own to train. Use method lora, dora or full.")
     if pooling not in ("auto", "last", "mean"):
-        raise InputError(f"pooling is {pooling!r}, expected 'auto', 'last' or 'mean'")
+        raise InputError(f"pooling is {pooling!r}, expected 'auto', 'last' or 'mean'.")
     if regression and task != "text-classification":
-        raise InputError(f"regression is not supported for {task}. Omit it")
+        raise InputError(f"regression is not supported for {task}. Omit it.")
     if mask_prompt and task != "text-generation":
-        raise InputError(f"mask_prompt is not supported for {task}. Omit it")
+        raise InputError(f"mask_prompt is not supported for {task}. Omit it.")
     if not 0 <= validation_split < 1:
-        raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1")
+        raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1.")
     target = Path(os.path.abspath(os.path.expanduser(output)))
     check_target_free(target, force)
     train_file, valid_file = find_files(data, valid)
@@ -157,7 +157,7 @@ def training_options(options: dict[str, Any]) -> TrainingOptions:
     known = [field.name for field in dataclasses.fields(TrainingOptions)]
     for name in options:
         if name not in known:
-            raise InputError(f"unknown option {name!r}. Use one of {', '.join(known)}")
+            raise InputError(f"unknown option {name!r}. Use one of {', '.join(known)}.")
     return TrainingOptions(**{name: plain_scalar(value) for name, value in options.items()})
 
 
@@ -193,7 +193,7 @@ def _prepare(
     if task in ("text-classification", "text-regression"):
         regression = task == "text-regression"
         if text_column == label_column:
-            raise InputError(f"text_column and label_column are both {text_column!r}. Name two columns")
+            raise InputError(f"text_column and label_column are both {text_column!r}. Name two columns.")
         texts, labels = read_classification_rows(train_file, text_column, label_column, regression)
         weights = class_weights(labels, options.class_weights)
         held = None
@@ -210,13 +210,13 @@ def _prepare(
         remarks = [remark for remark in [describe_imbalance(labels, options.class_weights is not None)] if remark]
         return _PreparedData(base, train, valid, names, labels, remarks)
     if options.class_weights is not None:
-        raise InputError(f"class_weights is not supported for {task}. Omit it")
+        raise InputError(f"class_weights is not supported for {task}. Omit it.")
     if task == "token-classification":
         rows = read_token_rows(train_file, text_column, label_column)
         held_rows = None if valid_file is None else read_token_rows(valid_file, text_column, label_column)
         names = collect_token_labels(rows)
         if len(names) < 2:
-            raise InputError(f"{train_file}: all tokens have the label {names[0]!r}. Give rows with other labels")
+            raise InputError(f"{train_file}: all tokens have the label {names[0]!r}. Give rows with other labels.")
         base = load(id2label=dict(enumerate(names)))
         limit = token_limit(base, options)
         train = make_token_examples(rows, base.tokenizer, names, limit, train_file)

@@ -301,7 +301,7 @@ class Trainer:
         stopped = next((row["stopped"] for row in state.log if "stopped" in row), "")
         diverged = stopped.startswith("the loss")
         if diverged and not state.best:
-            raise TrainingError(f"training diverged: {stopped}. Lower the learning rate ({self.options.peak_rate:g})")
+            raise TrainingError(f"training diverged: {stopped}. Lower the learning rate ({self.options.peak_rate:g}).")
         chosen = state.best or state.parameters
         self.model.update(tree_unflatten(list(chosen.items())))
         self.model.unfreeze()
