@@ -131,7 +131,7 @@ _BEGINNINGS = (
 
 
 def recognized(beginning: bytes) -> str | None:
-    """Return what a file is that begins so and is neither JSON nor safetensors, with the next step, where it tells."""
+    """Return the type of a file, recognized by its first bytes, with the next step; None if it is unknown."""
     text = beginning.lstrip()[:40].lower()
     return next((what for start, what in _BEGINNINGS if text.startswith(start)), None)
 

@@ -84,7 +84,7 @@ class Checkpoint:
             return self._entries[name]
         except KeyError:
             raise CheckpointError(
-                f"{self.folder} has no tensor {name!r}; its names begin with {', '.join(self.names[:3])}, ..."
+                f"{self.folder} has no tensor {name!r}. Its first tensors are {', '.join(self.names[:3])}."
             ) from None
 
     def shape(self, name: str) -> tuple[int, ...]:

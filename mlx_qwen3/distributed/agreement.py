@@ -35,7 +35,8 @@ def same_outcome(group: Group | None) -> Iterator[None]:
     problems = gather_bytes(b"", group)
     failed = next((rank for rank, text in enumerate(problems) if text), None)
     if failed is not None:
-        raise DistributedError(f"process {failed} of {group.size()} failed: {problems[failed].decode()}")
+        problem = problems[failed].decode()
+        raise DistributedError(f"process {failed} of {group.size()} failed: {problem}")
 
 
 def agree_on_seed(group: Group) -> int:

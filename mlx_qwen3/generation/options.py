@@ -375,5 +375,5 @@ def _check_fields(
             continue
         value, expected = shown(getattr(config, name)), expected.removesuffix(", or null")
         if name in given or own.source is None:
-            raise error(f"{name} is {value}, expected {expected}")
+            raise error(f"{name} is {value}, expected {expected}.")
         raise ConfigError(f"{own.source}: {name} is {value}, expected {expected}. Correct the file, or pass {name}.")
