@@ -180,7 +180,7 @@ def check_fit(fit: MemoryFit, source: str, *, force: bool = False) -> None:
         per_token = fit.cache / max(fit.tokens, 1)
         room = int((TIGHT * fit.memory - fit.weights - fit.working) / per_token) if per_token else 0
         advice = f"Try {f'--max-kv-size {room}' if room >= 256 else 'a smaller model'}, or --kv-bits 8"
-    raise MemoryFitError(f"{source} does not fit: {fit}. {advice}; --force loads it all the same.")
+    raise MemoryFitError(f"{source} does not fit: {fit}. {advice}; --force loads it anyway.")
 
 
 def wire_memory(gigabytes: float | None) -> None:

@@ -197,7 +197,7 @@ def test_an_unclosed_message_is_not_sent(monkeypatch, capsys):
     assert chat.loop(lines('"""one', "two")) == 1
     assert (
         capsys.readouterr().err
-        == 'the input ended inside a message that begins with """; it was not sent. Close it with """\n'
+        == 'the input ended inside a message that begins with """; it was not sent. Close it with """.\n'
     )
     assert chat.session.messages == []
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)

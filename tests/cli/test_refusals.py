@@ -62,7 +62,7 @@ def test_a_prompt_that_is_not_utf8_is_refused(verb):
     found = subprocess.run([*COMMAND, verb], input=b"caf\xe9\n", capture_output=True)
     assert found.returncode == (1 if verb == "chat" else 2)
     assert found.stdout == b""
-    assert found.stderr.splitlines()[-1].endswith(b"stdin: is not UTF-8 text. Convert it to UTF-8")
+    assert found.stderr.splitlines()[-1].endswith(b"stdin: is not UTF-8 text. Convert it to UTF-8.")
 
 
 def run_with_closed(stream, *arguments):
@@ -103,7 +103,7 @@ def test_a_closed_input_is_ignored_by_verbs_that_read_nothing(arguments):
 def test_a_closed_output_is_a_one_line_error(arguments):
     found = run_with_closed(">&-", *arguments)
     assert found.returncode == 2
-    assert found.stderr == ("mlx-qwen3: the standard output is closed. Leave it open, or redirect it with > FILE\n")
+    assert found.stderr == ("mlx-qwen3: the standard output is closed. Leave it open, or redirect it with > FILE.\n")
 
 
 def test_messages_are_not_printed_among_results_if_standard_error_is_closed():
@@ -178,7 +178,7 @@ def test_a_full_disk_is_a_one_line_error():
         found = subprocess.run([*COMMAND, "info", str(bundled_model_path())], stdout=full, stderr=subprocess.PIPE)
     assert found.returncode == 2
     assert (
-        found.stderr.decode().strip() == "mlx-qwen3: the output: No space left on device. Free some space on the disk"
+        found.stderr.decode().strip() == "mlx-qwen3: the output: No space left on device. Free some space on the disk."
     )
 
 
