@@ -1,6 +1,7 @@
 """Batches of sequences that share a cache; rows join and leave between two tokens."""
 
 import logging
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -128,8 +129,9 @@ class NextTokens:
             if index in self.logprobs:
                 own, ids, values = self.logprobs[index]
                 count = rows[index].job.options.logprobs or 0
-                pairs = zip(cast(list[int], ids.tolist()), cast(list[float], values.tolist()), strict=True)
-                logprob = TokenLogprob(token, finite(own.item()), tuple((i, finite(x)) for i, x in [*pairs][:count]))
+                top = array("f", map(finite, cast(list[float], values.tolist())[:count]))
+                likely = array("i", cast(list[int], ids.tolist())[:count])
+                logprob = TokenLogprob(token, finite(own.item()), likely, top)
             found.append((token, logprob))
         return found
 

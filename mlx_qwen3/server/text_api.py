@@ -2,11 +2,15 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from .jobs import Delta, TextJob, TokenLogprob
 from .streams import sse
+
+MOST_MERGED = 64
+"""Maximum number of deltas per event, which limits the size of the events for a client that has not read for long."""
 
 
 def usage_of(jobs: Iterable[TextJob]) -> dict[str, Any]:
@@ -38,7 +42,7 @@ class Tokens:
     def chat_logprob(self, found: TokenLogprob, top: int) -> dict[str, Any]:
         """Return the log-probabilities of a token in the shape of chat completions."""
         own = self._entry(found.token, found.logprob)
-        return {**own, "top_logprobs": [self._entry(token, value) for token, value in found.top[:top]]}
+        return {**own, "top_logprobs": [self._entry(token, value) for token, value in found.top(top)]}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         data = self.bytes_of(token)
@@ -136,9 +140,17 @@ class CompletionShape(Shape):
 
     object_name, chunk_name, prefix = "text_completion", "text_completion", "cmpl"
 
+    def __init__(self, model: str, tokens: Tokens, top_logprobs: int | None):
+        super().__init__(model, tokens, top_logprobs)
+        self._offsets: dict[int, int] = {}  # choice → length of the tokens in earlier events
+
     def choice(self, delta: Delta) -> dict[str, Any]:
         """Return the choice of an event."""
-        logprobs = self._logprobs(delta.logprobs) if delta.logprobs and self.top is not None else None
+        logprobs = None
+        if delta.logprobs and self.top is not None:
+            offset = self._offsets.get(delta.index, 0)
+            logprobs = self._logprobs(delta.logprobs, offset)
+            self._offsets[delta.index] = offset + sum(map(len, logprobs["tokens"]))
         return {
             "index": delta.index,
             "text": delta.text,
@@ -162,10 +174,10 @@ class CompletionShape(Shape):
             )
         return rows
 
-    def _logprobs(self, found: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    def _logprobs(self, found: tuple[TokenLogprob, ...], offset: int = 0) -> dict[str, Any]:
         texts = [self.tokens.text_of(one.token) for one in found]
-        offsets = [sum(map(len, texts[:i])) for i in range(len(texts))]
-        tops = [{self.tokens.text_of(token): value for token, value in one.top[: self.top]} for one in found]
+        offsets = [*accumulate(map(len, texts[:-1]), initial=offset)] if texts else []
+        tops = [{self.tokens.text_of(token): value for token, value in one.top(self.top or 0)} for one in found]
         return {
             "tokens": texts,
             "token_logprobs": [one.logprob for one in found],
@@ -174,17 +186,31 @@ class CompletionShape(Shape):
         }
 
 
-def merge_deltas(deltas: list[Delta]) -> list[Delta]:
-    """Merge adjacent deltas of the same choice and kind, and drop empty ones."""
-    found: list[Delta] = []
+def merge_deltas(deltas: Sequence[Delta]) -> Iterator[Delta]:
+    """Merge adjacent deltas of the same choice and kind, up to `MOST_MERGED`, and drop empty ones."""
+    group: list[Delta] = []
     for delta in deltas:
-        last = found[-1] if found else None
-        same = last is not None and (last.index, last.kind) == (delta.index, delta.kind) and delta.kind != "tool"
-        if last is None or not same or last.finish_reason is not None or delta.finish_reason is not None:
-            found.append(delta)
-            continue
-        found[-1] = Delta(delta.index, delta.kind, last.text + delta.text, last.logprobs + delta.logprobs)
-    return [delta for delta in found if delta.text or delta.logprobs or delta.call or delta.finish_reason]
+        if group and (len(group) == MOST_MERGED or not _may_merge(group[-1], delta)):
+            yield from _merge(group)
+            group = []
+        group.append(delta)
+    yield from _merge(group)
+
+
+def _may_merge(first: Delta, second: Delta) -> bool:
+    same = (first.index, first.kind) == (second.index, second.kind) and first.kind != "tool"
+    return same and first.finish_reason is None and second.finish_reason is None
+
+
+def _merge(group: Sequence[Delta]) -> list[Delta]:
+    """Return a delta for all of a group; no delta if it is empty."""
+    if not group:
+        return []
+    found = group[0]
+    if len(group) > 1:
+        logprobs = tuple(logprob for delta in group for logprob in delta.logprobs)
+        found = Delta(found.index, found.kind, "".join(delta.text for delta in group), logprobs)
+    return [found] if found.text or found.logprobs or found.call or found.finish_reason else []
 
 
 def join_calls(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
