@@ -24,11 +24,13 @@ def attend(
     Returns:
         (B, H, L, D).
     """
-    padded = cached and isinstance(mask, mx.array) and on_cuda()
-    if padded and queries.shape[2] == 1:
-        return _attend_with_one_query(queries, keys, values, scale, mask)
-    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-        mask = additive(mask, queries.dtype)
+    padded = False
+    if isinstance(mask, mx.array):
+        padded = cached and on_cuda()
+        if padded and queries.shape[2] == 1:
+            return _attend_with_one_query(queries, keys, values, scale, mask)
+        if mask.dtype != mx.bool_:
+            mask = additive(mask, queries.dtype)
     if attends_step_by_step(queries, keys) or (padded and _count_scores(queries, keys) <= MOST_SCORES):
         return _attend_step_by_step(queries, keys, values, scale, mask)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
