@@ -51,8 +51,17 @@ _ONLY_WITHOUT = {
     "return_unused_kwargs": "unknown arguments raise an error",
     "quantization_config": "convert the model first: mlx-qwen3 convert -q",
     "quantization": "convert the model first: mlx-qwen3 convert -q",
+    "generation_config": "set model.generation_config after loading",
+    "adapter_kwargs": "pass the adapter as adapter=",
+    "distributed_config": "pass distributed=True",
+    "device_mesh": "pass distributed=True",
+    "tp_size": "pass distributed=True",
+    "kernel_config": "MLX has its own kernels. Omit it",
+    "allow_all_kernels": "MLX has its own kernels. Omit it",
+    "fusion_config": "projections are fused automatically. Omit it",
+    "tqdm_class": "loading shows no progress bar. Omit it",
 }
-"""Keyword of transformers that is accepted only as None or False -> what to do instead."""
+"""Keyword of transformers that is accepted only as None, False or an empty value -> what to do instead."""
 
 _MUST_BE_TRUE = {"use_safetensors": "weights in pickle files are never opened", "weights_only": "no pickle is opened"}
 
@@ -66,7 +75,10 @@ _OTHER_SPELLINGS = {
     "safe_serialization": "It is an argument of save_pretrained",
     "max_seq_length": "Pass max_length= when encoding texts",
 }
-"""Keyword of mlx-lm, PEFT and other packages -> what to do instead."""
+"""Keyword of mlx-lm, PEFT and other packages -> what to do instead; None, False and empty values are accepted."""
+
+_STATED = ("strict", "safe_serialization")
+"""Keywords of these that are accepted as True instead of False, because it is what happens here."""
 
 _SAVED_ONLY_AS: dict[str, tuple[tuple[Any, ...], str]] = {
     "safe_serialization": ((True, None), "weights are written as safetensors only"),
@@ -105,7 +117,7 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
     """
     hub = HubOptions.take(keywords)
     for name, remedy in _ONLY_WITHOUT.items():
-        if name in keywords and keywords[name] not in (None, False, ""):
+        if name in keywords and not _is_empty(keywords[name]):
             raise InputError(f"{name} is not supported by {what}: {remedy}.")
         if name not in _WITHOUT_EFFECT:
             keywords.pop(name, None)
@@ -118,7 +130,16 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
         if value not in (None, False) and name not in _reported:
             _reported.add(name)
             logger.warning("%s has no effect here: %s", name, reason)
+    for name in _OTHER_SPELLINGS:
+        value = keywords.get(name)
+        if value is None or (value is True if name in _STATED else _is_empty(value)):
+            keywords.pop(name, None)
     return hub
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a value requests nothing: None, False, an empty text or an empty mapping."""
+    return value is None or value is False or (isinstance(value, str | Mapping) and not value)
 
 
 def refuse_unknown_fields(keywords: Collection[str], known: Collection[str], what: str) -> None:

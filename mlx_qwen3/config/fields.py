@@ -26,6 +26,7 @@ MOST_LABELS = 1_000_000
 def shown(value: Any) -> str:
     """Return the repr of a value for a message, shortened to 120 characters."""
     text = repr(value)
+    text = " ".join(text.split()) if "\n" in text else text  # arrays have several lines
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 

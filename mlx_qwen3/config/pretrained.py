@@ -242,12 +242,14 @@ class PretrainedConfig:
         return frozenset((*cls.shared_fields, *cls.fields, *_MORE_FIELDS, *values)) - HUB_NAMES
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> Self:
+    def from_pretrained(cls, path_or_id: str | Path, *, gguf_file: str | None = None, **overrides: Any) -> Self:
         """Load the configuration in a folder, a config.json, a GGUF file, or a Hub repository.
 
         Args:
             path_or_id: a folder, a config.json, a GGUF file, or a Hub repository such as "Qwen/Qwen3-0.6B".
-            **overrides: fields to change, and arguments of the Hub (`revision`, `token`, `cache_dir`, …).
+            gguf_file: GGUF file in the folder or repository, by name or quantization.
+            **overrides: fields to change, and arguments of the Hub (`revision`, `token`, `cache_dir`, …). A dtype of
+                "auto" keeps that of the file.
 
         Raises:
             UnsupportedModelError: the file is for another architecture.
@@ -259,7 +261,10 @@ class PretrainedConfig:
         hub = take_hub_options(overrides, f"{cls.__name__}.from_pretrained")
         path = Path(path_or_id) if isinstance(path_or_id, str | os.PathLike) and str(path_or_id) else None
         if path is None or not path.is_file():
-            path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"], hub=hub)
+            path = resolve_checkpoint(path_or_id, allow_patterns=["config.json"], gguf_file=gguf_file, hub=hub)
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(overrides.get(name), str) and overrides[name] == "auto":
+                del overrides[name]
         values = read_config_file(path)
         refuse_unknown_fields(overrides, cls.known_fields(values), f"{cls.__name__}.from_pretrained")
         model_type = values.get("model_type", cls.model_type)

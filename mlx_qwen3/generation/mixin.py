@@ -210,8 +210,8 @@ class GenerationMixin:
         calls = [type(self).__call__, type(self.base_model).__call__]  # pyright: ignore[reportAttributeAccessIssue]
         known = [parameter for call in calls for parameter in inspect.signature(call).parameters.values()]
         accepted = [parameter.name for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
-        for name in options:
-            if name not in accepted or name == "self":
+        for name, value in options.items():
+            if value is not None and (name not in accepted or name == "self"):
                 near = difflib.get_close_matches(name, [*GenerationConfig.fields, *accepted], 1)
                 hint = f"Did you mean {near[0]!r}?" if near else "See help(model.generate) and GenerationConfig."
                 raise InputError(f"unknown argument {name!r}. {hint}")

@@ -59,6 +59,7 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "negative_prompt_ids": ((), "Omit it"),
     "negative_prompt_attention_mask": ((), "Omit it"),
     "custom_generate": ((), "Code from checkpoints is never run; omit it"),
+    "trust_remote_code": ((False,), "Code from checkpoints is never run; omit it"),
     "synced_gpus": ((False,), "Omit it"),
     "use_model_defaults": ((False, True), "Set model.generation_config = GenerationConfig() instead"),
     "model_kwargs": ((), "Pass the arguments themselves"),
@@ -69,6 +70,12 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "logits_to_keep": ((0, 1), "Only the logits of the newest position are computed; omit it"),
     "return_dict": ((True,), "Pass return_dict_in_generate=False"),
     "labels": ((), "Call the model itself for a loss"),
+    "device": ((), "Call mx.set_default_device instead"),
+    "return_tensors": ((), "Pass it to the tokenizer"),
+    "skip_special_tokens": ((), "Pass it to tokenizer.decode"),
+    "add_special_tokens": ((), "Pass it to the tokenizer"),
+    "padding": ((False,), "Pass it to the tokenizer"),
+    "truncation": ((False,), "Pass it to the tokenizer"),
 }
 """Unsupported keyword → its neutral values, which are accepted like None, and what to do instead."""
 
@@ -80,6 +87,21 @@ ONE_ROW: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_hidden_states": ((False,), "Use model.generate"),
 }
 """Fields that only `model.generate` supports, in the same format as `ELSEWHERE`."""
+
+
+GENERATE_ONLY = {
+    "streamer": "Iterate over the responses of stream_generate, or use model.generate",
+    "logits_processor": "Pass logits_processors",
+    "attention_mask": "Prompts are passed without padding; omit it",
+    "token_type_ids": "Omit it",
+    "position_ids": "Use model.generate",
+    "cache_position": "Omit it",
+    "inputs_embeds": "Use model.generate",
+    "past_key_values": "Pass a cache as prompt_cache",
+    "input_ids": "Pass the ids as prompt",
+    "inputs": "Pass the ids as prompt",
+}
+"""Argument of `model.generate` that the functions for text lack → what to do instead; None is accepted."""
 
 
 class NotGiven(enum.Enum):
@@ -333,6 +355,9 @@ def _refuse_unknown(named: dict[str, Any], more: Sequence[str]) -> None:
             value = named.pop(name)
             if not _is_neutral(value, neutral):
                 raise InputError(f"{name} is not supported: {shown(value)}. {advice}.")
+        elif name in GENERATE_ONLY:
+            if named.pop(name) is not None:
+                raise InputError(f"{name} is not supported for text. {GENERATE_ONLY[name]}.")
         elif not GenerationConfig.knows(name):
             known = [*GenerationKeywords.__annotations__, *more]
             near = difflib.get_close_matches(name, known, 1)

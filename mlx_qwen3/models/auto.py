@@ -17,10 +17,13 @@ class AutoConfig:
     """Load the configuration of either family."""
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, **overrides: Any) -> PretrainedConfig:
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, gguf_file: str | None = None, **overrides: Any
+    ) -> PretrainedConfig:
         """Return the configuration in a folder, a config.json, a GGUF file or a Hub repository.
 
         Args:
+            gguf_file: GGUF file in the folder or repository, by name or quantization.
             **overrides: fields to change, and the arguments of the Hub (`revision`, `token`, `cache_dir`, …).
 
         Raises:
@@ -28,8 +31,8 @@ class AutoConfig:
             CheckpointError, ConfigError, InputError, HubError: as `Qwen3Config.from_pretrained`.
         """
         keywords = dict(overrides)
-        values = _values(path_or_id, take_hub_options(keywords, "AutoConfig.from_pretrained"))
-        return config_class(values, str(path_or_id)).from_pretrained(path_or_id, **overrides)
+        values = _values(path_or_id, take_hub_options(keywords, "AutoConfig.from_pretrained"), gguf_file)
+        return config_class(values, str(path_or_id)).from_pretrained(path_or_id, gguf_file=gguf_file, **overrides)
 
     @classmethod
     def for_model(cls, model_type: str, **fields: Any) -> PretrainedConfig:

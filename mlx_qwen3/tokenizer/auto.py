@@ -8,7 +8,7 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import AddedToken
 
-from ..checkpoint import resolve_checkpoint, take_hub_options
+from ..checkpoint import refuse_unknown_fields, resolve_checkpoint, take_hub_options
 from ..checkpoint.gguf import is_gguf
 from ..errors import InputError, TokenizerError
 from ..files import read_text
@@ -46,6 +46,21 @@ _OVERRIDES = {
     "tokenizer_class",
     "truncation_side",
 }
+_NOT_OF_TOKENIZERS = {
+    "config": "",
+    "dtype": "",
+    "torch_dtype": "",
+    "legacy": "",
+    "from_slow": "",
+    "add_bos_token": "Pass the bos token in the text",
+    "add_eos_token": "Pass the eos token in the text",
+    "tokenizer_type": "Pass tokenizer_class=",
+    "max_length": "Pass it when encoding texts, or pass model_max_length=",
+    "padding": "Pass it when encoding texts",
+    "truncation": "Pass it when encoding texts",
+    "return_tensors": "Pass it when encoding texts",
+}
+"""Keyword that transformers accepts or that belongs elsewhere → what to do instead; "" if it changes no tokens."""
 
 
 class AutoTokenizer:
@@ -76,11 +91,11 @@ class AutoTokenizer:
             HubError: the repository cannot be downloaded.
         """
         hub = take_hub_options(overrides, "AutoTokenizer.from_pretrained")
-        unknown = sorted(set(overrides) - _OVERRIDES)
-        if unknown:
-            raise InputError(
-                f"{unknown[0]!r} is not a field of a tokenizer. Use one of {', '.join(sorted(_OVERRIDES))}."
-            )
+        for keyword, advice in _NOT_OF_TOKENIZERS.items():
+            value = overrides.pop(keyword, None)
+            if advice and value not in (None, False):
+                raise InputError(f"{keyword} is not supported by AutoTokenizer.from_pretrained: {str(value)[:60]!r}. {advice}.")
+        refuse_unknown_fields(overrides, _OVERRIDES, "AutoTokenizer.from_pretrained")
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
         folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
         if is_gguf(folder):

@@ -169,10 +169,37 @@ def test_invalid_shard_sizes_are_refused(folder, tmp_path, size):
     [
         ("quantization_config", {"load_in_4bit": True}, "convert -q"),
         ("adapter_path", "x", "adapter="),
-        ("model_config", {}, "fields of the configuration"),
+        ("model_config", {"vocab_size": 8}, "fields of the configuration"),
         ("variant", "fp16", "Rename"),
     ],
 )
 def test_options_of_other_packages_are_refused_with_a_remedy(folder, name, value, says):
     with pytest.raises(InputError, match=says):
         mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **{name: value})
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"generation_config": None, "adapter_kwargs": {}, "device_mesh": None, "kernel_config": None, "tp_size": None},
+        {"adapter_path": None, "model_config": {}, "tokenizer_config": None, "strict": True, "return_config": False},
+        {"trust_remote_code": False, "resume_download": True, "code_revision": "main", "subfolder": "", "dtype": "auto"},
+    ],
+    ids=["transformers", "mlx-lm", "the Hub"],
+)
+def test_values_that_request_nothing_are_accepted(folder, call, keywords, caplog):
+    with caplog.at_level(logging.WARNING, "mlx_qwen3"):
+        call(folder, **keywords)
+    assert not caplog.text
+
+
+def test_requests_of_other_packages_are_refused_with_the_next_step(folder):
+    for keywords, says in (
+        ({"strict": False}, "ignore_mismatched_sizes"),
+        ({"generation_config": mlx_qwen3.GenerationConfig()}, "set model.generation_config"),
+        ({"tp_size": 2}, "distributed=True"),
+        ({"return_config": True}, "model.config"),
+    ):
+        with pytest.raises(InputError, match=says):
+            mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **keywords)

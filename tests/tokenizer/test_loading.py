@@ -168,8 +168,17 @@ def test_named_templates_of_the_configuration_are_loaded(byte_level_folder, tmp_
 
 
 def test_an_unknown_override_is_rejected(byte_level_folder):
-    with pytest.raises(InputError, match="'padding_sid' is not a field of a tokenizer"):
+    with pytest.raises(InputError, match=r"'padding_sid'\. Did you mean padding_side"):
         AutoTokenizer.from_pretrained(byte_level_folder, padding_sid="left")
+
+
+def test_keywords_of_models_change_no_tokens(byte_level_folder):
+    plain = AutoTokenizer.from_pretrained(byte_level_folder)
+    made = AutoTokenizer.from_pretrained(byte_level_folder, dtype="auto", config=None, legacy=False, add_bos_token=False)
+    assert made("some text")["input_ids"] == plain("some text")["input_ids"]
+    for keywords, says in (({"add_eos_token": True}, "in the text"), ({"max_length": 8}, "model_max_length")):
+        with pytest.raises(InputError, match=says):
+            AutoTokenizer.from_pretrained(byte_level_folder, **keywords)
 
 
 def test_template_files_take_precedence_and_can_be_named(byte_level_folder, tmp_path):
