@@ -94,15 +94,20 @@ class AutoTokenizer:
         for keyword, advice in _NOT_OF_TOKENIZERS.items():
             value = overrides.pop(keyword, None)
             if advice and value not in (None, False):
-                raise InputError(f"{keyword} is not supported by AutoTokenizer.from_pretrained: {str(value)[:60]!r}. {advice}.")
+                raise InputError(
+                    f"{keyword} is not supported by AutoTokenizer.from_pretrained: {str(value)[:60]!r}. {advice}"
+                )
         refuse_unknown_fields(overrides, _OVERRIDES, "AutoTokenizer.from_pretrained")
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)
         folder = resolve_checkpoint(name, revision, allow_patterns=list(_FILES), gguf_file=gguf_file, hub=hub)
         if is_gguf(folder):
             from .gguf import tokenizer_from_gguf
 
-            return tokenizer_from_gguf(folder, overrides)
-        return _load(folder, overrides)
+            tokenizer = tokenizer_from_gguf(folder, overrides)
+        else:
+            tokenizer = _load(folder, overrides)
+        tokenizer.name_or_path = str(path_or_id)
+        return tokenizer
 
 
 def _load(folder: Path, overrides: dict[str, Any]) -> Tokenizer:

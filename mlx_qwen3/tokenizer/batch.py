@@ -34,9 +34,11 @@ class BatchEncoding(dict[str, Any]):
         super().__init__(data)
         self._encodings = encodings
 
-    def __getitem__(self, key: str | int) -> Any:
+    def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, int):
             return self._get_row(key)
+        if isinstance(key, slice):
+            return (self._encodings or [])[key]
         return super().__getitem__(key)
 
     def __getattr__(self, name: str) -> Any:
@@ -90,18 +92,18 @@ class BatchEncoding(dict[str, Any]):
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """Return the index of the text that a token belongs to: 0 or 1."""
-        row, token = self._locate(batch_or_token_index, token_index)
-        return row.token_to_sequence(token % len(row))
+        row, token = self._locate_token(batch_or_token_index, token_index)
+        return row.token_to_sequence(token)
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """Return the index of the word that a token belongs to."""
-        row, token = self._locate(batch_or_token_index, token_index)
-        return row.token_to_word(token % len(row))
+        row, token = self._locate_token(batch_or_token_index, token_index)
+        return row.token_to_word(token)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
         """Return the span of a token's characters in its text."""
-        row, token = self._locate(batch_or_token_index, token_index)
-        found = row.token_to_chars(token % len(row))
+        row, token = self._locate_token(batch_or_token_index, token_index)
+        found = row.token_to_chars(token)
         return None if found is None else CharSpan(*found)
 
     def char_to_token(
@@ -135,7 +137,16 @@ class BatchEncoding(dict[str, Any]):
         return None if found is None else CharSpan(*found)
 
     def _locate(self, first: int, second: int | None) -> tuple[Encoding, int]:
-        return (self._get_row(0), first) if second is None else (self._get_row(first), second)
+        """Return the row and the index of a character or word in it."""
+        row, index = (0, first) if second is None else (first, second)
+        if index < 0:
+            raise InputError(f"index {index} of a character or word is negative. Use 0 or more")
+        return self._get_row(row), index
+
+    def _locate_token(self, first: int, second: int | None) -> tuple[Encoding, int]:
+        """Return the row and the index of a token in it; a negative one counts from the end."""
+        row, token = (self._get_row(0), first) if second is None else (self._get_row(first), second)
+        return row, token + len(row) if -len(row) <= token < 0 else abs(token)
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> "BatchEncoding":
         """Convert the lists to arrays in place: 'mlx' (int32) or 'np' (int64); None keeps lists.

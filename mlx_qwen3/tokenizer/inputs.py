@@ -16,7 +16,7 @@ def as_rows(text: Any, text_pair: Any, split: bool) -> tuple[list[Any], bool]:
     """
     batched = isinstance(text, list | tuple) and (not split or (bool(text) and isinstance(text[0], list | tuple)))
     if not batched:
-        row = text if text_pair is None else (text, text_pair)
+        row = (text, text_pair) if text_pair else text  # an empty second text is no pair, as in the reference
         return [_check_row(row, split, "text")], False
     if not text:
         raise InputError("text is an empty list. Pass at least one text.")
@@ -82,6 +82,13 @@ def _as_id(token: Any) -> Any:
     if isinstance(token, list | tuple):
         return as_ids(token)
     raise InputError(f"a token id is of type {type(token).__name__}. Pass integers.")
+
+
+def refuse_unknown(keywords: Mapping[str, Any], what: str, method: str) -> None:
+    """Raise `InputError` for the first keyword of a call that is not None."""
+    for name in sorted(keywords):
+        if keywords[name] is not None:
+            raise InputError(f"{what} has no argument {name!r}. See help(Tokenizer.{method})")
 
 
 def check_keywords(given: Any) -> dict[str, Any]:

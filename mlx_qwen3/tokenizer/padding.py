@@ -31,14 +31,17 @@ def pad_encoded(
             f"pad: the inputs have no {name!r}, only {', '.join(map(str, columns)) or 'nothing'}. Add {name!r}."
         )
     lengths = resolve_lengths(padding, False, max_length, 0, pad_to_multiple_of, tokenizer.model_max_length)
+    if not isinstance(columns[name], list):
+        raise InputError(f"pad: {name!r} is a {type(columns[name]).__name__}. Pass a list of ids, or a list of lists")
     batched = not columns[name] or isinstance(columns[name][0], list)
     rows = columns if batched else {key: [value] for key, value in columns.items()}
     count = len(rows[name])
     for key, values in rows.items():
         if not isinstance(values, list) or len(values) != count:
-            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row.")
-    wants_mask = "attention_mask" in tokenizer.model_input_names
-    if wants_mask if return_attention_mask is None else return_attention_mask:
+            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row")
+    if return_attention_mask is None and count:
+        return_attention_mask = "attention_mask" in tokenizer.model_input_names
+    if return_attention_mask:
         rows.setdefault("attention_mask", [[1] * len(ids) for ids in rows[name]])
     longest = max(map(len, rows[name]), default=0)
     target = {"longest": longest, "max_length": lengths.max_length or 0}.get(lengths.padding or "", 0)
@@ -53,7 +56,7 @@ def pad_encoded(
         "special_tokens_mask": 1,
     }
     for key, fill in fills.items():
-        if key in rows:
+        if key in rows and (key != "attention_mask" or return_attention_mask):
             rows[key] = [_pad_row(row, target, fill, side, key) for row in rows[key]]
     data = rows if batched else {key: value[0] for key, value in rows.items()}
     return BatchEncoding(data).convert_to_tensors(return_tensors)

@@ -13,7 +13,7 @@ from .backend import GENERIC, Family, backend_errors
 from .batch import BatchEncoding, check_tensor_type
 from .control_tokens import encode_sanitized
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
-from .inputs import as_ids, as_rows, check_keywords, check_tokens
+from .inputs import as_ids, as_rows, check_keywords, check_tokens, refuse_unknown
 from .lengths import NO_LENGTH, Lengths, check_side, resolve_lengths
 from .padding import pad_encoded
 from .saving import save_tokenizer
@@ -152,8 +152,7 @@ class Tokenizer(Vocabulary):
             inputs = self(text, text_pair, **options)
             inputs["labels"] = labels["input_ids"]
             return inputs
-        if unknown:
-            raise InputError(f"a tokenizer call has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.__call__).")
+        refuse_unknown(unknown, "a tokenizer call", "__call__")
         if text is None:
             raise InputError("there is no text to encode. Pass text or text_target.")
         check_tensor_type(return_tensors)
@@ -259,6 +258,7 @@ class Tokenizer(Vocabulary):
         clean_up_tokenization_spaces: bool | None = None,
         *,
         use_source_tokenizer: bool = False,
+        spaces_between_special_tokens: bool = True,
         **unknown: Any,
     ) -> Any:
         """Convert ids back to text.
@@ -270,13 +270,12 @@ class Tokenizer(Vocabulary):
                 array gives a list of texts.
             clean_up_tokenization_spaces: remove the spaces that WordPiece leaves before punctuation (default: the
                 configuration's value). Byte-level text is never changed.
-            use_source_tokenizer: accepted for compatibility; has no effect.
+            use_source_tokenizer, spaces_between_special_tokens: accepted for compatibility; have no effect.
 
         Raises:
             InputError: a value is not an id, or an argument is unknown.
         """
-        if unknown:
-            raise InputError(f"decode has no argument {sorted(unknown)[0]!r}. See help(Tokenizer.decode).")
+        refuse_unknown(unknown, "decode", "decode")
         if isinstance(token_ids, Mapping):
             if "input_ids" not in token_ids:
                 raise InputError("the mapping to decode has no input_ids. Pass ids, or the result of a tokenizer call.")

@@ -104,6 +104,7 @@ class Vocabulary:
         self._named = {name: named.get(name) for name in NAMED_TOKENS}
         self._extra = list(dict.fromkeys(extra))
         self.vocabulary_file: FileVersion | None = None  # source of the tokens, except added ones
+        self.name_or_path = ""  # what the tokenizer was loaded from
         self._token_bytes = TokenBytes(backend)
         self._lock = threading.RLock()
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -147,6 +148,11 @@ class Vocabulary:
         """Return a dict from token to id, including added tokens."""
         return self.backend.get_vocab(with_added_tokens=True)
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Same as `get_vocab()`."""
+        return self.get_vocab()
+
     def get_added_vocab(self) -> dict[str, int]:
         """Return a dict from added token to id, in the order of ids."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
@@ -155,6 +161,11 @@ class Vocabulary:
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """The added tokens by id."""
         return self.backend.get_added_tokens_decoder()
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Same as `get_added_vocab()`."""
+        return self.get_added_vocab()
 
     @property
     def extra_special_tokens(self) -> list[str]:
@@ -254,3 +265,19 @@ class Vocabulary:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return the number of special tokens added to one text, or to a pair."""
         return self.backend.num_special_tokens_to_add(pair)
+
+    def get_special_tokens_mask(
+        self, token_ids_0: Iterable[int], token_ids_1: None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """Return 1 for every id of a special token, else 0.
+
+        Raises:
+            InputError: a second sequence is given, or `already_has_special_tokens` is false.
+        """
+        if token_ids_1 is not None or not already_has_special_tokens:
+            raise InputError(
+                "get_special_tokens_mask takes one sequence that has its special tokens. "
+                "Pass return_special_tokens_mask=True when encoding texts"
+            )
+        special = set(self.all_special_ids)
+        return [int(index in special) for index in as_ids(token_ids_0)]

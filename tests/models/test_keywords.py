@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -184,7 +185,13 @@ def test_options_of_other_packages_are_refused_with_a_remedy(folder, name, value
     [
         {"generation_config": None, "adapter_kwargs": {}, "device_mesh": None, "kernel_config": None, "tp_size": None},
         {"adapter_path": None, "model_config": {}, "tokenizer_config": None, "strict": True, "return_config": False},
-        {"trust_remote_code": False, "resume_download": True, "code_revision": "main", "subfolder": "", "dtype": "auto"},
+        {
+            "trust_remote_code": False,
+            "resume_download": True,
+            "code_revision": "main",
+            "subfolder": "",
+            "dtype": "auto",
+        },
     ],
     ids=["transformers", "mlx-lm", "the Hub"],
 )
@@ -195,11 +202,12 @@ def test_values_that_request_nothing_are_accepted(folder, call, keywords, caplog
 
 
 def test_requests_of_other_packages_are_refused_with_the_next_step(folder):
-    for keywords, says in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"strict": False}, "ignore_mismatched_sizes"),
         ({"generation_config": mlx_qwen3.GenerationConfig()}, "set model.generation_config"),
         ({"tp_size": 2}, "distributed=True"),
         ({"return_config": True}, "model.config"),
-    ):
+    ]
+    for keywords, says in refused:
         with pytest.raises(InputError, match=says):
             mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **keywords)

@@ -94,7 +94,8 @@ def test_token_types_distinguish_the_texts_of_a_pair(word_piece):
     assert pair.sequence_ids() == [None, 0, 0, None, 1, 1, None]
     assert word_piece([("hello world", "the fox")]).input_ids == [pair.input_ids]
     assert word_piece(["hello world"], ["the fox"]).token_type_ids == [pair.token_type_ids]
-    assert word_piece("hello", "").tokens() == ["[CLS]", "hello", "[SEP]", "[SEP]"]
+    assert word_piece(["hello"], [""]).tokens() == ["[CLS]", "hello", "[SEP]", "[SEP]"]
+    assert word_piece("hello", "").tokens() == ["[CLS]", "hello", "[SEP]"]
     assert "token_type_ids" not in word_piece("hello", return_token_type_ids=False)
 
 
@@ -277,6 +278,8 @@ def test_clean_up_applies_to_word_piece_only(byte_level, word_piece):
         ("decode", {"token_ids": {"a": [1]}}),
         ("batch_decode", {"sequences": {}}),
         ("pad", {"encoded_inputs": {1: [2]}}),
+        ("pad", {"encoded_inputs": {"input_ids": 5}}),
+        ("pad", {"encoded_inputs": {"input_ids": None}}),
         ("convert_ids_to_tokens", {"ids": "a"}),
         ("convert_ids_to_tokens", {"ids": [[1, 2]]}),
         ("convert_ids_to_tokens", {"ids": [[1, 2]], "skip_special_tokens": True}),

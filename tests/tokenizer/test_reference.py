@@ -1,8 +1,10 @@
 """Compare the tokenizers with those of transformers, argument by argument."""
 
+import copy
 import itertools
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,11 @@ def test_attributes(both):
         assert getattr(ours, name) == getattr(theirs, name), name
     for name in ("all_special_tokens", "all_special_ids", "special_tokens_map", "is_fast", "chat_template"):
         assert getattr(ours, name) == getattr(theirs, name), name
+    for name in ("name_or_path", "vocab", "added_tokens_encoder"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    ids = [*ours.all_special_ids, *ours.encode("the fox")]
+    options = {"already_has_special_tokens": True}
+    assert ours.get_special_tokens_mask(ids, **options) == theirs.get_special_tokens_mask(ids, **options)
     assert len(ours) == len(theirs)
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.get_added_vocab() == theirs.get_added_vocab()
@@ -94,6 +101,47 @@ def test_texts_and_pairs(both):
     assert_equal(ours(TEXTS, TEXTS[::-1]), theirs(TEXTS, TEXTS[::-1]))
     words = [["unaffable", "fox", "plays"], ["the"]]
     assert_equal(ours(words, is_split_into_words=True), theirs(words, is_split_into_words=True))
+
+
+def test_an_empty_second_text_is_no_pair(both):
+    ours, theirs = both
+    for text in ("", "the fox"):
+        assert_equal(ours(text, ""), theirs(text, ""))
+        assert_equal(ours([text], [""]), theirs([text], [""]))
+
+
+def test_positions_outside_a_row(both):
+    ours, theirs = both
+    mine, other = ours("the fox", "plays"), theirs("the fox", "plays")
+    last = len(mine.input_ids) - 1
+    for index in (last, last + 1, 99):
+        assert mine.token_to_chars(index) == other.token_to_chars(index)
+    assert [row.ids for row in mine[0:2]] == [row.ids for row in other[0:2]]
+
+
+def test_pad(both):
+    ours, theirs = both
+    if ours.pad_token is None:
+        ours.pad_token, theirs.pad_token = [next(iter(ours.get_vocab()))] * 2
+    texts = ["the fox", "a", "the brown fox plays"]
+    rows = [dict(ours(text)) for text in texts]
+    given = [
+        rows,
+        dict(ours(texts)),
+        rows[0],
+        [{"input_ids": [1, 2], "label": 0}, {"input_ids": [3], "label": 1}],
+        {"input_ids": [[1, 2], [3]], "attention_mask": [[0, 1], [1]]},
+        {"input_ids": [[], [1]]},
+        {"input_ids": []},
+    ]
+    calls: list[dict[str, Any]] = [
+        *({"return_attention_mask": value} for value in (None, False, True)),
+        *({"padding": value, "max_length": 9} for value in (True, False, "longest", "max_length")),
+        {"pad_to_multiple_of": 4},
+        {"padding_side": "left", "return_attention_mask": False},
+    ]
+    for encoded, options in itertools.product(given, calls):
+        assert_equal(ours.pad(copy.deepcopy(encoded), **options), theirs.pad(copy.deepcopy(encoded), **options))
 
 
 def test_padding_and_truncation(both):
