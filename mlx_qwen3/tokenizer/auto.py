@@ -95,7 +95,7 @@ class AutoTokenizer:
             value = overrides.pop(keyword, None)
             if advice and value not in (None, False):
                 raise InputError(
-                    f"{keyword} is not supported by AutoTokenizer.from_pretrained: {str(value)[:60]!r}. {advice}"
+                    f"{keyword} is not supported by AutoTokenizer.from_pretrained: {str(value)[:60]!r}. {advice}."
                 )
         refuse_unknown_fields(overrides, _OVERRIDES, "AutoTokenizer.from_pretrained")
         name = path_or_id if isinstance(path_or_id, str) else Path(path_or_id)

@@ -44,7 +44,7 @@ class BatchEncoding(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in self:
             return super().__getitem__(name)
-        raise AttributeError(f"this encoding has no {name!r}, only {', '.join(self)}")
+        raise AttributeError(f"this encoding has no {name!r}, only {', '.join(self)}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self), self._encodings)
@@ -140,7 +140,7 @@ class BatchEncoding(dict[str, Any]):
         """Return the row and the index of a character or word in it."""
         row, index = (0, first) if second is None else (first, second)
         if index < 0:
-            raise InputError(f"index {index} of a character or word is negative. Use 0 or more")
+            raise InputError(f"index {index} of a character or word is negative. Use 0 or more.")
         return self._get_row(row), index
 
     def _locate_token(self, first: int, second: int | None) -> tuple[Encoding, int]:

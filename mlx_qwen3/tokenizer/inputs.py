@@ -88,7 +88,7 @@ def refuse_unknown(keywords: Mapping[str, Any], what: str, method: str) -> None:
     """Raise `InputError` for the first keyword of a call that is not None."""
     for name in sorted(keywords):
         if keywords[name] is not None:
-            raise InputError(f"{what} has no argument {name!r}. See help(Tokenizer.{method})")
+            raise InputError(f"{what} has no argument {name!r}. See help(Tokenizer.{method}).")
 
 
 def check_keywords(given: Any) -> dict[str, Any]:

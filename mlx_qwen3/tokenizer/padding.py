@@ -32,13 +32,13 @@ def pad_encoded(
         )
     lengths = resolve_lengths(padding, False, max_length, 0, pad_to_multiple_of, tokenizer.model_max_length)
     if not isinstance(columns[name], list):
-        raise InputError(f"pad: {name!r} is a {type(columns[name]).__name__}. Pass a list of ids, or a list of lists")
+        raise InputError(f"pad: {name!r} is a {type(columns[name]).__name__}. Pass a list of ids, or a list of lists.")
     batched = not columns[name] or isinstance(columns[name][0], list)
     rows = columns if batched else {key: [value] for key, value in columns.items()}
     count = len(rows[name])
     for key, values in rows.items():
         if not isinstance(values, list) or len(values) != count:
-            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row")
+            raise InputError(f"pad: {key!r} does not have the {count} rows of {name!r}. Pass one value per row.")
     if return_attention_mask is None and count:
         return_attention_mask = "attention_mask" in tokenizer.model_input_names
     if return_attention_mask:

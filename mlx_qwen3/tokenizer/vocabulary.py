@@ -277,7 +277,7 @@ class Vocabulary:
         if token_ids_1 is not None or not already_has_special_tokens:
             raise InputError(
                 "get_special_tokens_mask takes one sequence that has its special tokens. "
-                "Pass return_special_tokens_mask=True when encoding texts"
+                "Pass return_special_tokens_mask=True when encoding texts."
             )
         special = set(self.all_special_ids)
         return [int(index in special) for index in as_ids(token_ids_0)]

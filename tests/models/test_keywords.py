@@ -208,6 +208,6 @@ def test_requests_of_other_packages_are_refused_with_the_next_step(folder):
         ({"tp_size": 2}, "distributed=True"),
         ({"return_config": True}, "model.config"),
     ]
-    for keywords, says in refused:
+    for given, says in refused:
         with pytest.raises(InputError, match=says):
-            mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **keywords)
+            mlx_qwen3.Qwen3ForCausalLM.from_pretrained(folder, **given)
