@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
+from ..checkpoint import HubArguments, read_hub_arguments
 from .folder import Adapter, read_adapter
 from .peft_config import parse_peft_config
 
@@ -41,18 +43,21 @@ class AdapterDescription:
     bytes: int
 
 
-def describe_adapter(path_or_id: str | Path, revision: str | None = None) -> AdapterDescription:
+def describe_adapter(
+    path_or_id: str | Path, revision: str | None = None, **hub_arguments: Unpack[HubArguments]
+) -> AdapterDescription:
     """Describe the adapter of PEFT or mlx-lm in a folder or Hub repository.
 
     Args:
         revision: branch, tag or commit of the Hub repository; the main branch by default.
+        **hub_arguments: arguments of the Hub as for `load`: `token`, `cache_dir`, `local_files_only` and others.
 
     Raises:
         CheckpointError: there is no adapter, a file is damaged, or the weights are in a pickle file.
         UnsupportedModelError: the type of the adapter or an option is not supported; the message names the field.
         HubError: the repository cannot be downloaded.
     """
-    adapter = read_adapter(path_or_id, revision)
+    adapter = read_adapter(path_or_id, hub=read_hub_arguments(hub_arguments, revision, "describe_adapter"))
     kind, rank, alpha, targets, saved = _describe_mlx_lm(adapter) if adapter.is_mlx_lm else _describe_peft(adapter)
     labels = (adapter.training.get("config") or {}).get("id2label") or {}
     return AdapterDescription(

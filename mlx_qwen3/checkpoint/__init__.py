@@ -7,10 +7,11 @@ they are read, and written as a stream. Weights in pickle files are never opened
 from .decoded import DecodedCheckpoint, open_decoded_checkpoint
 from .foreign import ForeignWeight, foreign_weights, mlx_quantization, quantization_settings
 from .header import TensorEntry, read_header
-from .hub import HUB_NAMES, HubOptions
+from .hub import HUB_NAMES, HubArguments, HubOptions
 from .keywords import (
     check_saving_options,
     parse_shard_size,
+    read_hub_arguments,
     refuse_unknown_fields,
     take_hub_options,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointWriter",
     "DecodedCheckpoint",
     "ForeignWeight",
+    "HubArguments",
     "HubOptions",
     "TensorEntry",
     "check_saving_options",
@@ -36,6 +38,7 @@ __all__ = [
     "parse_shard_size",
     "quantization_settings",
     "read_header",
+    "read_hub_arguments",
     "refuse_adapter",
     "refuse_unknown_fields",
     "resolve_checkpoint",

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import HubError, InputError
 
@@ -36,6 +36,17 @@ _IGNORED = (
 )
 HUB_NAMES = frozenset((*HUB_ARGUMENTS, *_OLDER_NAMES, *_IGNORED))
 """All keywords for the Hub. They are never treated as fields of a configuration and never saved."""
+
+
+class HubArguments(TypedDict, total=False):
+    """Keywords for the Hub of functions that have a `revision` of their own; see `HubOptions`."""
+
+    token: bool | str | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    subfolder: str
+    proxies: Mapping[str, str] | None
+    force_download: bool
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import difflib
 import logging
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InputError
-from .hub import HubOptions
+from .hub import HUB_ARGUMENTS, HubOptions
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,23 @@ def take_hub_options(keywords: dict[str, Any], what: str) -> HubOptions:
 def _is_empty(value: Any) -> bool:
     """Return whether a value requests nothing: None, False, an empty text or an empty mapping."""
     return value is None or value is False or (isinstance(value, str | Mapping) and not value)
+
+
+def read_hub_arguments(arguments: Mapping[str, Any], revision: str | None, what: str) -> HubOptions:
+    """Return the options for the Hub of a call that has no other free keywords.
+
+    Args:
+        arguments: the keywords of the call, see `HubArguments`.
+        revision: branch, tag or commit; the main branch by default.
+        what: name of the call for messages, such as "convert".
+
+    Raises:
+        InputError: a keyword is unknown, or has a value that is not supported.
+    """
+    keywords = dict(arguments)
+    hub = take_hub_options(keywords, what)
+    refuse_unknown_fields(keywords, HUB_ARGUMENTS, what)
+    return hub if revision is None else replace(hub, revision=revision)
 
 
 def refuse_unknown_fields(keywords: Collection[str], known: Collection[str], what: str) -> None:

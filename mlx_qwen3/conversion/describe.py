@@ -5,12 +5,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 
 from ..cache import cache_bytes
-from ..checkpoint import resolve_checkpoint
+from ..checkpoint import HubArguments, HubOptions, read_hub_arguments, resolve_checkpoint
 from ..checkpoint.gguf_checkpoint import GgufCheckpoint
 from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
 from ..config.fields import shown
@@ -57,7 +57,12 @@ class ModelDescription:
     memory: dict[int, int] = field(default_factory=dict)
 
 
-def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> ModelDescription:
+def describe(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    **hub_arguments: Unpack[HubArguments],
+) -> ModelDescription:
     """Describe a checkpoint.
 
     For a Hub repository that is not in the cache, only the configuration and the headers of the files are downloaded.
@@ -66,6 +71,7 @@ def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str
         path_or_id: a folder, a GGUF file or a Hub id.
         revision: branch, tag or commit of the Hub repository; the main branch by default.
         gguf_file: GGUF file in the folder or repository, by name or quantization.
+        **hub_arguments: arguments of the Hub as for `load`: `token`, `cache_dir`, `local_files_only` and others.
 
     Raises:
         CheckpointError: files are missing or damaged.
@@ -73,9 +79,10 @@ def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str
         UnsupportedModelError: the architecture is not supported.
         HubError: the repository cannot be downloaded.
     """
-    if gguf_file is None and not _is_local(path_or_id, revision):
-        return _describe_remote(str(path_or_id), revision)
-    source = open_source(path_or_id, revision, gguf_file)
+    hub = read_hub_arguments(hub_arguments, revision, "describe")
+    if gguf_file is None and not _is_local(path_or_id, hub):
+        return _describe_remote(str(path_or_id), hub)
+    source = open_source(path_or_id, gguf_file=gguf_file, hub=hub)
     resident = sum(_count_resident_bytes(source, weight.names) for weight in source.weights)
     stored = sum(weight.nbytes for weight in source.weights)
     return _make_description(
@@ -83,28 +90,30 @@ def describe(path_or_id: str | Path, revision: str | None = None, gguf_file: str
     )
 
 
-def _is_local(path_or_id: str | Path, revision: str | None) -> bool:
-    if os.path.exists(os.path.expanduser(path_or_id)):
+def _is_local(path_or_id: str | Path, hub: HubOptions) -> bool:
+    if os.path.exists(os.path.expanduser(path_or_id)) or hub.local_files_only or hub.subfolder:
         return True
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(str(path_or_id), "config.json", revision=revision)
+        found = try_to_load_from_cache(
+            str(path_or_id), "config.json", cache_dir=hub.cache_dir, revision=hub.revision
+        )
     except HFValidationError:
         return True  # opening it raises the error with the cause
     return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
 
 
-def _describe_remote(repo: str, revision: str | None) -> ModelDescription:
+def _describe_remote(repo: str, hub: HubOptions) -> ModelDescription:
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 
-    folder = resolve_checkpoint(repo, revision, allow_patterns=["config.json"])
+    folder = resolve_checkpoint(repo, allow_patterns=["config.json"], hub=hub)
     config = read_config_file(folder)
     http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     try:
-        metadata = get_safetensors_metadata(repo, revision=revision)
+        metadata = get_safetensors_metadata(repo, revision=hub.revision, token=hub.token)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
         raise HubError(f"{repo} has no readable safetensors: {error}. Check the repository.") from error
     except (http_error, OSError) as error:

@@ -4,10 +4,11 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 
+from ..checkpoint import HubArguments, read_hub_arguments
 from ..checkpoint.gguf_checkpoint import GgufCheckpoint
 from ..checkpoint.gguf_names import gguf_name
 from ..checkpoint.gguf_writer import GgufWriter, encode_rows, kind_bytes
@@ -41,6 +42,7 @@ def convert_to_gguf(
     force: bool = False,
     progress: Progress | None = None,
     verify: bool = False,
+    **hub_arguments: Unpack[HubArguments],
 ) -> Conversion:
     """Convert a Qwen3 checkpoint to a GGUF file for llama.cpp, ollama and LM Studio.
 
@@ -57,6 +59,7 @@ def convert_to_gguf(
         progress: called with the bytes read so far and the bytes to read.
         verify: compare the sha256 of every source file before and after the conversion, instead of only size and
             modification time, and check the sha256 of downloaded files.
+        **hub_arguments: arguments of the Hub as for `load`: `token`, `cache_dir`, `local_files_only` and others.
 
     Raises:
         InputError: the type is unknown, or the name does not end in .gguf.
@@ -73,7 +76,8 @@ def convert_to_gguf(
     if target.suffix != ".gguf":
         raise InputError(f"the name of the target {gguf_path} does not end in .gguf. Give --mlx-path NAME.gguf.")
     check_target_free(target, force)
-    source = open_source(hf_path, revision, gguf_file)
+    hub = read_hub_arguments(hub_arguments, revision, "convert_to_gguf")
+    source = open_source(hf_path, gguf_file=gguf_file, hub=hub)
     if target in (file.resolve() for file in source.checkpoint.files):
         raise CheckpointError(f"the target {target} is the source. Choose another target.")
     config = _check_config(source)

@@ -6,8 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from ..checkpoint import HubArguments, read_hub_arguments
 from ..config.stock_mlx_lm import silently_different
 from ..errors import CheckpointError, InputError, MlxQwen3Error
 from ..folders import check_target_free, replace_folder
@@ -52,6 +53,7 @@ def convert(
     gguf_file: str | None = None,
     requantize_bits: int = 8,
     verify: bool = False,
+    **hub_arguments: Unpack[HubArguments],
 ) -> Conversion:
     """Convert a checkpoint to a folder that this package and mlx-lm load. Weights are converted in blocks of rows.
 
@@ -89,6 +91,8 @@ def convert(
             columns.
         verify: compare the sha256 of every source file before and after the conversion, instead of only size and
             modification time, and check the sha256 of downloaded files.
+        **hub_arguments: arguments of the Hub as for `load`: `token`, `cache_dir`, `local_files_only` and others.
+            The token is also used for `upload_repo`.
 
     Raises:
         CheckpointError: files are damaged or missing, the target exists, or the disk is full.
@@ -118,13 +122,14 @@ def convert(
         raise InputError("report_text and report=False exclude each other. Omit one of them.")
     if revision is not None and os.path.isdir(os.path.expanduser(hf_path)):
         raise InputError(f"{hf_path} is a local folder, so revision {revision} has no effect. Omit revision.")
+    hub = read_hub_arguments(hub_arguments, revision, "convert")
     report = True if report is None and report_text is not None else report
     report_required = report is True
     quantize = quantize or target_bpw is not None
     recipe = _make_recipe(quantize, q_bits, q_group_size, q_mode, quant_predicate, q_overrides, quantize_heads)
     if upload_repo is not None:
         check_repo_id(upload_repo)
-    source = open_source(hf_path, revision, gguf_file)
+    source = open_source(hf_path, gguf_file=gguf_file, hub=hub)
     if target_bpw is not None:
         check_target(source, target_bpw)
     if dequantize and source.method is None:
@@ -191,7 +196,7 @@ def convert(
         write_json(target / "quality.json", done.quality)
         write_card(target, source, card, done, config, command, upload_repo)
     if upload_repo is not None:
-        upload_folder(target, upload_repo)
+        upload_folder(target, upload_repo, hub.token)
     return done
 
 

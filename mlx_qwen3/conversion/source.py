@@ -14,6 +14,7 @@ from ..checkpoint import (
     Checkpoint,
     DecodedCheckpoint,
     ForeignWeight,
+    HubOptions,
     mlx_quantization,
     open_decoded_checkpoint,
     quantization_settings,
@@ -119,7 +120,12 @@ class Source:
         return self.model.weight_rules.is_head(f"{path}.") and not path.startswith("lm_head")
 
 
-def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Source:
+def open_source(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    hub: HubOptions | None = None,
+) -> Source:
     """Open the checkpoint to convert. Only headers and the configuration are read.
 
     The same checks as for loading ensure that exactly the weights that a model would load are converted.
@@ -128,6 +134,7 @@ def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: 
         path_or_id: a folder, a GGUF file or a Hub id.
         revision: branch, tag or commit of the Hub repository; the main branch by default.
         gguf_file: GGUF file in the folder or repository, by name or quantization.
+        hub: the other options of the download.
 
     Raises:
         CheckpointError: files are missing or damaged, or a weight does not belong to the model.
@@ -136,7 +143,7 @@ def open_source(path_or_id: str | Path, revision: str | None = None, gguf_file: 
         ConfigError: a field of the configuration is invalid.
         QuantizationError: the quantization method is not supported.
     """
-    folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file)
+    folder = resolve_checkpoint(path_or_id, revision=revision, gguf_file=gguf_file, hub=hub)
     stamps = file_stamps(folder)
     name = str(path_or_id)
     values = read_config_file(folder)

@@ -22,8 +22,11 @@ def check_repo_id(repo: str) -> None:
         ) from None
 
 
-def upload_folder(folder: Path, repo: str) -> str:
+def upload_folder(folder: Path, repo: str, token: bool | str | None = None) -> str:
     """Upload a folder to a repository, creating it if necessary, and return its address.
+
+    Args:
+        token: access token; by default the one stored by `hf auth login`.
 
     Raises:
         HubError: there is no network, no login, or no permission to write.
@@ -32,7 +35,7 @@ def upload_folder(folder: Path, repo: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     http_error: type[BaseException] = HfHubHTTPError.__bases__[0]
-    api = HfApi()
+    api = HfApi() if token is None else HfApi(token=token)
     kept = f"The converted model is in {folder}"
     try:
         api.create_repo(repo_id=repo, exist_ok=True)

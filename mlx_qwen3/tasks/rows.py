@@ -74,14 +74,18 @@ def _iterates_rows(table: Any) -> bool:
     return isinstance(table, Iterable) and isinstance(next(iter(table), None), Mapping)
 
 
-def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int = 1) -> Iterator[tuple[int, list[Any]]]:
+def windows(
+    rows: Iterable[Any], size: int, room: int | None = None, least: int = 1, first: int | None = None
+) -> Iterator[tuple[int, list[Any]]]:
     """Yield (index of the first row, rows), `size` rows at a time, so that streaming needs bounded memory.
 
     Args:
         room: characters after which a window of at least `least` rows is yielded early; None for no such limit.
+        first: such a limit for the first window, so that its results come soon; it doubles until it reaches `room`.
     """
     window: list[Any] = []
     start = held = 0
+    most, room = room, room if first is None else first
     for row in rows:
         window.append(row)
         held += characters(row)
@@ -89,6 +93,7 @@ def windows(rows: Iterable[Any], size: int, room: int | None = None, least: int 
             yield start, window
             start += len(window)
             window, held = [], 0
+            room = None if most is None else min(2 * (room or most), most)
     if window:
         yield start, window
 

@@ -41,6 +41,9 @@ WINDOW = 1024
 AHEAD = 16
 """Characters that are read ahead per token of `batch_tokens`: about four batches of English text."""
 
+FIRST_AHEAD = 1
+"""The same for the first rows, whose results should come soon. It doubles until it reaches `AHEAD`."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -220,12 +223,13 @@ class Task(Generic[O, R]):
     ) -> Iterator[Any]:
         """Yield results in the order of the rows; an unusable row is added to `errors` and yields None or a record."""
         size = max(WINDOW, 16 * (options.batch_size or 0))
-        room = AHEAD * options.batch_tokens if options.batch_tokens and not options.batch_size else None
+        tokens = options.batch_tokens if options.batch_tokens and not options.batch_size else None
         if group is not None:
-            size, room = size * group.size(), None if room is None else room * group.size()
+            size, tokens = size * group.size(), tokens and tokens * group.size()
+        room, first = (None, None) if tokens is None else (AHEAD * tokens, FIRST_AHEAD * tokens)
         bar = progress_bar(rows) if options.progress else None
         try:
-            for start, window in windows(rows, size, room, options.batch_size or 1):
+            for start, window in windows(rows, size, room, options.batch_size or 1, first):
                 if group is not None:
                     raise_if_stopped(group)
                     yield from self._window_of_ranks(group, start, window, options, errors, bar)

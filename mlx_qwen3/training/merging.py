@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import read_adapter
-from ..checkpoint import resolve_checkpoint
+from ..checkpoint import resolve_checkpoint, take_hub_options
 from ..config.pretrained import read_config_file
 from ..conversion import Conversion, convert
 from ..conversion.folder import copied_files
@@ -47,7 +47,8 @@ def merge(
         dtype: dtype of the weights; default: the base's.
         quantize: quantize the merged weights and measure the loss of quality; otherwise weights stay floating point.
         force: replace an existing folder.
-        progress, measuring, command, **quantization: arguments of `convert`, such as `q_bits` and `report_text`.
+        progress, measuring, command, **quantization: arguments of `convert`, such as `q_bits` and `report_text`, and
+            arguments of the Hub as for `load`, such as `token`, for the adapter and its base.
 
     Returns:
         The conversion with its quality report if `quantize` is set, else None.
@@ -58,19 +59,21 @@ def merge(
     """
     target = Path(os.path.abspath(os.path.expanduser(output)))
     check_target_free(target, force)
+    hub = take_hub_options(quantization, "merge")
     if quantization and not quantize:
         given = {name: value for name, value in quantization.items() if value not in (None, [], (), "affine", False)}
         if given:
             raise InputError(f"{next(iter(given))} needs quantize (-q). Add it, or leave {next(iter(given))} out.")
-    found = read_adapter(adapter)
+    found = read_adapter(adapter, hub=hub.for_other_repository())
     base_name = str(model) if model is not None else found.needs_base()
     named = revision if revision is not None or model is not None else found.config.get("revision")
-    base = resolve_checkpoint(base_name, revision=named)
+    base = resolve_checkpoint(base_name, revision=named, hub=hub)
     if target in (base.resolve(), found.folder.resolve()):
         raise CheckpointError(f"{target} is the base or the adapter itself. Choose another output.")
     values = read_config_file(base)
     stored = dtype or values.get("dtype") or values.get("torch_dtype") or "float32"
-    loaded, _ = load(base, adapter=adapter, dtype=stored)
+    others = hub.for_other_repository().after_download()
+    loaded, _ = load(base, adapter=adapter, dtype=stored, **others.__dict__)
     loaded.merge_adapter()
 
     def write(folder: Path) -> None:

@@ -1,13 +1,17 @@
 """Arguments of the Hub apply to the download of an adapter and of its base model."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlx_qwen3 import AutoModelForCausalLM, HubError, InputError, Qwen3ForCausalLM, load
+from mlx_qwen3 import AutoModelForCausalLM, HubError, InputError, Qwen3ForCausalLM, convert, load
 from mlx_qwen3.adapters import lora_config, write_adapter
+from mlx_qwen3.adapters.describe import describe_adapter
+from mlx_qwen3.conversion import describe
+from mlx_qwen3.training import merge
 from mlx_qwen3.training.adapter_set import AdapterSet
 from tests.support.tiny_checkpoints import write_qwen3
 
@@ -126,3 +130,32 @@ def test_the_subfolder_applies_to_the_base(calls: Calls, base: Path, tmp_path: P
 def test_the_bundled_model_has_no_revision():
     with pytest.raises(InputError, match="need path_or_id"):
         load(revision="v1")
+
+
+def test_merging_passes_them_to_base_and_adapter(calls: Calls, tmp_path: Path):
+    merge("me/adapter", tmp_path / "merged", **HUB)
+    found = assert_downloaded_once_with_token(calls)
+    assert {repo: options["revision"] for repo, options in found.items()} == {"me/base": "v7", "me/adapter": None}
+    calls.clear()
+    merge("me/adapter", tmp_path / "other", model="me/base", revision="v2", **HUB)
+    assert {options["revision"] for repo, options in calls if repo == "me/base"} == {"v2"}
+
+
+def test_conversions_and_descriptions_pass_them(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    convert("me/base", tmp_path / "folder", revision="v1", **HUB)
+    assert assert_downloaded_once_with_token(calls)["me/base"]["revision"] == "v1"
+    calls.clear()
+    assert describe_adapter("me/adapter", **HUB).rank == 4
+    assert {options["cache_dir"] for _, options in calls} == {"cache"}
+    asked = []
+
+    def read_metadata(repo: str, **options: Any) -> Any:
+        asked.append((repo, options))
+        return SimpleNamespace(files_metadata={})
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", read_metadata)
+    description = describe("me/base", "v1", **HUB)
+    assert description.architecture == "Qwen3ForCausalLM"
+    assert asked == [("me/base", {"revision": "v1", "token": "hf_x"})]
+    with pytest.raises(InputError, match="unknown argument of convert: 'tokens'"):
+        convert("me/base", tmp_path / "more", **{"tokens": "hf_x"})  # pyright: ignore

@@ -191,6 +191,8 @@ def test_windows_are_limited_by_rows_or_characters():
     assert [len(window) for _, window in windows(rows, 9, 8, least=3)] == [3, 2]
     assert [len(window) for _, window in windows([("ab", "cd"), {"a": "abcd"}, None], 9, 4)] == [1, 1, 1]
     assert list(windows([], 2)) == []
+    growing = [(start, len(window)) for start, window in windows(["a" * 4] * 30, 99, 32, first=4)]
+    assert growing == [(0, 1), (1, 2), (3, 4), (7, 8), (15, 8), (23, 7)]
 
 
 def test_batches_are_limited_by_tokens_on_request():
