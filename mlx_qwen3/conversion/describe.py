@@ -97,9 +97,7 @@ def _is_local(path_or_id: str | Path, hub: HubOptions) -> bool:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(
-            str(path_or_id), "config.json", cache_dir=hub.cache_dir, revision=hub.revision
-        )
+        found = try_to_load_from_cache(str(path_or_id), "config.json", cache_dir=hub.cache_dir, revision=hub.revision)
     except HFValidationError:
         return True  # opening it raises the error with the cause
     return isinstance(found, str) and any(Path(found).parent.glob("*.safetensors"))
