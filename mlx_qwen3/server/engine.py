@@ -119,12 +119,8 @@ class Engine:
         with self._condition:
             queued = sum(not job.cancelled for job in self._open)
             if queued + len(jobs) > self.settings.max_queue:
-                raise ApiError(
-                    429,
-                    f"the queue is full: {queued} requests. Try again later.",
-                    code="queue_full",
-                    headers={"Retry-After": "2"},
-                )
+                message = f"the queue is full: {queued} requests. Try again later."
+                raise ApiError(429, message, code="queue_full", headers={"Retry-After": "2"})
             for job in jobs:
                 self._open[job] = job.options.choices if isinstance(job, TextJob) else 1
             self._inbox += jobs

@@ -26,7 +26,7 @@ from .settings import ServerSettings
 from .text_api import ChatShape, CompletionShape, Shape, Tokens, usage_of
 
 TOOL_NAME = re.compile(r"""[^\x00-\x1f\x7f"'<>\\{}]{1,256}""")
-"""Names of tools. Other characters could not be told from the syntax of a call."""
+"""Names of tools. Other characters could not be distinguished from the syntax of a call."""
 
 
 @dataclass
