@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
@@ -92,19 +93,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--cache-memory",
-        type=float,
+        type=_parse_size(1e9),
         metavar="GB",
         help="cache memory of the running sequences (default: the free memory)",
     )
     group.add_argument(
         "--prefix-cache",
-        type=float,
-        default=1.0,
+        type=_parse_size(1e9),
+        default=int(1e9),
         metavar="GB",
         help="memory for the caches of earlier prompts; 0 for none (default: 1)",
     )
     group.add_argument(
-        "--max-body", type=float, default=16.0, metavar="MB", help="maximum size of a request body (default: 16)"
+        "--max-body",
+        type=_parse_size(1e6),
+        default=int(16e6),
+        metavar="MB",
+        help="maximum size of a request body (default: 16)",
     )
     group.add_argument(
         "--drain",
@@ -139,11 +144,11 @@ def run(args: argparse.Namespace) -> int:
         max_batch=args.max_batch,
         max_queue=args.max_queue,
         max_tokens=args.max_tokens,
-        cache_bytes=None if args.cache_memory is None else int(args.cache_memory * 1e9),
-        prefix_bytes=int(args.prefix_cache * 1e9),
+        cache_bytes=args.cache_memory,
+        prefix_bytes=args.prefix_cache,
         allow_origins=tuple(args.allow_origin),
         allow_hosts=tuple(args.allow_host),
-        max_body=int(args.max_body * 1e6),
+        max_body=args.max_body,
         drain_seconds=args.drain,
         force=args.force,
         group=current_group(),
@@ -157,6 +162,18 @@ def run(args: argparse.Namespace) -> int:
 
         print(BUNDLED_NOTE, file=sys.stderr)
     return serve(settings)
+
+
+def _parse_size(unit: float) -> Callable[[str], int]:
+    """Return a parser of sizes in multiples of `unit` bytes; it returns bytes."""
+
+    def parse(text: str) -> int:
+        try:
+            return int(float(text) * unit)
+        except (ValueError, OverflowError):  # also for NaN and infinity
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+    return parse
 
 
 def _parse_adapters(values: list[str]) -> dict[str, str]:

@@ -216,5 +216,7 @@ def _write(path: Path, tokens: list[bytes]) -> None:
             file.write(body + hashlib.sha256(body).digest())
     except MlxQwen3Error as problem:
         logger.warning(
-            "token tables cannot be cached on disk: %s. Set %s to a writable folder", problem, CACHE_VARIABLE
+            "token tables cannot be cached on disk: %s Set %s to a writable folder.",
+            f"{str(problem).rstrip('.')}.",
+            CACHE_VARIABLE,
         )

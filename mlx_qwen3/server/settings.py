@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^\sA-Z/?#@:]+|\[[0-9a-f:.]+\])(:[0-9]+)?|file://")
 """A web origin as browsers write it."""
 
-HOST_NAME = re.compile(r"[\w.-]+|[0-9a-fA-F:.]+")
+HOST_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class ServerSettings:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a number of seconds above 0.")
         if self.api_key is not None and not self.api_key.strip():
             raise InputError("the API key is empty. Choose a long random string.")
+        if self.api_key is not None and (self.api_key != self.api_key.strip() or not self.api_key.isprintable()):
+            raise InputError("the API key has spaces at an end, or control characters. No client could send it.")
         if self.api_key is None and not is_loopback(self.host):
             raise InputError(
                 f"host {self.host} lets other machines connect and there is no API key. "

@@ -221,3 +221,11 @@ def test_a_revision_needs_a_repository(words, capsys):
 def test_every_verb_that_loads_from_the_hub_takes_a_revision(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert "--revision" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--cache-memory", "--prefix-cache", "--max-body"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much", "-1"])
+def test_sizes_of_the_server_are_finite_numbers(flag, value, capsys):
+    assert main(["serve", f"{flag}={value}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert value in error or "expected" in error

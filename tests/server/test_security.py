@@ -49,6 +49,8 @@ def test_other_machines_need_a_key(host):
         {"port": 70000},
         {"max_batch": 0},
         {"api_key": " "},
+        {"api_key": "key\n"},
+        {"api_key": "a\nb"},
         {"cache_bytes": -1},
         {"allow_origins": ("*",)},
         {"allow_origins": ("good.example",)},
