@@ -46,8 +46,9 @@ def page(browser, bundled):
     found.goto(bundled.url)
     found.locator("#model option").first.wait_for(state="attached")
     yield found
-    # the content security policy reports inline handlers before the sanitizer removes them
-    assert not [problem for problem in problems if "inline event handler" not in problem]
+    # the content security policy reports these while the sanitizer parses them
+    reported = ("inline event handler", "base URI", "inline style")
+    assert not [problem for problem in problems if not any(words in problem for words in reported)]
     assert all(url.startswith((bundled.url, "data:")) for url in requests)
     context.close()
 
@@ -113,6 +114,89 @@ def test_answers_are_sanitized_and_code_is_highlighted(page):
     assert "onerror" not in html
     assert "javascript:" not in html
     assert answer.locator(".hljs-keyword").count() >= 1
+
+
+HOSTILE = """<div id=message name=log>x</div> <b id="send">y</b> <a id=model name=key href="data:text/html,x">z</a>
+
+<picture><source srcset="https://remote.example/a"></picture>
+<table background="https://remote.example/b"><tr><td>t</table>
+<iframe src="https://remote.example/c"></iframe> <object data="https://remote.example/d"></object>
+<svg><image href="https://remote.example/e"/><script>alert(1)</script></svg>
+<math><mi xlink:href="javascript:alert(2)"></mi></math>
+<form action="https://remote.example/f"><button formaction="javascript:alert(3)">b</button>
+<input autofocus onfocus=alert(4)></form> <meta http-equiv=refresh content="0;x">
+<link rel=stylesheet href="https://remote.example/g"> <base href="https://remote.example/">
+<p style="background: url(https://remote.example/i)">p</p>
+<p><style>@import "https://remote.example/h"; body { display: none }</style></p>
+
+![image](https://remote.example/j) [link](JaVaScRiPt:alert(5)) <https://remote.example/k> [v](vbscript:x)
+"""
+
+
+def test_hostile_markup_loads_nothing_and_shadows_no_control(page):
+    page.evaluate(
+        "text => { const m = {role: 'assistant', content: text, reasoning: ''}; messages.push(m); show(m); }", HOSTILE
+    )
+    answer = page.locator(".message.assistant .answer")
+    found = answer.evaluate("a => [...a.querySelectorAll('*')].map((e) => [e.localName, ...e.getAttributeNames()])")
+    assert not {name for name, *_ in found} & {
+        "img",
+        "iframe",
+        "object",
+        "svg",
+        "form",
+        "button",
+        "input",
+        "link",
+        "style",
+    }
+    assert {attribute for _, *attributes in found for attribute in attributes} <= {"href", "target", "rel"}
+    links = answer.evaluate("a => [...a.querySelectorAll('a[href]')].map((e) => e.getAttribute('href'))")
+    assert links == ["https://remote.example/k"]
+    page.fill("#message", "still the control")
+    assert page.evaluate("byId('message').localName") == "textarea"
+
+
+def test_new_chat_while_an_answer_arrives_leaves_nothing(page):
+    settings(page, temperature="2", max_tokens="3000")
+    page.fill("#message", "go on")
+    page.press("#message", "Enter")
+    page.wait_for_selector("#stop:not([hidden])")
+    page.get_by_role("button", name="New chat").click()
+    page.locator("#stop").wait_for(state="hidden")
+    assert page.locator(".message").count() == 0
+
+
+def test_a_lost_connection_is_reported(page):
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body='data: {"choices": []}\n\n'))
+    ask(page)
+    assert "closed before the answer was complete" in page.locator(".message.assistant [role=alert]").inner_text()
+
+
+def test_long_words_and_wide_tables_stay_in_the_page(page):
+    table = "|" + "wide column|" * 30 + "\n|" + "---|" * 30 + "\n|" + "x" * 40 + "|" * 30
+    for text in ("w" * 500, table, "```\n" + "c" * 500 + "\n```", "# " + "h" * 300):
+        page.evaluate(
+            "text => { const m = {role: 'assistant', content: text, reasoning: text}; messages.push(m); show(m); }",
+            text,
+        )
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate("byId('log').scrollWidth <= byId('log').clientWidth")
+
+
+def test_a_key_beyond_ascii_opens_the_server(browser, chat_folder):
+    running = Running("--model", str(chat_folder), "--api-key", "schlüssel-鍵")
+    context = browser.new_context()
+    try:
+        found = context.new_page()
+        found.goto(running.url)
+        found.wait_for_selector("#settings[open]")
+        found.fill("#key", "schlüssel-鍵")
+        found.locator("#key").blur()
+        found.locator("#model option").first.wait_for(state="attached")
+    finally:
+        context.close()
+        running.stop()
 
 
 def test_nothing_overflows_375_pixels_in_either_theme(page):

@@ -16,7 +16,8 @@ function make(tag, className, text) {
 function headers() {
   const found = { "Content-Type": "application/json" };
   const key = byId("key").value.trim();
-  if (key) found.Authorization = `Bearer ${key}`;
+  // a header holds bytes: the server expects those of UTF-8
+  if (key) found.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`;
   return found;
 }
 
@@ -60,7 +61,12 @@ async function loadModels() {
 
 // ---- rendering of messages
 
-const SANITIZED = { USE_PROFILES: { html: true }, FORBID_TAGS: ["style", "form", "input", "img", "video", "audio"], FORBID_ATTR: ["style"] };
+// ids and names would shadow the elements of this page; the forbidden tags load files or look like its controls
+const SANITIZED = {
+  USE_PROFILES: { html: true },
+  FORBID_TAGS: ["style", "form", "input", "button", "select", "textarea", "dialog", "img", "picture", "source", "video", "audio"],
+  FORBID_ATTR: ["style", "id", "name", "background", "src", "srcset", "poster", "role", "tabindex", "autofocus", "accesskey"],
+};
 
 function renderMarkdown(target, text) {
   target.innerHTML = DOMPurify.sanitize(marked.parse(text, { gfm: true, breaks: false }), SANITIZED);
@@ -90,8 +96,9 @@ function view(message) {
     const reasoning = make("details", "reasoning");
     reasoning.open = message.open ?? true;
     reasoning.hidden = !message.reasoning;
-    reasoning.addEventListener("toggle", () => { message.open = reasoning.open; });
-    reasoning.append(make("summary", "", "Reasoning"), make("div", "thoughts", message.reasoning));
+    const summary = make("summary", "", "Reasoning");
+    summary.addEventListener("click", () => { message.open = !reasoning.open; }); // before it opens or closes
+    reasoning.append(summary, make("div", "thoughts", message.reasoning));
     const answer = make("div", "answer");
     renderMarkdown(answer, message.content);
     box.append(reasoning, answer);
@@ -110,6 +117,7 @@ function view(message) {
 const views = new Map();
 
 function show(message) {
+  if (!messages.includes(message)) return; // dropped by "New chat" while its answer arrived
   const log = byId("log");
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   const fresh = view(message);
@@ -155,7 +163,7 @@ async function* eventsOf(response) {
   let held = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) throw new Error("The connection was closed before the answer was complete.");
     held += value;
     const parts = held.split("\n\n");
     held = parts.pop();
@@ -190,6 +198,7 @@ async function answer() {
       message.content += delta.content ?? "";
       message.reasoning += delta.reasoning_content ?? "";
       if (event.usage) {
+        first ||= performance.now(); // no text
         const seconds = (performance.now() - first) / 1000;
         const speed = seconds > 0 ? (event.usage.completion_tokens / seconds).toFixed(1) : "–";
         message.note = `${event.usage.completion_tokens} tokens, ${speed} tokens/s, first after ${((first - began) / 1000).toFixed(2)} s`;
@@ -205,7 +214,7 @@ async function answer() {
     running = null;
     setRunning(false);
     show(message);
-    byId("status").textContent = message.error ? message.error : "Answer complete.";
+    byId("status").textContent = message.error ?? "Answer complete.";
   }
 }
 
