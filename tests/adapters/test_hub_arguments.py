@@ -132,7 +132,7 @@ def test_the_bundled_model_has_no_revision():
         load(revision="v1")
 
 
-def test_merging_passes_them_to_base_and_adapter(calls: Calls, tmp_path: Path):
+def test_merging_passes_the_arguments_to_base_and_adapter(calls: Calls, tmp_path: Path):
     merge("me/adapter", tmp_path / "merged", **HUB)
     found = assert_downloaded_once_with_token(calls)
     assert {repo: options["revision"] for repo, options in found.items()} == {"me/base": "v7", "me/adapter": None}
@@ -141,7 +141,7 @@ def test_merging_passes_them_to_base_and_adapter(calls: Calls, tmp_path: Path):
     assert {options["revision"] for repo, options in calls if repo == "me/base"} == {"v2"}
 
 
-def test_conversions_and_descriptions_pass_them(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_conversions_and_descriptions_pass_the_arguments(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     convert("me/base", tmp_path / "folder", revision="v1", **HUB)
     assert assert_downloaded_once_with_token(calls)["me/base"]["revision"] == "v1"
     calls.clear()

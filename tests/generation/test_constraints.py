@@ -362,7 +362,7 @@ POOL = [
 
 
 @pytest.mark.parametrize("count", [10, 2000])
-def test_objects_with_many_optional_properties(tokenizer, count):
+def test_objects_may_have_many_optional_properties(tokenizer, count):
     schema = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(count)}}
     matcher = compile_constraint("schema", schema, tokenizer).matcher([0])
     for token in tokenizer.encode('{"p0":"a","p7":"b"}'):

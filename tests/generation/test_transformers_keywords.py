@@ -45,7 +45,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("keywords", NEUTRAL, ids=str)
-def test_neutral_values_change_nothing(model, keywords):
+def test_neutral_values_have_no_effect(model, keywords):
     plain = model.generate(PROMPT, max_new_tokens=3)
     assert mx.array_equal(model.generate(PROMPT, max_new_tokens=3, **keywords), plain).item()
 
@@ -59,7 +59,7 @@ def test_other_values_are_refused_with_the_next_step(model, name):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arguments_of_model_generate_are_named_when_text_is_generated(model, tokenizer, name):
+def test_arguments_of_model_generate_are_refused_by_generate(model, tokenizer, name):
     value: Any = np.zeros((2, 3))
     with pytest.raises(InputError, match=ARRAYS[name]) as caught:
         mlx_qwen3.generate(model, tokenizer, [5, 9, 3], max_tokens=3, **{name: value})

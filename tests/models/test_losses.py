@@ -98,8 +98,8 @@ def test_a_batch_without_a_padding_token_is_refused_and_one_row_is_not():
 
 def test_the_last_position_can_be_given():
     model = make(Qwen3ForSequenceClassification)
-    told = model([[5, 6, 7, 0], [8, 0, 0, 0]], last_positions=[2, 0]).logits
-    assert mx.allclose(told, model([[5, 6, 7, 0], [8, 0, 0, 0]]).logits)
+    given = model([[5, 6, 7, 0], [8, 0, 0, 0]], last_positions=[2, 0]).logits
+    assert mx.allclose(given, model([[5, 6, 7, 0], [8, 0, 0, 0]]).logits)
     # a padding id inside the text counts as text
     inside = model([[5, 6, 0]], last_positions=[2]).logits
     assert not mx.allclose(inside, model([[5, 6, 0]]).logits)

@@ -29,7 +29,7 @@ def narrow(chat_folder):
         ("/v1/extract", {"input": ["a"] * 5, "schema": {"type": "boolean"}}, "input"),
     ],
 )
-def test_more_inputs_than_the_queue_holds_are_refused_for_good(narrow: Running, path, body, field) -> None:
+def test_more_inputs_than_the_queue_can_hold_are_refused_permanently(narrow: Running, path, body, field) -> None:
     answer = narrow.post(path, body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == field
@@ -54,7 +54,7 @@ def test_a_full_queue_refuses_all_inputs_of_a_request_or_none(narrow: Running) -
     narrow.wait_idle()
 
 
-def test_a_cancelled_request_leaves_its_place_at_once(narrow: Running) -> None:
+def test_a_cancelled_request_is_removed_from_the_queue_at_once(narrow: Running) -> None:
     def leave() -> None:
         with narrow.client.stream("POST", "/v1/completions", json={**ENDLESS, "prompt": [[5, 6, 7]] * 4}) as stream:
             next(stream.iter_lines())

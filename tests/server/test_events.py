@@ -26,7 +26,7 @@ def test_merged_deltas_have_all_texts_and_logprobs_and_a_limited_size():
     assert max(len(delta.logprobs) for delta in found) == MOST_MERGED
 
 
-def test_deltas_of_other_choices_kinds_and_ends_stay_apart():
+def test_deltas_of_different_choices_and_kinds_are_not_merged():
     deltas = [
         Delta(0, text="a"),
         Delta(0, text="b"),

@@ -41,7 +41,7 @@ def test_unusual_arguments_of_a_tool_call_stay_text(server: Running, arguments: 
         ("/v1/classify", {"input": 5}, "input", "a valid string or a valid list"),
     ],
 )
-def test_invalid_field_is_named_with_its_value(
+def test_an_invalid_field_is_reported_with_its_value(
     server: Running, path: str, body: object, field: str, words: str
 ) -> None:
     response = server.post(path, body)

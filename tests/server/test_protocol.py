@@ -57,7 +57,7 @@ CHUNKED = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
     ],
     ids=range(12),
 )
-def test_odd_requests_get_one_json_error(server: Running, data: bytes, status: int) -> None:
+def test_malformed_requests_get_one_json_error(server: Running, data: bytes, status: int) -> None:
     check(raw(server, data), status)
     assert server.health()["status"] == "ok"
 

@@ -115,13 +115,13 @@ def test_on_a_gpu_only_small_batches_are_compiled(model, monkeypatch, rows, comp
 
 def test_unused_memory_is_released(model, monkeypatch):
     pieces = [Piece(list(range(3, 3 + n))) for n in range(4, 40, 5)]
-    lying = {}
+    unused = {}
     for share in (1e12, 1e-12):
         monkeypatch.setattr(batches, "IDLE_SHARE", share)
         mx.clear_cache()
         Runner(model).run(pieces, Spy(model).every, batch_size=1, per_token=True)
-        lying[share] = mx.get_cache_memory()
-    assert lying[1e12] < lying[1e-12] / 2
+        unused[share] = mx.get_cache_memory()
+    assert unused[1e12] < unused[1e-12] / 2
 
 
 def test_an_id_outside_the_vocabulary_is_reported(model):

@@ -75,9 +75,9 @@ def test_blank_lines_of_stdin_are_skipped(folders):
 def test_an_empty_cell_of_a_row_with_others_is_reported(folders, tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("n,text\n1,hello\n2,\n3\n")
     assert main(["classify", "--model", str(folders["sequence"]), "--file", str(tmp_path / "rows.csv")]) == 1
-    told = capsys.readouterr().err
-    assert "row 1: text is empty" in told
-    assert "row 2: text is empty" in told
+    output = capsys.readouterr().err
+    assert "row 1: text is empty" in output
+    assert "row 2: text is empty" in output
 
 
 @pytest.mark.usefixtures("forbid_loading")
@@ -126,24 +126,24 @@ def test_errors_are_reported_before_a_model_is_loaded(arguments, words, tmp_path
     }.items():
         (tmp_path / name).write_text(content)
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert words in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["classify", "tag", "answer", "embed", "rank", "fill-mask"])
 def test_help_states_whether_there_is_a_default_model(verb, capsys):
     assert main([verb, "--help"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert ("(default: the bundled small model)" in told) == (verb not in ("rank", "fill-mask"))
-    assert "Blank lines are skipped" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert ("(default: the bundled small model)" in output) == (verb not in ("rank", "fill-mask"))
+    assert "Blank lines are skipped" in output
 
 
 def test_a_language_model_without_labels_names_the_flag(folders, capsys):
     assert main(["classify", "--model", str(folders["causal"]), "hello"]) == 2
-    told = capsys.readouterr().err
-    assert "has no sequence classification head" in told
-    assert "--labels" in told
+    output = capsys.readouterr().err
+    assert "has no sequence classification head" in output
+    assert "--labels" in output
     assert main(["classify", "--model", str(folders["token"]), "hello"]) == 2
     assert "--labels" not in capsys.readouterr().err
 

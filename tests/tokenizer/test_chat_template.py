@@ -1,3 +1,5 @@
+"""Chat templates: rendering, thinking, tools, limits, and errors in one line."""
+
 import re
 from datetime import datetime
 

@@ -1,3 +1,5 @@
+"""Calls of a tokenizer: padding, truncation, pairs, masks, return types, and invalid arguments."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +23,7 @@ def test_a_text_returns_lists_and_a_batch_lists_of_lists(byte_level):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("mlx", mx.int32), ("np", np.int64)])
-def test_arrays(byte_level, kind, dtype):
+def test_batches_are_returned_as_arrays_on_request(byte_level, kind, dtype):
     batch = byte_level(["Hello", "Hello brown world"], padding=True, return_tensors=kind)
     assert batch.input_ids.dtype == dtype
     assert batch.input_ids.shape == batch.attention_mask.shape == (2, 3)

@@ -1,3 +1,5 @@
+"""Loading tokenizers: files, overrides, special tokens, and damaged configurations."""
+
 import json
 import subprocess
 import sys
@@ -172,7 +174,7 @@ def test_an_unknown_override_is_rejected(byte_level_folder):
         AutoTokenizer.from_pretrained(byte_level_folder, padding_sid="left")
 
 
-def test_keywords_of_models_change_no_tokens(byte_level_folder):
+def test_keywords_of_models_do_not_change_tokens(byte_level_folder):
     plain = AutoTokenizer.from_pretrained(byte_level_folder)
     made = AutoTokenizer.from_pretrained(
         byte_level_folder, dtype="auto", config=None, legacy=False, add_bos_token=False

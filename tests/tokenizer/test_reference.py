@@ -55,7 +55,7 @@ def assert_equal(ours, theirs):
         assert ours[key] == theirs[key], key
 
 
-def test_attributes(both):
+def test_attributes_equal_transformers(both):
     ours, theirs = both
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
         assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token"), name
@@ -75,7 +75,7 @@ def test_attributes(both):
     assert ours.tokenizer_class == type(theirs).__name__
 
 
-def test_texts_and_pairs(both):
+def test_texts_and_pairs_equal_transformers(both):
     ours, theirs = both
     options = {
         "return_offsets_mapping": True,
@@ -103,14 +103,14 @@ def test_texts_and_pairs(both):
     assert_equal(ours(words, is_split_into_words=True), theirs(words, is_split_into_words=True))
 
 
-def test_an_empty_second_text_is_no_pair(both):
+def test_an_empty_second_text_is_not_a_pair(both):
     ours, theirs = both
     for text in ("", "the fox"):
         assert_equal(ours(text, ""), theirs(text, ""))
         assert_equal(ours([text], [""]), theirs([text], [""]))
 
 
-def test_positions_outside_a_row(both):
+def test_positions_outside_a_row_equal_transformers(both):
     ours, theirs = both
     mine, other = ours("the fox", "plays"), theirs("the fox", "plays")
     last = len(mine.input_ids) - 1
@@ -119,7 +119,7 @@ def test_positions_outside_a_row(both):
     assert [row.ids for row in mine[0:2]] == [row.ids for row in other[0:2]]
 
 
-def test_pad(both):
+def test_pad_equals_transformers(both):
     ours, theirs = both
     if ours.pad_token is None:
         ours.pad_token, theirs.pad_token = [next(iter(ours.get_vocab()))] * 2
@@ -144,7 +144,7 @@ def test_pad(both):
         assert_equal(ours.pad(copy.deepcopy(encoded), **options), theirs.pad(copy.deepcopy(encoded), **options))
 
 
-def test_padding_and_truncation(both):
+def test_padding_and_truncation_equal_transformers(both):
     ours, theirs = both
     batch, pairs, short = TEXTS[-6:], TEXTS[-12:-6], ["the fox"] * 6
     strategies = itertools.product(
@@ -167,7 +167,7 @@ def test_padding_and_truncation(both):
         assert_equal(ours(first, second, **options), theirs(first, second, **options))
 
 
-def test_overflow(both):
+def test_overflowing_tokens_equal_transformers(both):
     ours, theirs = both
     for side, stride, padding in itertools.product(("right", "left"), (0, 2), (False, True)):
         ours.truncation_side = theirs.truncation_side = side
@@ -179,7 +179,7 @@ def test_overflow(both):
         assert_equal(ours("the fox", TEXTS[-1], **options), theirs("the fox", TEXTS[-1], **options))
 
 
-def test_decoding(both):
+def test_decoded_texts_equal_transformers(both):
     ours, theirs = both
     rng = random.Random(0)
     rows = [ours.encode(text) for text in TEXTS]
@@ -195,7 +195,7 @@ def test_decoding(both):
     assert ours.decode(rows[-1][0]) == theirs.decode(rows[-1][0])
 
 
-def test_random_text(both):
+def test_random_texts_equal_transformers(both):
     ours, theirs = both
     rng = random.Random(1)
     alphabet = [chr(c) for c in (*range(32, 127), 9, 10, 13, 0xA0, 0x301, 0x3000, 0x4F60, 0x1F600, 0x200D, 0x130)]
@@ -203,7 +203,7 @@ def test_random_text(both):
     assert_equal(ours(texts, return_offsets_mapping=True), theirs(texts, return_offsets_mapping=True))
 
 
-def test_chat(qwen3_folder, qwen3, renders):
+def test_rendered_chats_equal_transformers(qwen3_folder, qwen3, renders):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(qwen3_folder)
     for case in renders:

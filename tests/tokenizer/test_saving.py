@@ -1,3 +1,5 @@
+"""Saved tokenizers load with the same tokens, templates and settings."""
+
 import json
 
 import pytest

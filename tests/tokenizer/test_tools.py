@@ -1,3 +1,5 @@
+"""Functions and schemas as tools of a chat template."""
+
 from typing import Any, Literal
 
 import pytest

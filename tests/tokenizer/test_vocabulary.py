@@ -1,3 +1,5 @@
+"""Conversions between tokens and ids, added tokens, copies and pickles."""
+
 import copy
 import pickle
 

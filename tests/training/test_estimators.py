@@ -61,7 +61,7 @@ def test_a_frame_with_several_columns_is_refused(fitted: TextClassifier):
         fitted.predict(frame)
 
 
-def test_a_matrix_of_zeros_and_ones_names_several_labels_per_row(base: Path):
+def test_a_matrix_of_zeros_and_ones_gives_several_labels_per_row(base: Path):
     matrix = np.array([[1, 0], [0, 1]] * 8)
     classifier = TextClassifier(base, pooling="last").fit(TEXTS, matrix, eval_set=(TEXTS[:2], matrix[:2]))
     assert classifier.predict(TEXTS).tolist() == matrix.tolist()
@@ -74,7 +74,7 @@ def test_a_matrix_of_zeros_and_ones_names_several_labels_per_row(base: Path):
 
 
 @pytest.mark.parametrize("eval_set", [TEXTS, (TEXTS, LABELS, LABELS), {"X": TEXTS}, 3, ([], [])])
-def test_an_eval_set_that_is_no_pair_is_refused(base: Path, eval_set: Any):
+def test_an_eval_set_that_is_not_a_pair_is_refused(base: Path, eval_set: Any):
     with pytest.raises(InputError, match="eval_set"):
         TextClassifier(base).fit(TEXTS, LABELS, eval_set=eval_set)
 
