@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .model_flags import add_gguf_file_flag
+from .progress import StageProgress
 
 if TYPE_CHECKING:
     from ..conversion import Conversion
@@ -89,32 +90,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-class ProgressBar:
-    """Show progress and the remaining time on standard error, if that is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._what = ""
+class ProgressBar(StageProgress):
+    """Show the progress and the remaining time of a conversion on standard error."""
 
     def __call__(self, done: int, total: int) -> None:
         """Show how many bytes are converted."""
-        self._show("converting", done, total, unit="B", unit_scale=True)
+        self.show("converting", done, total, unit="B", unit_scale=True)
 
     def measuring(self, what: str, done: int, total: int) -> None:
         """Show how many layers or pieces of text are measured."""
-        self._show(f"measuring {what}", done, total)
-
-    def _show(self, what: str, done: int, total: int, **units: Any) -> None:
-        if what != self._what:
-            from tqdm import tqdm
-
-            self.close()
-            self._bar, self._what = tqdm(total=total, desc=what, disable=None, **units), what
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.show(f"measuring {what}", done, total)
 
 
 def run(args: argparse.Namespace) -> int:

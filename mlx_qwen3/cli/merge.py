@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     resolve_gguf_file(args)
     bar = ProgressBar()
     started = time.perf_counter()
+    bar.write(f"merging {args.adapter} into its base model")
     try:
         with closing(bar):
             done = merge(

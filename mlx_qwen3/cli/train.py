@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InputError
 from .convert import DTYPES
 from .model_flags import add_gguf_file_flag, add_revision_flag, check_revision, resolve_gguf_file
+from .progress import StageProgress
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
 METHODS = ("head", "lora", "dora", "full")
@@ -185,34 +186,17 @@ def _parse_class_weights(text: str | None) -> Any:
     return weights
 
 
-class TrainingBar:
-    """Show steps, loss, tokens per second and the remaining time on standard error, if that is a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._what = ""
+class TrainingBar(StageProgress):
+    """Show steps, loss, tokens per second and the remaining time on standard error."""
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Show a row of the training log."""
         if "embedded" in row:
-            self._show("embedding", row["embedded"], row["total"])
+            self.show("embedding", row["embedded"], row["total"])
         elif "loss" in row:
-            self._show("training", row["step"], row["total"])
-            self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s")
-        elif "evaluation" in row and self._bar is not None:
+            note = f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+            self.show("training", row["step"], row["total"], note)
+        elif "evaluation" in row:
             figures = row["evaluation"]
             shown = ", ".join(f"{n} {v:.4f}" for n, v in figures.items() if isinstance(v, int | float))
-            self._bar.write(f"step {row['step']}: held-out {shown}", file=sys.stderr)
-
-    def _show(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
-            from tqdm import tqdm
-
-            self.close()
-            self._bar, self._what = tqdm(total=total, desc=what, disable=None), what
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Close the progress bar."""
-        if self._bar is not None:
-            self._bar.close()
+            self.write(f"step {row['step']}: held-out {shown}")

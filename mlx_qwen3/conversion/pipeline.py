@@ -17,7 +17,7 @@ from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
 from .card import source_metadata, write_card
 from .folder import copied_files, copy_files, mlx_config, write_json
 from .plan import Plan, formats_by_path, make_plan
-from .quality import Measuring, has_tokenizer, measure_quality, model_fits, read_samples, vocabulary_size
+from .quality import Measuring, classifies_texts, has_tokenizer, measure_quality, model_fits, read_samples, vocabulary_size
 from .result import Conversion
 from .source import Source, check_downloads, check_unchanged, file_hashes, open_source
 from .stream import Converter, Progress
@@ -205,7 +205,7 @@ def _check_measurable(source: Source, text: str | Path | None, required: bool) -
     try:
         if not has_tokenizer(source.folder):
             raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report.")
-        read_samples(source.folder, vocabulary_size(source), text, "report")
+        read_samples(source.folder, vocabulary_size(source), text, "report", classifies_texts(source))
     except MlxQwen3Error as error:
         if required:
             raise

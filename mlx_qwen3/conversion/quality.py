@@ -1,9 +1,12 @@
 """Measure the quality of a conversion by comparing the outputs of the source and the result."""
 
+import csv
+import io
 import json
 import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +18,7 @@ import mlx.core as mx
 from ..checkpoint.gguf import is_gguf
 from ..checkpoint.gguf_split import open_gguf
 from ..errors import CheckpointError, InputError, MemoryFitError
+from ..files import parse_json
 from ..memory import is_out_of_memory, machine_memory
 from ..models.pretrained import computing_dtype
 from ..quantization.formats import PackedFormat
@@ -31,6 +35,7 @@ Measuring = Callable[[str, int, int], object]
 
 _LOGITS_IN_A_WINDOW = 20_000_000
 _LONGEST_WINDOW = 256
+_LONGEST_TEXT = 512
 _SHARE_OF_MEMORY = 0.7
 
 
@@ -68,22 +73,33 @@ def vocabulary_size(source: Source) -> int:
     return source.model.config_class.from_dict(source.config).vocab_size
 
 
+def classifies_texts(source: Source) -> bool:
+    """Return whether the model of a source has one output per text, so that windows of running text do not suit it."""
+    return source.model.__name__.endswith("ForSequenceClassification")
+
+
 def reference_model(source: Source) -> Any:
     """Load the model of a source with unquantized weights, regardless of their storage format."""
     return source.model.from_pretrained(source.folder, unpack=True)
 
 
-def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: str) -> tuple[list[Sample], str, int]:
+def read_samples(
+    folder: Path, vocab_size: int, text: str | Path | None, which: str, whole_texts: bool = False
+) -> tuple[list[Sample], str, int]:
     """Return the samples to measure on, the name of the text, and its number of tokens.
 
     A `.jsonl` file has `{"prompt": ..., "completion": ...}` in each line, and only completions are measured. Any other
-    file is plain text.
+    file is plain text, which is divided into windows.
+
+    With `whole_texts`, as a classifier of texts needs them, samples are the rows of a `.jsonl`, `.csv` or `.tsv` file
+    with the key "text", the lines of another file, or the sentences of the text in the package.
 
     Args:
         folder: folder or GGUF file with the tokenizer.
         vocab_size: vocabulary size of the model.
         text: a text file, or None for the text in the package.
         which: text in the package, "calibration" or "report".
+        whole_texts: whether each sample is one text instead of a window.
 
     Raises:
         InputError: the file cannot be read or is too short.
@@ -103,7 +119,11 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
     def encode(part: str) -> list[int]:
         return list(tokenizer.encode(part, add_special_tokens=False))
 
-    if name.endswith(".jsonl"):
+    if whole_texts:
+        texts = _split_sentences(content) if text is None else _parse_texts(content, name)
+        rows = [tokenizer(part)["input_ids"][:_LONGEST_TEXT] for part in texts]
+        samples = [Sample(row) for row in rows if row]
+    elif name.endswith(".jsonl"):
         pairs = _parse_pairs(content, name)
         samples = [Sample([*encode(prompt), *encode(completion)], len(encode(prompt))) for prompt, completion in pairs]
     else:
@@ -119,6 +139,31 @@ def read_samples(folder: Path, vocab_size: int, text: str | Path | None, which: 
             "Use the tokenizer of the model."
         )
     return samples, name, tokens
+
+
+def _split_sentences(content: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.!?])\s+|\n{2,}", content) if part.strip()]
+
+
+def _parse_texts(content: str, name: str) -> list[str]:
+    """Return the texts of a file: those of the key or column "text" of a table, else the lines."""
+    if name.endswith(".jsonl"):
+        rows = []
+        for number, line in enumerate(content.splitlines(), start=1):
+            if line.strip():
+                rows.append((number, parse_json(line, f"{name}, line {number}", error=InputError)))
+    elif name.endswith((".csv", ".tsv")):
+        reader = csv.DictReader(io.StringIO(content, newline=""), delimiter="\t" if name.endswith(".tsv") else ",")
+        rows = [(reader.line_num, row) for row in reader]
+    else:
+        return [line for line in content.splitlines() if line.strip()]
+    texts = []
+    for number, row in rows:
+        found = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(found, str):
+            raise InputError(f"{name}, line {number}: there is no 'text'. Give rows with a text each.")
+        texts += [found] if found.strip() else []
+    return texts
 
 
 def _parse_pairs(content: str, name: str) -> list[tuple[str, str]]:
@@ -176,7 +221,9 @@ def measure_quality(
     """
     if not has_tokenizer(source.folder):
         raise CheckpointError(f"{source.folder} has no tokenizer, which the quality report needs. Omit report.")
-    samples, name, tokens = read_samples(source.folder, vocabulary_size(source), text, "report")
+    samples, name, tokens = read_samples(
+        source.folder, vocabulary_size(source), text, "report", classifies_texts(source)
+    )
     measuring = measuring or log_measuring
     measuring("quality", 0, len(samples))
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
@@ -197,4 +244,5 @@ def measure_quality(
         if not is_out_of_memory(error):
             raise
         raise MemoryFitError("there is not enough memory for the quality report. Convert without it.") from error
-    return {"text": name, "tokens": tokens, **quality}
+    counted = {"texts": len(samples)} if classifies_texts(source) else {}
+    return {"text": name, "tokens": tokens, **counted, **quality}

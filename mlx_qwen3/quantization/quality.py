@@ -219,10 +219,12 @@ def quality_table(quality: Mapping[str, Any]) -> str:
     if plain and plain.get("kl_divergence"):
         rows.append(("plain 4-bit instead: KL divergence, mean", f"{plain['kl_divergence']['mean']:.5f} nats"))
     width = max(len(title) for title, _ in rows) if rows else 0
-    head = f"measured on {quality.get('text', 'a text')}, {quality.get('tokens', 0)} tokens"
+    size = f"{quality['texts']} texts of " if "texts" in quality else ""
+    head = f"measured on {quality.get('text', 'a text')}, {size}{quality.get('tokens', 0)} tokens"
     lines = [f"| {head:<{width}} | value |", f"|{'-' * (max(width, len(head)) + 2)}|---|"]
     lines += [f"| {title:<{width}} | {value} |" for title, value in rows]
     if quality.get("text") == SHIPPED:
         remark = "That text is general (mostly English prose, some code) and may be foreign to this model: "
-        lines += ["", remark + "`--report-text FILE` of `mlx-qwen3 convert` and `merge` measures on your own."]
+        file = "FILE` (one text per line, or csv, tsv or jsonl with `text`)" if "texts" in quality else "FILE`"
+        lines += ["", remark + f"`--report-text {file} of `mlx-qwen3 convert` and `merge` measures on your own."]
     return "\n".join(lines)
