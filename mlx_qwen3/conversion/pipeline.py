@@ -17,7 +17,15 @@ from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
 from .card import source_metadata, write_card
 from .folder import copied_files, copy_files, mlx_config, write_json
 from .plan import Plan, formats_by_path, make_plan
-from .quality import Measuring, classifies_texts, has_tokenizer, measure_quality, model_fits, read_samples, vocabulary_size
+from .quality import (
+    Measuring,
+    classifies_texts,
+    has_tokenizer,
+    measure_quality,
+    model_fits,
+    read_samples,
+    vocabulary_size,
+)
 from .result import Conversion
 from .source import Source, check_downloads, check_unchanged, file_hashes, open_source
 from .stream import Converter, Progress
