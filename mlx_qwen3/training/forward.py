@@ -6,7 +6,7 @@ Losses are sums, so that accumulated minibatches of different sizes give the mea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -109,6 +109,7 @@ def chunked_cross_entropy(
     labels: mx.array,
     weights: mx.array,
     trained: nn.Module | None = None,
+    marks: list[mx.array] | None = None,
 ) -> mx.array:
     """Compute the summed cross entropy of head(rows) without keeping the logits of all rows in memory.
 
@@ -121,9 +122,10 @@ def chunked_cross_entropy(
         labels: label ids (N,).
         weights: weights (N,).
         trained: the layer whose parameters `head` uses if it is trained; None for a frozen head.
+        marks: receives one array per chunk of a frozen head, computed together with the chunk.
     """
     if trained is None:
-        return _compute_frozen_head_loss(head, rows, labels, weights)
+        return _compute_frozen_head_loss(head, rows, labels, weights, [] if marks is None else marks)
     total = mx.array(0.0)
     for x, y, w in _split_chunks(rows, labels, weights):
 
@@ -140,9 +142,14 @@ def _split_chunks(*arrays: mx.array) -> list[tuple[mx.array, ...]]:
 
 
 def _compute_frozen_head_loss(
-    head: Callable[[mx.array], mx.array], rows: mx.array, labels: mx.array, weights: mx.array
+    head: Callable[[mx.array], mx.array],
+    rows: mx.array,
+    labels: mx.array,
+    weights: mx.array,
+    marks: list[mx.array],
 ) -> mx.array:
-    def loss_and_gradient(rows: mx.array) -> tuple[mx.array, mx.array]:
+    @mx.custom_function
+    def loss_and_gradients(rows: mx.array) -> tuple[mx.array, ...]:
         total, gradients = mx.array(0.0), []
         for x, y, w in _split_chunks(rows, labels, weights):
             if gradients:  # compute chunks sequentially, so that the logits of only one are in memory
@@ -154,15 +161,12 @@ def _compute_frozen_head_loss(
             chosen = mx.arange(logits.shape[-1], dtype=y.dtype) == y[:, None]
             change = (mx.exp(scores - top) - chosen) * w[:, None]
             gradients.append(mx.vjp(lambda x: [head(x)], [x], [change.astype(logits.dtype)])[1][0])
-        return total, mx.concatenate(gradients)
+        return total, *gradients
 
-    @mx.custom_function
-    def loss(rows: mx.array) -> tuple[mx.array, mx.array]:
-        return loss_and_gradient(rows)
-
-    @loss.vjp
+    @loss_and_gradients.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        return outputs[1] * cotangents[0].astype(outputs[1].dtype)
+        return mx.concatenate(outputs[1:]) * cotangents[0].astype(outputs[1].dtype)
 
-    total: Any = loss(rows)
-    return total[0]
+    total, *gradients = cast(Any, loss_and_gradients(rows))
+    marks += [mx.stop_gradient(gradient) for gradient in gradients]
+    return total

@@ -16,6 +16,7 @@ from .metrics import classification_metrics, multi_label_metrics, regression_met
 
 IGNORED = -100
 Batch = dict[str, mx.array]
+Marks = list[mx.array] | None
 
 
 @dataclass
@@ -65,8 +66,12 @@ class Objective:
     def _make_targets(self, examples: Sequence[Example], width: int) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
-    def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
-        """Return the summed loss and its divisor, the sum of the weights."""
+    def loss(self, model: Any, batch: Batch, marks: Marks = None) -> tuple[mx.array, mx.array]:
+        """Return the summed loss and its divisor, the sum of the weights.
+
+        Args:
+            marks: receives arrays in the order in which they should be evaluated before the loss, to save memory.
+        """
         raise NotImplementedError
 
     def outputs(self, model: Any, batch: Batch) -> tuple[mx.array, ...]:
@@ -105,7 +110,7 @@ class SequenceObjective(Objective):
         pooled = (mean_of_tokens if mean else last_token)(model.config, hidden, None, batch["last"])
         return model.score(model.dropout(pooled)).astype(mx.float32)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+    def loss(self, model: Any, batch: Batch, marks: Marks = None) -> tuple[mx.array, mx.array]:
         """Return the weighted sum of cross entropy, binary cross entropy or squared error, and the sum of weights."""
         logits, targets, weights = self._compute_logits(model, batch), batch["targets"], batch["weights"]
         if self.problem == "single_label_classification":
@@ -149,7 +154,7 @@ class TokenObjective(Objective):
     def _compute_logits(self, model: Any, batch: Batch) -> mx.array:
         return model.score(model.dropout(self._compute_hidden(model, batch))).astype(mx.float32)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+    def loss(self, model: Any, batch: Batch, marks: Marks = None) -> tuple[mx.array, mx.array]:
         """Return the summed cross entropy of labelled tokens, and the sum of their weights."""
         logits, targets = self._compute_logits(model, batch), batch["targets"]
         counts = targets != IGNORED
@@ -181,7 +186,7 @@ class SpanObjective(Objective):
         lowest = mx.finfo(mx.float32).min / 2
         return mx.where(real, both[..., 0], lowest), mx.where(real, both[..., 1], lowest)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+    def loss(self, model: Any, batch: Batch, marks: Marks = None) -> tuple[mx.array, mx.array]:
         """Return the mean of both cross entropies, summed over rows, and the sum of the weights."""
         starts, ends = self._compute_logits(model, batch)
         targets, weights = batch["targets"], batch["weights"]
@@ -225,12 +230,12 @@ class LanguageObjective(Objective):
             "token_weights": np.array(weights + [0.0] * fill, dtype=np.float32),
         }
 
-    def loss(self, model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
+    def loss(self, model: Any, batch: Batch, marks: Marks = None) -> tuple[mx.array, mx.array]:
         """Return the summed cross entropy of the tokens that count, and the sum of their weights."""
         hidden = self._compute_hidden(model, batch)
         rows = hidden.reshape(-1, hidden.shape[-1])[batch["positions"]]
         weights = batch["token_weights"]
         head = model.lm_head if "lm_head" in model else model.base_model.embed_tokens
         trained = None if self.frozen_head else head
-        total = chunked_cross_entropy(model.logits, rows, batch["targets"], weights, trained)
+        total = chunked_cross_entropy(model.logits, rows, batch["targets"], weights, trained, marks)
         return total, mx.sum(weights)

@@ -62,6 +62,19 @@ def group_by_layer(names: Sequence[str]) -> list[list[str]]:
     return [groups[index] for index in sorted(groups, reverse=True)]
 
 
+def evaluate_in_parts(parts: Sequence[Any]) -> None:
+    """Evaluate arrays in this order, with one part in flight.
+
+    Intermediates are freed once the part that needs them is computed. Without waiting, the host allocates those of
+    many layers ahead of the device.
+    """
+    previous: Any = []
+    for part in parts:
+        mx.async_eval(part)
+        mx.eval(previous)
+        previous = part
+
+
 class Trainer:
     """Train some parameters of a model.
 
@@ -123,9 +136,10 @@ class Trainer:
     def _make_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         model, objective = self.model, self.objective
 
-        def loss(parameters: Parameters, batch: Batch) -> tuple[mx.array, mx.array]:
+        def loss(parameters: Parameters, batch: Batch) -> tuple[mx.array, mx.array, list[mx.array]]:
             model.update(tree_unflatten(list(parameters.items())))
-            return objective.loss(model, batch)
+            marks: list[mx.array] = []
+            return *objective.loss(model, batch, marks), marks
 
         gradients, update = mx.value_and_grad(loss), self.optimizer.update
         if not self.compiled:
@@ -143,9 +157,8 @@ class Trainer:
         for rows in batches:
             batch = self.objective.batch([self.train[row] for row in rows])
             tokens += sum(self.lengths[row] for row in rows)
-            (loss, count), gradients = self._gradients(state.parameters, batch)
-            mx.async_eval(loss, count)
-            self._evaluate_by_layer(gradients)
+            (loss, count, marks), gradients = self._gradients(state.parameters, batch)
+            evaluate_in_parts([*marks, [loss, count], *self._by_layer(gradients)])
             if total is None:
                 total = loss, count, gradients
             else:
@@ -164,18 +177,8 @@ class Trainer:
         state.tokens += tokens
         return loss * scale, norm, tokens
 
-    def _evaluate_by_layer(self, gradients: Parameters) -> None:
-        """Evaluate gradients from the last layer to the first, with one layer in flight.
-
-        A layer's intermediates are freed once its gradients are computed. Without waiting, the host allocates those of
-        many layers ahead of the device.
-        """
-        previous: list[mx.array] = []
-        for names in self._backward_order:
-            layer = [gradients[name] for name in names]
-            mx.async_eval(layer)
-            mx.eval(previous)
-            previous = layer
+    def _by_layer(self, gradients: Parameters) -> list[list[mx.array]]:
+        return [[gradients[name] for name in names] for names in self._backward_order]
 
     # the loop
 
