@@ -14,6 +14,7 @@ from typing import Any, Unpack
 from mlx.utils import tree_flatten
 
 from ..cache import ignored_options, load_cache, save_cache, weights_fingerprint
+from ..config.fields import shown
 from ..errors import CacheError, InputError
 from ..generation import Decoding, GenerationConfig, resolve_options
 from ..generation.checks import check_callable, check_whole_number, type_name
@@ -179,7 +180,7 @@ class ChatSession:
             ContextError: the conversation fills the context.
         """
         if not isinstance(text, str):
-            raise InputError(f"the message is {text!r}, expected text.")
+            raise InputError(f"the message is {shown(text)}, expected text.")
         if not text.strip():
             raise InputError("the message is empty. Pass a text.")
         own = chosen_constraint(self.tokenizer, schema=schema, regex=regex, choices=choices, grammar=grammar)

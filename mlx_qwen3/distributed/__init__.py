@@ -7,6 +7,7 @@ tensor.
 """
 
 from .agreement import agree_on_seed, check_same, raise_if_stopped, request_stop, same_outcome, stoppable
+from .forks import check_not_forked
 from .group import Group, any_rank, find_group, gather_bytes, process_count, send_bytes
 from .loading import check_divides, load_divided, packed_groups
 from .rows import from_json, gather_rows, rows_of_first, shared_rows, to_json
@@ -16,6 +17,7 @@ __all__ = [
     "agree_on_seed",
     "any_rank",
     "check_divides",
+    "check_not_forked",
     "check_same",
     "find_group",
     "from_json",

@@ -18,20 +18,17 @@ from .criteria import list_stop_strings
 from .keywords import GenerationKeywords
 from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
 from .processors import processor_list
+from .prompts import TextCodec, prompt_ids, prompt_tail, render_prompt
 from .sampling import RandomSampler, Sampler
 from .steps import check_prompt
 from .stop_strings import StopStrings
 from .stream import (
     STREAM_ARGUMENTS,
     EndOfText,
-    TextCodec,
     check_cache,
     check_history,
     check_model_and_tokenizer,
     ending_ids,
-    prompt_ids,
-    prompt_tail,
-    render_prompt,
     token_budget,
 )
 
@@ -317,6 +314,10 @@ def _encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Any], **templa
         raise InputError(f"prompts is {kind}, expected a list of prompts. Pass [prompt] for one.")
     prompts = plain(prompts)
     check_list("prompts", prompts, "a list of texts, ids or conversations")
+    if prompts and all(isinstance(prompt, int) for prompt in prompts):
+        raise InputError("prompts is a list of ids, expected a list of prompts. Pass [ids] for one.")
+    if prompts and all(isinstance(prompt, Mapping) and "role" in prompt for prompt in prompts):
+        raise InputError("prompts is one conversation, expected a list of prompts. Pass [messages] for one.")
     rows = []
     for number, prompt in enumerate(prompts):
         try:

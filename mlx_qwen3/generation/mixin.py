@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..cache import Cache
 from ..checkpoint.gguf import is_gguf
 from ..config.gguf import generation_from_gguf
+from ..distributed import check_not_forked
 from ..errors import InputError
 from .checks import type_name
 from .config import FILE_NAME, GenerationConfig
@@ -97,6 +98,7 @@ class GenerationMixin:
                 is allowed.
             ConfigError: the model's generation_config has an invalid value.
         """
+        check_not_forked()
         if inputs is not None and input_ids is not None:
             raise InputError("inputs is an alias of input_ids and both are given. Pass one of them.")
         input_ids = inputs if input_ids is None else input_ids

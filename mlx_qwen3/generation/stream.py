@@ -3,11 +3,11 @@
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Unpack, cast
+from typing import Any, Unpack
 
 import mlx.core as mx
 
-from ..distributed import stoppable
+from ..distributed import check_not_forked, stoppable
 from ..errors import InputError
 from .after_thinking import TokenMatcher
 from .checks import check_callable, check_list, check_whole_number, plain, type_name
@@ -19,6 +19,7 @@ from .decoding import CachedModel, Chooser, Decoding, Progress, Step
 from .keywords import GenerationKeywords
 from .options import NOT_GIVEN, GenerationOptions, NotGiven, resolve_options
 from .processors import processor_list
+from .prompts import TextCodec, list_ids, prompt_ids, prompt_tail, render_prompt
 from .results import GenerationResponse
 from .sampling import Sampler, needs_logprobs
 from .steps import check_prompt, decode_steps
@@ -44,16 +45,6 @@ STREAM_ARGUMENTS = (
     "choices",
     "grammar",
 )
-
-
-class TextCodec(Protocol):
-    """The methods of a tokenizer that streaming needs."""
-
-    def encode(self, text: str, /, **options: Any) -> Any: ...
-
-    def apply_chat_template(self, conversation: Sequence[Any], /, **options: Any) -> Any: ...
-
-    def make_detokenizer(self) -> Any: ...
 
 
 def stream_generate(
@@ -179,7 +170,7 @@ def stream_generate(
     )
     steps = stoppable(steps, getattr(model, "group", None))
     stops = StopStrings(stop_strings, prompt_tail(tokenizer, prompt, ids, stop_strings))
-    ends = EndOfText(eos, resolved.criteria(), [*history, *_list_ids(ids)])
+    ends = EndOfText(eos, resolved.criteria(), [*history, *list_ids(ids)])
     return _make_responses(steps, ids.shape[1], limit, tokenizer.make_detokenizer(), stops, ends)
 
 
@@ -282,6 +273,7 @@ def generate(
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
     """Raise `InputError` unless these are a causal model and a tokenizer of this package."""
+    check_not_forked()
     # no method is called: nothing may be computed before all arguments are checked
     generates = hasattr(model, "for_inference") or hasattr(model, "step_logits")
     if not (generates and hasattr(model, "config")):
@@ -306,94 +298,6 @@ def check_history(history: Any) -> Sequence[int]:
     history = () if history is None else plain(history)
     check_list("history", history, "the list of token ids in prompt_cache")
     return history
-
-
-def render_prompt(
-    tokenizer: TextCodec,
-    prompt: Any,
-    enable_thinking: bool | None,
-    tools: Sequence[Mapping[str, Any]] | None,
-    continue_final_message: bool | None,
-) -> str | None:
-    """Return the rendered text of a list of messages, or None for other prompts, which have no reasoning."""
-    if not is_conversation(prompt):
-        return None
-    variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    turn = template_turn(prompt, continue_final_message)
-    return tokenizer.apply_chat_template(prompt, tools=tools, tokenize=False, **turn, **variables)
-
-
-def prompt_ids(
-    tokenizer: TextCodec,
-    prompt: Any,
-    *,
-    enable_thinking: bool | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    continue_final_message: bool | None = None,
-    template: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return the ids of a prompt: texts are encoded, messages rendered by the chat template, ids returned unchanged.
-
-    Args:
-        template: further variables of the chat template.
-        continue_final_message: as in `stream_generate`.
-
-    Raises:
-        InputError: the prompt is an empty text, or a mapping without `input_ids`.
-    """
-    if isinstance(prompt, str):
-        if not prompt:
-            raise InputError("the prompt is empty. Pass at least one token.")
-        return tokenizer.encode(prompt)
-    if isinstance(prompt, Mapping):
-        if "input_ids" not in prompt:
-            raise InputError("the prompt is a mapping without input_ids. Pass a text, ids or a list of messages.")
-        return prompt["input_ids"]
-    if is_conversation(prompt):
-        variables: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        variables.update(template or {})
-        turn = template_turn(prompt, continue_final_message)
-        found = tokenizer.apply_chat_template(prompt, tools=tools, **turn, **variables)
-        return found["input_ids"] if isinstance(found, Mapping) else found
-    return prompt
-
-
-def is_conversation(prompt: Any) -> bool:
-    """Return whether a prompt is a list of messages."""
-    return (
-        isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
-    )
-
-
-def template_turn(messages: Sequence[Any], continue_final_message: bool | None) -> dict[str, bool]:
-    """Return the keywords of `apply_chat_template` that start or continue the assistant's turn."""
-    if continue_final_message is None:
-        continue_final_message = ends_with_assistant(messages)
-    return {"continue_final_message": True} if continue_final_message else {"add_generation_prompt": True}
-
-
-def ends_with_assistant(messages: Sequence[Any]) -> bool:
-    """Return whether the last message is the assistant's and has a text that can be continued."""
-    last = messages[-1]
-    return last.get("role") == "assistant" and isinstance(last.get("content"), str) and bool(last["content"])
-
-
-def prompt_tail(tokenizer: TextCodec, prompt: Any, ids: mx.array, stops: Sequence[str]) -> str:
-    """Return the end of a prompt's text, in which a stop string may begin; "" for messages."""
-    if not stops or is_conversation(prompt):
-        return ""
-    longest = max(len(stop.encode()) for stop in stops)
-    if isinstance(prompt, str):
-        return prompt[-longest:]
-    detokenizer = tokenizer.make_detokenizer()
-    for token in _list_ids(ids)[-longest:]:
-        detokenizer.add_token(token)
-    detokenizer.finalize()
-    return detokenizer.text
-
-
-def _list_ids(ids: mx.array) -> list[int]:
-    return cast(list[int], ids[0].tolist())
 
 
 def ending_ids(options: GenerationOptions, tokenizer: Any) -> set[int]:

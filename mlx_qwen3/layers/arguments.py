@@ -22,6 +22,9 @@ FLASH_ATTENTION_ARGUMENTS = {
 """Arguments in the reference's signature that its eager attention ignores."""
 
 
+MOST = 2**31 - 1
+
+
 def as_array(value: Any, name: str) -> mx.array | None:
     """Convert an argument to an MLX array; None stays None."""
     if value is None or isinstance(value, mx.array):
@@ -35,6 +38,9 @@ def as_array(value: Any, name: str) -> mx.array | None:
     if array.dtype == object or array.dtype.kind in "USO":
         raise InputError(f"{name} is ragged or holds something other than numbers. Pad the rows to one length.")
     if array.dtype == np.int64:
+        for number in (array.min(), array.max()) if array.size else ():
+            if not -MOST <= number <= MOST:
+                raise InputError(f"{name} holds {number}, which does not fit in 32 bits. Pass smaller numbers.")
         array = array.astype(np.int32)
     return mx.array(array)
 

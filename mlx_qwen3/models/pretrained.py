@@ -44,6 +44,7 @@ from ..distributed import (
     Group,
     agree_on_seed,
     check_divides,
+    check_not_forked,
     check_same,
     find_group,
     load_divided,
@@ -137,6 +138,7 @@ class PreTrainedModel(nn.Module):
             InputError: an unknown or unsupported argument.
             HubError: the repository cannot be downloaded.
         """
+        check_not_forked()
         what = f"{cls.__name__}.from_pretrained"
         hub = take_hub_options(keywords, what)
         extra = cls._take_options(keywords)

@@ -63,6 +63,9 @@ class FusedDecoder:
         # a copied model has its own arrays and fuses them when it first generates
         return None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # likewise a model that is unpickled
+
     def __call__(
         self,
         x: mx.array,

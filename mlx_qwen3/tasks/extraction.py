@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..generation.batching import batch_generate
 from ..generation.constrained_answer import parse_answer
 from ..generation.constraints import compile_constraint, schema_of
-from ..generation.stream import prompt_ids
+from ..generation.prompts import prompt_ids
 from ..models.heads import CausalLM
 from .batches import Piece
 from .rows import check_text

@@ -18,6 +18,7 @@ import numpy as np
 from ..checkpoint import refuse_unknown_fields, take_hub_options
 from ..distributed import (
     Group,
+    check_not_forked,
     find_group,
     from_json,
     gather_rows,
@@ -270,6 +271,7 @@ class Task(Generic[O, R]):
         self, start: int, rows: list[Any], bad: dict[int, str], options: O, errors: dict[int, str], bar: Any = None
     ) -> Iterator[Any]:
         """Yield the results of a window: of the usable `rows`, with the `bad` ones (index → message) in between."""
+        check_not_forked()
         found = self._pieces(rows, options) if rows else []
         usable = [index for index in range(len(rows) + len(bad)) if index not in bad]
         refused = {

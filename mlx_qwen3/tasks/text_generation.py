@@ -14,7 +14,7 @@ from ..generation.constrained_answer import matcher_for
 from ..generation.constraint_processors import BatchConstraint
 from ..generation.constraints import KINDS, Constraint, chosen_constraint
 from ..generation.mixin import DEFAULT_NEW_TOKENS
-from ..generation.stream import ends_with_assistant, prompt_ids
+from ..generation.prompts import ends_with_assistant, prompt_ids
 from ..models.heads import CausalLM
 from .batches import Piece, batches_by_length
 from .keywords import drop_harmless
@@ -136,9 +136,7 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
             if options.truncation:
                 room = options.generate.get("max_length") or limit - self._new_tokens(options)
                 ids = ids[:room] if self.tokenizer.truncation_side == "right" else ids[max(len(ids) - room, 0) :]
-            pieces.append(
-                [Piece(ids)] if len(ids) < limit else InputError(f"the prompt has {len(ids)} tokens of {limit}.")
-            )
+            pieces.append([Piece(ids)] if len(ids) < limit else _too_long(len(ids), limit))
         return pieces
 
     def _run(self, pieces: list[Piece], options: TextGenerationOptions, finished: Any) -> list[tuple[np.ndarray, ...]]:
@@ -215,6 +213,12 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         if ends_with_assistant(row) if continued is None else continued:
             return [*row[:-1], {**row[-1], "content": row[-1]["content"] + text}]
         return [*row, {"role": "assistant", "content": text}]
+
+
+def _too_long(tokens: int, limit: int) -> InputError:
+    return InputError(
+        f"the prompt has {tokens} tokens and the model holds {limit}. Shorten it, or pass truncation=True."
+    )
 
 
 def _ids_of(token: int | None) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast, overload
 import numpy as np
 
 from ..errors import InputError
-from ..generation.stream import prompt_ids
+from ..generation.prompts import prompt_ids
 from ..models.heads import CausalLM
 from .batches import Piece
 from .label_scores import LabelScorer, LabelTree, RowScorer
