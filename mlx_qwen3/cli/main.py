@@ -45,20 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 for success, 1 if a row or a message of a piped chat failed, 2 for an error of the user, 130 after Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         replace_closed_streams()
-        args, rest = make_parser(arguments).parse_known_args(arguments)
-        if rest:
-            is_text = args.verb in ("chat", "generate") and not any(word.startswith("-") for word in rest)
-            hint = ". Put a text with spaces in quotes" if is_text else ""
-            args.refuse(f"unrecognized arguments: {' '.join(rest)}{hint}")
-        warn_if_slow(args)
-        status = run_on_ranks(args.verb, lambda: args.run(args))
+        status = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return status
-    except SystemExit as stop:  # argparse has printed the message
-        return stop.code if isinstance(stop.code, int) else 0
     except MlxQwen3Error as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -78,6 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         return _fail("out of memory. Use a smaller model, --max-kv-size, or --kv-bits 8.")
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parse the arguments and run their verb; return the exit status."""
+    try:
+        args, rest = make_parser(arguments).parse_known_args(arguments)
+        if rest:
+            is_text = args.verb in ("chat", "generate") and not any(word.startswith("-") for word in rest)
+            hint = ". Put a text with spaces in quotes" if is_text else ""
+            args.refuse(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        warn_if_slow(args)
+        return run_on_ranks(args.verb, lambda: args.run(args))
+    except SystemExit as stop:  # argparse has printed the help or the message
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def _discard_output() -> None:
@@ -106,6 +111,9 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}{self._suggest(message)}", file=sys.stderr)
         print(f"Run {self.prog} --help for a list of the flags", file=sys.stderr)
         raise SystemExit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (sys.stderr if file is None else file).write(message)  # argparse ignores errors, such as a full disk
 
     def _suggest(self, message: str) -> str:
         """Return a question that names the flag or choice that a misspelt one resembles, or ""."""

@@ -1,5 +1,6 @@
 """Errors of the user are one line with exit status 2, whatever was typed or piped."""
 
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -69,6 +70,17 @@ def run_with_closed(stream, *arguments):
     """Run the command with a stream that the shell has closed, and return the finished process."""
     command = ["sh", "-c", f'exec "$@" {stream}', "sh", *COMMAND, *arguments]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_help_that_cannot_be_written_is_an_error(arguments, buffered):
+    with open("/dev/full", "wb") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+        found = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
+    assert found.returncode == 2
+    assert found.stderr == "mlx-qwen3: the output: No space left on device. Free some space on the disk.\n"
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "classify"])

@@ -104,4 +104,5 @@ def test_a_forked_process_refuses_to_compute_instead_of_hanging():
         child.kill()
         pytest.fail("the forked process hangs")
     found = results.get()
-    assert len(found) == 3 and all("'spawn'" in message for message in found)
+    assert len(found) == 3
+    assert all("'spawn'" in message for message in found)
