@@ -127,7 +127,7 @@ _BEGINNINGS = (
     (b"gguf", "a GGUF file. Give its path instead of the folder's, with a name that ends in .gguf"),
     (b"\x89hdf", "an HDF5 file, not safetensors. Save the model as safetensors"),
 )
-"""How a file begins that is something other than its name says -> what it is, and the next step."""
+"""First bytes of a file of another type than its name -> what it is, and the next step."""
 
 
 def recognized(beginning: bytes) -> str | None:
