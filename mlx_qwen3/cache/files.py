@@ -123,7 +123,9 @@ def load_cache(
     try:
         entries, header = read_header(path)
     except CheckpointError as error:
-        raise CacheError(f"{path} is not a complete saved cache: save it again ({error}).") from error
+        raise CacheError(
+            f"{path} is not a complete saved cache ({str(error).removesuffix('.')}). Save it again."
+        ) from error
     if header.get("format") != FORMAT:
         raise CacheError(f"{path} is not a cache that this package saved.")
     if header.get("version") != str(VERSION):

@@ -277,7 +277,7 @@ class ContinuousBatch:
                 if row.finished:
                     continue
                 if found.token == INVALID:
-                    raise InputError(f"sequence {found.row}: {NOTHING_ALLOWED}.")
+                    raise InputError(f"sequence {found.row}: {NOTHING_ALLOWED}")
                 row.left -= 1
                 row.finished = add_token(found) or row.left < 1
                 yield found

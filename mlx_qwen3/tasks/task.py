@@ -88,7 +88,7 @@ class Options:
             if name not in known:
                 close = difflib.get_close_matches(name, [*known, *others], 1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise InputError(f"unknown option {name!r}; expected one of {', '.join([*known, *others])}.{hint}.")
+                raise InputError(f"unknown option {name!r}; expected one of {', '.join([*known, *others])}.{hint}")
         return dataclasses.replace(self, **keywords)
 
 
