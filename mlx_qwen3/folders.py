@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +211,35 @@ def _is_alive(pid: int) -> bool:
 # a whole folder
 
 
+MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+"""Patterns of files by which a folder is recognized as that of a model or an adapter."""
+
+
 def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> None:
     """Raise if the target exists and `force` is false."""
     if os.path.lexists(target) and not force:
         raise error(
             f"{target} exists. Choose another target, delete it, or replace it with --force (in Python force=True)."
+        )
+
+
+def check_only_model(target: Path) -> None:
+    """Raise `CheckpointError` for a folder with files but no model, or one that contains the current folder.
+
+    Such a folder is not replaced even on request, because it holds other work.
+    """
+    if not target.is_dir():
+        return
+    current, real = Path.cwd().resolve(), target.resolve()
+    if real == current or real in current.parents:
+        raise CheckpointError(f"{target} contains the current folder, so it is not replaced. Choose another target.")
+    try:
+        held = list(real.iterdir())
+    except OSError as problem:
+        raise disk_error(target, problem, CheckpointError) from problem
+    if held and not any(fnmatch(file.name, pattern) for file in held for pattern in MODEL_FILES):
+        raise CheckpointError(
+            f"{target} is a folder that holds no model, so it is not replaced. Choose another target."
         )
 
 

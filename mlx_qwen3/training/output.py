@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
+from ..errors import InputError
 from ..files import disk_errors
-from ..folders import replace_folder
+from ..folders import check_only_model, replace_folder
 from .fitting import Fitted
 from .report import build_card, write_log
 
@@ -32,7 +33,11 @@ def write_output(
     Raises:
         CheckpointError: the folder exists and `force` is false, cannot be written, or the disk is full.
     """
+    if not isinstance(folder, str | os.PathLike) or not str(folder) or "\0" in str(folder):
+        raise InputError(f"the folder to write is {folder!r}. Give a path.")
     target = Path(os.path.expanduser(folder))
+    if force:
+        check_only_model(target)
     report, base = fitted.report, fitted.base
     report.output = str(folder)
     adapter = base.model.adapter

@@ -108,14 +108,20 @@ class TrainingState:
         file = folder / STATE_NAME
         if not file.is_file():
             return None
-        entries, metadata = read_header(file)
+        try:
+            entries, metadata = read_header(file)
+            numbers = json.loads(metadata["numbers"]) if metadata.get("identity") == identity else {}
+        except (CheckpointError, KeyError, ValueError):
+            raise CheckpointError(
+                f"the saved state of the training, {file}, is damaged. Delete its folder and start again."
+            ) from None
         if metadata.get("identity") != identity:
             raise CheckpointError(
                 f"{folder} has the state of a training with other data, another model or other options. Use the same "
                 "ones to resume it, or delete the folder."
             )
         arrays = Checkpoint(folder, entries, metadata, [file]).read_all()
-        state = cls(**json.loads(metadata["numbers"]))
+        state = cls(**numbers)
         for name, array in arrays.items():
             group, _, rest = name.partition(".")
             getattr(state, group)[rest] = array

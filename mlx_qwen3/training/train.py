@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import remove
-from ..folders import check_target_free
+from ..folders import check_only_model, check_target_free
 from .datasets import (
     collect_token_labels,
     encode_texts,
@@ -32,6 +33,8 @@ from .output import compute_identity, write_output
 from .report import TrainingReport
 from .state import locate_state
 from .trainer import Progress
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("text-classification", "token-classification", "question-answering", "text-generation")
 HELD_OUT_FROM = 50
@@ -108,9 +111,13 @@ def train(
         raise InputError(f"mask_prompt is not supported for {task}. Omit it.")
     if not 0 <= validation_split < 1:
         raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1.")
+    if not isinstance(output, str | os.PathLike) or not str(output) or "\0" in str(output):
+        raise InputError(f"output is {output!r}. Give the path of the folder to write.")
     target = Path(os.path.abspath(os.path.expanduser(output)))
     check_target_free(target, force)
+    check_only_model(target)
     train_file, valid_file = find_files(data, valid)
+    _check_inputs_outside(target, train_file, valid_file, model)
     task = "text-regression" if regression and task == "text-classification" else task
     prepared = _prepare(
         task, train_file, valid_file, model, revision, chosen, text_column, label_column, mask_prompt, dtype
@@ -126,6 +133,9 @@ def train(
         chosen, task, report.data_sha256, prepared.base.source, mask_prompt, validation_split, pooling
     )
     if not resume and state_folder.exists():
+        logger.warning(
+            "%s, the saved state of an interrupted training, is discarded because resume is off", state_folder
+        )
         remove(state_folder)
     problem = prepared.labels.problem if prepared.labels else ""
     objective = make_objective(prepared.base, task, prepared.names, problem)
@@ -146,6 +156,15 @@ def train(
     report.output = str(output)
     remove(state_folder)
     return report
+
+
+def _check_inputs_outside(target: Path, *inputs: str | Path | None) -> None:
+    """Raise `InputError` if the target is or contains an input, which would be lost when the target is replaced."""
+    real = target.resolve()
+    for given in inputs:
+        path = None if given is None else Path(os.path.expanduser(given))
+        if path is not None and path.exists() and (path.resolve() == real or real in path.resolve().parents):
+            raise InputError(f"the output {target} contains {given}, which is needed. Choose another output.")
 
 
 def training_options(options: dict[str, Any]) -> TrainingOptions:

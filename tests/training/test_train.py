@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mlx_qwen3
-from mlx_qwen3 import InputError, MlxQwen3Error, TextClassifier, load, pipeline, train
+from mlx_qwen3 import CheckpointError, InputError, MlxQwen3Error, TextClassifier, load, pipeline, train
 from mlx_qwen3.cli.main import main
 from mlx_qwen3.training.state import TrainingState
 from tests.support.tiny_checkpoints import write_qwen3
@@ -372,3 +372,37 @@ def test_an_estimator_replaces_a_folder_only_with_force(base: Path, tmp_path: Pa
         classifier.save(folder)
     classifier.save(folder, force=True)
     assert list(TextClassifier.load(folder).predict(["one"])) == list(classifier.predict(["one"]))
+
+
+def test_force_replaces_only_folders_of_models_that_hold_no_input(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = write_table(tmp_path / "rows.csv")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "notes.txt").write_text("mine")
+    model = write_qwen3(tmp_path / "model", "Qwen3ForCausalLM")
+    inside = write_table(model / "rows.csv")
+    monkeypatch.chdir(tmp_path)
+    cases: list[tuple[Path, Path, Any, str]] = [
+        (data, own, base, "holds no model"),
+        (data, tmp_path, base, "current folder"),
+        (inside, model, base, "rows.csv"),
+        (data, model, model, "model"),
+        (data, Path(""), base, "current folder"),
+    ]
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    for rows, output, used, named in cases:
+        with pytest.raises(MlxQwen3Error, match=named):
+            train("text-classification", rows, output, model=used, force=True)
+    with pytest.raises(InputError, match="output is ''"):
+        train("text-classification", data, "", model=base)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100])
+def test_a_damaged_state_is_reported(tmp_path: Path, content: bytes):
+    TrainingState().save(tmp_path, "identity")
+    (tmp_path / "state.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"saved state of the training.*Delete"):
+        TrainingState.load(tmp_path, "identity")
