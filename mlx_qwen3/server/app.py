@@ -29,6 +29,9 @@ from .text_routes import ChatRequest, CompletionRequest
 
 logger = logging.getLogger(__name__)
 
+LARGE_BODY = 1 << 16
+"""Bytes from which on a body is parsed in a thread."""
+
 T = TypeVar("T", bound=Body)
 Handler = Callable[["Api", Request], Awaitable[Any]]
 
@@ -68,7 +71,10 @@ class Api:
             ApiError: 400 for an invalid body, 503 while the server is starting or stopping.
         """
         self.models  # noqa: B018 - raises 503 before the body is read
-        return parse_body(await request.body(), kind)
+        data = await request.body()
+        if len(data) > LARGE_BODY:  # so that running streams are not delayed
+            return await asyncio.to_thread(parse_body, data, kind)
+        return parse_body(data, kind)
 
     async def prepare(self, kind: Any, body: Any) -> Any:
         """Validate a chat or completion request and encode its prompts, in a worker thread."""
@@ -246,7 +252,8 @@ async def completions(api: Api, request: Request) -> Any:
 
 async def embeddings(api: Api, request: Request) -> Response:
     """Embed texts."""
-    return json_response(await embed(api, request, await api.body(request, EmbeddingBody)))
+    body = await embed(api, request, await api.body(request, EmbeddingBody))
+    return Response(body, media_type="application/json")
 
 
 async def reranking(api: Api, request: Request) -> Response:

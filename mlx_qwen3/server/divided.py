@@ -124,12 +124,6 @@ class DividedTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def pieces(self, rows: Sequence[Any], options: Any) -> Any:
-        """Return the pieces of each row."""
-        if self._task.needs_model:
-            self._leader.send("pieces", self._ability, list(rows), dataclasses.asdict(options))
-        return self._task.pieces(rows, options)
-
     def compute(self, rows: Sequence[tuple[Any, list[Piece]]], options: Any) -> list[Any]:
         """Return the result of each (row, pieces)."""
         described = [[row, [[piece.ids, piece.type_ids, piece.memo] for piece in pieces]] for row, pieces in rows]
@@ -194,10 +188,6 @@ class Follower:
         cache, _ = self._passes.longest_prefix(ids)
         if cache is not None:
             self._caches[number] = cache
-
-    def _pieces(self, ability: str, rows: list[Any], options: dict[str, Any]) -> None:
-        task = self._chat.tasks[ability]
-        task.pieces([_restore_row(row) for row in rows], task.options(**options))
 
     def _compute(self, ability: str, described: list[Any], options: dict[str, Any]) -> None:
         task = self._chat.tasks[ability]

@@ -348,20 +348,11 @@ class Engine:
             return
         first = self._tasks[0]
         group = [job for job in self._tasks if job.key == first.key]
-        for job in [job for job in group if job.pieces is None]:
-            try:
-                job.pieces = job.task.pieces(job.rows, job.options)
-            except Exception as error:  # noqa: BLE001 - only this request fails
-                self._tasks.remove(job)
-                group.remove(job)
-                self._fail(job, error)
-        if not group:
-            return
         try:
             rows = next_rows(group, self._task_pace.tokens_in(pause, 1 << 20))
             start = time.perf_counter()
-            results = first.task.compute([(job.rows[i], (job.pieces or [])[i]) for job, i in rows], first.options)
-            tokens = sum(len(piece.ids) for job, i in rows for piece in (job.pieces or [])[i])
+            results = first.task.compute([(job.rows[i], job.pieces[i]) for job, i in rows], first.options)
+            tokens = sum(len(piece.ids) for job, i in rows for piece in job.pieces[i])
             self._task_pace.add(tokens, time.perf_counter() - start)
         except Exception as error:  # noqa: BLE001 - only these requests fail
             for job in group:

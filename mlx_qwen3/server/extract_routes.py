@@ -14,7 +14,7 @@ from ..tasks.extraction import INSTRUCTION, extraction_messages
 from .errors import invalid
 from .jobs import Delta, TextJob, TextOptions
 from .models import Models, ServedModel
-from .prompts import check_count, check_room
+from .prompts import check_count, check_length, check_room
 from .schemas import ExtractBody
 from .settings import ServerSettings
 from .text_api import usage_of
@@ -49,6 +49,7 @@ def extraction_jobs(models: Models, settings: ServerSettings, body: ExtractBody)
             prompt = served.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **variables
             )
+            check_length(served, prompt, where)
             ids = list(served.tokenizer.encode(prompt, add_special_tokens=False))
         except MlxQwen3Error as error:
             raise invalid(where, str(error)) from None

@@ -145,10 +145,10 @@ class TaskJob(Job):
         task: the `ServedTask`.
         options: options of the task; rows of jobs with the same task and options are computed in one batch.
         rows: the inputs.
-        pieces: the encoded rows; None if the task needs its model to encode them.
+        pieces: the encoded rows.
     """
 
-    def __init__(self, task: Any, options: Any, rows: list[Any], pieces: list[Any] | None):
+    def __init__(self, task: Any, options: Any, rows: list[Any], pieces: list[Any]):
         super().__init__()
         self.task, self.options, self.rows, self.pieces = task, options, rows, pieces
         self.results: list[Any] = []

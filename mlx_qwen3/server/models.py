@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class ServedModel:
     def generation_config(self) -> GenerationConfig:
         """The generation config of the checkpoint, or the default one."""
         return getattr(self.model, "generation_config", None) or GenerationConfig()
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Number of bytes of the longest token."""
+        return max((len(self.tokenizer.token_bytes(token)) for token in range(len(self.tokenizer))), default=1)
 
     @property
     def context(self) -> int:

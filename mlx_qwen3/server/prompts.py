@@ -1,5 +1,6 @@
 """Convert the body of a chat or completion request to prompt ids and options of the answer."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -142,6 +143,7 @@ def render(served: ServedModel, body: ChatBody, tools: Sequence[Mapping[str, Any
         text = served.tokenizer.apply_chat_template(
             messages, tools=list(tools) if tools else None, add_generation_prompt=True, tokenize=False, **variables
         )
+        check_length(served, text, "messages")
         ids = list(served.tokenizer.encode(text, add_special_tokens=False))
     except MlxQwen3Error as error:
         raise invalid("messages", str(error)) from None
@@ -166,6 +168,7 @@ def completion_prompts(served: ServedModel, prompt: Any) -> list[list[int]]:
     for index, item in enumerate(prompt):
         where = f"prompt[{index}]" if len(prompt) > 1 else "prompt"
         if isinstance(item, str) and item:
+            check_length(served, item, where)
             try:
                 rows.append(list(served.tokenizer.encode(item)))
             except InputError as error:
@@ -198,6 +201,23 @@ def check_count(count: int, settings: ServerSettings, where: str) -> None:
     """Raise `ApiError` (400) if a request has more inputs than the queue can hold."""
     if count > settings.max_queue:
         raise invalid(where, f"too many: {count:,}. Send at most {settings.max_queue:,} per request.")
+
+
+def check_length(served: ServedModel, text: str, where: str) -> None:
+    """Raise `ApiError` (400) for a text that cannot fit into the context, without encoding it, which may take minutes.
+
+    Its number of tokens is at least its number of bytes divided by those of the longest token.
+    """
+    if len(text) <= served.context:
+        return
+    least = len(unicodedata.normalize("NFC", text).encode()) // max(served.longest_token, 1)
+    if least >= served.context:
+        raise ApiError(
+            400,
+            f"{where}: it has at least {least:,} tokens and the model holds {served.context:,}. Shorten it.",
+            where,
+            "context_length_exceeded",
+        )
 
 
 def check_room(served: ServedModel, prompt: Sequence[int], where: str) -> None:

@@ -16,6 +16,9 @@ from .errors import ApiError, invalid
 DEEPEST = 100
 """Maximum nesting depth of a body."""
 
+MOST_STOPS = 256
+"""Maximum number of stop strings; every token is compared with all of them."""
+
 SHOWN = 60
 """Maximum characters of an invalid value in an error message."""
 
@@ -57,7 +60,7 @@ class Sampled(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -1,7 +1,7 @@
 """Embedding, reranking and classification tasks, split into the parts that the server runs separately.
 
-`pieces` encodes rows to ids; it needs no device and runs in any thread, unless `needs_model` is true. `compute` runs
-the model in the engine's thread and converts its outputs to results.
+`pieces` encodes rows to ids; it runs no model and may be called from any thread. `compute` runs the model in the
+engine's thread and converts its outputs to results.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,6 @@ class ServedTask:
     Args:
         task: a task of `mlx_qwen3.tasks`.
     """
-
-    needs_model = False
-    """Whether `pieces` runs the model and must therefore run in the engine's thread."""
 
     def __init__(self, task: Any):
         self.task = task
@@ -41,11 +38,14 @@ class ServedTask:
                 checked.append(self.task._check_row(row, options))
             except InputError as error:
                 raise InputError(f"row {index}: {error}") from error
-        found = list(self.task._pieces(checked, options)) if checked else []
+        found = list(self._make_pieces(checked, options)) if checked else []
         for index, pieces in enumerate(found):
             if isinstance(pieces, InputError):
                 raise InputError(f"row {index}: {pieces}")
         return found
+
+    def _make_pieces(self, rows: list[Any], options: Any) -> Sequence[Any]:
+        return self.task._pieces(rows, options)
 
     def compute(self, rows: Sequence[tuple[Any, list[Piece]]], options: Any) -> list[Any]:
         """Return the result of each (row, pieces)."""
@@ -97,9 +97,9 @@ class ServedEmbedding(ServedTask):
                 raise InputError(f"row {index}: it has {count} tokens, more than the limit of {limit}. Split the text.")
         return found
 
-    def check_dimensions(self, options: Any) -> None:
-        """Raise `InputError` if the options request more dimensions than the model has."""
-        self.task._width(options)
+    def check_dimensions(self, options: Any) -> int:
+        """Return the number of dimensions; raise `InputError` if the options request more than the model has."""
+        return self.task._width(options) or self.task.model.config.hidden_size
 
 
 class ServedReranker(ServedTask):
@@ -118,4 +118,6 @@ class ServedZeroShot(ServedTask):
     """A causal model that scores the labels of the request. A row is a text."""
 
     task: ZeroShotClassification
-    needs_model = True
+
+    def _make_pieces(self, rows: list[Any], options: Any) -> Sequence[Any]:
+        return self.task._contexts(rows, options)  # the scores of the labels alone are computed with the first batch

@@ -33,7 +33,7 @@ def next_rows(group: Sequence[TaskJob], tokens: int) -> list[tuple[TaskJob, int]
     chosen: list[tuple[TaskJob, int]] = []
     for job in order:
         for row in range(len(job.results), len(job.rows)):
-            tokens -= sum(len(piece.ids) for piece in (job.pieces or [])[row])
+            tokens -= sum(len(piece.ids) for piece in job.pieces[row])
             if chosen and (tokens < 0 or len(chosen) >= most):
                 return chosen
             chosen.append((job, row))

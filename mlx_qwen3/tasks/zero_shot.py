@@ -125,8 +125,18 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
     def _pieces(self, rows: list[Any], options: ZeroShotOptions) -> Sequence[list[Piece] | InputError]:
         if options.think:
             return self._questions(rows, options)
-        longest = max(map(len, self._label_set(options).ids))
+        return self._contexts(rows, options)
+
+    def _contexts(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece]]:
+        """Return the ids of each text with the template, short enough for the labels; it runs no model."""
+        longest = max(map(len, self._label_ids(options)))
         return [[Piece(ids)] for ids in self._prompts(rows, options, self.limit(options) - longest)]
+
+    def _label_ids(self, options: ZeroShotOptions) -> list[list[int]]:
+        before, _, after = options.hypothesis_template.partition("{}")
+        space = " " if before.endswith(" ") else ""
+        texts = [f"{space}{label}{after}" for label in options.candidate_labels or ()]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def _questions(self, rows: list[Any], options: ZeroShotOptions) -> list[list[Piece] | InputError]:
         check_reasons(self.tokenizer)
@@ -204,10 +214,7 @@ class ZeroShotClassification(Task[ZeroShotOptions, "ZeroShotResult"]):
             tuple(options.content_free),
         )
         if key not in self._labels:
-            before, _, after = options.hypothesis_template.partition("{}")
-            space = " " if before.endswith(" ") else ""
-            texts = [f"{space}{label}{after}" for label in options.candidate_labels or ()]
-            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ids = self._label_ids(options)
             labels = Labels(ids, LabelScorer(self.model, LabelTree(ids)))
             if options.calibrate:
                 room = self.limit(options) - max(map(len, ids))
