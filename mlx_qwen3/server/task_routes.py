@@ -99,7 +99,8 @@ def _name_field(error: Exception, field: str, start: int = 0) -> ApiError:
     text = str(error)
     found = _ROW.match(text)
     name = f"{field}[{start + int(found[1])}]" if found else field
-    return ApiError(400, f"{name}: {text[found.end() :] if found else text}.", name)
+    problem = text[found.end() :] if found else text
+    return ApiError(400, f"{name}: {problem}", name)
 
 
 async def embed(api: Any, request: Any, body: EmbeddingBody) -> bytes:
