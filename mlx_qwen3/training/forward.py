@@ -137,8 +137,8 @@ def chunked_cross_entropy(
 
 
 def _split_chunks(*arrays: mx.array) -> list[tuple[mx.array, ...]]:
-    count = arrays[0].shape[0]
-    return [tuple(a[i : i + ROWS_PER_CHUNK] for a in arrays) for i in range(0, count, ROWS_PER_CHUNK)]
+    borders = list(range(ROWS_PER_CHUNK, arrays[0].shape[0], ROWS_PER_CHUNK))
+    return list(zip(*(mx.split(array, borders) for array in arrays), strict=True))
 
 
 def _compute_frozen_head_loss(
@@ -149,24 +149,25 @@ def _compute_frozen_head_loss(
     marks: list[mx.array],
 ) -> mx.array:
     @mx.custom_function
-    def loss_and_gradients(rows: mx.array) -> tuple[mx.array, ...]:
-        total, gradients = mx.array(0.0), []
-        for x, y, w in _split_chunks(rows, labels, weights):
-            if gradients:  # compute chunks sequentially, so that the logits of only one are in memory
-                x = mx.depends([x], [gradients[-1]])[0]
-            logits = head(x)
-            scores = logits.astype(mx.float32)
-            top = mx.logsumexp(scores, axis=-1, keepdims=True)
-            total = total + mx.sum((top - mx.take_along_axis(scores, y[:, None], axis=-1))[:, 0] * w)
-            chosen = mx.arange(logits.shape[-1], dtype=y.dtype) == y[:, None]
-            change = (mx.exp(scores - top) - chosen) * w[:, None]
-            gradients.append(mx.vjp(lambda x: [head(x)], [x], [change.astype(logits.dtype)])[1][0])
-        return total, *gradients
+    def loss_and_gradient(x: mx.array, y: mx.array, w: mx.array) -> tuple[mx.array, mx.array]:
+        logits = head(x)
+        scores = logits.astype(mx.float32)
+        top = mx.logsumexp(scores, axis=-1, keepdims=True)
+        total = mx.sum((top - mx.take_along_axis(scores, y[:, None], axis=-1))[:, 0] * w)
+        chosen = mx.arange(logits.shape[-1], dtype=y.dtype) == y[:, None]
+        change = (mx.exp(scores - top) - chosen) * w[:, None]
+        return total, mx.vjp(lambda x: [head(x)], [x], [change.astype(logits.dtype)])[1][0]
 
-    @loss_and_gradients.vjp
+    @loss_and_gradient.vjp
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        return mx.concatenate(outputs[1:]) * cotangents[0].astype(outputs[1].dtype)
+        return outputs[1] * cotangents[0].astype(outputs[1].dtype), *map(mx.zeros_like, primals[1:])
 
-    total, *gradients = cast(Any, loss_and_gradients(rows))
-    marks += [mx.stop_gradient(gradient) for gradient in gradients]
+    total, previous = mx.array(0.0), None
+    for x, y, w in _split_chunks(rows, labels, weights):
+        if previous is not None:  # compute chunks sequentially, so that the logits of only one are in memory
+            x = mx.depends([x], [previous])[0]
+        loss, gradient = cast(Any, loss_and_gradient(x, y, w))
+        total = total + loss
+        previous = mx.stop_gradient(gradient)
+        marks.append(previous)
     return total
