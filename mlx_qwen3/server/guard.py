@@ -81,7 +81,7 @@ class Guard:
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), value)
         cors: list[tuple[bytes, bytes]] = []
-        limited = _LimitedBody(receive, self.settings)
+        limited = _LimitedBody(receive, self.settings, b"expect" in headers)
         try:
             _check_header_size(scope["headers"])
             _check_framing(scope["http_version"], headers)
@@ -165,14 +165,16 @@ def too_large(limit: int) -> ApiError:
 class _LimitedBody:
     """Wrap `receive` with limits on the size of the body and on the time until it has arrived."""
 
-    def __init__(self, receive: Any, settings: ServerSettings):
+    def __init__(self, receive: Any, settings: ServerSettings, held: bool):
         self._receive, self._settings = receive, settings
         self._size, self._whole = 0, False
+        self._held = held  # the client sends the body only after it was asked for, with status 100
         self._deadline = asyncio.get_running_loop().time() + settings.body_seconds
 
     async def __call__(self) -> Any:
         if self._whole:
             return await self._receive()
+        self._held = False
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
@@ -182,6 +184,11 @@ class _LimitedBody:
                 f"the body did not arrive within {self._settings.body_seconds:g} s. Send it again.",
                 code="timeout",
                 headers={"Connection": "close"},
+            ) from None
+        except asyncio.CancelledError:  # the drain time is over
+            self._whole = True  # do not wait for the rest either
+            raise ApiError(
+                503, "the server is stopping. Try again later.", code="stopping", headers={"Connection": "close"}
             ) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
@@ -197,7 +204,8 @@ class _LimitedBody:
         """
 
         async def wrapped(message: Any) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False) and not self._whole:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and not (self._whole or self._held):
                 await self._drain()
             await send(message)
 

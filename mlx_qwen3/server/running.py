@@ -137,7 +137,8 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"--host is not an address of this machine: {host!r}. Use 127.0.0.1.") from error
-    family, _, _, _, address = found[0]
+    # a name such as localhost may have addresses of both families: most clients try IPv4
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

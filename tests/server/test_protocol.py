@@ -88,6 +88,16 @@ def test_expect_continue_is_answered_before_the_body(server: Running) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize(
+    ("line", "length", "status"),
+    [(POST, 99_000_000, 413), ("POST /v1/nothing HTTP/1.1", 50, 404), ("POST /health HTTP/1.1", 50, 405)],
+)
+def test_a_refused_request_is_not_asked_for_its_body(server: Running, line: str, length: int, status: int) -> None:
+    began = time.monotonic()
+    check(raw(server, request(line, f"Content-Length: {length}", "Expect: 100-continue")), status)
+    assert time.monotonic() - began < 2
+
+
 def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
     head = f"{POST}\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
     answer = raw(server, (head + BODY) * 2 + request("GET /v1/nothing HTTP/1.1"))
