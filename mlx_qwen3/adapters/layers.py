@@ -300,7 +300,7 @@ class RetrainedRows(AdaptedLayer):
 
     def merged(self) -> nn.Module:
         """Return a plain layer whose weight has the replaced rows."""
-        weight = dense_weight(self.base_layer)
+        weight = dense_weight(self.base_layer).astype(layer_dtype(self.base_layer))
         rows = self.token_adapter.trainable_tokens_delta.astype(weight.dtype)
         weight = mx.where(self._replaced[:, None], rows[self._positions], weight)
         if isinstance(self.base_layer, nn.Linear | nn.QuantizedLinear):

@@ -92,7 +92,7 @@ class TrainingState:
             except RuntimeError as problem:
                 remove(partial)
                 raise CheckpointError(
-                    f"cannot write {folder}: {str(problem).splitlines()[0]}. Free some space and resume the training."
+                    f"cannot write {folder}: {str(problem).splitlines()[0].rstrip('.')}. Free some space and resume the training."
                 ) from None
             with partial.open("rb") as file:
                 os.fsync(file.fileno())

@@ -109,6 +109,17 @@ def test_an_adapter_on_a_quantized_base_merges_into_floats(tmp_path: Path, base:
     assert "quantization" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_retrained_rows_of_a_quantized_base_merge_without_rounding(tmp_path: Path, base: Path, mode: str):
+    packed = tmp_path / "packed"
+    mlx_qwen3.convert(base, packed, quantize=True, q_mode=mode, q_group_size=32, report=False)
+    rows = {"model.embed_tokens.token_adapter.trainable_tokens_delta": mx.random.normal((2, 32))}
+    adapter = write_peft(tmp_path / "a", packed, {**q_weights(), **rows}, trainable_token_indices=[9, 3])
+    model, _ = load(adapter)
+    before = logits(model)
+    np.testing.assert_allclose(logits(model.merge_adapter()), before, atol=1e-4)
+
+
 def test_a_tied_head_uses_the_base_rows_with_lora_on_the_embedding(tmp_path: Path, tied: Path):
     weights = {
         "model.embed_tokens.lora_embedding_A": mx.random.normal((4, 416)),
