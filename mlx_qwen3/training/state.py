@@ -91,8 +91,9 @@ class TrainingState:
                 mx.save_safetensors(str(partial), arrays, metadata)
             except RuntimeError as problem:
                 remove(partial)
+                reason = str(problem).splitlines()[0].rstrip(".")
                 raise CheckpointError(
-                    f"cannot write {folder}: {str(problem).splitlines()[0].rstrip('.')}. Free some space and resume the training."
+                    f"cannot write {folder}: {reason}. Free some space and resume the training."
                 ) from None
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
