@@ -35,7 +35,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, resume: bool = True) -
         "--output",
         "-o",
         metavar="FILE",
-        help="write all rows to a .jsonl, .csv or .parquet file; embed also writes .npy",
+        help="write all rows to a .jsonl, .csv or .parquet file, or .npy for embed, and replace an existing one",
     )
     if resume:
         parser.add_argument(
@@ -222,7 +222,7 @@ def _write_lines(args: argparse.Namespace, path: Path, results: Iterable[Any]) -
     if stopped:
         print(f"mlx-qwen3: stopped by Ctrl-C; {path} holds the first {done} rows", file=sys.stderr)
         return 130
-    print(f"{path}: {done} rows", file=sys.stderr)
+    print(f"{path}: {done} row{'s' * (done != 1)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -26,6 +26,15 @@ def check_callable(name: str, value: Any, expected: str) -> None:
         raise InputError(f"{name} is {type_name(value)}, expected {expected}.")
 
 
+def refuse_torch(processor: Any, name: str) -> None:
+    """Raise `InputError` for an object of transformers, which computes with torch."""
+    if type(processor).__module__.startswith("transformers."):
+        raise InputError(
+            f"{name} contains {type(processor).__name__} of transformers, which computes with torch. Pass the option "
+            "itself, or a function of MLX arrays."
+        )
+
+
 def check_list(name: str, value: Any, expected: str) -> None:
     """Raise `InputError` unless `value` is a list or a tuple."""
     if not isinstance(value, list | tuple):

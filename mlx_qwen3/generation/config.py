@@ -275,6 +275,31 @@ class GenerationConfig:
         cls(**changes)
         return cls.unchecked({**read_json_object(path), **changes}, str(path))
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **changes: Any) -> Self:
+        """Return a configuration with the fields of a dict, such as a generation_config.json, and `changes`.
+
+        Raises:
+            ConfigError: a value is invalid.
+        """
+        return cls(**{**fields, **changes})
+
+    def update(self, **changes: Any) -> dict[str, Any]:
+        """Change fields in place; return those that are no generation fields, which stay unset.
+
+        Raises:
+            ConfigError: a value is invalid; nothing is changed.
+        """
+        known = {name: value for name, value in changes.items() if self.knows(name)}
+        type(self)(**known)
+        for name, value in known.items():
+            setattr(self, name, _normalize(name, value))
+        return {name: value for name, value in changes.items() if name not in known}
+
+    def to_json_string(self) -> str:
+        """Return the fields that are set as JSON."""
+        return json_text(dict(sorted(self.to_dict().items())))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are set."""
         values = {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
-from .checks import check_number
+from .checks import check_number, refuse_torch
 
 Criterion = Callable[..., Any]
 
@@ -92,6 +92,7 @@ def list_criteria(criteria: Any) -> list[Criterion]:
         return []
     found = list(criteria) if isinstance(criteria, Iterable) else [criteria]
     for criterion in found:
+        refuse_torch(criterion, "stopping_criteria")
         if not callable(criterion):
             raise InputError(f"a stopping criterion is {criterion!r}, expected a function of ids and scores.")
     return found

@@ -63,6 +63,7 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "synced_gpus": ((False,), "Omit it"),
     "use_model_defaults": ((False, True), "Set model.generation_config = GenerationConfig() instead"),
     "model_kwargs": ((), "Pass the arguments themselves"),
+    "return_prompt_caches": ((False,), "Pass prompt_caches to batch_generate; it adds the answers to them"),
     "repetition_context_size": ((), "Pass logits_processors=[RepetitionPenalty(penalty, context_size)]"),
     "xtc_probability": ((0,), "Pass a custom sampler"),
     "xtc_threshold": ((0,), "Pass a custom sampler"),
@@ -100,6 +101,9 @@ GENERATE_ONLY = {
     "past_key_values": "Pass a cache as prompt_cache",
     "input_ids": "Pass the ids as prompt",
     "inputs": "Pass the ids as prompt",
+    "input_embeddings": "Use model.generate with inputs_embeds",
+    "formatter": "Format the text that is returned",
+    "prefill_batch_size": "Pass completion_batch_size to batch_generate",
 }
 """Argument of `model.generate` that the functions for text lack → what to do instead; None is accepted."""
 
@@ -297,7 +301,9 @@ def resolve_options(
         named["eos_token_id"] = list(ids) if isinstance(ids, set | frozenset | range) else ids
     user = named.pop("generation_config", None)
     if user is not None and not isinstance(user, GenerationConfig):
-        raise InputError(f"generation_config is {shown(user)}, expected a GenerationConfig.")
+        kind = "the one of transformers" if hasattr(user, "to_diff_dict") else shown(user)
+        values = "config.to_diff_dict()" if hasattr(user, "to_diff_dict") else "values"
+        raise InputError(f"generation_config is {kind}. Pass mlx_qwen3.GenerationConfig(**{values}).")
     extra = {name: named.pop(name) for name in _NON_FIELDS if name in named}
     own = getattr(model, "generation_config", None) or GenerationConfig()
     theirs = user.to_dict() if user is not None else {}

@@ -28,7 +28,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
-from .checks import check_number, type_name
+from .checks import check_number, refuse_torch, type_name
 
 RowProcessor = Callable[[mx.array, mx.array], mx.array]
 """The ids of one sequence (S,) and its logits (1, V) → logits (1, V)."""
@@ -65,6 +65,7 @@ def processor_list(processors: Any, name: str) -> list[Any]:
     several = isinstance(processors, Sequence) and not isinstance(processors, LogitsProcessorList)
     found: list[Any] = list(processors) if several else [processors]
     for process in processors if isinstance(processors, Sequence) else found:
+        refuse_torch(process, name)
         if not callable(process):
             raise InputError(f"{name} contains {type_name(process)}, expected functions of token ids and scores.")
     return found

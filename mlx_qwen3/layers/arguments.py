@@ -84,5 +84,7 @@ def check_positions(position_ids: mx.array, batch: int, length: int) -> None:
 def refuse_unknown(kwargs: dict[str, Any], owner: str) -> None:
     """Raise `InputError` for an argument that the call of class `owner` does not accept; None is accepted."""
     unknown = [name for name, value in kwargs.items() if value is not None and name not in FLASH_ATTENTION_ARGUMENTS]
+    if "cache" in unknown:
+        raise InputError("unknown argument: 'cache'. Pass the result of model.make_cache() as past_key_values.")
     if unknown:
         raise InputError(f"unknown argument: {unknown[0]!r}. See help({owner}.__call__).")

@@ -54,7 +54,7 @@ from ..distributed import (
 from ..errors import CheckpointError, InputError, UnsupportedModelError
 from ..folders import update_folder
 from ..layers.devices import release_streams_at_thread_end
-from ..layers.parameters import flatten
+from ..layers.parameters import evaluate_arrays, flatten
 from .content import Content, check_scale, match_content, names_of
 from .weight_names import QWEN3_WEIGHTS, WeightRules
 
@@ -399,17 +399,16 @@ class PreTrainedModel(nn.Module):
                 return array.dtype
         return mx.float32
 
+    @property
+    def device(self) -> mx.Device:
+        """MLX's default device, on which every model computes."""
+        return mx.default_device()
 
-def evaluate_arrays(model: nn.Module) -> None:
-    """Evaluate every array of a model, one at a time, so that any thread may use them.
-
-    Peak memory exceeds the size of the model by at most the largest stored tensor.
-    """
-    for module in model.modules():
-        for value in [*module.values(), *vars(module).values()]:
-            if isinstance(value, mx.array):
-                mx.eval(value)
-    mx.clear_cache()
+    def to(self, device: str | int | mx.Device | mx.DeviceType | None = None) -> Self:
+        """Return self: all devices share the memory of MLX arrays. `mx.set_default_device` sets the device."""
+        if isinstance(device, mx.Dtype) or str(device).rpartition(".")[2] in DTYPES:
+            raise InputError(f"to({device!r}) is not supported. Load the model with dtype=, or call set_dtype.")
+        return self
 
 
 def computing_dtype(asked: Any, stored: str | None) -> mx.Dtype:

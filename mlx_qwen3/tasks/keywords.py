@@ -92,7 +92,7 @@ def drop_harmless(options: dict[str, Any]) -> dict[str, Any]:
         InputError: a keyword of transformers that is not supported here.
     """
     for name in options:
-        if name in REFUSED and options[name] not in (None, False):
+        if name in REFUSED and options[name] not in (None, False, {}):
             raise InputError(f"the option {name!r} is not supported: {REFUSED[name]}.")
     if options.get("truncation", True) is False:
         raise InputError(

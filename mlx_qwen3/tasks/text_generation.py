@@ -15,6 +15,7 @@ from ..generation.constraint_processors import BatchConstraint
 from ..generation.constraints import KINDS, Constraint, chosen_constraint
 from ..generation.mixin import DEFAULT_NEW_TOKENS
 from ..generation.prompts import ends_with_assistant, prompt_ids
+from ..generation.stream import check_model_and_tokenizer
 from ..models.heads import CausalLM
 from .batches import Piece, batches_by_length
 from .keywords import drop_harmless
@@ -35,7 +36,10 @@ class GeneratedText(TypedDict):
 
 LONG_PROMPTS = (None, "hole")
 
-NO_OPTIONS = ("truncation", "add_special_tokens", "tokenizer_encode_kwargs")
+SET_HERE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+"""Arguments of `model.generate` that the pipeline sets; None is accepted."""
+
+NO_OPTIONS = ("truncation", "add_special_tokens", "tokenizer_encode_kwargs", "enable_thinking", *SET_HERE)
 """Keywords of transformers that are not passed to `model.generate`; Qwen3's tokenizers add no special tokens."""
 
 
@@ -78,8 +82,15 @@ class TextGenerationOptions(Options):
 
     def replaced(self, keywords: dict[str, Any], others: Sequence[str] = ()) -> Any:
         """Return these options with some replaced; other names are passed on to `model.generate`."""
-        if keywords.get("tokenizer_encode_kwargs"):
+        keywords, encode = dict(keywords), dict(keywords.get("tokenizer_encode_kwargs") or {})
+        for given in (keywords, encode):
+            if "enable_thinking" in given:
+                keywords = {**keywords, "template": {**keywords.get("template", self.template), **_pop_thinking(given)}}
+        if encode:
             raise InputError("tokenizer_encode_kwargs is not supported. Pass truncation=True with max_length.")
+        for name in SET_HERE:
+            if keywords.get(name) is not None:
+                raise InputError(f"{name} is not an option of the pipeline, which encodes the texts itself. Omit it.")
         cut = keywords.get("truncation") not in (None, False, "do_not_truncate")
         keywords = drop_harmless({name: v for name, v in keywords.items() if name not in NO_OPTIONS})
         if cut:
@@ -101,15 +112,25 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
     heads = (CausalLM,)
     needs = "language model head"
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, **options: Any) -> Any:
         """Return the texts generated for a prompt, for each of a list, or for each of a stream.
+
+        `text_inputs` is an alias of `inputs`, and `enable_thinking` a variable of the chat template.
 
         Raises:
             InputError: an option that `model.generate` refuses. RowError: rows that are neither text nor chat.
         """
+        if "text_inputs" in options:
+            if inputs is not None:
+                raise InputError("text_inputs is an alias of inputs and both are given. Pass one of them.")
+            inputs = options.pop("text_inputs")
         if _is_chat(inputs):
             return self._single_result(inputs, self.options.replaced(options))
         return super().__call__(inputs, **options)
+
+    def _check_model(self, source: Any) -> None:
+        super()._check_model(source)
+        check_model_and_tokenizer(self.model, self.tokenizer)
 
     def _check_row(self, row: Any, options: TextGenerationOptions) -> Any:
         return row if _is_chat(row) else check_text(row)
@@ -213,6 +234,12 @@ class TextGeneration(Task[TextGenerationOptions, "list[GeneratedText]"]):
         if ends_with_assistant(row) if continued is None else continued:
             return [*row[:-1], {**row[-1], "content": row[-1]["content"] + text}]
         return [*row, {"role": "assistant", "content": text}]
+
+
+def _pop_thinking(given: dict[str, Any]) -> dict[str, Any]:
+    """Remove `enable_thinking` from keywords; return it as variables of the chat template, none if it is None."""
+    value = given.pop("enable_thinking")
+    return {} if value is None else {"enable_thinking": value}
 
 
 def _too_long(tokens: int, limit: int) -> InputError:

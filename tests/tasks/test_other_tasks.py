@@ -133,8 +133,24 @@ def test_a_chat_is_returned_with_the_answer(write):
     assert write([chat, chat], max_new_tokens=3)[1][0]["generated_text"] == found
 
 
+def test_keywords_of_transformers_for_texts_and_templates(write):
+    expected = write("it", max_new_tokens=3)
+    for options in ({"attention_mask": None}, {"tokenizer_kwargs": {}}, {"trust_remote_code": False}):
+        assert write("it", max_new_tokens=3, **options) == expected
+    assert write(text_inputs="it", max_new_tokens=3) == expected
+    with pytest.raises(InputError, match="text_inputs is an alias"):
+        write("it", text_inputs="it")
+    with pytest.raises(InputError, match=r"attention_mask is not an option of the pipeline.*Omit it"):
+        write("it", attention_mask=[[1]])
+    for options in ({"enable_thinking": False}, {"tokenizer_encode_kwargs": {"enable_thinking": False}}):
+        chosen = write.options.replaced({**options, "template": {"name": "x"}})
+        assert chosen.template == {"name": "x", "enable_thinking": False}
+        assert chosen.generate == {}
+    assert write.options.replaced({"enable_thinking": None}).template == {}
+
+
 def test_invalid_prompts_are_reported(write):
-    with pytest.raises(RowError, match=r"row 1: the prompt has \d+ tokens of 512"):
+    with pytest.raises(RowError, match=r"row 1: the prompt has \d+ tokens and the model holds 512"):
         write(["hello", "hello " * 400], max_new_tokens=2)
     with pytest.raises(InputError, match="max_new_token"):
         write("hello", max_new_token=2)
