@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 MOST_TOP_LOGPROBS = 20
 
+MOST_LEFT = 4
+"""A batch is copied without its finished rows once they are 1 / MOST_LEFT of its rows: until then computing them takes
+less time than the copy.
+"""
+
 
 @dataclass
 class Row:
@@ -36,6 +41,7 @@ class Row:
         reserved: bytes of cache reserved for the row.
         counted: number of its tokens that are already in the request's usage.
         ahead: whether the newest sampled token was delivered before its step.
+        left: whether the row has finished and is only computed until the batch is next copied.
         error: the error for the client if the request is invalid; None for a failure of the server.
     """
 
@@ -49,6 +55,7 @@ class Row:
     failed: bool = False
     counted: int = 0
     ahead: bool = False
+    left: bool = False
     error: ApiError | None = None
 
     @property
@@ -145,7 +152,7 @@ def choose(logits: mx.array, rows: Sequence[Row]) -> NextTokens:
     """Sample the next token of each row from logits (B, V). Rows whose constraint or processor raises fail."""
     logprobs: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
     scores = logits
-    if any(row.processors for row in rows):
+    if any(row.processors for row in rows if not row.left):
         parts = mx.split(logits.astype(mx.float32), len(rows), axis=0)
         scores = mx.concatenate([_process_scores(row, part) for row, part in zip(rows, parts, strict=True)], axis=0)
     masks = [_compute_mask(row) for row in rows]
@@ -153,7 +160,7 @@ def choose(logits: mx.array, rows: Sequence[Row]) -> NextTokens:
         scores = apply_masks(scores, masks)
     tokens = _sample(scores, [row.sampler for row in rows])
     for index, row in enumerate(rows):
-        if row.job.options.logprobs is not None:
+        if row.job.options.logprobs is not None and not row.left:
             logprobs[index] = _compute_logprobs(scores[index], tokens[index])
     return NextTokens(tokens, logprobs)
 
@@ -249,38 +256,43 @@ class Batch:
     def __init__(self, passes: Passes, deliver: Deliver, finished: Callable[..., None]):
         self.passes, self.deliver, self.finished = passes, deliver, finished
         self.rows: list[Row] = []
+        """The rows of the cache, including those that have left."""
         self.cache: Cache | None = None
         self.chosen: NextTokens | None = None
 
+    @property
+    def running(self) -> list[Row]:
+        """The rows that have not left."""
+        return [row for row in self.rows if not row.left]
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.running)
 
     def padding_with(self, lengths: Sequence[int]) -> tuple[int, int]:
         """Return the numbers of padding slots and of tokens in the cache if rows of these lengths joined."""
-        own = [row.length for row in self.rows] + list(lengths)
+        own = [row.length for row in self.running] + list(lengths)
         return max(own) * len(own) - sum(own), sum(own)
 
     def join(self, rows: Sequence[Row], cache: Cache, chosen: NextTokens) -> None:
         """Add rows with their cache and their first tokens. The caller must not use the cache afterwards."""
-        if self.cache is None or self.chosen is None:
+        if self.cache is None or self.chosen is None or not self.running:
             self.rows, self.cache, self.chosen = list(rows), cache, chosen
             return
-        sources = [
-            RowSource(self.cache, range(len(self.rows)), self.cache.offset),
-            RowSource(cache, range(len(rows)), cache.offset),
-        ]
+        kept = [index for index, row in enumerate(self.rows) if not row.left]
+        longest = max(row.length for row in self.running)
+        sources = [RowSource(self.cache, kept, longest), RowSource(cache, range(len(rows)), cache.offset)]
         self.cache = self.passes.join_rows(sources)
-        self.chosen = self.chosen.concatenate(chosen)
-        self.rows += rows
+        self.chosen = self.chosen.select(kept).concatenate(chosen)
+        self.rows = [*self.running, *rows]
 
     def step(self) -> int:
-        """Compute one more token per row, deliver the tokens of the previous step, and return the number of rows."""
+        """Compute one more token per row, deliver those of the previous step, and return the number of running rows."""
         self.drop_finished()
         if not self.rows or self.chosen is None:
             return 0
         rows, chosen = self.rows, self.chosen
         logits = self._run_model(chosen.tokens)
-        controlled = any(row.controlled for row in rows)
+        controlled = any(row.controlled for row in rows if not row.left)
         following = None if controlled else choose(logits, rows).start()
         if following is None:
             mx.async_eval(logits)
@@ -291,7 +303,7 @@ class Batch:
             row.ahead = False
         self.chosen = choose(logits, rows).start() if following is None else following
         self.drop_finished()
-        return len(rows)
+        return len(self)
 
     def _run_model(self, tokens: mx.array) -> mx.array:
         """Run the model over one token per row (B,) and return the logits (B, V)."""
@@ -306,22 +318,23 @@ class Batch:
         return self.passes.step_logits(tokens[:, None], self.cache, 1, mask, positions)[:, -1]
 
     def drop_finished(self) -> None:
-        """Remove rows that have finished, and the padding that only they needed."""
-        if not any(row.done for row in self.rows):
+        """Let finished rows leave; once they are many, remove them and the padding that only they needed."""
+        if all(row.left or not row.done for row in self.rows):
             return
         cache, chosen, rows = self.cache, self.chosen, self.rows
         assert cache is not None
         assert chosen is not None
-        kept = [index for index, row in enumerate(rows) if not row.done]
         for index, row in enumerate(rows):
-            if row.done:
+            if row.done and not row.left:
                 self.finished(row, lambda index=index, row=row: self._extract_row(cache, index, row))
-        self.rows = [rows[index] for index in kept]
+                row.left = True
+        kept = [index for index, row in enumerate(rows) if not row.left]
         if not kept:
-            self.cache = self.chosen = None
-            return
-        self.cache = self.passes.join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
-        self.chosen = chosen.select(kept)
+            self.rows, self.cache, self.chosen = [], None, None
+        elif MOST_LEFT * (len(rows) - len(kept)) >= len(rows):
+            self.rows = [rows[index] for index in kept]
+            self.cache = self.passes.join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
+            self.chosen = chosen.select(kept)
 
     def _extract_row(self, cache: Cache, index: int, row: Row) -> Cache:
         return self.passes.join_rows([RowSource(cache, [index], row.length)], room=False)

@@ -170,7 +170,7 @@ class Decoder:
     def jobs(self) -> list[TextJob]:
         """Return every request in the decoder."""
         found = [prompt.job for prompt in self.waiting]
-        found += [row.job for batch in self.batches for row in batch.rows]
+        found += [row.job for batch in self.batches for row in batch.running]
         return list(dict.fromkeys(found))
 
     # decoding
@@ -184,7 +184,7 @@ class Decoder:
                 count += batch.step()
             except Exception:
                 self.batches.remove(batch)
-                for row in batch.rows:
+                for row in batch.running:
                     row.failed = True
                     self._post(row.job, [row])
                 raise
