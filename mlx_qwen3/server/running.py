@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,12 @@ KEEP_ALIVE_SECONDS = 30
 
 LAST_ANSWERS_SECONDS = 2.0
 """Seconds to send 503 to the requests that are still open after `drain_seconds`."""
+
+MOST_DESCRIPTORS = 8192
+"""Number of open files and connections up to which the limit of the process is raised."""
+
+ACCEPT_ERROR_SECONDS = 60.0
+"""Seconds between two reports that connections are not accepted."""
 
 SWITCH_SECONDS = 0.0005
 """Python's thread switch interval in seconds; short, so that the HTTP side delays the engine less."""
@@ -153,6 +160,37 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files and connections as it may, and return the number.
+
+    The initial limit is often 256 or 1024, fewer than a full queue with its idle connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(MOST_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # the system has a lower limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class LoopErrors:
+    """Handler of the event loop's errors: those of refused connections are logged in one line, rarely.
+
+    The loop reports one for every waiting connection, with its traceback, while no more can be opened.
+    """
+
+    def __init__(self) -> None:
+        self._logged = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Report an error."""
+        if not str(context.get("message")).startswith("socket.accept()"):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._logged >= ACCEPT_ERROR_SECONDS:
+            self._logged = loop.time()
+            logger.error("connections are not accepted: %s. Raise the limit of open files.", context.get("exception"))
+
+
 def serve(settings: ServerSettings) -> int:
     """Run the server until SIGINT or SIGTERM and return the exit status.
 
@@ -183,6 +221,7 @@ def serve(settings: ServerSettings) -> int:
         )
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         sys.setswitchinterval(SWITCH_SECONDS)
+        raise_descriptor_limit()
         engine.start()
         asyncio.run(_run(Server(config, engine, settings.drain_seconds), engine, sock, settings))
     finally:
@@ -200,6 +239,8 @@ def _run_follower(settings: ServerSettings) -> int:
 
 
 async def _run(server: Server, engine: Engine, sock: socket.socket, settings: ServerSettings) -> None:
+    asyncio.get_running_loop().set_exception_handler(LoopErrors())
+
     async def announce() -> None:
         await asyncio.to_thread(engine.ready.wait)
         if engine.error is not None:
