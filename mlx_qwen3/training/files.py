@@ -36,6 +36,9 @@ def find_files(data: str | Path, valid: str | Path | None) -> tuple[Path, Path |
     Raises:
         InputError: a file does not exist.
     """
+    for name, value in (("data", data), ("valid", valid)):
+        if not isinstance(value, str | os.PathLike) and (name == "data" or value is not None):
+            raise InputError(f"{name} is {value!r:.60}. Give the path of a file.")
     path = Path(os.path.expanduser(data))
     if not path.exists():
         raise InputError(f"there is no file or folder {data}. Check the path.")

@@ -109,7 +109,7 @@ def train(
         raise InputError(f"regression is not supported for {task}. Omit it.")
     if mask_prompt and task != "text-generation":
         raise InputError(f"mask_prompt is not supported for {task}. Omit it.")
-    if not 0 <= validation_split < 1:
+    if isinstance(validation_split, str | bytes | None) or not 0 <= validation_split < 1:
         raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1.")
     if not isinstance(output, str | os.PathLike) or not str(output) or "\0" in str(output):
         raise InputError(f"output is {output!r}. Give the path of the folder to write.")
@@ -177,7 +177,18 @@ def training_options(options: dict[str, Any]) -> TrainingOptions:
     for name in options:
         if name not in known:
             raise InputError(f"unknown option {name!r}. Use one of {', '.join(known)}.")
-    return TrainingOptions(**{name: plain_scalar(value) for name, value in options.items()})
+    values = {name: plain_scalar(value) for name, value in options.items()}
+    if values.get("targets") is not None:
+        values["targets"] = _check_targets(values["targets"])
+    return TrainingOptions(**values)
+
+
+def _check_targets(targets: Any) -> tuple[str, ...]:
+    """Return the names of the adapted layers, given as one name or as a sequence of names."""
+    names = (targets,) if isinstance(targets, str) else targets
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+        raise InputError(f"targets is {targets!r}. Give names of layers, such as ('q_proj', 'v_proj').")
+    return tuple(names)
 
 
 def plain_scalar(value: Any) -> Any:

@@ -306,6 +306,10 @@ def test_other_invalid_input_is_reported(tmp_path: Path, base: Path):
         ({"class_weights": "heavy"}, "class_weights"),
         ({"class_weights": {"water": 2}}, "water"),
         ({"pooling": "max"}, "pooling"),
+        ({"targets": ()}, "targets"),
+        ({"targets": 3}, "targets"),
+        ({"validation_split": "many"}, "validation_split"),
+        ({"valid": [1]}, "valid is"),
         ({"text_column": "label"}, "text_column and label_column"),
         ({"valid": tmp_path / "none.csv"}, "none.csv"),
     ]
