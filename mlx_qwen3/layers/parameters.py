@@ -22,3 +22,13 @@ def evaluate_arrays(model: nn.Module) -> None:
             if isinstance(value, mx.array):
                 mx.eval(value)
     mx.clear_cache()
+
+
+class Identity:
+    """Tells whether an array is the given one; in a copy of the module that holds both, whether it is its copy."""
+
+    def __init__(self, array: mx.array):
+        self.array = array
+
+    def __call__(self, array: object) -> bool:
+        return array is self.array

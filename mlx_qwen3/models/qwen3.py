@@ -20,6 +20,7 @@ from ..layers.activations import Activation, activation
 from ..layers.arguments import ArrayLike, as_array, check_ids, check_positions, refuse_unknown
 from ..layers.attention import attend, attend_with_weights
 from ..layers.masks import Mask, check_padding_mask, decoder_mask, packed_segments
+from ..layers.parameters import Identity
 from ..layers.pipelining import Pipeline
 from ..layers.rotary import ConsecutivePositions, RotaryPositions, Rotation, SinglePosition
 from ..outputs import BaseModelOutputWithPast
@@ -381,8 +382,7 @@ class Qwen3ForCausalLM(DecoderGenerationMixin, CausalLM, Qwen3PreTrainedModel):
     def _load(self, checkpoint: Checkpoint, content: Content, dtype: mx.Dtype, source: str) -> None:
         super()._load(checkpoint, content, dtype, source)
         if "lm_head.weight" in content.fresh:
-            fresh = self.lm_head.weight
-            self._is_random_head = lambda weight: weight is fresh  # trained or loaded weights are other arrays
+            self._is_random_head = Identity(self.lm_head.weight)  # trained or loaded weights are other arrays
 
     def for_inference(self) -> Any:
         """Return the fused model for one generation if all layers are plain, else this model.

@@ -4,6 +4,7 @@ Loading first replaces the layers and then fills them with the packed arrays; `q
 model in memory.
 """
 
+import copyreg
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,15 @@ class PackedEmbedding(nn.QuantizedEmbedding):
     def __call__(self, x: mx.array) -> mx.array:
         rows = super().__call__(x)
         return rows if self.output_dtype is None else rows.astype(self.output_dtype)
+
+
+def dtype_named(name: str) -> mx.Dtype:
+    """Return MLX's dtype with a name such as "float32"."""
+    return getattr(mx, name)
+
+
+# MLX's dtypes cannot be copied or pickled, so that a model with a packed embedding could not either
+copyreg.pickle(mx.Dtype, lambda dtype: (dtype_named, (str(dtype).rpartition(".")[2],)))  # pyright: ignore
 
 
 def _pack_layer(module: nn.Module, fmt: PackedFormat, dtype: mx.Dtype | None) -> nn.Module:

@@ -139,7 +139,8 @@ def check_variables(template: str, variables: Mapping[str, Any]) -> None:
     for name in variables:
         if name in _RESERVED:
             raise InputError(f"{name!r} is set by another argument of apply_chat_template. Omit it.")
-        if name in _CALL_KEYWORDS and name not in _find_variables(template):
+        without_effect = variables[name] is None or variables[name] is False
+        if name in _CALL_KEYWORDS and not without_effect and name not in _find_variables(template):
             raise InputError(
                 f"apply_chat_template does not take {name!r}, and the template does not read it. "
                 "Pass it in tokenizer_kwargs."
@@ -275,7 +276,7 @@ def render_chat(
         for name in _REASONING if field in _REASONING else (field,):
             if chat[-1].get(name) == final:
                 chat[-1][name] = final + _OPEN_END
-    given = {"tools": _build_tool_schemas(tools), "documents": _to_plain(documents, "documents")}
+    given = {"tools": _build_tool_schemas(tools), "documents": _check_documents(documents)}
     further = _to_plain(dict(variables or {}), "template variable")
     if control_tokens is not None:
         chat, given, further = (mark_control_tokens(value, control_tokens) for value in (chat, given, further))
@@ -340,6 +341,14 @@ def _build_tool_schemas(tools: Sequence[Mapping[str, Any] | Callable[..., Any]] 
         schema = tool if isinstance(tool, Mapping) else function_schema(tool)
         schemas.append(_to_plain(schema, f"tool {index}"))
     return schemas
+
+
+def _check_documents(documents: Any) -> Any:
+    """Return the documents in plain JSON types; raise `InputError` unless they are a list of dicts."""
+    entries = isinstance(documents, list | tuple) and all(isinstance(entry, Mapping) for entry in documents)
+    if documents is not None and not entries:
+        raise InputError(f"documents is {repr(documents)[:60]}. Pass a list of dicts with 'title' and 'text'.")
+    return _to_plain(documents, "documents")
 
 
 def _to_plain(value: Any, where: str) -> Any:

@@ -1,7 +1,9 @@
 """A conversion copies no private files, detects changes of its source, and survives later failures."""
 
+import copy
 import json
 import os
+import pickle
 
 import mlx.core as mx
 import pytest
@@ -102,8 +104,11 @@ def test_a_model_without_output_head_has_no_report(source, tmp_path):
     assert not (tmp_path / "out").exists()
     convert(source, tmp_path / "out", quantize=True, q_group_size=32)
     model = Qwen3ForCausalLM.from_pretrained(tmp_path / "out")
-    with pytest.raises(InputError, match="no output head"):
-        model.generate(mx.array([[1, 2]]), max_new_tokens=2)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(InputError, match="no output head"):
+            copied.generate(mx.array([[1, 2]]), max_new_tokens=2)
+        copied.lm_head.weight = copied.lm_head.weight + 0
+        assert copied.generate(mx.array([[1, 2]]), max_new_tokens=2).shape == (1, 4)
 
 
 def test_omitted_weights_of_a_head_are_reported(source, tmp_path, caplog):

@@ -285,3 +285,13 @@ def test_sanitized_ids_and_masks_equal_transformers(tmp_path):
     found = ours.apply_chat_template(plain, return_assistant_tokens_mask=True)
     assert found["assistant_masks"] == expected["assistant_masks"]
     assert found["input_ids"] == expected["input_ids"]
+
+
+def test_documents_are_a_list_of_dicts(qwen3):
+    messages = [{"role": "user", "content": "hi"}]
+    plain = qwen3.apply_chat_template(messages, tokenize=False)
+    documents = [{"title": "a", "text": "b"}]
+    assert qwen3.apply_chat_template(messages, documents=documents, tokenize=False, add_special_tokens=False) == plain
+    for wrong in ("text", [5], {"title": "a"}):
+        with pytest.raises(InputError, match="Pass a list of dicts"):
+            qwen3.apply_chat_template(messages, documents=wrong, tokenize=False)
