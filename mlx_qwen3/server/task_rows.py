@@ -9,7 +9,7 @@ from .jobs import TaskJob
 ROWS_AT_ONCE = 4096
 """Maximum number of rows per batch."""
 
-ROWS_TOGETHER = 128
+ROWS_TOGETHER = 256
 """Number of rows of several requests up to which a batch may have more than half of all rows."""
 
 
