@@ -184,7 +184,10 @@ class LoopErrors:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Report an error."""
-        if not str(context.get("message")).startswith("socket.accept()"):
+        message = str(context.get("message"))
+        if "_start_serving" in message:  # an attempt to accept again, after the socket was closed
+            return
+        if not message.startswith("socket.accept()"):
             loop.default_exception_handler(context)
         elif loop.time() - self._logged >= ACCEPT_ERROR_SECONDS:
             self._logged = loop.time()

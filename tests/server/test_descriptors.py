@@ -38,6 +38,7 @@ def test_refused_connections_are_logged_once(caplog: pytest.LogCaptureFixture) -
                 handler(loop, context)
         assert [record.getMessage().count("not accepted") for record in caplog.records] == [1]
         with caplog.at_level(logging.ERROR):
+            handler(loop, {"message": "Exception in callback BaseSelectorEventLoop._start_serving(...)"})
             handler(loop, {"message": "another error"})
         assert len(caplog.records) == 2
     finally:
