@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 MOST_TOP_LOGPROBS = 20
 
 MOST_LEFT = 4
-"""A batch is copied without its finished rows once they are 1 / MOST_LEFT of its rows: until then computing them takes
-less time than the copy.
+"""A batch is copied without its finished rows once they and their padding are 1 / MOST_LEFT of its slots: until then
+computing them takes less time than the copy.
 """
 
 
@@ -318,7 +318,7 @@ class Batch:
         return self.passes.step_logits(tokens[:, None], self.cache, 1, mask, positions)[:, -1]
 
     def drop_finished(self) -> None:
-        """Let finished rows leave; once they are many, remove them and the padding that only they needed."""
+        """Let finished rows leave; once they hold many slots, remove them and the padding that only they needed."""
         if all(row.left or not row.done for row in self.rows):
             return
         cache, chosen, rows = self.cache, self.chosen, self.rows
@@ -331,9 +331,12 @@ class Batch:
         kept = [index for index, row in enumerate(rows) if not row.left]
         if not kept:
             self.rows, self.cache, self.chosen = [], None, None
-        elif MOST_LEFT * (len(rows) - len(kept)) >= len(rows):
+            return
+        longest = max(rows[index].length for index in kept)
+        slots = len(rows) * cache.offset
+        if MOST_LEFT * (slots - len(kept) * longest) >= slots:
             self.rows = [rows[index] for index in kept]
-            self.cache = self.passes.join_rows([RowSource(cache, kept, max(row.length for row in self.rows))])
+            self.cache = self.passes.join_rows([RowSource(cache, kept, longest)])
             self.chosen = chosen.select(kept)
 
     def _extract_row(self, cache: Cache, index: int, row: Row) -> Cache:

@@ -275,14 +275,16 @@ class Decoder:
         """Return the prompts that one pass of at most `tokens` tokens, padding included, can compute; at least one.
 
         Args:
-            ready: prompts, shortest first. Those whose padding would take longer than a further pass are left for it.
+            ready: prompts, shortest first, or the oldest one and then the others. Those whose padding would take longer
+                than a further pass are left for it.
             free: maximum number of prompts.
         """
         group: list[Prompt] = []
-        real, tolerated = 0, PASS_SECONDS * self.pace.rate
+        real, longest, tolerated = 0, 0, PASS_SECONDS * self.pace.rate
         for prompt in ready:
             fresh = prompt.done == 0 and prompt.job.options.choices == 1
-            slots = (len(group) + 1) * prompt.left
+            longest = max(longest, prompt.left)
+            slots = (len(group) + 1) * longest
             if tokens is None or not fresh or len(group) == free or slots > tokens:
                 break
             if slots - real - prompt.left > tolerated:

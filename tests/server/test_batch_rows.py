@@ -79,3 +79,20 @@ def test_tokens_are_those_of_single_rows(monkeypatch, most_left):
     # the last token of an answer is not in the cache, except where a step had already computed it
     assert lengths == [found[1][0] for found in alone]
     assert copies == {0: 1, 2: 3, 10_000: 5}[most_left]
+
+
+def test_padding_of_a_finished_long_row_is_removed_at_once():
+    model = tiny.model()
+    passes = CountedPasses(model.for_inference(), {}, PrefixCache(0))
+    batch = Batch(passes, lambda row, deltas: None, lambda row, extract: None)
+    for prompts, budgets in (([[3] * 60], [3]), ([[5, 8, 9]] * 7, [20] * 7)):
+        cache = passes.new_cache()
+        rows = make_rows(len(prompts), len(prompts[0]), budgets)
+        logits = passes.step_logits(mx.array(prompts), cache, 1)[:, -1]
+        batch.join(rows, cache, choose(logits, rows).start())
+    assert batch.step() == 8
+    while batch.step() == 8:
+        pass
+    assert len(batch) == 7
+    assert batch.cache is not None
+    assert batch.cache.offset == max(row.length for row in batch.running)
