@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     rows, shown = tee(_read_rows(args))
     results = pipeline("question-answering", **options, **task_options(args))(row.value for row in rows)
     return print_results(
-        args, map(_make_record, shown, results), ("question", "answer", "score", "place"), _format_cells
+        args, map(_make_record, shown, results), ("question", "answer", "score", "span"), _format_cells
     )
 
 

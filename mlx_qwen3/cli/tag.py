@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     options = {"aggregation_strategy": args.aggregate, "stride": args.stride, "ignore_labels": ignored}
     rows, texts = tee(read_rows(args))
     results = pipeline("token-classification", **options, **task_options(args))(row.value for row in rows)
-    return print_results(args, map(_make_record, texts, results), ("text", "label", "score", "place"), _format_cells)
+    return print_results(args, map(_make_record, texts, results), ("text", "label", "score", "span"), _format_cells)
 
 
 def _make_record(row: Row, result: Any) -> Row:
