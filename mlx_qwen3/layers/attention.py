@@ -27,7 +27,8 @@ def attend(
     padded = False
     if isinstance(mask, mx.array):
         padded = cached and on_cuda()
-        if padded and queries.shape[2] == 1:
+        same_for_all_heads = mask.ndim < 3 or mask.shape[-3] == 1
+        if padded and queries.shape[2] == 1 and same_for_all_heads:
             return _attend_with_one_query(queries, keys, values, scale, mask)
         if mask.dtype != mx.bool_:
             mask = additive(mask, queries.dtype)

@@ -123,3 +123,11 @@ def test_a_text_in_parts_gives_the_logits_of_the_whole_text(as_on_cuda, fields):
         parts.append(model(ids[:, a:b], past_key_values=cache, use_cache=True).logits)
     assert mx.allclose(mx.concatenate(parts, axis=1), model(ids).logits, atol=1e-4)
     assert as_on_cuda
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 11), (1, 1, 1, 11), (1, 11), (2, 6, 1, 11), (1, 6, 1, 11)])
+def test_one_query_per_row_accepts_masks_of_all_shapes(as_on_cuda, shape):
+    arrays = draw(1, 11, batch=2)
+    mask = (mx.random.uniform(shape=shape) > 0.4) | (mx.arange(11) == 10)
+    want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=mask)
+    assert mx.allclose(attend(*arrays, 0.3, mask, cached=True), want, atol=1e-5)
