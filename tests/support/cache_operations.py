@@ -81,11 +81,12 @@ class CacheTrial:
 
     def mask(self, length: int) -> mx.array | None:
         """Return the mask (B, length), or None without padding."""
-        return mx.array(np.arange(length)[None] >= self.pads[:, None]) if self.pads.any() else None
+        return mx.arange(length)[None] >= mx.array(self.pads)[:, None] if self.pads.any() else None
 
     def expected(self) -> mx.array:
         """Return the expected logits (B, LONGEST, V), computed row by row without a cache if the cache is exact."""
-        if self._expected is None:
+        logits = self._expected
+        if logits is None:
             ids = mx.array(self.ids)
             if "kv_bits" in self.options or "max_kv_size" in self.options:
                 whole = self.network.make_cache(**self.options)
@@ -97,7 +98,7 @@ class CacheTrial:
                     rows.append(mx.concatenate([mx.zeros((1, pad, VOCAB)), logits], axis=1))
                 logits = mx.concatenate(rows)
             self._expected = logits
-        return self._expected
+        return logits
 
     def feed(self, count: int) -> None:
         start = self.cache.offset

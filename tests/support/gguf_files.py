@@ -157,7 +157,12 @@ def write_model_gguf(
 def checkpoint_arrays(folder: Path) -> dict[str, np.ndarray]:
     """Return the weights of a folder in float32 by their GGUF names."""
     checkpoint = open_checkpoint(folder)
-    return {gguf_name(name): np.array(checkpoint.read(name).astype(mx.float32)) for name in checkpoint.names}
+    arrays: dict[str, np.ndarray] = {}
+    for name in checkpoint.names:
+        stored = gguf_name(name)
+        assert stored is not None, name
+        arrays[stored] = np.array(checkpoint.read(name).astype(mx.float32))
+    return arrays
 
 
 def tiny_gguf(folder: Path, kind: str = "F32", **options: Any) -> Path:

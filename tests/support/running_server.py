@@ -53,6 +53,7 @@ class Running:
 
     def wait_idle(self, seconds: float = 20) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
+        numbers: dict[str, Any] = {}
         while time.monotonic() < deadline:
             numbers = self.health()
             if not numbers["open_requests"] and not numbers["running_sequences"]:
