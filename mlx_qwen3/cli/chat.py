@@ -152,7 +152,8 @@ class Conversation:
             raise
         except Exception as error:  # a failing command must not end the conversation
             logger.debug("%s failed", word, exc_info=True)
-            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {' '.join(str(error).split())}."))
+            reason = " ".join(str(error).split()).rstrip(".")
+            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {reason}."))
 
     def _report_error(self, error: Exception) -> None:
         self.failed = True

@@ -83,7 +83,7 @@ def load_functions(path: str) -> list[Callable[..., Any]]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code
-        reason = " ".join(str(problem).split())
+        reason = " ".join(str(problem).split()).rstrip(".")
         raise InputError(f"{path} cannot be run: {type(problem).__name__}: {reason}. Correct the file.") from None
     functions = [
         value

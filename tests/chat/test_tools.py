@@ -176,8 +176,8 @@ def test_the_public_functions_of_a_file_are_loaded(tmp_path):
     path.write_text("import sys\nsys.exit(3)")
     with pytest.raises(InputError, match="cannot be run: SystemExit: 3"):
         load_functions(str(path))
-    path.write_text("raise ValueError('x')")
-    with pytest.raises(InputError, match="cannot be run: ValueError: x"):
+    path.write_text("raise ValueError('x.')")
+    with pytest.raises(InputError, match=r"cannot be run: ValueError: x\. Correct"):
         load_functions(str(path))
     with pytest.raises(InputError, match="no file"):
         load_functions(str(tmp_path / "missing.py"))
