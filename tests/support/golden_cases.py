@@ -105,6 +105,4 @@ def _compare(
     if want.dtype.kind in "ib":
         np.testing.assert_array_equal(got, want, err_msg=label)
     else:
-        np.testing.assert_allclose(
-            got, want, rtol=tolerance["rtol"], atol=tolerance["atol"], err_msg=label
-        )
+        np.testing.assert_allclose(got, want, rtol=tolerance["rtol"], atol=tolerance["atol"], err_msg=label)
