@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..bundled import bundled_model_path, is_bundled_path
 from ..checkpoint import Checkpoint, HubOptions, read_header, resolve_checkpoint, write_checkpoint
 from ..errors import CheckpointError, HubError, UnsupportedModelError
 from ..files import json_text, read_json_object
@@ -157,6 +158,8 @@ def read_adapter(path_or_id: str | Path, revision: str | None = None, *, hub: Hu
         raise CheckpointError(
             f"{source}: adapter field 'base_model_name_or_path' is not a string. Correct {CONFIG_NAME}."
         )
+    if base and is_bundled_path(base) and not os.path.isdir(base):  # trained with another installation of the package
+        base = str(bundled_model_path())
     training = _read_training(folder / TRAINING_NAME)
     weights = _read_weights(folder, MLX_LM_WEIGHTS if is_mlx_lm else PEFT_WEIGHTS, source)
     if not is_mlx_lm:

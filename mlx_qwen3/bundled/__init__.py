@@ -13,3 +13,8 @@ BUNDLED_NOTE = (
 def bundled_model_path() -> Path:
     """Return the folder of the bundled checkpoint, in the MLX format."""
     return Path(__file__).parent / BUNDLED_NAME
+
+
+def is_bundled_path(path: str) -> bool:
+    """Return whether a path is that of the bundled checkpoint in this or another installation of the package."""
+    return Path(path).parts[-3:] == ("mlx_qwen3", "bundled", BUNDLED_NAME)

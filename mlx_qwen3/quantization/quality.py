@@ -218,11 +218,12 @@ def quality_table(quality: Mapping[str, Any]) -> str:
     plain = quality.get("plain_4bit")
     if plain and plain.get("kl_divergence"):
         rows.append(("plain 4-bit instead: KL divergence, mean", f"{plain['kl_divergence']['mean']:.5f} nats"))
-    width = max(len(title) for title, _ in rows) if rows else 0
     size = f"{quality['texts']} texts of " if "texts" in quality else ""
     head = f"measured on {quality.get('text', 'a text')}, {size}{quality.get('tokens', 0)} tokens"
-    lines = [f"| {head:<{width}} | value |", f"|{'-' * (max(width, len(head)) + 2)}|---|"]
-    lines += [f"| {title:<{width}} | {value} |" for title, value in rows]
+    rows.insert(0, (head, "value"))
+    width, figures = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"| {title:<{width}} | {value:<{figures}} |" for title, value in rows]
+    lines.insert(1, f"|{'-' * (width + 2)}|{'-' * (figures + 2)}|")
     if quality.get("text") == SHIPPED:
         remark = "That text is general (mostly English prose, some code) and may be foreign to this model: "
         file = "FILE` (one text per line, or csv, tsv or jsonl with `text`)" if "texts" in quality else "FILE`"

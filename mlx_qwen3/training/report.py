@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..bundled import is_bundled_path
 from .metrics import confusion_table
 
 TAGS = {
@@ -75,7 +76,8 @@ class TrainingReport:
     def __str__(self) -> str:
         """Format the report as lines of text."""
         where = f"{self.valid_rows} held-out rows" if self.held_out else "the training rows (none are held out)"
-        lines = [f"{self.task}, {self.method} on {self.model}: {self.rows} rows, {self.seconds:.1f} s", f"on {where}:"]
+        base = "the bundled model" if is_bundled_path(self.model) else self.model
+        lines = [f"{self.task}, {self.method} on {base}: {self.rows} rows, {self.seconds:.1f} s", f"on {where}:"]
         columns = _list_columns(self.metrics, self.baselines)
         for name, figures in [*self.baselines.items(), (self.method, self.metrics)]:
             shown = ", ".join(f"{column} {figures[column]:.4f}" for column in columns if column in figures)

@@ -11,6 +11,8 @@ import pytest
 import mlx_qwen3
 from mlx_qwen3 import CheckpointError, InputError, MlxQwen3Error, Qwen3ForCausalLM, UnsupportedModelError, load
 from mlx_qwen3.adapters import lora_config
+from mlx_qwen3.adapters.folder import read_adapter
+from mlx_qwen3.bundled import bundled_model_path
 from tests.support.tiny_checkpoints import write_qwen3
 
 IDS = mx.array([[5, 9, 14, 3, 77]])
@@ -241,3 +243,11 @@ def test_full_fine_tuning_of_mlx_lm_replaces_base_weights(tmp_path: Path, base: 
     model.merge_adapter().save_pretrained(tmp_path / "merged")
     for saved in ("plain", "merged"):
         np.testing.assert_allclose(logits(Qwen3ForCausalLM.from_pretrained(tmp_path / saved)), changed, atol=1e-5)
+
+
+def test_an_adapter_for_the_bundled_model_loads_in_another_installation(tmp_path: Path):
+    absent = tmp_path / "lib" / "mlx_qwen3" / "bundled" / bundled_model_path().name
+    adapter = write_peft(tmp_path / "a", absent, {})
+    assert read_adapter(str(adapter)).base == str(bundled_model_path())
+    other = write_peft(tmp_path / "b", tmp_path / "absent", {})
+    assert read_adapter(str(other)).base == str(tmp_path / "absent")

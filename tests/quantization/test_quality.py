@@ -71,6 +71,7 @@ def test_every_head_has_a_quality_measure(name):
         assert found["kl_divergence"]["mean"] > 1e-5
     table = quality_table({"text": "a text", "tokens": 40, **found})
     assert "40 tokens" in table
+    assert len({len(line) for line in table.splitlines()}) == 1, "the columns are not aligned"
 
 
 def test_regression_scores_are_compared_by_difference():
