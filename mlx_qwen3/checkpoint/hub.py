@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -64,7 +64,7 @@ class HubOptions:
     """
 
     revision: str | None = None
-    token: bool | str | None = None
+    token: bool | str | None = field(default=None, repr=False)
     cache_dir: str | Path | None = None
     local_files_only: bool = False
     subfolder: str = ""

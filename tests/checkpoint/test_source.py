@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_qwen3.checkpoint import resolve_checkpoint, save_checkpoint
+from mlx_qwen3.checkpoint.hub import HubOptions
 from mlx_qwen3.errors import CheckpointError, HubError, InputError
 
 
@@ -113,3 +114,9 @@ def test_errors_of_the_hub_are_reported_in_one_line(hub, monkeypatch, tmp_path):
         assert len("".join(traceback.format_exception(caught.value)).split("Traceback")) == 2
     hub(not_cached(), tmp_path)
     assert resolve_checkpoint("Qwen/Qwen3-0.6B") == tmp_path
+
+
+def test_a_token_is_not_shown_with_the_other_options():
+    options = HubOptions(token="hf_secret", revision="v2")
+    assert "v2" in repr(options)
+    assert "hf_secret" not in repr(options)
