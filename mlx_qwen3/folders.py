@@ -214,6 +214,9 @@ def _is_alive(pid: int) -> bool:
 MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
 """Patterns of files by which a folder is recognized as that of a model or an adapter."""
 
+DESKTOP_FILES = (".DS_Store", ".localized", "desktop.ini", "Thumbs.db")
+"""Files that file managers write to every folder that they show."""
+
 
 def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = CheckpointError) -> None:
     """Raise if the target exists and `force` is false."""
@@ -223,18 +226,25 @@ def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = 
         )
 
 
-def check_only_model(target: Path) -> None:
-    """Raise `CheckpointError` for a folder with files but no model, or one that contains the current folder.
-
-    Such a folder is not replaced even on request, because it holds other work.
-    """
+def check_not_current(target: Path) -> None:
+    """Raise `CheckpointError` if the target is or contains the current folder, which would be removed."""
     if not target.is_dir():
         return
     current, real = Path.cwd().resolve(), target.resolve()
     if real == current or real in current.parents:
         raise CheckpointError(f"{target} contains the current folder, so it is not replaced. Choose another target.")
+
+
+def check_only_model(target: Path) -> None:
+    """Raise `CheckpointError` for a folder with files but no model, or one that contains the current folder.
+
+    Such a folder is not replaced even on request, because it holds other work.
+    """
+    check_not_current(target)
+    if not target.is_dir():
+        return
     try:
-        held = list(real.iterdir())
+        held = [file for file in target.iterdir() if file.name not in DESKTOP_FILES]
     except OSError as problem:
         raise disk_error(target, problem, CheckpointError) from problem
     if held and not any(fnmatch(file.name, pattern) for file in held for pattern in MODEL_FILES):

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_qwen3.errors import CheckpointError, InputError
 from mlx_qwen3.files import open_atomically, read_json, read_json_object, read_text, write_atomically
-from mlx_qwen3.folders import UPDATE_NAME, finish_update, replace_folder, update_folder
+from mlx_qwen3.folders import UPDATE_NAME, check_only_model, finish_update, replace_folder, update_folder
 from tests.support.interruptions import fail_at_every_event, fork
 
 BAD_JSON = {
@@ -202,3 +202,19 @@ def test_an_error_names_the_requested_folder(tmp_path):
         save()
     assert str(tmp_path / "m" / "a") in str(raised.value)
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "desktop.ini", "config.json", "adapters.safetensors", "model.gguf"])
+def test_folders_without_other_work_may_be_replaced(tmp_path, name):
+    (tmp_path / "m").mkdir()
+    check_only_model(tmp_path / "m")
+    (tmp_path / "m" / name).write_text("")
+    check_only_model(tmp_path / "m")
+
+
+def test_folders_with_other_work_are_not_replaced(tmp_path):
+    (tmp_path / "m").mkdir()
+    for name in (".DS_Store", "notes.txt"):
+        (tmp_path / "m" / name).write_text("")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        check_only_model(tmp_path / "m")

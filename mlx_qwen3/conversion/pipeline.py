@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from ..checkpoint import HubArguments, read_hub_arguments
 from ..config.stock_mlx_lm import silently_different
 from ..errors import CheckpointError, InputError, MlxQwen3Error
-from ..folders import check_target_free, replace_folder
+from ..folders import check_not_current, check_target_free, replace_folder
 from ..quantization.formats import PackedFormat
 from ..quantization.recipes import MIXED_RECIPES, Override, Recipe
 from .card import source_metadata, write_card
@@ -145,6 +145,7 @@ def convert(
     target = Path(os.path.abspath(os.path.expanduser(mlx_path)))
     _check_target(source.folder, target)
     check_target_free(target, force)
+    check_not_current(target)
     card, files = source_metadata(source.folder), copied_files(source.folder)
     explicit = bool(given) or target_bpw is not None
 

@@ -89,6 +89,17 @@ def test_targets_that_overlap_the_source_are_refused(source, tmp_path, place, mo
     assert open_checkpoint(source)
 
 
+@pytest.mark.parametrize("place", [".", ".."])
+def test_the_current_folder_is_not_replaced(source, tmp_path, place, monkeypatch):
+    work = tmp_path / "projects" / "work"
+    work.mkdir(parents=True)
+    (work / "notes.txt").write_text("mine")
+    monkeypatch.chdir(work)
+    with pytest.raises(CheckpointError, match="current folder"):
+        convert(source, place, force=True)
+    assert (work / "notes.txt").read_text() == "mine"
+
+
 def test_a_link_to_the_source_is_refused_as_target(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
     with pytest.raises(CheckpointError, match="is the source"):

@@ -1,6 +1,7 @@
 """Attention in plain operations, used on CUDA for a few queries after a cache, equals the fused kernel."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_qwen3.layers import attention
@@ -50,7 +51,7 @@ def test_scores_are_not_rounded_to_bfloat16(as_on_cuda, kind):
     want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask=mask)
     assert found.dtype == mx.bfloat16
     # half a unit in the last place of the weights and of the result, both below 4
-    assert mx.abs(found.astype(mx.float32) - want).max().item() < 0.016
+    assert float(np.abs(np.array(found.astype(mx.float32) - want)).max()) < 0.016
 
 
 @pytest.mark.parametrize("kind", ["none", "padding", "booleans", "numbers"])
@@ -89,7 +90,7 @@ def test_padded_rows_of_a_cache_equal_the_fused_kernel(as_on_cuda, kind, dtype, 
     want = mx.fast.scaled_dot_product_attention(*exact, scale=0.3, mask=mask)
     found = attend(*arrays, 0.3, mask, cached=True)
     assert found.dtype == dtype
-    assert mx.abs(found.astype(mx.float32) - want).max().item() < (1e-5 if dtype == mx.float32 else 0.03)
+    assert float(np.abs(np.array(found.astype(mx.float32) - want)).max()) < (1e-5 if dtype == mx.float32 else 0.03)
     assert len(as_on_cuda) == (length > 1)
 
 
@@ -128,6 +129,6 @@ def test_a_text_in_parts_gives_the_logits_of_the_whole_text(as_on_cuda, fields):
 @pytest.mark.parametrize("shape", [(2, 1, 1, 11), (1, 1, 1, 11), (1, 11), (2, 6, 1, 11), (1, 6, 1, 11)])
 def test_one_query_per_row_accepts_masks_of_all_shapes(as_on_cuda, shape):
     arrays = draw(1, 11, batch=2)
-    mask = (mx.random.uniform(shape=shape) > 0.4) | (mx.arange(11) == 10)
+    mask = mx.random.bernoulli(0.6, shape) | (mx.arange(11) == 10)
     want = mx.fast.scaled_dot_product_attention(*arrays, scale=0.3, mask=mask)
     assert mx.allclose(attend(*arrays, 0.3, mask, cached=True), want, atol=1e-5)
