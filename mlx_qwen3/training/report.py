@@ -150,7 +150,7 @@ def build_card(
         "pipeline_tag": TAGS[report.task],
         "tags": ["mlx", "mlx-qwen3", *([report.method] if adapter else [])],
     }
-    if base or adapter and not is_bundled_path(report.model):
+    if base or (adapter and not is_bundled_path(report.model)):
         data["base_model"] = report.model
     lines = [f"---\n{yaml.safe_dump(data, sort_keys=False).strip()}\n---", "", f"# {name}", ""]
     kind = "Adapter" if adapter else "Model"
