@@ -113,7 +113,8 @@ def _describe_remote(repo: str, hub: HubOptions) -> ModelDescription:
     try:
         metadata = get_safetensors_metadata(repo, revision=hub.revision, token=hub.token)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        raise HubError(f"{repo} has no readable safetensors: {error}. Check the repository.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise HubError(f"{repo} has no readable safetensors: {reason}. Check the repository.") from error
     except (http_error, OSError) as error:
         raise HubError(f"cannot read the headers of {repo}. Check the network and run again.") from error
     stored = resident = parameters = 0

@@ -159,3 +159,16 @@ def test_conversions_and_descriptions_pass_the_arguments(calls: Calls, tmp_path:
     assert asked == [("me/base", {"revision": "v1", "token": "hf_x"})]
     with pytest.raises(InputError, match="unknown argument of convert: 'tokens'"):
         convert("me/base", tmp_path / "more", **{"tokens": "hf_x"})  # pyright: ignore
+
+
+def test_a_repository_without_safetensors_is_reported_without_a_doubled_period(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    def read_metadata(repo: str, **options: Any) -> Any:
+        raise NotASafetensorsRepoError("it has no model.safetensors. Couldn't find\nthe files.")
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", read_metadata)
+    with pytest.raises(HubError, match=r"Couldn't find the files\. Check the repository\.$"):
+        describe("me/base", "v1", **HUB)
