@@ -124,7 +124,8 @@ class Trainer:
         self.state.first, self.state.second = self.optimizer.first, self.optimizer.second
         self._gradients, self._update = self._make_functions()
         self._backward_order = group_by_layer(names)
-        self._last_time = time.perf_counter()
+        self._start = time.perf_counter()  # of the steps; moved by the time of evaluations and saves
+        self._tokens_before = 0
         self._lowest: tuple[Parameters, int] = ({}, 0)
         self._lowest_loss = math.inf
         self._chance = objective.chance(train)
@@ -194,6 +195,7 @@ class Trainer:
             if saved is not None:
                 self.state = saved
         state = self.state
+        self._start, self._tokens_before = time.perf_counter(), state.tokens
         stopped = state.log[-1].get("stopped") if state.log else None
         self.model.train()
         self._freeze()
@@ -212,12 +214,14 @@ class Trainer:
             evaluates = bool(self.valid) and self._should_evaluate()
             if stopped is None and (saves or evaluates or state.step == self.total):
                 pending, stopped = None, self._log_step(pending)
+            paused = time.perf_counter()
             if stopped is None and evaluates:
                 stopped = self._evaluate()
             if stopped is not None:
                 self._log({"step": state.step, "stopped": stopped})
             if saves or (self.folder is not None and stopped is not None):
                 self.save()
+            self._start += time.perf_counter() - paused
         self._finish()
         return state
 
@@ -236,8 +240,7 @@ class Trainer:
         state, options = self.state, self.options
         loss, norm = (float(np.array(array)) for array in pending[:2])
         tokens, step, before = pending[2:]
-        now = time.perf_counter()
-        seconds, self._last_time = now - self._last_time, now
+        seconds = time.perf_counter() - self._start
         row = {
             "step": step,
             "epoch": round(step / self.steps_per_epoch, 4),
@@ -245,7 +248,7 @@ class Trainer:
             "learning_rate": learning_rate(step, self.total, options.peak_rate, self.warmup, options.schedule),
             "gradient_norm": norm,
             "tokens": tokens,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "tokens_per_second": (state.tokens - self._tokens_before) / max(seconds, 1e-9),  # mean of all steps
         }
         self._log(row)
         if not (math.isfinite(loss) and math.isfinite(norm)):

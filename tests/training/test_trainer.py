@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -72,6 +73,30 @@ def test_training_lowers_the_loss():
     losses = [row["loss"] for row in state.log]
     assert state.step == 16
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_logged_speed_is_the_mean_of_the_steps_without_evaluations(monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+    monkeypatch.setattr("mlx_qwen3.training.trainer.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def advance(name: str, seconds: float) -> None:
+        original = getattr(Trainer, name)
+
+        def slow(self: Trainer, *args: Any) -> Any:
+            clock[0] += seconds
+            return original(self, *args)
+
+        monkeypatch.setattr(Trainer, name, slow)
+
+    advance("_step", 1.0)
+    advance("_evaluate", 100.0)
+    state = trainer(valid=True).run()
+    steps = [row for row in state.log if "loss" in row]
+    assert len(steps) == 16
+    done = np.cumsum([row["tokens"] for row in steps])
+    speeds = [row["tokens_per_second"] for row in steps]
+    assert speeds[-1] == pytest.approx(done[-1] / 16)
+    assert max(speeds) <= max(row["tokens"] for row in steps)
 
 
 def test_accumulated_minibatches_equal_one_large_minibatch():
