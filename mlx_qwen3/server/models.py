@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 ABILITIES = ("chat", "completions", "embeddings", "rerank", "classify", "labels")
 REMEDIES = {
-    "rerank": "Start the server with --rerank-model.",
-    "classify": "Start the server with --classify-model, or send `labels`.",
-    "embeddings": "Start the server with --embedding-model.",
+    "rerank": "--rerank-model",
+    "classify": "--classify-model, or send `labels`",
+    "embeddings": "--embedding-model",
 }
-"""The next step for an ability that no served model has."""
+"""What the server must be started with for an ability that no served model has."""
 FIT_TOKENS = 4096
 """Tokens of cache that must fit into memory beside the weights when a model is loaded."""
 
@@ -126,8 +126,8 @@ class Models:
         if name is None:
             if able:
                 return able[0]
-            remedy = REMEDIES.get(ability, "Start the server with one that does.")
-            raise ApiError(400, f"no model of this server serves {ability}. {remedy}", "model")
+            remedy = REMEDIES.get(ability, "one that does")
+            raise ApiError(400, f"no model of this server serves {ability}. Start the server with {remedy}.", "model")
         found = next((served for served in self.served if served.name == name), None)
         if found is None:
             known = ", ".join(served.name for served in self.served)
