@@ -92,7 +92,7 @@ def test_tag_prints_offsets(run, folders):
     entities = lines[0]["entities"]
     assert entities[-1]["end"] == len("hello world")
     _, table, _ = run("tag", "--model", folders["token"], "--ignore", "", "--format", "table", "hello world")
-    assert "place" in table
+    assert "span" in table
     assert "0–" in table
 
 
