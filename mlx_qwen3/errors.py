@@ -103,3 +103,8 @@ class TrainingError(MlxQwen3Error):
 
 class HubError(MlxQwen3Error):
     """The Hugging Face Hub cannot be reached or does not provide the repository."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of another library's error in one line and without its final period, to quote it."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ..chat.modes import ThinkingSupport
-from ..errors import InputError, MlxQwen3Error
+from ..errors import InputError, MlxQwen3Error, one_line
 from .constraint_flags import add_constraint_flags, add_tool_flags
 from .interrupts import defer_interrupts
 from .line_input import ReadLine, Typed, line_reader, read_message
@@ -152,8 +152,7 @@ class Conversation:
             raise
         except Exception as error:  # a failing command must not end the conversation
             logger.debug("%s failed", word, exc_info=True)
-            reason = " ".join(str(error).split()).rstrip(".")
-            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {reason}."))
+            self._report_error(InputError(f"{word} failed: {type(error).__name__}: {one_line(error)}."))
 
     def _report_error(self, error: Exception) -> None:
         self.failed = True

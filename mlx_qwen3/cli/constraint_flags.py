@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import IncompleteOutputError, InputError
+from ..errors import IncompleteOutputError, InputError, one_line
 from ..files import read_text
 
 
@@ -83,7 +83,7 @@ def load_functions(path: str) -> list[Callable[..., Any]]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - the user's code
-        reason = " ".join(str(problem).split()).rstrip(".")
+        reason = one_line(problem)
         raise InputError(f"{path} cannot be run: {type(problem).__name__}: {reason}. Correct the file.") from None
     functions = [
         value

@@ -16,7 +16,7 @@ from ..checkpoint.header import BYTES_PER_ELEMENT, MLX_DTYPES
 from ..config.fields import shown
 from ..config.pretrained import DTYPES, read_config_file
 from ..config.qwen3 import Qwen3Config
-from ..errors import ConfigError, HubError
+from ..errors import ConfigError, HubError, one_line
 from ..memory import machine_memory
 from ..models.pretrained import computing_dtype
 from ..models.registry import model_class
@@ -113,8 +113,7 @@ def _describe_remote(repo: str, hub: HubOptions) -> ModelDescription:
     try:
         metadata = get_safetensors_metadata(repo, revision=hub.revision, token=hub.token)
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise HubError(f"{repo} has no readable safetensors: {reason}. Check the repository.") from error
+        raise HubError(f"{repo} has no readable safetensors: {one_line(error)}. Check the repository.") from error
     except (http_error, OSError) as error:
         raise HubError(f"cannot read the headers of {repo}. Check the network and run again.") from error
     stored = resident = parameters = 0

@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
-from ..errors import InputError, MlxQwen3Error, TokenizerError
+from ..errors import InputError, MlxQwen3Error, TokenizerError, one_line
 from .batch import BatchEncoding
 from .control_tokens import control_tokens, mark_control_tokens
 from .template_limits import LimitedEnvironment, check_nested, marks_generation, start_rendering
@@ -114,7 +114,7 @@ def _compile(template: str) -> jinja2.Template:
             f"the chat template has an error in line {error.lineno}: {error.message}. Pass another as chat_template=."
         ) from error
     except Exception as error:  # jinja2 compiles to Python, whose compiler raises further errors
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise TokenizerError(
             f"the chat template cannot be compiled: {reason}. Pass another one as chat_template=."
         ) from error
@@ -294,7 +294,7 @@ def render_chat(
     except Exception as error:  # templates run as Python code and can raise any exception
         parts = any(isinstance(message.get("content"), list) for message in chat)
         hint = ". This template may not support a content that is a list of parts. Pass a string" if parts else ""
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise TokenizerError(f"the chat template cannot render these messages: {reason}{hint}.") from error
     return _cut_open_end(text, field) if continue_final_message else text
 
