@@ -99,6 +99,19 @@ def test_an_adapter_of_peft_loads_and_is_saved_for_peft(base: tuple[str, Path], 
         np.testing.assert_allclose(of_torch(reference(name, tmp_path / "merged")), expected, atol=1e-4)
 
 
+def check_both_directions(base: Path, config: Any, tmp_path: Path) -> tuple[Any, np.ndarray]:
+    """Check that an adapter of PEFT has its logits here and, saved here, in PEFT; return our model and the logits."""
+    theirs = with_random_values(peft.get_peft_model(reference("Qwen3ForCausalLM", base), config))
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = of_torch(theirs)
+    ours, _ = load(tmp_path / "theirs")
+    np.testing.assert_allclose(logits(ours(mx.array(IDS))), expected, atol=1e-4)
+    ours.save_pretrained(tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(reference("Qwen3ForCausalLM", base), tmp_path / "ours").eval()
+    np.testing.assert_allclose(of_torch(back), expected, atol=1e-4)
+    return ours, expected
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -112,14 +125,7 @@ def test_an_adapter_of_peft_loads_and_is_saved_for_peft(base: tuple[str, Path], 
 )
 def test_adapters_of_the_vocabulary_and_whole_modules_equal_peft(causal: Path, fields: dict[str, Any], tmp_path: Path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **fields)
-    theirs = with_random_values(peft.get_peft_model(reference("Qwen3ForCausalLM", causal), config))
-    theirs.save_pretrained(tmp_path / "theirs")
-    expected = of_torch(theirs)
-    ours, _ = load(tmp_path / "theirs")
-    np.testing.assert_allclose(logits(ours(mx.array(IDS))), expected, atol=1e-4)
-    ours.save_pretrained(tmp_path / "ours")
-    back = peft.PeftModel.from_pretrained(reference("Qwen3ForCausalLM", causal), tmp_path / "ours").eval()
-    np.testing.assert_allclose(of_torch(back), expected, atol=1e-4)
+    check_both_directions(causal, config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +141,7 @@ def test_adapters_of_the_vocabulary_and_whole_modules_equal_peft(causal: Path, f
 def test_embedding_and_output_head_stay_tied_with_ensure_weight_tying(fields: dict[str, Any], tmp_path: Path):
     folder = write_qwen3(tmp_path / "tied", "Qwen3ForCausalLM", tie_word_embeddings=True)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, ensure_weight_tying=True, **fields)
-    theirs = with_random_values(peft.get_peft_model(reference("Qwen3ForCausalLM", folder), config))
-    theirs.save_pretrained(tmp_path / "theirs")
-    expected = of_torch(theirs)
-    ours, _ = load(tmp_path / "theirs")
-    np.testing.assert_allclose(logits(ours(mx.array(IDS))), expected, atol=1e-4)
-    ours.save_pretrained(tmp_path / "ours")
-    back = peft.PeftModel.from_pretrained(reference("Qwen3ForCausalLM", folder), tmp_path / "ours").eval()
-    np.testing.assert_allclose(of_torch(back), expected, atol=1e-4)
+    ours, expected = check_both_directions(folder, config, tmp_path)
     ours.merge_adapter().save_pretrained(tmp_path / "merged")
     np.testing.assert_allclose(of_torch(reference("Qwen3ForCausalLM", tmp_path / "merged")), expected, atol=1e-4)
 

@@ -14,15 +14,6 @@ BODY = b'{"prompt": [5, 6], "max_tokens": 1}'
 HEADERS = "authorization, content-type, api-key, x-stainless-lang, openai-organization, openai-beta"
 
 
-def raw(server: Running, data: bytes) -> bytes:
-    got = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        connection.sendall(data)
-        while piece := connection.recv(65536):
-            got += piece
-    return got
-
-
 def request(line: str, *headers: str, body: bytes = b"", host: str = "localhost") -> bytes:
     lines = [line, f"Host: {host}", "Connection: close", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -58,7 +49,7 @@ CHUNKED = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
     ids=range(12),
 )
 def test_malformed_requests_get_one_json_error(server: Running, data: bytes, status: int) -> None:
-    check(raw(server, data), status)
+    check(server.send_raw(data, timeout=20), status)
     assert server.health()["status"] == "ok"
 
 
@@ -76,7 +67,7 @@ def test_malformed_requests_get_one_json_error(server: Running, data: bytes, sta
     ids=range(7),
 )
 def test_unusual_but_valid_requests_are_served(server: Running, data: bytes) -> None:
-    assert raw(server, data).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert server.send_raw(data, timeout=20).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_expect_continue_is_answered_before_the_body(server: Running) -> None:
@@ -94,13 +85,13 @@ def test_expect_continue_is_answered_before_the_body(server: Running) -> None:
 )
 def test_a_refused_request_is_not_asked_for_its_body(server: Running, line: str, length: int, status: int) -> None:
     began = time.monotonic()
-    check(raw(server, request(line, f"Content-Length: {length}", "Expect: 100-continue")), status)
+    check(server.send_raw(request(line, f"Content-Length: {length}", "Expect: 100-continue"), timeout=20), status)
     assert time.monotonic() - began < 2
 
 
 def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
     head = f"{POST}\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-    answer = raw(server, (head + BODY) * 2 + request("GET /v1/nothing HTTP/1.1"))
+    answer = server.send_raw((head + BODY) * 2 + request("GET /v1/nothing HTTP/1.1"), timeout=20)
     assert answer.count(b'"text_completion"') == 2
     assert answer.index(b'"not_found"') > answer.rindex(b'"text_completion"')
 

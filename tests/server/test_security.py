@@ -1,7 +1,5 @@
 """Hostile clients and web pages are refused with one JSON error per request, and the server keeps running."""
 
-import socket
-
 import pytest
 
 from mlx_qwen3.errors import InputError
@@ -25,15 +23,6 @@ def check(answer, status, code=None):
     assert set(error) == {"message", "type", "param", "code"}
     assert code is None or error["code"] == code
     return error
-
-
-def raw(server, data: bytes) -> bytes:
-    got = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(data)
-        while piece := connection.recv(65536):
-            got += piece
-    return got
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
@@ -122,7 +111,9 @@ def test_the_key_is_accepted_in_each_of_its_headers(keyed, name):
     "path", ["/page/../engine.py", "/page/%2e%2e%2fengine.py", "/page//etc/passwd", "/page/", "/..%2f"]
 )
 def test_no_path_reaches_the_file_system(server, path):
-    answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    answer = server.send_raw(
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode(), timeout=10
+    )
     assert answer.startswith(b"HTTP/1.1 404")
     assert b"import" not in answer
 
@@ -140,7 +131,7 @@ def test_no_path_reaches_the_file_system(server, path):
     ids=["tls", "version", "nonsense", "no host", "length", "long header"],
 )
 def test_malformed_http_is_one_json_error(server, data):
-    answer = raw(server, data)
+    answer = server.send_raw(data, timeout=10)
     assert answer.startswith(b"HTTP/1.1 4")
     assert b'"error"' in answer
     assert server.health()["status"] == "ok"

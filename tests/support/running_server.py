@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,15 @@ class Running:
 
     def complete(self, prompt: Any, **options: Any) -> httpx.Response:
         return self.post("/v1/completions", {"prompt": prompt, "temperature": 0, "max_tokens": 24, **options})
+
+    def send_raw(self, data: bytes, timeout: float) -> bytes:
+        """Send data on a new connection and return everything that the server answers until it closes it."""
+        got = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(data)
+            while piece := connection.recv(65536):
+                got += piece
+        return got
 
     def health(self) -> dict[str, Any]:
         return self.client.get("/health").json()
