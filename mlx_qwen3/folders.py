@@ -226,12 +226,15 @@ def check_target_free(target: Path, force: bool = False, *, error: ErrorClass = 
         )
 
 
+def contains(folder: Path, path: Path) -> bool:
+    """Return whether a path is a folder or lies in it, with links resolved."""
+    real, other = folder.resolve(), path.resolve()
+    return other == real or real in other.parents
+
+
 def check_not_current(target: Path) -> None:
     """Raise `CheckpointError` if the target is or contains the current folder, which would be removed."""
-    if not target.is_dir():
-        return
-    current, real = Path.cwd().resolve(), target.resolve()
-    if real == current or real in current.parents:
+    if target.is_dir() and contains(target, Path.cwd()):
         raise CheckpointError(f"{target} contains the current folder, so it is not replaced. Choose another target.")
 
 

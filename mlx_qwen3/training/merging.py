@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from ..conversion import Conversion, convert
 from ..conversion.folder import copied_files
 from ..errors import CheckpointError, InputError
 from ..files import disk_errors, make_folders
-from ..folders import check_only_model, check_target_free, replace_folder
+from ..folders import contains, replace_folder
 from ..loading import load
+from .output import resolve_output
 
 NOT_COPIED = ("adapter_config.json", "training.json", "log.jsonl", "trainer_state.json")
 """Files of an adapter folder that do not apply to a merged model."""
@@ -57,11 +57,7 @@ def merge(
         CheckpointError: the output exists or cannot be written, or the adapter does not fit its base.
         UnsupportedModelError: the adapter cannot be merged.
     """
-    if not isinstance(output, str | os.PathLike) or not str(output) or "\0" in str(output):
-        raise InputError(f"output is {output!r}. Give the path of the folder to write.")
-    target = Path(os.path.abspath(os.path.expanduser(output)))
-    check_target_free(target, force)
-    check_only_model(target)
+    target = resolve_output(output, force)
     hub = take_hub_options(quantization, "merge")
     if quantization and not quantize:
         given = {name: value for name, value in quantization.items() if value not in (None, [], (), "affine", False)}
@@ -71,10 +67,8 @@ def merge(
     base_name = str(model) if model is not None else found.needs_base()
     named = revision if revision is not None or model is not None else found.config.get("revision")
     base = resolve_checkpoint(base_name, revision=named, hub=hub)
-    real = target.resolve()
-    for path in (base.resolve(), found.folder.resolve()):
-        if real == path or real in path.parents:
-            raise CheckpointError(f"{target} is or contains the base or the adapter. Choose another output.")
+    if contains(target, base) or contains(target, found.folder):
+        raise CheckpointError(f"{target} is or contains the base or the adapter. Choose another output.")
     values = read_config_file(base)
     stored = dtype or values.get("dtype") or values.get("torch_dtype") or "float32"
     others = hub.for_other_repository().after_download()

@@ -14,12 +14,27 @@ import mlx.core as mx
 from .. import __version__
 from ..errors import InputError
 from ..files import disk_errors
-from ..folders import check_only_model, replace_folder
+from ..folders import check_only_model, check_target_free, replace_folder
 from .fitting import Fitted
 from .report import build_card, write_log
 
 ADAPTER_FIELDS = ("id2label", "problem_type", "pad_token_id", "classifier_pooling")
 """Configuration fields that are saved in training.json, because PEFT's files cannot store them."""
+
+
+def resolve_output(output: Any, force: bool) -> Path:
+    """Return the absolute path of a folder to write, and check that it may be created or replaced.
+
+    Raises:
+        InputError: `output` is not a path.
+        CheckpointError: the folder exists and `force` is false, holds no model, or contains the current folder.
+    """
+    if not isinstance(output, str | os.PathLike) or not str(output) or "\0" in str(output):
+        raise InputError(f"output is {output!r}. Give the path of the folder to write.")
+    target = Path(os.path.abspath(os.path.expanduser(output)))
+    check_target_free(target, force)
+    check_only_model(target)
+    return target
 
 
 def write_output(

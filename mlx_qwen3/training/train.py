@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import remove
-from ..folders import check_only_model, check_target_free
+from ..folders import contains
 from .datasets import (
     collect_token_labels,
     encode_texts,
@@ -29,7 +29,7 @@ from .fitting import Base, fit, load_base, make_objective, token_limit
 from .labels import REGRESSION, Labels, class_weights, describe_imbalance
 from .objectives import Example
 from .options import TrainingOptions
-from .output import compute_identity, write_output
+from .output import compute_identity, resolve_output, write_output
 from .report import TrainingReport
 from .state import locate_state
 from .trainer import Progress
@@ -111,11 +111,7 @@ def train(
         raise InputError(f"mask_prompt is not supported for {task}. Omit it.")
     if isinstance(validation_split, str | bytes | None) or not 0 <= validation_split < 1:
         raise InputError(f"validation_split is {validation_split!r}, expected a number from 0 to below 1.")
-    if not isinstance(output, str | os.PathLike) or not str(output) or "\0" in str(output):
-        raise InputError(f"output is {output!r}. Give the path of the folder to write.")
-    target = Path(os.path.abspath(os.path.expanduser(output)))
-    check_target_free(target, force)
-    check_only_model(target)
+    target = resolve_output(output, force)
     train_file, valid_file = find_files(data, valid)
     _check_inputs_outside(target, train_file, valid_file, model)
     task = "text-regression" if regression and task == "text-classification" else task
@@ -160,10 +156,9 @@ def train(
 
 def _check_inputs_outside(target: Path, *inputs: str | Path | None) -> None:
     """Raise `InputError` if the target is or contains an input, which would be lost when the target is replaced."""
-    real = target.resolve()
     for given in inputs:
         path = None if given is None else Path(os.path.expanduser(given))
-        if path is not None and path.exists() and (path.resolve() == real or real in path.resolve().parents):
+        if path is not None and path.exists() and contains(target, path):
             raise InputError(f"the output {target} contains {given}, which is needed. Choose another output.")
 
 
