@@ -29,6 +29,7 @@ from mlx_qwen3.layers.devices import using
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {},
     "graph": {"layers_per_step": 0},
+    "1/2 layer": {"layers_per_step": 0.5},
     "1 layer": {"layers_per_step": 1},
     "2 layers": {"layers_per_step": 2},
     "4 layers": {"layers_per_step": 4},
@@ -41,6 +42,7 @@ ENCODINGS: dict[str, tuple[dict[str, Any], bool | None]] = {
     "before, not compiled": ({"layers_per_step": 0, "prefill_rope": "table"}, False),
     "graph": ({"layers_per_step": 0}, False),
     "graph, compiled": ({"layers_per_step": 0}, True),
+    "1/2 layer": ({"layers_per_step": 0.5}, False),
     "1 layer": ({"layers_per_step": 1}, False),
     "2 layers": ({"layers_per_step": 2}, False),
     "auto": ({}, None),

@@ -113,7 +113,7 @@ def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None =
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     per_token = 3 * config.intermediate_size + 3 * heads * config.head_dim + 4 * config.hidden_size
     layers = 2 * layers_per_step(passed, config.hidden_size) or UNBOUNDED_LAYERS
-    return min(layers, config.num_hidden_layers) * passed * per_token * itemsize
+    return int(min(layers, config.num_hidden_layers) * passed * per_token * itemsize)
 
 
 UNBOUNDED_LAYERS = 2

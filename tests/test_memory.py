@@ -86,6 +86,8 @@ def test_a_pipelined_pass_needs_less_memory():
     with using(layers_per_step=1):
         one = working_bytes(config, 4096, 2)
         assert one == working_bytes(config, 2048, 2)  # the number of tokens per pass
+    with using(layers_per_step=0.5):
+        assert 2 * working_bytes(config, 4096, 2) == one
     config.num_hidden_layers = 36
     with using(layers_per_step=4):
         assert working_bytes(config, 4096, 2) == 4 * one

@@ -16,9 +16,10 @@ from .random_models import with_dtype
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prefill_rope": ("fast", "table", "compiled"),
+    "decode_rope": ("angle", "position"),
     "head_norms": ("joined", "separate", "mixed"),
     "decode_parts": (1, 2, 4),
-    "layers_per_step": (0, 1, 2, 4),
+    "layers_per_step": (0, 0.5, 1, 2, 4),
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
 }

@@ -12,6 +12,8 @@ import mlx.core as mx
 
 from .packing import KVFormat
 
+ALL = slice(None)
+
 
 class Slots(ABC):
     """Keys and values of consecutive slots. An empty list of arrays means that nothing is stored yet."""
@@ -102,9 +104,10 @@ class PlainSlots(Slots):
 
     def put(self, keys: mx.array, values: mx.array, start: int, stop: int, first: int) -> tuple[mx.array, mx.array]:
         all_keys, all_values = self.arrays
-        all_keys[:, :, start:stop] = keys
-        all_values[:, :, start:stop] = values
-        return all_keys[:, :, first:stop], all_values[:, :, first:stop]
+        written, read = (ALL, ALL, slice(start, stop)), (ALL, ALL, slice(first, stop))
+        all_keys[written] = keys
+        all_values[written] = values
+        return all_keys[read], all_values[read]
 
     def view(self, first: int, stop: int) -> tuple[mx.array, mx.array]:
         keys, values = self.arrays

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache.packing import KVFormat
 from ..layers import attention, masks, rotary
-from ..layers.devices import device_kind, using
+from ..layers.devices import CHOICES, device_kind, using
 from ..qdq.fake_quantizer import TensorQuantizer
 from ..quantization import PackedFormat
 from ..quantization.formats import AFFINE_BITS, MODES
@@ -98,8 +98,9 @@ def rope_family() -> Iterator[Comparison]:
                 x, exact = draw(4, 1, HEADS, length, HEAD_DIM, dtype=dtype)
                 at = np.arange(start, start + length)
                 want = reference.rotate(exact, at, theta)
-                for variant in ("fast", "table", "compiled"):
-                    with using(prefill_rope=variant):
+                setting = "prefill_rope" if length > 1 else "decode_rope"
+                for variant in CHOICES[setting]:
+                    with using(**{setting: variant}):
                         got = positions.at(start, length, DTYPES[dtype])(x)
                     yield Comparison(f"{variant}, positions {start} to {start + length - 1}", dtype, got, want)
                 got = positions.at_positions(mx.array(at[None]), DTYPES[dtype])(x)

@@ -102,7 +102,7 @@ def models_family() -> Iterator[Comparison]:
         model, weights = small_model(dtype)
         want = reference.decoder_logits(weights, model.config, ids)
         for name, path in (("plain", model), ("fused", model.for_inference())):
-            for layers in (0, 1):
+            for layers in (0, 0.5, 1):
                 with using(layers_per_step=layers):
                     got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
                 yield Comparison(f"{name}, {layers} layers per step", dtype, got, want)

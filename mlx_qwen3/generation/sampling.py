@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -184,8 +185,12 @@ def to_logprobs(logits: mx.array) -> mx.array:
 
 def mark_invalid(tokens: mx.array, scores: mx.array) -> mx.array:
     """Replace tokens (B,) by `INVALID` in rows of scores (B, V) in which every score is −inf or one is NaN."""
-    best = mx.max(scores, axis=-1)
-    return mx.where(best > -math.inf, _check_tokens(tokens, scores.shape[0]).astype(mx.int32), INVALID)
+    return _mark_invalid(mx.max(scores, axis=-1), _check_tokens(tokens, scores.shape[0]))
+
+
+@partial(mx.compile, shapeless=True)
+def _mark_invalid(best: mx.array, tokens: mx.array) -> mx.array:
+    return mx.where(best > -math.inf, tokens.astype(mx.int32), INVALID)
 
 
 def _check_tokens(tokens: Any, rows: int) -> mx.array:

@@ -24,6 +24,8 @@ def attend(
     Returns:
         (B, H, L, D).
     """
+    if mask is None and queries.shape[2] == 1:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
     padded = False
     if isinstance(mask, mx.array):
         padded = cached and on_cuda()

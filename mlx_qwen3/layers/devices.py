@@ -22,21 +22,24 @@ class Variants:
     Args:
         prefill_rope: how consecutive positions are rotated in float16 and bfloat16: "fast" by `mx.fast.rope`, "table"
             by cosines and sines, "compiled" by the same in one compiled function. float32 always uses the table.
+        decode_rope: how a single position is rotated in float16 and bfloat16: by `mx.fast.rope` with an "angle" per
+            frequency, which the host computes for each token, or with the "position" and the frequencies.
         head_norms: "joined" normalizes queries and keys in one kernel, "separate" in two with their own rope each;
             "mixed" is "joined" for one token per row and "separate" for more.
         packed_values: rows of the product with packed values: "group" for the query heads of one key head together,
             "single" for each query head alone, "auto" for "single" where the group has 4 heads or more.
-        layers_per_step: layers of a prompt evaluated together, 0 for all at the end; None to choose by tokens and
-            width.
+        layers_per_step: layers of a prompt evaluated together, 0.5 for the attention and the MLP of each one after
+            the other, 0 for all at the end; None to choose by tokens and width.
         decode_parts: parts of a decoded token's pass that wait for the same part of the previous pass; 1 for none.
         longest_draft: maximum tokens that prompt lookup proposes at once.
         prefill_step_size: tokens of a prompt per pass.
     """
 
     prefill_rope: str = "fast"
+    decode_rope: str = "angle"
     head_norms: str = "mixed"
     packed_values: str = "group"
-    layers_per_step: int | None = None
+    layers_per_step: float | None = None
     decode_parts: int = 1
     longest_draft: int = 16
     prefill_step_size: int = 2048
@@ -49,13 +52,14 @@ class Variants:
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "prefill_rope": ("fast", "table", "compiled"),
+    "decode_rope": ("angle", "position"),
     "head_norms": ("joined", "separate", "mixed"),
     "packed_values": ("group", "single", "auto"),
 }
 
 DEFAULTS = {
     "metal": Variants(packed_values="auto", decode_parts=2),
-    "cuda": Variants(prefill_step_size=4096, decode_parts=2),
+    "cuda": Variants(decode_rope="position", prefill_step_size=4096, decode_parts=2),
     "cpu": Variants(layers_per_step=0, longest_draft=6),
 }
 """The variants per device.

@@ -4,13 +4,15 @@ Angles are float32 products of a position and a frequency, as in the reference; 
 the last place of a frequency would be 0.01 rad at position 131,072. `mx.fast.rope` inverts the given frequencies. In
 float32 it is therefore used only for single positions (decoding), where it receives the angle itself. In float16 and
 bfloat16 it also rotates consecutive positions: it is closer to the exact rotation than cosines and sines rounded to
-those dtypes (4e-3 in bfloat16).
+those dtypes (4e-3 in bfloat16). On CUDA single positions in these dtypes are rotated like consecutive ones, because
+angles that the host has just computed reach the GPU by a page fault (0.1 ms per token, H100).
 
 Source: transformers 5.23 `modeling_rope_utils.py`; YaRN arXiv 2309.00071, LongRoPE arXiv 2402.13753, Llama 3.1.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -48,12 +50,12 @@ class ConsecutivePositions:
     """The rotation of positions `start`, `start` + 1, … by `mx.fast.rope`, in one kernel.
 
     periods: 1 / frequency (D/2,), chosen so that the kernel's inversion is closest to the frequencies. start: for all
-    rows, or for each (B,). factor: the attention factor.
+    rows (), or for each (B,). factor: the attention factor.
     """
 
     periods: mx.array
     dims: int
-    start: int | mx.array
+    start: mx.array
     factor: float = 1.0
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -71,6 +73,12 @@ def periods_of(frequencies: np.ndarray) -> np.ndarray:
     candidates = np.stack([nearest, *neighbours])
     errors = np.abs((np.float32(1) / candidates).astype(np.float64) - frequencies)
     return np.take_along_axis(candidates, errors.argmin(axis=0)[None], axis=0)[0]
+
+
+@lru_cache(maxsize=32)
+def _device_periods(frequencies: bytes) -> mx.array:
+    """Return `periods_of` float32 frequencies, given as bytes, on the device."""
+    return mx.array(periods_of(np.frombuffer(frequencies, dtype=np.float32)))
 
 
 @dataclass(frozen=True)
@@ -123,15 +131,14 @@ class RotaryPositions:
     ) -> Rotation | ConsecutivePositions | SinglePosition:
         """Return the rotation of positions start … start+length−1, the same for every row."""
         frequencies = self._for_length(start + length)
+        if self._takes_positions(length, dtype):
+            return self._consecutive(frequencies, mx.array(start))
         if length == 1 and self.attention_factor == 1.0:
             angles = np.float32(start) * frequencies
             turned = np.remainder(angles.astype(np.float64) + math.pi, 2 * math.pi) - math.pi
             with np.errstate(divide="ignore"):
                 inverse = (1.0 / turned).astype(np.float32)
             return SinglePosition(mx.array(inverse), self.head_dim)
-        if dtype != mx.float32 and length > 1 and variants().prefill_rope == "fast":
-            periods = mx.array(periods_of(frequencies))
-            return ConsecutivePositions(periods, self.head_dim, start, float(self.attention_factor))
         positions = mx.arange(start, start + length, dtype=mx.float32)
         return self._rotation(positions[:, None] * mx.array(frequencies), dtype)
 
@@ -139,8 +146,7 @@ class RotaryPositions:
         """Return the rotation of given positions, (L,), (1, L) or (B, L), lazily."""
         one_each = position_ids.ndim == 2 and position_ids.shape[1] == 1
         if one_each and dtype != mx.float32 and not self.moves_with_length and variants().prefill_rope == "fast":
-            periods = mx.array(periods_of(self._fixed))
-            return ConsecutivePositions(periods, self.head_dim, position_ids[:, 0], float(self.attention_factor))
+            return self._consecutive(self._fixed, position_ids[:, 0])
         positions = position_ids.astype(mx.float32)
         frequencies: mx.array
         if self.kind == "longrope":
@@ -158,6 +164,17 @@ class RotaryPositions:
             frequencies = mx.array(self._fixed)
         angles = positions[..., None] * frequencies
         return self._rotation(angles[:, None] if angles.ndim == 3 else angles, dtype)
+
+    @staticmethod
+    def _takes_positions(length: int, dtype: mx.Dtype) -> bool:
+        """Return whether `mx.fast.rope` gets positions instead of angles, cosines or sines."""
+        if dtype == mx.float32:
+            return False
+        return variants().prefill_rope == "fast" if length > 1 else variants().decode_rope == "position"
+
+    def _consecutive(self, frequencies: np.ndarray, start: mx.array) -> ConsecutivePositions:
+        periods = _device_periods(frequencies.astype(np.float32).tobytes())
+        return ConsecutivePositions(periods, self.head_dim, start, float(self.attention_factor))
 
     def _rotation(self, angles: mx.array, dtype: mx.Dtype) -> Rotation:
         cos = (mx.cos(angles) * self.attention_factor).astype(dtype)

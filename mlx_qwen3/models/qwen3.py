@@ -119,9 +119,11 @@ class Qwen3DecoderLayer(nn.Module):
         mask: Mask,
         cache: LayerCache | None = None,
         output_weights: bool = False,
+        halfway: Callable[[mx.array], None] = lambda x: None,
     ) -> tuple[mx.array, mx.array | None]:
         mixed, weights = self.self_attn(self.input_layernorm(x), rotation, mask, cache, output_weights)
         x = x + mixed
+        halfway(x)
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
 
@@ -307,7 +309,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
                 )
             if output_hidden_states:
                 states.append(x)
-            x, weight = layer(x, rotation, masks[kind], store, output_attentions)
+            x, weight = layer(x, rotation, masks[kind], store, output_attentions, evaluate.halfway)
             evaluate(x)
             if weight is not None and output_attentions:
                 weights.append(weight)

@@ -122,6 +122,7 @@ class FusedDecoder:
             if length > 1:
                 mixed = mixed.swapaxes(1, 2)
             x = x + output(mixed.reshape(batch * length, width))
+            evaluate.halfway(x)
             x = x + mlp(rms_norm(x, mlp_norm, eps))
             evaluate(x)
             if mark is not None:
@@ -157,9 +158,10 @@ class FusedDecoder:
         q_weight, k_weight = attention.q_norm["weight"], attention.k_norm["weight"]
         qk_weight = mx.concatenate(
             [
-                mx.broadcast_to(q_weight, (self._heads, 1, self._head_dim)),
-                mx.broadcast_to(k_weight, (self._kv_heads, 1, self._head_dim)),
-            ]
+                mx.broadcast_to(q_weight, (1, self._heads, 1, self._head_dim)),
+                mx.broadcast_to(k_weight, (1, self._kv_heads, 1, self._head_dim)),
+            ],
+            axis=1,
         )
         mx.eval(qk_weight)
         return (
@@ -287,7 +289,15 @@ def _fused_mlp(mlp: Any) -> Linear:
         one, other = _product(gate), _product(up)
         return lambda x: down(both(one(x), other(x)))
     joined, split = _fuse_layers([gate, up]), mx.split
-    return lambda x: down(both(*split(joined(x), 2, -1)))
+
+    def mlp_of(x: mx.array) -> mx.array:
+        found = joined(x)
+        if x.shape[0] > 1:
+            return down(both(*split(found, 2, -1)))
+        # halves of a single row have the strides of that row: MLX would copy their product before multiplying it
+        return down(both(*split(found.reshape(2, -1), 2)))
+
+    return mlp_of
 
 
 class FusedQwen3:

@@ -99,6 +99,26 @@ def test_float32_uses_the_exact_rotation():
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("position", [0, 1, 700, 32000])
+@pytest.mark.parametrize(
+    "scaling", [None, {"rope_type": "yarn", "factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}]
+)
+def test_a_single_position_is_rotated_alike_by_its_angles_and_its_position(dtype, position, scaling):
+    rotary = tiny.model("Qwen3Model", head_dim=128, rope_theta=1e6, rope_scaling=scaling)._rotary
+    x = mx.random.normal((2, 4, 1, 128), key=mx.random.key(0)).astype(dtype)
+    exact = rotary.at(position, 1)(x.astype(mx.float32))
+    with using(decode_rope="position"):
+        rotation = rotary.at(position, 1, dtype)
+        assert isinstance(rotation, ConsecutivePositions)
+        assert rotary.at(position, 1, dtype).periods is rotation.periods  # they stay on the device
+        assert not isinstance(rotary.at(position, 1), ConsecutivePositions)
+    eps = mx.finfo(dtype).eps
+    angle = position * 2 * np.finfo(np.float32).eps  # frequencies are at most 1, and rounded twice
+    largest = float(mx.abs(x).max())
+    assert mx.allclose(rotation(x).astype(mx.float32), exact, atol=2 * eps + angle * largest, rtol=2 * eps)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
 def test_each_row_is_rotated_by_its_own_position(dtype):
     rotary = tiny.model("Qwen3Model")._rotary
     x = mx.random.normal((3, 2, 1, 8), key=mx.random.key(0)).astype(dtype)

@@ -40,7 +40,8 @@ def started(monkeypatch):
 
 def test_layers_per_step_depend_on_tokens_and_width():
     with using(layers_per_step=None):
-        assert layers_per_step(2048, 1024) == layers_per_step(512, 2560) == 1
+        assert layers_per_step(4096, 1024) == layers_per_step(512, 2560) == 1
+        assert layers_per_step(2048, 2560) == layers_per_step(512, 5120) == 0.5
         assert layers_per_step(WORK_PER_STEP // 1024 // 2, 1024) == 2
         assert layers_per_step(17, 5120) == layers_per_step(LEAST_WORK // 1024 - 1, 1024) == 0
     with using(layers_per_step=3):
@@ -48,7 +49,7 @@ def test_layers_per_step_depend_on_tokens_and_width():
         assert layers_per_step(1, 8) == 0
 
 
-@pytest.mark.parametrize(("stride", "count"), [(0, 0), (1, 4), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("stride", "count"), [(0, 0), (0.5, 8), (1, 4), (2, 2), (3, 1)])
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_one_step_is_in_flight(started, stride, count, fused):
     model, ids = tiny.model(num_hidden_layers=LAYERS), tiny.ids(length=9)
@@ -101,12 +102,13 @@ def packed_cache(model):
 @pytest.mark.parametrize(
     "run", [prompt_and_tokens, batch_of_texts, embeddings, hidden_states_and_attentions, packed_cache]
 )
-def test_every_path_gives_the_same_outputs(started, run):
+@pytest.mark.parametrize("stride", [0.5, 1])
+def test_every_path_gives_the_same_outputs(started, run, stride):
     fields = {"num_hidden_layers": LAYERS, "head_dim": 32}
     with using(layers_per_step=0):
         want = run(tiny.model(**fields))
     assert not started["started"]
-    with using(layers_per_step=1):
+    with using(layers_per_step=stride):
         np.testing.assert_array_equal(run(tiny.model(**fields)), want)
     assert started["started"]
 
