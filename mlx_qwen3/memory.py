@@ -98,22 +98,27 @@ def machine_memory() -> int:
     return memory
 
 
-def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None = None) -> int:
+def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None = None, packed: bool = False) -> int:
     """Estimate the bytes of intermediates alive at once during a pass over a prompt.
 
-    For every layer in flight: the projections of gate and up and their product, the queries, keys and values, and the
-    output of attention. Two steps of layers are in flight, or as many as MLX runs ahead if unbounded.
+    For every layer in flight: the projections of gate and up and their product, the queries, keys and values, the
+    output of attention, and packed weights if they are dequantized first. Two steps of layers are in flight, or as
+    many as MLX runs ahead if unbounded.
 
     Args:
         config: the configuration of a decoder. tokens: length of the prompt. itemsize: bytes per number of the
             computing dtype.
-        step: tokens per pass; by default that of this device.
+        step: tokens per pass; by default that of this device. packed: whether the weights are packed.
     """
     passed = min(tokens, step or variants().prefill_step_size)
     heads = config.num_attention_heads + 2 * config.num_key_value_heads
     per_token = 3 * config.intermediate_size + 3 * heads * config.head_dim + 4 * config.hidden_size
     layers = 2 * layers_per_step(passed, config.hidden_size) or UNBOUNDED_LAYERS
-    return int(min(layers, config.num_hidden_layers) * passed * per_token * itemsize)
+    numbers = passed * per_token
+    if packed and itemsize < 4 and 0 < variants().unpacked_rows <= passed:
+        projected = (heads + config.num_attention_heads) * config.head_dim + 3 * config.intermediate_size
+        numbers += projected * config.hidden_size
+    return int(min(layers, config.num_hidden_layers) * numbers * itemsize)
 
 
 UNBOUNDED_LAYERS = 2
@@ -140,18 +145,19 @@ def estimate_fit(
 
     computed = computing_dtype(dtype, config.dtype)
     checkpoint = open_checkpoint(folder)
-    weights = 0
+    weights, packed = 0, False
     for name in checkpoint.names:
         count = 1
         for size in checkpoint.shape(name):
             count *= size
         stored = checkpoint.dtype(name)
+        packed = packed or stored == mx.uint32
         # packed codes are kept; floats are cast to the computing dtype
         size = count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
         weights += size // processes if len(checkpoint.shape(name)) > 1 else size
     name = str(computed).rpartition(".")[2]
     cache = cache_bytes(config, tokens, dtype=name, **cache_options)
-    working = working_bytes(config, tokens, computed.size)
+    working = working_bytes(config, tokens, computed.size, packed=packed)
     return MemoryFit(
         weights, cache // min(processes, config.num_key_value_heads), tokens, machine_memory(), working // processes
     )

@@ -95,6 +95,18 @@ def test_a_pipelined_pass_needs_less_memory():
         assert working_bytes(config, 4096, 2) == 2 * one
 
 
+@pytest.mark.parametrize(
+    ("rows", "itemsize", "counted"), [(0, 2, False), (128, 2, True), (128, 4, False), (999, 2, False)]
+)
+def test_weights_that_are_dequantized_first_are_counted(rows, itemsize, counted):
+    config = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6).config
+    with using(unpacked_rows=rows, layers_per_step=1):
+        more = working_bytes(config, 512, itemsize, packed=True) - working_bytes(config, 512, itemsize)
+    layer = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6).model.layers[0]
+    matrices = sum(array.size for _, array in tree_flatten(layer.parameters()) if array.ndim == 2)
+    assert more == (2 * matrices * itemsize if counted else 0)
+
+
 METAL_INFO = {"max_recommended_working_set_size": 5 * 10**9, "memory_size": 7 * 10**9}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from ..generation import generate_step
@@ -20,6 +21,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "head_norms": ("joined", "separate", "mixed"),
     "decode_parts": (1, 2, 4),
     "layers_per_step": (0, 0.5, 1, 2, 4),
+    "unpacked_rows": (0, 512),
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
 }
@@ -67,6 +69,8 @@ def measure_variants(
     for variant, values in CHOICES.items():
         options = {"kv_bits": 8} if variant == "packed_values" else {}
         if variant == "packed_values" and model.config.head_dim % 64:
+            continue
+        if variant == "unpacked_rows" and not any(isinstance(x, nn.QuantizedLinear) for x in model.modules()):
             continue
         results: dict[Any, list[Measurement]] = {value: [] for value in values}
         for index in range(rounds + 1):

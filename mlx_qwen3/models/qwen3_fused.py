@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import Cache
-from ..layers.devices import on_cuda, variants
+from ..layers.devices import on_cuda, unpacks_first, variants
 from ..layers.masks import Mask, as_bias, check_padding_mask, decoder_mask
 from ..layers.pipelining import Marks, Pipeline
 
@@ -260,11 +260,17 @@ def _product(layer: Any) -> Linear:
 def _multiply(like: Any, arrays: dict[str, Any]) -> Linear:
     weight, scales, biases, bias = (arrays[name] for name in ARRAYS)
     if scales is not None:
-        settings = (True, like.group_size, like.bits, like.mode)
+        settings = (like.group_size, like.bits, like.mode)
         quantized_matmul = mx.quantized_matmul
-        if bias is None:
-            return lambda x: quantized_matmul(x, weight, scales, biases, *settings)
-        return lambda x: quantized_matmul(x, weight, scales, biases, *settings) + bias
+
+        def multiply_packed(x: mx.array) -> mx.array:
+            if x.shape[0] > 1 and unpacks_first(x.shape[0], x.dtype):
+                y = x @ mx.dequantize(weight, scales, biases, *settings, dtype=x.dtype).T
+            else:
+                y = quantized_matmul(x, weight, scales, biases, True, *settings)
+            return y if bias is None else y + bias
+
+        return multiply_packed
     turned = weight.T
     if bias is None:
         return lambda x: x @ turned

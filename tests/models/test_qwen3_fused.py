@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_qwen3 import Qwen3Config, Qwen3ForCausalLM, generate_step
+from mlx_qwen3.layers.devices import using
 from mlx_qwen3.models.qwen3_fused import FusedQwen3
 from mlx_qwen3.quantization import PackedFormat, quantize_model
 
@@ -51,6 +52,42 @@ def test_the_fused_path_gives_the_plain_logits(fields, bits):
     fast = model.for_inference()
     assert isinstance(fast, FusedQwen3)
     assert mx.allclose(outputs(fast, model.make_cache()), plain, rtol=1e-5, atol=1e-5)
+
+
+FORMATS = [PackedFormat(bits, 32) for bits in (2, 3, 4, 5, 6, 8)]
+FORMATS += [PackedFormat(4, 32, "mxfp4"), PackedFormat(4, 16, "nvfp4"), PackedFormat(8, 32, "mxfp8")]
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_weights_that_are_dequantized_first_give_the_same_logits(monkeypatch, dtype, form):
+    model = small_model(dtype, attention_bias=True)
+    quantize_model(model, form)
+    exact = copy.deepcopy(model)
+    exact.set_dtype(mx.float32)
+    want = outputs(exact, exact.make_cache())
+    unpacked, dequantize = [], mx.dequantize
+
+    def watched(w, *rest, **options):
+        unpacked.append(w.shape)
+        return dequantize(w, *rest, **options)
+
+    monkeypatch.setattr(mx, "dequantize", watched)
+    errors = []
+    for rows in (0, 3):
+        unpacked.clear()
+        with using(unpacked_rows=rows):
+            fast = model.for_inference()
+            got = outputs(fast, model.make_cache())
+        # the embedding is dequantized in every pass, four matrices per layer in the two passes of 3 tokens and more
+        assert len(unpacked) == len(PARTS) + (2 * 4 * 3 if rows else 0)
+        assert got.dtype == dtype
+        errors.append(mx.linalg.norm(got.astype(mx.float32) - want).item())
+    assert errors[1] < 1.5 * errors[0]
+    with using(unpacked_rows=3):
+        unpacked.clear()
+        outputs(exact.for_inference(), exact.make_cache())
+        assert len(unpacked) == len(PARTS)  # float32 reads the packed weights
 
 
 def test_the_fused_path_gives_the_plain_logits_in_bfloat16():
