@@ -38,11 +38,12 @@ def step_for(config: Any) -> int:
 
 
 def padded_capacity(tokens: int, step: int) -> int:
-    """Return the capacity of a growing cache that is reallocated for `tokens`: 1/16 more, in whole steps.
+    """Return the capacity of a growing cache that is reallocated for `tokens`, in whole steps.
 
-    The amortized cost is then about 16 copies per token at most, and the unused capacity 1/16 plus one step.
+    Beyond 16 steps it is 1/16 more. The amortized cost is then about 16 copies per token at most, and the unused
+    capacity 1/16 plus one step.
     """
-    wanted = tokens + 1 + tokens // 16
+    wanted = tokens + 1 + (tokens // 16 if tokens > 16 * step else 0)
     if step == STEP and wanted > LONG:
         step = LONG_STEP
     return -(-wanted // step) * step

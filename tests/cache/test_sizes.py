@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_qwen3.cache import cache_bytes
+from mlx_qwen3.cache.layers import padded_capacity
 from tests.support import tiny
 
 FIELDS = {"use_sliding_window": True, "sliding_window": 300, "max_window_layers": 1, "head_dim": 32}
@@ -51,3 +52,15 @@ def test_32k_tokens_stay_within_the_estimated_bytes(options):
         foretold = cache_bytes(model.config, seen, dtype="float32", **options)
         assert mx.get_active_memory() - before <= foretold + 64 * 1024
     assert cache.offset == total
+
+
+@pytest.mark.parametrize("step", [256, 264])
+def test_a_growing_cache_copies_few_slots_and_keeps_few_spare_ones(step):
+    assert padded_capacity(512, step) == step * -(-513 // step)  # a prompt gets no more than whole steps
+    capacity = copied = 0
+    for tokens in range(1, 20_001):
+        if tokens > capacity:
+            copied += tokens - 1
+            capacity = padded_capacity(tokens, step)
+            assert tokens < capacity <= tokens * 17 / 16 + step + 1
+        assert copied <= 17 * tokens
