@@ -14,6 +14,7 @@ from ..cache import Cache, LayerCache, make_cache
 from ..cache.layers import step_for
 from ..checkpoint import Checkpoint
 from ..config.qwen3 import SLIDING, Qwen3Config
+from ..distributed import check_not_forked
 from ..errors import InputError
 from ..generation.mixin import DecoderGenerationMixin
 from ..layers.activations import Activation, activation
@@ -242,9 +243,10 @@ class Qwen3Model(Qwen3PreTrainedModel):
             cache_position: accepted and ignored: the cache knows its length.
 
         Raises:
-            InputError: conflicting arguments, ids outside the vocabulary, or wrong shapes.
+            InputError: conflicting arguments, ids outside the vocabulary, wrong shapes, or a forked process.
         """
         refuse_unknown(kwargs, "Qwen3Model")
+        check_not_forked()
         config: Any = self.config
         use_cache = bool(config.use_cache if use_cache is None else use_cache)
         want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
@@ -316,11 +318,7 @@ class Qwen3Model(Qwen3PreTrainedModel):
         x = self.norm(x)
         if output_hidden_states:
             states.append(x)
-        return (
-            x,
-            tuple(states) if output_hidden_states else None,
-            tuple(weights) if output_attentions else None,
-        )
+        return x, tuple(states) if output_hidden_states else None, tuple(weights) if output_attentions else None
 
     def _embed(self, ids: mx.array | None, embeds: mx.array | None) -> mx.array:
         if (ids is None) == (embeds is None):

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config.qdqbert import QDQBertConfig
+from ..distributed import check_not_forked
 from ..errors import ContextError, InputError
 from ..layers.activations import activation
 from ..layers.arguments import as_array, check_range
@@ -212,11 +213,12 @@ class QDQBertModel(QDQBertPreTrainedModel):
             cache_position: accepted and ignored: the cache knows its length.
 
         Raises:
-            InputError: conflicting arguments; the message names the argument.
+            InputError: conflicting arguments, where the message names the argument, or a forked process.
             ContextError: more tokens than `max_position_embeddings`.
         """
         if unknown:
             raise InputError(f"unknown argument: {next(iter(unknown))!r}. See help({QDQBertModel.__name__}.__call__).")
+        check_not_forked()
         config: Any = self.config
         embeds = self._embed(as_array(input_ids, "input_ids"), as_array(inputs_embeds, "inputs_embeds"))
         batch, length, _ = embeds.shape

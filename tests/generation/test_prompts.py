@@ -11,11 +11,12 @@ import pytest
 import mlx_qwen3
 from mlx_qwen3 import InputError, batch_generate, generate, pipeline
 from mlx_qwen3.distributed import forks
-from tests.support import tiny
+from tests.support import tiny, tiny_bert
 from tests.support.scripted import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 MODEL: Any = tiny.model(seed=6, vocab_size=261, head_dim=32, max_position_embeddings=64)
+BERT: Any = tiny_bert.model()
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -83,6 +84,9 @@ def _run_in_child(results: Any) -> None:
         lambda: answer("a"),
         lambda: MODEL.generate(mx.array([[5]]), max_new_tokens=1),
         lambda: pipeline("text-generation", model=MODEL, tokenizer=TOKENIZER)("a"),
+        lambda: MODEL(mx.array([[5]])),
+        lambda: MODEL.base_model(inputs_embeds=mx.zeros((1, 2, MODEL.config.hidden_size))),
+        lambda: BERT(mx.array([[5]])),
     ):
         try:
             run()
@@ -104,5 +108,5 @@ def test_a_forked_process_refuses_to_compute_instead_of_hanging():
         child.kill()
         pytest.fail("the forked process hangs")
     found = results.get()
-    assert len(found) == 3
+    assert len(found) == 6
     assert all("'spawn'" in message for message in found)
