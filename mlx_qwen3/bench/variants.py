@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "head_norms": ("joined", "separate", "mixed"),
     "decode_parts": (1, 2, 4),
     "layers_per_step": (0, 0.5, 1, 2, 4),
-    "unpacked_rows": (0, 512),
+    "unpacked_rows": (0, 8, 512),
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
 }
