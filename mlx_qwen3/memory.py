@@ -115,7 +115,7 @@ def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None =
     per_token = 3 * config.intermediate_size + 3 * heads * config.head_dim + 4 * config.hidden_size
     layers = 2 * layers_per_step(passed, config.hidden_size) or UNBOUNDED_LAYERS
     numbers = passed * per_token
-    if packed and itemsize < 4 and 0 < variants().unpacked_rows <= passed:
+    if packed and itemsize < 4 and 0 < variants().unpacked_work <= passed * config.hidden_size:
         projected = (heads + config.num_attention_heads) * config.head_dim + 3 * config.intermediate_size
         numbers += projected * config.hidden_size
     return int(min(layers, config.num_hidden_layers) * numbers * itemsize)

@@ -100,7 +100,7 @@ def test_a_pipelined_pass_needs_less_memory():
 )
 def test_weights_that_are_dequantized_first_are_counted(rows, itemsize, counted):
     config = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6).config
-    with using(unpacked_rows=rows, layers_per_step=1):
+    with using(unpacked_work=64 * rows, layers_per_step=1):
         more = working_bytes(config, 512, itemsize, packed=True) - working_bytes(config, 512, itemsize)
     layer = tiny_model(hidden_size=64, intermediate_size=192, num_hidden_layers=6).model.layers[0]
     matrices = sum(array.size for _, array in tree_flatten(layer.parameters()) if array.ndim == 2)

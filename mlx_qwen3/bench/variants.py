@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "head_norms": ("joined", "separate", "mixed"),
     "decode_parts": (1, 2, 4),
     "layers_per_step": (0, 0.5, 1, 2, 4),
-    "unpacked_rows": (0, 8, 512),
+    "unpacked_work": (0, 1, 1 << 20),
     "prefill_step_size": (1024, 2048, 4096, 8192),
     "packed_values": ("group", "single"),
 }
@@ -70,7 +70,9 @@ def measure_variants(
         options = {"kv_bits": 8} if variant == "packed_values" else {}
         if variant == "packed_values" and model.config.head_dim % 64:
             continue
-        if variant == "unpacked_rows" and not any(isinstance(x, nn.QuantizedLinear) for x in model.modules()):
+        if variant in ("decode_rope", "unpacked_work") and model.dtype == mx.float32:
+            continue
+        if variant == "unpacked_work" and not any(isinstance(x, nn.QuantizedLinear) for x in model.modules()):
             continue
         results: dict[Any, list[Measurement]] = {value: [] for value in values}
         for index in range(rounds + 1):

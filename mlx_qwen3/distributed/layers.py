@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..layers.packed_products import packed_product
 from .group import Group, part_of
 
 
@@ -29,8 +30,7 @@ class SummedQuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         parts = (self["weight"], self["scales"], self.get("biases"))
-        settings = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
-        return _sum_product(mx.quantized_matmul(x, *parts, transpose=True, **settings), self)
+        return _sum_product(packed_product(x, *parts, self.group_size, self.bits, self.mode), self)
 
 
 class VocabularyHead(nn.Module):

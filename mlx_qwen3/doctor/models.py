@@ -95,7 +95,8 @@ def caches_family() -> Iterator[Comparison]:
 def models_family() -> Iterator[Comparison]:
     """Compare a whole model with NumPy.
 
-    Covers the plain and the fused model, every dtype, evaluation at once and layer by layer, and packed weights.
+    Covers the plain and the fused model, every dtype, evaluation at once, layer by layer and half by half, and packed
+    weights.
     """
     ids = token_ids(33)
     for dtype in DTYPES:
@@ -116,6 +117,12 @@ def models_family() -> Iterator[Comparison]:
         for name, path in (("plain", model), ("fused", model.for_inference())):
             got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
             yield Comparison(f"{name}, packed in {bits} bits", dtype, got, want)
+    model, weights = small_model("bfloat16")
+    quantize_model(model, PackedFormat(4, 64))
+    want = reference.decoder_logits({**weights, **unpacked_weights(model)}, model.config, ids)
+    with using(unpacked_work=1):
+        got = model.for_inference().step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
+    yield Comparison("fused, packed in 4 bits, dequantized before products", "bfloat16", got, want)
 
 
 def unpacked_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:

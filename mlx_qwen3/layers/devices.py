@@ -20,16 +20,19 @@ class Variants:
     """The choice of implementation per computation.
 
     Args:
-        prefill_rope: how consecutive positions are rotated in float16 and bfloat16: "fast" by `mx.fast.rope`, "table"
-            by cosines and sines, "compiled" by the same in one compiled function. float32 always uses the table.
-        decode_rope: how a single position is rotated in float16 and bfloat16: by `mx.fast.rope` with an "angle" per
-            frequency, which the host computes for each token, or with the "position" and the frequencies.
+        prefill_rope: how consecutive positions, and positions of their own per row, are rotated in float16 and
+            bfloat16: "fast" by `mx.fast.rope`, "table" by cosines and sines, "compiled" by the same in one compiled
+            function. float32 always uses the table.
+        decode_rope: how a single position of all rows is rotated in float16 and bfloat16: by `mx.fast.rope` with an
+            "angle" per frequency, which the host computes for each token, or with the "position" and the frequencies.
+            With an attention factor, "angle" uses cosines and sines.
         head_norms: "joined" normalizes queries and keys in one kernel, "separate" in two with their own rope each;
             "mixed" is "joined" for one token per row and "separate" for more.
         packed_values: rows of the product with packed values: "group" for the query heads of one key head together,
             "single" for each query head alone, "auto" for "single" where the group has 4 heads or more.
-        unpacked_rows: rows of activations from which packed weights are dequantized before a product in float16 or
-            bfloat16; 0 for never. float32 products always read the packed weights.
+        unpacked_work: rows of activations times width from which packed weights are dequantized before a product in
+            float16 or bfloat16; 0 for never. Single rows, float32, plain models (tasks, adapters) and output heads
+            always read the packed weights.
         layers_per_step: layers of a prompt evaluated together, 0.5 for the attention and the MLP of each one after
             the other, 0 for all at the end; None to choose by tokens and width.
         decode_parts: parts of a decoded token's pass that wait for the same part of the previous pass; 1 for none.
@@ -41,7 +44,7 @@ class Variants:
     decode_rope: str = "angle"
     head_norms: str = "mixed"
     packed_values: str = "group"
-    unpacked_rows: int = 0
+    unpacked_work: int = 0
     layers_per_step: float | None = None
     decode_parts: int = 1
     longest_draft: int = 16
@@ -62,15 +65,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 DEFAULTS = {
     "metal": Variants(packed_values="auto", decode_parts=2),
-    "cuda": Variants(decode_rope="position", unpacked_rows=512, prefill_step_size=4096, decode_parts=2),
-    "cpu": Variants(unpacked_rows=8, layers_per_step=0, longest_draft=6),
+    "cuda": Variants(decode_rope="position", unpacked_work=1 << 20, prefill_step_size=4096, decode_parts=2),
+    "cpu": Variants(unpacked_work=1, layers_per_step=0, longest_draft=6),
 }
 """The variants per device.
 
 metal: not measured. Its vector kernels support up to 4 rows, and its command buffers hold the cache, as on CUDA.
 cuda: measured on an H100 (RESULTS.md and NOTES.md in benchmarks/). cpu: MLX keeps few operations in flight, so
 pipelining saves no memory; the time of a pass grows with its tokens, which makes long drafts expensive. Its packed
-products in 16-bit dtypes take 10 to 20 times as long as dequantizing the weights and multiplying (8 to 128 rows).
+products in 16-bit dtypes take 4 to 20 times as long as dequantizing the weights and multiplying (2 to 128 rows).
 """
 
 _override: Variants | None = None
@@ -79,11 +82,6 @@ _override: Variants | None = None
 def on_cuda() -> bool:
     """Return whether the default device is an NVIDIA GPU."""
     return mx.cuda.is_available() and mx.default_device().type == mx.DeviceType.gpu
-
-
-def unpacks_first(rows: int, dtype: mx.Dtype) -> bool:
-    """Return whether a product of `rows` activations of a dtype dequantizes packed weights first."""
-    return dtype != mx.float32 and 0 < variants().unpacked_rows <= rows
 
 
 def device_kind() -> str:

@@ -14,8 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..cache import Cache
-from ..layers.devices import on_cuda, unpacks_first, variants
+from ..layers.devices import on_cuda, variants
 from ..layers.masks import Mask, as_bias, check_padding_mask, decoder_mask
+from ..layers.packed_products import packed_product
 from ..layers.pipelining import Marks, Pipeline
 
 logger = logging.getLogger(__name__)
@@ -264,8 +265,8 @@ def _multiply(like: Any, arrays: dict[str, Any]) -> Linear:
         quantized_matmul = mx.quantized_matmul
 
         def multiply_packed(x: mx.array) -> mx.array:
-            if x.shape[0] > 1 and unpacks_first(x.shape[0], x.dtype):
-                y = x @ mx.dequantize(weight, scales, biases, *settings, dtype=x.dtype).T
+            if x.shape[0] > 1:
+                y = packed_product(x, weight, scales, biases, *settings)
             else:
                 y = quantized_matmul(x, weight, scales, biases, True, *settings)
             return y if bias is None else y + bias

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..bundled import BUNDLED_NAME, bundled_model_path
@@ -22,6 +23,7 @@ from ..generation.constraints import compile_constraint
 from ..generation.context import context_length
 from ..generation.options import resolve_options
 from ..generation.stream import ending_ids
+from ..layers.devices import variants
 from ..loading import base_of, load
 from ..memory import check_fit, estimate_fit, working_bytes
 from ..models.heads import SequenceClassification
@@ -110,7 +112,19 @@ class Models:
     @property
     def working_bytes(self) -> int:
         """Bytes of the intermediate arrays of the largest pass."""
-        return max((working_bytes(s.model.config, 2048, 4) for s in self.generating), default=0)
+        tokens = variants().prefill_step_size
+        return max(
+            (
+                working_bytes(
+                    served.model.config,
+                    tokens,
+                    served.model.dtype.size,
+                    packed=any(isinstance(layer, nn.QuantizedLinear) for layer in served.model.modules()),
+                )
+                for served in self.generating
+            ),
+            default=0,
+        )
 
     def find(self, name: str | None, ability: str) -> ServedModel:
         """Return the model of a request.

@@ -74,17 +74,17 @@ def test_weights_that_are_dequantized_first_give_the_same_logits(monkeypatch, dt
 
     monkeypatch.setattr(mx, "dequantize", watched)
     errors = []
-    for rows in (0, 3):
+    for work in (0, 3 * 64):
         unpacked.clear()
-        with using(unpacked_rows=rows):
+        with using(unpacked_work=work):
             fast = model.for_inference()
             got = outputs(fast, model.make_cache())
         # the embedding is dequantized in every pass, four matrices per layer in the two passes of 3 tokens and more
-        assert len(unpacked) == len(PARTS) + (2 * 4 * 3 if rows else 0)
+        assert len(unpacked) == len(PARTS) + (2 * 4 * 3 if work else 0)
         assert got.dtype == dtype
         errors.append(mx.linalg.norm(got.astype(mx.float32) - want).item())
     assert errors[1] < 1.5 * errors[0]
-    with using(unpacked_rows=3):
+    with using(unpacked_work=3 * 64):
         unpacked.clear()
         outputs(exact.for_inference(), exact.make_cache())
         assert len(unpacked) == len(PARTS)  # float32 reads the packed weights
