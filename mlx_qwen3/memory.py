@@ -15,6 +15,7 @@ from .cache import cache_bytes
 from .checkpoint import open_checkpoint
 from .errors import InputError, MemoryFitError
 from .layers.devices import variants
+from .layers.packed_products import unpacks_first
 from .layers.pipelining import layers_per_step
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ def working_bytes(config: Any, tokens: int, itemsize: int, *, step: int | None =
     per_token = 3 * config.intermediate_size + 3 * heads * config.head_dim + 4 * config.hidden_size
     layers = 2 * layers_per_step(passed, config.hidden_size) or UNBOUNDED_LAYERS
     numbers = passed * per_token
-    if packed and itemsize < 4 and 0 < variants().unpacked_work <= passed * config.hidden_size:
+    computed = mx.float16 if itemsize < 4 else mx.float32
+    if packed and unpacks_first(passed, config.hidden_size, computed):
         projected = (heads + config.num_attention_heads) * config.head_dim + 3 * config.intermediate_size
         numbers += projected * config.hidden_size
     return int(min(layers, config.num_hidden_layers) * numbers * itemsize)
@@ -145,18 +147,18 @@ def estimate_fit(
 
     computed = computing_dtype(dtype, config.dtype)
     checkpoint = open_checkpoint(folder)
-    weights, packed = 0, False
+    weights = 0
     for name in checkpoint.names:
         count = 1
         for size in checkpoint.shape(name):
             count *= size
         stored = checkpoint.dtype(name)
-        packed = packed or stored == mx.uint32
         # packed codes are kept; floats are cast to the computing dtype
         size = count * (computed.size if mx.issubdtype(stored, mx.floating) else stored.size)
         weights += size // processes if len(checkpoint.shape(name)) > 1 else size
     name = str(computed).rpartition(".")[2]
     cache = cache_bytes(config, tokens, dtype=name, **cache_options)
+    packed = any(checkpoint.dtype(name) == mx.uint32 for name in checkpoint.names)
     working = working_bytes(config, tokens, computed.size, packed=packed)
     return MemoryFit(
         weights, cache // min(processes, config.num_key_value_heads), tokens, machine_memory(), working // processes

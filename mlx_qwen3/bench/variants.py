@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
+from ..adapters.layers import is_packed
 from ..generation import generate_step
 from ..layers.devices import using, variants
 from .measure import Measurement, measure
@@ -67,13 +67,9 @@ def measure_variants(
     prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt_tokens).tolist()
     table: list[VariantRow] = []
     for variant, values in CHOICES.items():
+        if not _applies(variant, model):
+            continue
         options = {"kv_bits": 8} if variant == "packed_values" else {}
-        if variant == "packed_values" and model.config.head_dim % 64:
-            continue
-        if variant in ("decode_rope", "unpacked_work") and model.dtype == mx.float32:
-            continue
-        if variant == "unpacked_work" and not any(isinstance(x, nn.QuantizedLinear) for x in model.modules()):
-            continue
         results: dict[Any, list[Measurement]] = {value: [] for value in values}
         for index in range(rounds + 1):
             for value in values:
@@ -89,6 +85,17 @@ def measure_variants(
     if mx.default_device().type == mx.DeviceType.gpu:  # a CPU computes both dtypes in float32
         table += _measure_dtypes(model, prompt, max_tokens, rounds)
     return table
+
+
+def _applies(variant: str, model: Any) -> bool:
+    """Return whether a variant changes what the model computes."""
+    if variant == "packed_values":
+        return model.config.head_dim % 64 == 0
+    if variant == "decode_rope":
+        return model.dtype != mx.float32
+    if variant == "unpacked_work":
+        return model.dtype != mx.float32 and any(map(is_packed, model.modules()))
+    return True
 
 
 def _make_runner(model: Any, options: dict[str, Any]) -> Any:

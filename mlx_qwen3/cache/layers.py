@@ -213,12 +213,11 @@ class GrowingLayer(LayerCache):
         return self.slots.put(keys, values, start, stop, 0)
 
     def attend(self, queries: mx.array, keys: Any, values: Any, scale: float, mask: Mask) -> mx.array:
-        length = queries.shape[2]
-        if length > 1 and isinstance(self.slots, PlainSlots) and attends_step_by_step(queries, keys):
+        if isinstance(self.slots, PlainSlots) and attends_step_by_step(queries, keys):
             hidden = min(align_slots(self.offset), self.slots.capacity) - self.offset
             if hidden:
                 # unwritten slots cost nothing, copying all the others would
-                mask = with_hidden_slots(mask, length, self.offset, hidden)
+                mask = with_hidden_slots(mask, queries.shape[2], self.offset, hidden)
                 keys, values = self.slots.view(0, self.offset + hidden)
         return super().attend(queries, keys, values, scale, mask)
 

@@ -111,18 +111,21 @@ def models_family() -> Iterator[Comparison]:
         "bfloat16" if device_kind() == "cuda" else "float32"
     )  # limits the kernels to compile, as in packed_products_family
     for bits in (4,) if device_kind() == "cuda" else (8, 4):
-        model, weights = small_model(dtype)
-        quantize_model(model, PackedFormat(bits, 64))
-        want = reference.decoder_logits({**weights, **unpacked_weights(model)}, model.config, ids)
+        model, want = _packed_model(dtype, bits, ids)
         for name, path in (("plain", model), ("fused", model.for_inference())):
             got = path.step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
             yield Comparison(f"{name}, packed in {bits} bits", dtype, got, want)
-    model, weights = small_model("bfloat16")
-    quantize_model(model, PackedFormat(4, 64))
-    want = reference.decoder_logits({**weights, **unpacked_weights(model)}, model.config, ids)
+    model, want = _packed_model("bfloat16", 4, ids)
     with using(unpacked_work=1):
         got = model.for_inference().step_logits(mx.array(ids[None]), model.make_cache(), len(ids))[0]
     yield Comparison("fused, packed in 4 bits, dequantized before products", "bfloat16", got, want)
+
+
+def _packed_model(dtype: str, bits: int, ids: np.ndarray[Any, Any]) -> tuple[Any, np.ndarray[Any, Any]]:
+    """Return a small model with packed weights, and the expected logits of ids (L,)."""
+    model, weights = small_model(dtype)
+    quantize_model(model, PackedFormat(bits, 64))
+    return model, reference.decoder_logits({**weights, **unpacked_weights(model)}, model.config, ids)
 
 
 def unpacked_weights(model: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -24,8 +24,6 @@ def attend(
     Returns:
         (B, H, L, D).
     """
-    if mask is None and queries.shape[2] == 1:
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
     padded = False
     if isinstance(mask, mx.array):
         padded = cached and on_cuda()
@@ -47,7 +45,7 @@ def attends_step_by_step(queries: mx.array, keys: mx.array) -> bool:
         few shapes.
     """
     batch, _, length, _ = queries.shape
-    new_lengths = batch == 1 and 1 < length <= MOST_NEW_TOKENS and length < keys.shape[2]
+    new_lengths = 1 < length <= MOST_NEW_TOKENS and batch == 1 and length < keys.shape[2]
     return new_lengths and _count_scores(queries, keys) <= MOST_SCORES and on_cuda()
 
 

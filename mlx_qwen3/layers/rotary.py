@@ -173,7 +173,7 @@ class RotaryPositions:
         return variants().prefill_rope == "fast" if length > 1 else variants().decode_rope == "position"
 
     def _consecutive(self, frequencies: np.ndarray, start: mx.array) -> ConsecutivePositions:
-        periods = _device_periods(frequencies.astype(np.float32).tobytes())
+        periods = _device_periods(np.asarray(frequencies, dtype=np.float32).tobytes())
         return ConsecutivePositions(periods, self.head_dim, start, float(self.attention_factor))
 
     def _rotation(self, angles: mx.array, dtype: mx.Dtype) -> Rotation:

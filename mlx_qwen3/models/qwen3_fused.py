@@ -267,7 +267,7 @@ def _multiply(like: Any, arrays: dict[str, Any]) -> Linear:
         def multiply_packed(x: mx.array) -> mx.array:
             if x.shape[0] > 1:
                 y = packed_product(x, weight, scales, biases, *settings)
-            else:
+            else:  # the same for a decoded token, without the cost of choosing (up to 4 % of 0.6B's time per token)
                 y = quantized_matmul(x, weight, scales, biases, True, *settings)
             return y if bias is None else y + bias
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..adapters.layers import is_packed
 from ..bundled import BUNDLED_NAME, bundled_model_path
 from ..chat.modes import ThinkingSupport, thinking_support
 from ..checkpoint import resolve_checkpoint
@@ -113,15 +113,11 @@ class Models:
     def working_bytes(self) -> int:
         """Bytes of the intermediate arrays of the largest pass."""
         tokens = variants().prefill_step_size
+        models = [served.model for served in self.generating]
         return max(
             (
-                working_bytes(
-                    served.model.config,
-                    tokens,
-                    served.model.dtype.size,
-                    packed=any(isinstance(layer, nn.QuantizedLinear) for layer in served.model.modules()),
-                )
-                for served in self.generating
+                working_bytes(model.config, tokens, model.dtype.size, packed=any(map(is_packed, model.modules())))
+                for model in models
             ),
             default=0,
         )
